@@ -132,8 +132,8 @@ def _padding(case: _Case) -> Check:
         case.states(case.model, case.texts, pad_id=_another(case)),
         case.states(case.model, case.texts),
         "other ids in the padding change no token",
-        "The attention mask is lost on the way to a layer. Do not trust batches: embed with batch_size=1, and report "
-        "the model.",
+        "The attention mask is lost on the way to a layer. Do not trust batches: embed with max_batch_tokens=1, and "
+        "report the model.",
     )
 
 
@@ -176,7 +176,7 @@ def _order(case: _Case) -> Check:
         case.states(case.model, case.texts[::-1])[::-1],
         case.states(case.model, case.texts),
         "the same batch in reverse",
-        "A text's states depend on its neighbours in the batch. Embed with batch_size=1, and report the model.",
+        "A text's states depend on its neighbours in the batch. Embed with max_batch_tokens=1, and report the model.",
     )
 
 
@@ -283,13 +283,13 @@ def _settings(encoder: Encoder, rows: Sequence[LayerSight]) -> Check:
 def _vectors(encoder: Encoder) -> Check:
     texts = folder.FINGERPRINT_TEXTS
     batch = torch.from_numpy(encoder.encode(texts))
-    single = torch.from_numpy(encoder.encode(texts[::-1], batch_size=1)[::-1].copy())
+    single = torch.from_numpy(encoder.encode(texts[::-1], max_batch_tokens=1)[::-1].copy())
     value, limit = _apart([single], [batch]), _limit(encoder.model)
     good = value <= limit
     return Check(
         "encode gives one vector for one text",
         "pass" if good else "fail",
-        "batch_size 1 in reverse against one batch",
+        "one at a time in reverse against one batch",
         "" if good else "Vectors depend on batch mates; see the checks above for the cause.",
         value,
         limit,

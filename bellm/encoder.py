@@ -22,12 +22,12 @@ from bellm.backbone.layers import depth_of, layers_of
 from bellm.backbone.probe import check_open, probe_ids
 from bellm.backbone.states import device_of, width_of
 from bellm.config import Settings
-from bellm.engine.embed import embed
+from bellm.engine.embed import Encoded, embed
 from bellm.engine.tokens import Tokens, stand_in, tokenise
 from bellm.errors import BellmError, NoOpWarning, PromptError, SourceError, TruncationWarning
 from bellm.prompts import Prompt
 from bellm.tensors.similarity import normalise as unit_length
-from bellm.types import PoolingName, Reading, Vectors, Window
+from bellm.types import PoolingName, Reading, Role, Vectors, Window
 from bellm.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Encoder:
         self,
         texts: Sequence[str],
         *,
-        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
         normalise: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
@@ -175,7 +175,7 @@ class Encoder:
 
         Args:
             texts: Any number of texts; none gives shape (0, width).
-            batch_size: Most texts in one forward pass.
+            max_batch_tokens: Most tokens in one forward pass; None takes what suits the hardware.
             normalise: Scale every vector to length 1.
             progress: Show a progress bar; None shows it for long work at a terminal.
 
@@ -188,31 +188,56 @@ class Encoder:
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
-        return self._encode(texts, self.settings.prompt.template, batch_size, normalise, progress)
+        return self._encode(texts, "text", max_batch_tokens, normalise, progress)
 
     def encode_query(
         self,
         texts: Sequence[str],
         *,
-        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
         normalise: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """Embed queries, with the prompt's query template where it has one; see `encode`."""
-        prompt = self.settings.prompt
-        return self._encode(texts, prompt.query or prompt.template, batch_size, normalise, progress)
+        return self._encode(texts, "query", max_batch_tokens, normalise, progress)
 
     def encode_document(
         self,
         texts: Sequence[str],
         *,
-        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
         normalise: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """Embed documents, with the prompt's document template where it has one; see `encode`."""
-        prompt = self.settings.prompt
-        return self._encode(texts, prompt.document or prompt.template, batch_size, normalise, progress)
+        return self._encode(texts, "document", max_batch_tokens, normalise, progress)
+
+    def encode_counted(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role = "text",
+        max_batch_tokens: int | None = None,
+        normalise: bool = False,
+        progress: bool = False,
+    ) -> Encoded:
+        """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
+        _refuse_non_texts(texts)
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
+        template = self.settings.prompt.template_for(role)
+        tokens = tokenise(self.tokenizer, texts, template, self.settings.max_tokens)
+        vectors = embed(
+            self.model,
+            tokens,
+            pooling=self.settings.pooling,
+            layer=self.settings.layer,
+            max_batch_tokens=max_batch_tokens,
+            pad_id=stand_in(self.tokenizer),
+            progress=progress,
+        )
+        vectors = unit_length(vectors) if normalise else vectors
+        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.num_truncated)
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
@@ -352,28 +377,22 @@ class Encoder:
             raise BellmError(f"max_tokens={settings.max_tokens} is more than the model's {limit} positions.")
 
     def _encode(
-        self, texts: Sequence[str], template: str, batch_size: int, normalise: bool, progress: bool | None
+        self, texts: Sequence[str], role: Role, max_batch_tokens: int | None, normalise: bool, progress: bool | None
     ) -> Vectors:
-        _refuse_non_texts(texts)
-        if batch_size < 1:
-            raise BellmError(f"batch_size={batch_size} is too small: give at least 1.")
-        tokens = tokenise(self.tokenizer, texts, template, self.settings.max_tokens)
-        if tokens.num_truncated:
+        encoded = self.encode_counted(
+            texts,
+            role=role,
+            max_batch_tokens=max_batch_tokens,
+            normalise=normalise,
+            progress=len(texts) >= _MANY and sys.stderr.isatty() if progress is None else progress,
+        )
+        if encoded.num_truncated:
             warnings.warn(
-                f"{tokens.num_truncated} of {len(texts)} texts were cut to {self.settings.max_tokens} tokens.",
+                f"{encoded.num_truncated} of {len(texts)} texts were cut to {self.settings.max_tokens} tokens.",
                 TruncationWarning,
                 stacklevel=3,
             )
-        vectors = embed(
-            self.model,
-            tokens,
-            pooling=self.settings.pooling,
-            layer=self.settings.layer,
-            batch_size=batch_size,
-            pad_id=stand_in(self.tokenizer),
-            progress=len(texts) >= _MANY and sys.stderr.isatty() if progress is None else progress,
-        )
-        return unit_length(vectors) if normalise else vectors
+        return encoded.vectors
 
 
 def _prompt(prompt: str | Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bellm.errors import PromptError
+from bellm.types import Role
 
 SLOT = "{text}"
 
@@ -21,6 +22,11 @@ class Prompt:
     """What `encode_query` uses; the template where None."""
     document: str | None = None
     """What `encode_document` uses; the template where None."""
+
+    def template_for(self, role: Role) -> str:
+        """The template of a role; `template` where the prompt has none of its own for it."""
+        own = {"text": None, "query": self.query, "document": self.document}[role]
+        return self.template if own is None else own
 
     def __post_init__(self) -> None:
         """Refuse a template without exactly one slot."""

@@ -17,6 +17,9 @@ Reading = Literal["sequential", "parallel"]
 Window = Literal["keep", "open"]
 """What an opened sliding-window or chunked layer does with its window."""
 
+Role = Literal["text", "query", "document"]
+"""What a text is to a search; prompts may put queries and documents differently."""
+
 PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "max"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bellm.cli import files
-from bellm.cli.options import DEFAULT_MODEL, AsJson, BatchSize, Column, Model, ModelOptions, facts, takes_model
+from bellm.cli.options import DEFAULT_MODEL, AsJson, BatchTokens, Column, Model, ModelOptions, facts, takes_model
 from bellm.errors import BellmError
 
 
@@ -19,7 +19,7 @@ def similarity(
     *,
     model: Model = DEFAULT_MODEL,
     column: Column = "text",
-    batch_size: BatchSize = 32,
+    max_batch_tokens: BatchTokens = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -31,7 +31,9 @@ def similarity(
     encoder = options.load(model)
     from bellm.tensors.similarity import paired_cosine
 
-    both = encoder.encode(left + right, batch_size=batch_size, progress=sys.stderr.isatty() and len(left) > 1)
+    both = encoder.encode(
+        left + right, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty() and len(left) > 1
+    )
     cosines = paired_cosine(both[: len(left)], both[len(left) :]).tolist()
     if as_json:
         typer.echo(json.dumps({"cosines": cosines, "encoder": facts(model, encoder)}, ensure_ascii=False))
@@ -49,7 +51,7 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 10,
     model: Model = DEFAULT_MODEL,
     column: Column = "text",
-    batch_size: BatchSize = 32,
+    max_batch_tokens: BatchTokens = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -64,7 +66,7 @@ def search(
     encoder = options.load(model)
     from bellm.tensors.similarity import cosine
 
-    documents = encoder.encode_document(texts, batch_size=batch_size, progress=sys.stderr.isatty())
+    documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty())
     scores = cosine(encoder.encode_query([query]), documents)[0]
     best = (-scores).argsort(kind="stable")[:top].tolist()
     hits = [(float(scores[row]), row + 1, texts[row]) for row in best]

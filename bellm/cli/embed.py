@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bellm.cli import files
-from bellm.cli.options import AsJson, BatchSize, Column, ModelOptions, Source, facts, takes_model
+from bellm.cli.options import AsJson, BatchTokens, Column, ModelOptions, Source, facts, takes_model
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -36,7 +36,7 @@ def embed(
     ],
     *,
     column: Column = "text",
-    batch_size: BatchSize = 32,
+    max_batch_tokens: BatchTokens = None,
     normalise: Annotated[bool, typer.Option("--normalise", help="Scale every vector to length 1.")] = False,
     role: Annotated[Role, typer.Option(help="Whether the prompt's query or document template is used.")] = Role.TEXT,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
@@ -53,7 +53,7 @@ def embed(
     with files.fresh_file(output, force=force) as write:
         encoder = options.load(source)
         start = time.perf_counter()
-        vectors = _vectors(encoder, role, texts, batch_size, normalise)
+        vectors = _vectors(encoder, role, texts, max_batch_tokens, normalise)
         seconds = time.perf_counter() - start
         write(texts, vectors)
     result = {
@@ -66,13 +66,15 @@ def embed(
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else _in_words(result))
 
 
-def _vectors(encoder: "Encoder", role: Role, texts: list[str], batch_size: int, normalise: bool) -> "Vectors":
+def _vectors(
+    encoder: "Encoder", role: Role, texts: list[str], max_batch_tokens: int | None, normalise: bool
+) -> "Vectors":
     encode = {
         Role.TEXT: encoder.encode,
         Role.QUERY: encoder.encode_query,
         Role.DOCUMENT: encoder.encode_document,
     }[role]
-    return encode(texts, batch_size=batch_size, normalise=normalise, progress=sys.stderr.isatty())
+    return encode(texts, max_batch_tokens=max_batch_tokens, normalise=normalise, progress=sys.stderr.isatty())
 
 
 def _in_words(result: dict[str, Any]) -> str:

@@ -27,7 +27,12 @@ Source = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", help="Hub id, model folder, .gguf file or saved bellm encoder.")]
 Column = Annotated[str, typer.Option(help="Which column of .jsonl, .csv, .tsv or .parquet holds the texts.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Most texts in one forward pass; less takes less memory.")]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Most tokens in one forward pass; less takes less memory; default what suits the hardware."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 

@@ -4,6 +4,7 @@ Shapes: B batch, L tokens, D width.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,10 +13,22 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from bellm.backbone.states import device_of, token_states, width_of
-from bellm.engine.plan import batches
+from bellm.engine.plan import MAX_BATCH_TOKENS, batches
 from bellm.engine.tokens import Tokens
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName, Vectors
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of texts, and what it took to make them."""
+
+    vectors: Vectors
+    """One row a text, in their order."""
+    num_tokens: int
+    """Tokens of all texts, prompts included."""
+    num_truncated: int
+    """How many texts were cut."""
 
 
 def embed(
@@ -24,7 +37,7 @@ def embed(
     *,
     pooling: PoolingName,
     layer: int,
-    batch_size: int,
+    max_batch_tokens: int | None,
     pad_id: int,
     progress: bool,
 ) -> Vectors:
@@ -32,7 +45,7 @@ def embed(
     vectors = np.empty((len(tokens), width_of(model)), dtype=np.float32)
     bar = tqdm(total=len(tokens), unit="text", disable=not progress, leave=False)
     with torch.inference_mode(), bar:
-        for rows in batches([len(ids) for ids in tokens.ids], batch_size=batch_size):
+        for rows in batches([len(ids) for ids in tokens.ids], max_batch_tokens or MAX_BATCH_TOKENS):
             ids_BL, mask_BL = pad([tokens.ids[row] for row in rows], pad_id, device_of(model))
             hidden_BLD = token_states(model, ids_BL, mask_BL, layer)
             if pooling == "mean-text":

@@ -96,7 +96,7 @@ def test_embed_hands_every_choice_to_the_encoder(
     loading = ["--dtype=float32", "--device=cpu", "--attention=eager"]
     result = bellm(
         *("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy", "--json", "--normalise", "--role=query"),
-        *(*options, *loading, "--batch-size=2"),
+        *(*options, *loading, "--max-batch-tokens=30"),
     )
     assert result.exit_code == 0
     facts = json.loads(result.stdout)
@@ -330,7 +330,8 @@ def test_interruption_leaves_nothing_behind(
     ours, theirs = pty.openpty()  # At a terminal the progress bar tells when embedding has begun.
     termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(
-        python("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy", "--batch-size=1"), stderr=theirs
+        python("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy", "--max-batch-tokens=1"),
+        stderr=theirs,
     )
     os.close(theirs)
     try:

@@ -43,7 +43,7 @@ def test_batches_give_what_one_text_at_a_time_gives(tiny_encoder: Encoder, pooli
         tokens,
         pooling=pooling,
         layer=layer,
-        batch_size=2,
+        max_batch_tokens=30,
         pad_id=0,
         progress=False,  # type: ignore[arg-type]
     )
