@@ -16,7 +16,7 @@ FLOORS = (
     {"config", "backbone"},
     {"engine", "folder"},
     {"encoder"},
-    {"doctor"},
+    {"doctor", "corpus"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,11 @@
+"""pyarrow, or one clear line where it is missing."""
+
+from bellm.errors import SourceError
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:
+    raise SourceError("Parquet files need pyarrow: pip install 'bellm[corpus]'.") from error
+
+__all__ = ["pa", "pq"]

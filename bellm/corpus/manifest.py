@@ -1,0 +1,132 @@
+"""`manifest.json` and `rejected.jsonl`: what a complete corpus folder holds, written when the work is done."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bellm.corpus import durable, shards
+from bellm.corpus.recipe import read as read_recipe
+from bellm.corpus.shards import Shard
+from bellm.directions import describe
+from bellm.encoder import Encoder
+from bellm.errors import SourceError
+from bellm.version import __version__
+
+MANIFEST_FILE = "manifest.json"
+REJECTED_FILE = "rejected.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A complete corpus folder."""
+
+    encoder: dict[str, Any]
+    """What decides the encoder's vectors, as `encoder_facts` gives it."""
+    recipe: dict[str, Any]
+    """Digest of the settings, role, form of the vectors and the other fields of `Recipe`."""
+    recipe_digest: str
+    """What every shard carries."""
+    dim: int
+    rows: int
+    """Rows with a vector."""
+    unreadable: int
+    """Rows without one; `rejected.jsonl` lists them."""
+    truncated: int
+    tokens: int
+    shards: list[dict[str, Any]]
+    """Every shard in the order of the corpus: `name`, `file`, `first`, `stop`, `rows`, `bytes`."""
+    bellm: str = __version__
+    complete: bool = True
+
+
+def encoder_facts(encoder: Encoder, source: str) -> dict[str, Any]:
+    """Everything that decides an encoder's vectors, for JSON."""
+    settings = encoder.settings
+    return {
+        "source": source,
+        "bidirectional": describe(settings.bidirectional),
+        "open_layers": list(settings.bidirectional),
+        "num_layers": encoder.num_layers,
+        "reading": settings.reading,
+        "window": settings.window,
+        "prompt": settings.prompt.name,
+        "template": settings.prompt.template,
+        "pooling": settings.pooling,
+        "layer": settings.layer,
+        "max_tokens": settings.max_tokens,
+        "dim": encoder.dim,
+        "dtype": encoder.dtype_name,
+        "device": str(encoder.device),
+    }
+
+
+def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifest:
+    """Write the list of unreadable rows, and then the manifest, each whole or not at all.
+
+    Args:
+        out: A corpus folder.
+        encoder: What `encoder_facts` gives.
+        done: Every shard of the folder, in the order of the corpus.
+
+    Raises:
+        SourceError: A shard cannot be read, or the disk refuses.
+    """
+    _write_rejected(out, done)
+    recipe, fingerprint = read_recipe(out)
+    manifest = Manifest(
+        encoder=encoder,
+        recipe=vars(recipe),
+        recipe_digest=recipe.digest(fingerprint),
+        dim=encoder["dim"],
+        rows=sum(shard.num_rows for shard in done),
+        unreadable=sum(shard.num_unreadable for shard in done),
+        truncated=sum(shard.num_truncated for shard in done),
+        tokens=sum(shard.num_tokens for shard in done),
+        shards=[_entry(shard) for shard in done],
+    )
+    durable.write(out / MANIFEST_FILE, (json.dumps(vars(manifest), indent=1, ensure_ascii=False) + "\n").encode())
+    return manifest
+
+
+def read(out: Path) -> Manifest:
+    """Read the manifest of a complete corpus folder.
+
+    Raises:
+        SourceError: The work is not done, or the manifest is damaged.
+    """
+    path = out / MANIFEST_FILE
+    try:
+        return Manifest(**json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{out} has no {MANIFEST_FILE}: it is no corpus, or not complete. Run bellm embed."
+        ) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read: {error}. Give the same bellm embed command again.") from error
+
+
+def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
+    """Where the shards of a corpus lie, in order."""
+    return (out / shards.FOLDER / entry["name"] for entry in manifest.shards)
+
+
+def _entry(shard: Shard) -> dict[str, Any]:
+    return {
+        "name": shard.name,
+        "file": shard.file,
+        "first": shard.first,
+        "stop": shard.stop,
+        "rows": shard.num_rows,
+        "bytes": shard.num_bytes,
+    }
+
+
+def _write_rejected(out: Path, done: Sequence[Shard]) -> None:
+    with durable.draft(out / REJECTED_FILE) as file:
+        for shard in done:
+            if shard.num_unreadable:
+                for row, reason in shards.read_unreadable(out / shards.FOLDER / shard.name):
+                    line = {"file": shard.file, "row": row, "reason": reason}
+                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

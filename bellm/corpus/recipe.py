@@ -1,0 +1,98 @@
+"""What decides the vectors of a corpus, next to its texts: one folder has one recipe.
+
+It is kept with the encoder's fingerprint in one file, as a saved encoder keeps it, and written before the first shard.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bellm import folder
+from bellm.corpus import durable
+from bellm.corpus.shards import FOLDER, VectorForm
+from bellm.encoder import Encoder
+from bellm.errors import SourceError
+from bellm.folder import FINGERPRINT_FILE
+from bellm.types import Role, Vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a second run must have in common with the first."""
+
+    settings: str
+    """Digest of the encoder's settings."""
+    dtype: str
+    """Dtype of the encoder's weights."""
+    role: Role = "text"
+    normalise: bool = False
+    vectors: VectorForm = "float32"
+    keep_text: bool = False
+    column: str = "text"
+    id_column: str | None = None
+
+    def digest(self, fingerprint: Vectors) -> str:
+        """What shards carry to say whose they are."""
+        return hashlib.sha256(self._json().encode() + fingerprint.tobytes()).hexdigest()
+
+    def _json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def agree(out: Path, recipe: Recipe, encoder: Encoder) -> str:
+    """Prove that a corpus folder is of this recipe and this encoder, or begin it; returns the recipe's digest.
+
+    The fingerprint may differ by rounding from the one in the folder, whose digest counts: work may go on elsewhere.
+
+    Raises:
+        SourceError: The folder is of another recipe or encoder, cannot tell, or cannot be written.
+    """
+    found = encoder.fingerprint()
+    path = out / FINGERPRINT_FILE
+    if path.exists():
+        kept, fingerprint = read(out)
+        _refuse_other(out, recipe, kept)
+        if not folder.distance(fingerprint, found) <= folder.tolerance(recipe.dtype, recipe.dtype):
+            raise SourceError(
+                f"{out} holds the vectors of another model: its fingerprint is not that of {encoder.name}. Give the "
+                "same model, or another folder."
+            )
+        return recipe.digest(fingerprint)
+    if any((out / FOLDER).glob("*.parquet")):
+        raise SourceError(f"{out} holds shards without their {FINGERPRINT_FILE}. Put it back, or give another folder.")
+    durable.write(path, save({"vectors": found}, {"settings": recipe.settings, "recipe": recipe._json()}))
+    return recipe.digest(found)
+
+
+def read(out: Path) -> tuple[Recipe, Vectors]:
+    """Read the recipe of a corpus folder and the fingerprint of its encoder.
+
+    Raises:
+        SourceError: They are not there, or damaged.
+    """
+    path = out / FINGERPRINT_FILE
+    try:
+        with safe_open(path, "numpy") as file:
+            fingerprint: Vectors = file.get_tensor("vectors")
+            facts: dict[str, Any] = json.loads((file.metadata() or {})["recipe"])
+        return Recipe(**facts), fingerprint
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read: {error}. Put it back, or give another folder.") from error
+
+
+def _refuse_other(out: Path, recipe: Recipe, kept: Recipe) -> None:
+    asked, had = dataclasses.asdict(recipe), dataclasses.asdict(kept)
+    if asked["settings"] != had["settings"]:
+        raise SourceError(
+            f"{out} holds vectors of an encoder with other settings. Give the same options of the model, or another "
+            "folder."
+        )
+    other = [f"{name} is {had[name]!r} there and {asked[name]!r} here" for name in asked if asked[name] != had[name]]
+    if other:
+        raise SourceError(f"{out} was begun otherwise: {'; '.join(other)}. Give the same options, or another folder.")

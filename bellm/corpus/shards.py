@@ -1,0 +1,229 @@
+"""A shard: the vectors of one span of rows, in a Parquet file that says what it covers and proves that it is whole.
+
+Shards are the journal of the work: a span is done when its shard is there. Columns: `id`, `file` and `row` (from 1),
+`vector` (a fixed-size list), for int8 its `scale`, and `text` if it is kept. The schema's metadata holds the facts of
+`Shard`, the unreadable rows of the span, and a digest of both.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bellm.corpus import durable
+from bellm.corpus.arrow import pa, pq
+from bellm.corpus.spans import Span
+from bellm.errors import SourceError
+from bellm.types import Vectors
+
+if TYPE_CHECKING:
+    from bellm.engine.embed import Encoded
+
+FOLDER = "shards"
+"""Where the shards of a corpus lie."""
+
+VectorForm = Literal["float32", "float16", "int8"]
+"""How vectors are kept; int8 is symmetric by row, vector = scale * q."""
+
+_FACTS, _DIGEST = b"bellm", b"bellm.digest"
+_STRINGS = ("id", "file", "text")
+
+
+class DamagedError(SourceError):
+    """A shard's bytes are not those that were written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What a shard says about itself, apart from its rows."""
+
+    file: str
+    first: int
+    """Number of the first row that it covers, from 1."""
+    stop: int
+    """Number of the row behind the last."""
+    num_rows: int
+    """Rows with a vector; the others of the span are unreadable."""
+    num_tokens: int
+    num_truncated: int
+    rows_digest: str
+    """Digest of the covered ids and texts."""
+    recipe: str
+    """Digest of the encoder and of the form of the vectors."""
+    num_bytes: int = 0
+    """Size of the file."""
+
+    @property
+    def name(self) -> str:
+        """Name of the shard's file: the same for the same place in the corpus."""
+        return name_of(self.file, self.first)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Rows without a vector."""
+        return self.stop - self.first - self.num_rows
+
+
+def name_of(file: str, first: int) -> str:
+    """Name of the shard that begins with this row; sorted, the shards of a file are in order."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", file)[-60:].lstrip(".-")
+    return f"{readable}-{hashlib.sha256(file.encode()).hexdigest()[:12]}-{first:012d}.parquet"
+
+
+def write(folder: Path, span: Span, encoded: "Encoded", *, form: VectorForm, keep_text: bool, recipe: str) -> Shard:
+    """Write the shard of a span, whole or not at all.
+
+    Raises:
+        SourceError: The disk refuses, or a vector does not fit float16.
+    """
+    shard = Shard(
+        file=span.file,
+        first=span.first,
+        stop=span.stop,
+        num_rows=len(span.rows),
+        num_tokens=encoded.num_tokens,
+        num_truncated=encoded.num_truncated,
+        rows_digest=span.digest,
+        recipe=recipe,
+    )
+    table = _table(span, encoded.vectors, form, keep_text)
+    table = table.replace_schema_metadata(_metadata(shard, span.unreadable, table))
+    path = folder / shard.name
+    with durable.draft(path) as file:
+        # Vectors are noise to a compressor and to a dictionary, and cost time there.
+        slow = {name: "zstd" for name in table.column_names if name != "vector"}
+        pq.write_table(
+            table,
+            file,
+            compression={**slow, "vector.list.element": "none"},
+            use_dictionary=["file"],
+            write_page_checksum=True,
+        )
+    return dataclasses.replace(shard, num_bytes=path.stat().st_size)
+
+
+def read_facts(path: Path) -> Shard:
+    """Read what a shard says about itself, without its rows.
+
+    Raises:
+        DamagedError: It is no shard, or its bytes have changed.
+        SourceError: It cannot be read.
+    """
+    known = {field.name for field in dataclasses.fields(Shard)}
+    facts = {name: fact for name, fact in _facts(path).items() if name in known}
+    return Shard(**facts | {"num_bytes": path.stat().st_size})
+
+
+def read_unreadable(path: Path) -> list[tuple[int, str]]:
+    """Read the numbers of the rows that could not be embedded, and why; errors as in `read_facts`."""
+    return [(int(row), str(reason)) for row, reason in _facts(path)["unreadable"]]
+
+
+def read(path: Path) -> Any:
+    """Read a shard's rows as a pyarrow table, proved to be the rows that were written; errors as in `read_facts`."""
+    facts = _facts(path)
+    with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read()
+        table.validate(full=True)
+    if _columns(table) != facts["columns"] or _content_digest(table) != facts["content_digest"]:
+        raise DamagedError(f"{path} is damaged: its rows have changed.")
+    return table
+
+
+def vectors_of(table: Any) -> Vectors:
+    """The vectors of a shard's rows as float32 of shape (rows, width), whatever form they are kept in."""
+    column = table.column("vector").combine_chunks()
+    width = column.type.list_size
+    vectors: Vectors = column.flatten().to_numpy().reshape(-1, width).astype(np.float32, copy=False)
+    return vectors * table.column("scale").to_numpy()[:, None] if "scale" in table.column_names else vectors
+
+
+def _table(span: Span, vectors: Vectors, form: VectorForm, keep_text: bool) -> Any:
+    kept, scale = _FORMS[form](vectors)
+    file = pa.DictionaryArray.from_arrays(np.zeros(len(span.rows), np.int32), pa.array([span.file]))
+    values = pa.array(kept.ravel())
+    kind = pa.list_(pa.field("element", values.type), vectors.shape[1])
+    columns = {
+        "id": pa.array(span.ids, pa.string()),
+        "file": file,
+        "row": pa.array(span.rows, pa.int64()),
+        "vector": pa.FixedSizeListArray.from_arrays(values, type=kind),
+    }
+    columns |= {"scale": pa.array(scale)} if scale is not None else {}
+    return pa.table(columns | ({"text": pa.array(span.texts, pa.string())} if keep_text else {}))
+
+
+def _float32(vectors: Vectors) -> tuple[Any, None]:
+    return np.ascontiguousarray(vectors), None
+
+
+def _float16(vectors: Vectors) -> tuple[Any, None]:
+    limit = float(np.finfo(np.float16).max)
+    largest = float(np.abs(vectors).max(initial=0))
+    if largest > limit:
+        raise SourceError(
+            f"A vector holds {largest:.4g}, and float16 ends at {limit:.0f}: scale vectors to length 1 with normalise, "
+            "or keep them as float32."
+        )
+    return vectors.astype(np.float16), None
+
+
+def _int8(vectors: Vectors) -> tuple[Any, Vectors]:
+    scale = np.abs(vectors).max(axis=1, initial=0) / 127
+    steps = vectors / np.where(scale > 0, scale, 1)[:, None]
+    return np.rint(steps).astype(np.int8), scale.astype(np.float32)
+
+
+_FORMS = {"float32": _float32, "float16": _float16, "int8": _int8}
+
+
+def _columns(table: Any) -> dict[str, str]:
+    return {field.name: str(field.type) for field in table.schema}
+
+
+def _content_digest(table: Any) -> str:
+    """SHA-256 of all columns; the checksums of Parquet's pages leave out the headers between them."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if name in _STRINGS:
+            texts = [text.encode() for text in column.to_pylist()]
+            digest.update(f"{name} {list(map(len, texts))};".encode() + b"".join(texts))
+        else:
+            values = (column.flatten() if name == "vector" else column).to_numpy()
+            digest.update(f"{name} {values.dtype} {len(values)};".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def _metadata(shard: Shard, unreadable: list[tuple[int, str]], table: Any) -> dict[bytes, bytes]:
+    proof = {"columns": _columns(table), "content_digest": _content_digest(table)}
+    data = json.dumps(dataclasses.asdict(shard) | proof | {"unreadable": unreadable}, ensure_ascii=False).encode()
+    return {_FACTS: data, _DIGEST: hashlib.sha256(data).hexdigest().encode()}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with _damage(path):
+        metadata = pq.read_schema(path).metadata or {}
+    data = metadata.get(_FACTS, b"")
+    if hashlib.sha256(data).hexdigest().encode() != metadata.get(_DIGEST):
+        raise DamagedError(f"{path} is damaged: its facts have changed.")
+    facts: dict[str, Any] = json.loads(data)
+    return facts
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        # Arrow's word for a wrong checksum is an OSError too, one without an error number.
+        if isinstance(error, OSError) and error.errno:
+            raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
