@@ -10,7 +10,8 @@ ValueError
 UserWarning
 └── BellmWarning          the work goes on, and differs from what one may think
     ├── NoOpWarning       the open layers change nothing, or less than asked
-    └── TruncationWarning texts were cut to fit
+    ├── TruncationWarning texts were cut to fit
+    └── CorpusWarning     a shard was damaged, or a corpus holds more than was asked for
 """
 
 
@@ -44,3 +45,7 @@ class NoOpWarning(BellmWarning):
 
 class TruncationWarning(BellmWarning):
     """Texts were longer than `max_tokens` and were cut."""
+
+
+class CorpusWarning(BellmWarning):
+    """A shard was damaged and is made anew, or a corpus holds files that were not named."""

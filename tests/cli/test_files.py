@@ -79,7 +79,7 @@ def test_parquet_column(tmp_path: Path) -> None:
         ("t.csv", b"text,text\n1,2\n", "more than one column 'text'"),
         ("t.csv", b"id,text\n1,x\n2,y,z\n", "line 3: 3 cells, but the header has 2"),
         ("t.csv", b'id,text\n1,"x" y\n2,z\n', "line 2: .*expected after"),
-        ("t.tsv", b'id\ttext\n1\t"open\n2\tz\n', "line 3: unexpected end of data"),
+        ("t.tsv", b'id\ttext\n1\t"open\n2\tz\n', "lines 2-3: unexpected end of data"),
         ("t.parquet", b"no parquet", "cannot be read as Parquet"),
         ("t.pdf", b"", r"cannot read .*t\.pdf: its suffix is '\.pdf', not one of \.txt, \.jsonl"),
         ("t", b"", "its suffix is ''"),

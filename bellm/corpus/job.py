@@ -1,0 +1,273 @@
+"""Embed a corpus on one machine: agree, plan, embed, finish.
+
+Reading is a span ahead of the model and writing a shard behind it. Each step is a function of its own, so that other
+engines can take them apart.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from bellm.corpus import durable, plan, shards
+from bellm.corpus.formats import Columns
+from bellm.corpus.inputs import STDIN, check, expand
+from bellm.corpus.manifest import Manifest, encoder_facts, finish
+from bellm.corpus.recipe import Recipe, agree
+from bellm.corpus.shards import Shard, VectorForm
+from bellm.corpus.spans import Span
+from bellm.encoder import Encoder
+from bellm.engine.embed import Encoded
+from bellm.errors import BellmError, SourceError
+from bellm.folder import FINGERPRINT_FILE
+from bellm.types import Role
+
+SHARD_ROWS = 8192
+"""Rows of a shard: what a kill costs at most, and some thousand files for a hundred million rows."""
+
+LOCK_FILE = ".lock"
+
+_PIECE_ROWS, _PIECE_CHARACTERS = 1024, 2**22  # Texts that go to the encoder at once: progress shows after each.
+
+Item = TypeVar("Item")
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    rows: int
+    """Rows embedded by this run."""
+    tokens: int
+    share: float
+    """How much of the inputs was read and embedded, from 0 to 1; 0 where that cannot be known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run has done, and what the folder holds."""
+
+    manifest: Manifest
+    new_rows: int
+    """Rows embedded by this run."""
+    new_tokens: int
+    seconds: float
+
+
+def embed_corpus(
+    encoder: Encoder,
+    inputs: Sequence[str],
+    out: str | Path,
+    *,
+    source: str | None = None,
+    column: str = "text",
+    id_column: str | None = None,
+    role: Role = "text",
+    vectors: VectorForm = "float32",
+    keep_text: bool = False,
+    shard_rows: int = SHARD_ROWS,
+    normalise: bool = False,
+    max_batch_tokens: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Embed every row of the inputs into a folder of shards; the same call goes on where an earlier one was stopped.
+
+    Rows that have a shard already are compared with it and not embedded again, so a second call on inputs that have
+    grown embeds what is new.
+
+    Args:
+        encoder: What embeds.
+        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.corpus.inputs.expand`.
+        out: The folder; made if it is not there.
+        source: What `Encoder.load` was given, for the manifest.
+        column: Where tables hold the texts.
+        id_column: Where tables hold ids; without it an id is `FILE:ROW`, the file as it was named.
+        role: Which of the prompt's templates is used.
+        vectors: How vectors are kept.
+        keep_text: Keep the texts beside their vectors.
+        shard_rows: Most rows of a shard.
+        normalise: Scale every vector to length 1.
+        max_batch_tokens: Most tokens in one forward pass.
+        progress: Called every few seconds or so with how far it is.
+
+    Raises:
+        BellmError: What came, what is allowed and what to do, in one line. Finished shards are kept.
+
+    Warns:
+        CorpusWarning: A damaged shard was replaced, or the folder holds files that were not named this time.
+    """
+    out = Path(out)
+    if shard_rows < 1:
+        raise BellmError(f"shard_rows={shard_rows} is too small: give at least 1.")
+    columns = Columns(column, id_column)
+    files = expand(inputs, skip=out)
+    check(files, columns)
+    recipe = Recipe(
+        settings=encoder.settings.digest(),
+        dtype=encoder.dtype_name,
+        role=role,
+        normalise=normalise,
+        vectors=vectors,
+        keep_text=keep_text,
+        column=column,
+        id_column=id_column,
+    )
+    start = time.perf_counter()
+    with locked(out):
+        digest = agree(out, recipe, encoder)
+        done = plan.survey(out, digest)
+        spans = plan.missing(files, columns, done, shard_rows)
+        # Standard input is read where Ctrl-C arrives.
+        spans = spans if STDIN in files else _one_ahead(spans)
+        new = _embed(encoder, out, recipe, digest, spans, max_batch_tokens, progress)
+        manifest = finish(out, encoder_facts(encoder, source or encoder.name), plan.in_order(files, [*done, *new]))
+    return Report(
+        manifest=manifest,
+        new_rows=sum(shard.num_rows for shard in new),
+        new_tokens=sum(shard.num_tokens for shard in new),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a corpus folder alone: make it if need be, and clear away the drafts of a process that was killed.
+
+    Raises:
+        SourceError: Another process is at work there, the folder holds something else, or the disk refuses.
+    """
+    try:
+        _refuse_strangers(out)
+        (out / shards.FOLDER).mkdir(parents=True, exist_ok=True)
+        with FileLock(out / LOCK_FILE, timeout=0):
+            durable.remove_drafts(out)
+            durable.remove_drafts(out / shards.FOLDER)
+            yield
+    except Timeout as error:
+        raise SourceError(
+            f"Another bellm is at work in {out}. Wait until it is done, or give another folder."
+        ) from error
+    except OSError as error:
+        raise SourceError(f"{out} cannot be written: {error.strerror or error}.") from error
+
+
+def embed_span(
+    encoder: Encoder,
+    span: Span,
+    recipe: Recipe,
+    *,
+    max_batch_tokens: int | None = None,
+    watch: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> Encoded:
+    """Embed the texts of a span, in their order.
+
+    Args:
+        encoder: What embeds.
+        span: What to embed; it may hold no readable row.
+        recipe: Role and length of the vectors.
+        max_batch_tokens: Most tokens in one forward pass.
+        watch: Called with the rows and tokens of each piece that is done.
+
+    Raises:
+        BellmError: A vector is not finite.
+    """
+    vectors = np.empty((len(span.texts), encoder.dim), np.float32)
+    tokens = truncated = 0
+    for piece in _pieces(span.texts):
+        encoded = encoder.encode_counted(
+            span.texts[piece], role=recipe.role, normalise=recipe.normalise, max_batch_tokens=max_batch_tokens
+        )
+        vectors[piece] = encoded.vectors
+        tokens, truncated = tokens + encoded.num_tokens, truncated + encoded.num_truncated
+        watch(len(encoded.vectors), encoded.num_tokens)
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise BellmError(
+            f"{span.file}, row {span.rows[broken[0]]}: its vector is not finite. Load the model with dtype float32."
+        )
+    return Encoded(vectors, tokens, truncated)
+
+
+def _embed(
+    encoder: Encoder,
+    out: Path,
+    recipe: Recipe,
+    digest: str,
+    spans: Iterator[Span],
+    max_batch_tokens: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> list[Shard]:
+    """Embed spans and write their shards, one behind the model."""
+    new: list[Shard] = []
+    meter = _Meter(progress)
+
+    def write(span: Span, encoded: Encoded) -> None:
+        folder = out / shards.FOLDER
+        new.append(shards.write(folder, span, encoded, form=recipe.vectors, keep_text=recipe.keep_text, recipe=digest))
+
+    with ThreadPoolExecutor(1) as writer:
+        for span in spans:
+            meter.begin(span)
+            encoded = embed_span(encoder, span, recipe, max_batch_tokens=max_batch_tokens, watch=meter.count)
+            meter.written.result()
+            meter.written = writer.submit(write, span, encoded)
+        meter.written.result()
+    return new
+
+
+class _Meter:
+    """Counts what is embedded, tells it, and sees at once when writing the shard before has failed."""
+
+    def __init__(self, tell: Callable[[Progress], None] | None) -> None:
+        self.written: Future[None] = Future()
+        self.written.set_result(None)
+        self._tell = tell
+        self._now = Progress(0, 0, 0.0)
+        self._gain = 0.0
+
+    def begin(self, span: Span) -> None:
+        """Know how much of the inputs each row of this span is."""
+        self._gain = (span.read - self._now.share) / max(len(span.rows), 1)
+
+    def count(self, rows: int, tokens: int) -> None:
+        """Take in a piece of the span."""
+        if self.written.done():
+            self.written.result()
+        now = self._now
+        self._now = Progress(now.rows + rows, now.tokens + tokens, now.share + rows * self._gain)
+        if self._tell:
+            self._tell(self._now)
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Make the next item in a thread while this one is used."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[slice]:
+    """Cut texts into pieces of bounded size, none of them empty."""
+    start = characters = 0
+    for number, text in enumerate(texts):
+        characters += len(text)
+        if number + 1 - start == _PIECE_ROWS or characters >= _PIECE_CHARACTERS:
+            yield slice(start, number + 1)
+            start, characters = number + 1, 0
+    if start < len(texts):
+        yield slice(start, len(texts))
+
+
+def _refuse_strangers(out: Path) -> None:
+    if (out / FINGERPRINT_FILE).exists() or not out.exists():
+        return
+    strange = [path.name for path in out.iterdir() if path.name not in (LOCK_FILE, shards.FOLDER)]
+    if any(not name.endswith(durable.DRAFT) for name in strange):
+        raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")
