@@ -16,6 +16,7 @@ FLOORS = (
     {"config", "backbone"},
     {"engine", "folder"},
     {"encoder"},
+    {"facts"},
     {"doctor", "corpus"},
     {"cli"},
 )

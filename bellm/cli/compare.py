@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bellm.cli import files
-from bellm.cli.options import DEFAULT_MODEL, AsJson, BatchTokens, Column, Model, ModelOptions, facts, takes_model
+from bellm.cli.options import DEFAULT_MODEL, AsJson, BatchTokens, Column, Model, ModelOptions, takes_model
 from bellm.errors import BellmError
 
 
@@ -29,6 +29,7 @@ def similarity(
     """
     left, right = _pairs(a, b, column)
     encoder = options.load(model)
+    from bellm.facts import facts
     from bellm.tensors.similarity import paired_cosine
 
     both = encoder.encode(
@@ -64,6 +65,7 @@ def search(
     query = files.checked_text("The query", query)
     texts = files.read_texts(file, column)
     encoder = options.load(model)
+    from bellm.facts import facts
     from bellm.tensors.similarity import cosine
 
     documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty())

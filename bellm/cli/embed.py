@@ -1,4 +1,4 @@
-"""`bellm embed`: a file of texts to a file of vectors."""
+"""`bellm embed`: texts to one file of vectors, or to a folder of shards."""
 
 import json
 import sys
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm.cli import files
-from bellm.cli.options import AsJson, BatchTokens, Column, ModelOptions, Source, facts, takes_model
+from bellm.cli import corpus, files
+from bellm.cli.options import AsJson, BatchTokens, Column, ModelOptions, Source, takes_model
+from bellm.corpus.inputs import expand
+from bellm.corpus.spans import SHARD_ROWS
+from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -24,57 +27,103 @@ class Role(StrEnum):
     DOCUMENT = "document"
 
 
+class Form(StrEnum):
+    """How shards keep vectors."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
+def _folder(*names: str, **how: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Corpus folder", **how)
+
+
 @takes_model
 def embed(
     source: Source,
-    input: Annotated[
-        str,
-        typer.Argument(help="Texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or - for lines from a pipe."),
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, folders or patterns of them, or - for lines "
+            "from a pipe.",
+        ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="Vectors: .npy, or .jsonl or .parquet with their texts.")
+        str,
+        typer.Option(
+            "--output", "-o", help="Vectors: .npy, or .jsonl or .parquet with their texts; anything else is a folder."
+        ),
     ],
     *,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
     normalise: Annotated[bool, typer.Option("--normalise", help="Scale every vector to length 1.")] = False,
     role: Annotated[Role, typer.Option(help="Whether the prompt's query or document template is used.")] = Role.TEXT,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it is a file.")] = False,
     as_json: AsJson = False,
+    id_column: Annotated[str | None, _folder(help="Which column holds ids; default FILE:ROW.")] = None,
+    keep_text: Annotated[bool, _folder("--keep-text", help="Keep the texts beside their vectors.")] = False,
+    vectors: Annotated[Form, _folder(help="How vectors are kept; int8 has a scale for each row.")] = Form.FLOAT32,
+    shard_rows: Annotated[int, _folder(help="Most rows of a shard, and of what a kill costs.", min=1)] = SHARD_ROWS,
     options: ModelOptions,
 ) -> None:
-    """Write one vector for each text of a file.
+    """Write one vector for each text.
 
-    Rows keep their order and number; the output appears whole or not at all.
+    One file: all texts are read into memory, rows keep their order and
+    number, and the output appears whole or not at all.
+
+    A folder: for inputs of any size. It gets shards (Parquet) of id, file,
+    row and vector, a manifest, and a list of rows that cannot be read.
+    Stopped at any moment, even by kill -9, the same command goes on where it
+    was; on inputs that have grown it embeds what is new.
 
     Example: bellm embed smollm2 sentences.txt -o vectors.npy --bidirectional last:8
+
+    Example: bellm embed smollm2 'wiki/*.jsonl' notes/ -o vectors/ --id-column id --vectors float16
     """
-    texts = files.read_texts(input, column)
+    encoding = {"role": role.value, "normalise": normalise, "max_batch_tokens": max_batch_tokens}
+    if files.is_folder(output):
+        if force:
+            raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
+        shape = {"id_column": id_column, "keep_text": keep_text, "vectors": vectors.value, "shard_rows": shard_rows}
+        result = corpus.embed(source, options, inputs, output, column=column, **encoding, **shape)
+        words = corpus.in_words
+    else:
+        if (id_column, keep_text, vectors, shard_rows) != (None, False, Form.FLOAT32, SHARD_ROWS):
+            raise BellmError(
+                f"{output} is one file: options of a corpus folder do not fit. Give a folder: -o vectors/."
+            )
+        result = _to_file(source, options, inputs, output, column, force, **encoding)
+        words = _in_words
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else words(result))
+
+
+def _to_file(
+    source: str, options: ModelOptions, inputs: list[str], output: str, column: str, force: bool, **encoding: Any
+) -> dict[str, Any]:
+    texts = [text for file in expand(inputs) for text in files.read_texts(file, column)]
     with files.fresh_file(output, force=force) as write:
         encoder = options.load(source)
         start = time.perf_counter()
-        vectors = _vectors(encoder, role, texts, max_batch_tokens, normalise)
+        vectors = _vectors(encoder, texts, **encoding)
         seconds = time.perf_counter() - start
         write(texts, vectors)
-    result = {
+    from bellm.facts import facts
+
+    return {
         "rows": len(texts),
         "dim": encoder.dim,
         "output": output,
         "encoder": facts(source, encoder),
         "seconds": round(seconds, 3),
     }
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else _in_words(result))
 
 
-def _vectors(
-    encoder: "Encoder", role: Role, texts: list[str], max_batch_tokens: int | None, normalise: bool
-) -> "Vectors":
-    encode = {
-        Role.TEXT: encoder.encode,
-        Role.QUERY: encoder.encode_query,
-        Role.DOCUMENT: encoder.encode_document,
-    }[role]
-    return encode(texts, max_batch_tokens=max_batch_tokens, normalise=normalise, progress=sys.stderr.isatty())
+def _vectors(encoder: "Encoder", texts: list[str], *, role: str, **options: Any) -> "Vectors":
+    encode = {"text": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}[role]
+    return encode(texts, progress=sys.stderr.isatty(), **options)
 
 
 def _in_words(result: dict[str, Any]) -> str:

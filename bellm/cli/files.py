@@ -70,6 +70,12 @@ def fresh_file(path: str, *, force: bool = False) -> Iterator[Callable[[Sequence
         draft.unlink(missing_ok=True)
 
 
+def is_folder(path: str) -> bool:
+    """Whether an output is meant as a folder: it is one, has no suffix, or ends in a slash."""
+    suffix = Path(path).suffix.lower()
+    return suffix not in WRITERS and (not suffix or path.endswith(("/", os.sep)) or Path(path).is_dir())
+
+
 def _refuse_taken(target: Path, force: bool) -> None:
     if not target.parent.is_dir():
         raise SourceError(f"{target} cannot be written: there is no folder {target.parent}. Make it first.")
@@ -90,7 +96,10 @@ def _refusals(path: str) -> Iterator[None]:
 def _writer(target: Path) -> Callable[[BinaryIO, Sequence[str], Vectors], None]:
     suffix = target.suffix.lower()
     if suffix not in WRITERS:
-        raise SourceError(f"bellm cannot write {target}: its suffix is {suffix!r}, not one of {', '.join(WRITERS)}.")
+        raise SourceError(
+            f"bellm cannot write {target}: its suffix is {suffix!r}, not one of {', '.join(WRITERS)}; the name of a "
+            "folder of shards ends in /."
+        )
     if suffix == ".parquet":
         import bellm.corpus.arrow  # noqa: F401 - says what is missing before the work begins
     return WRITERS[suffix]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bellm.cli.options import AsJson, ModelOptions, Source, facts, takes_model
+from bellm.cli.options import AsJson, ModelOptions, Source, takes_model
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -18,6 +18,8 @@ def info(source: Source, *, as_json: AsJson = False, options: ModelOptions) -> N
     Example: bellm info smollm2 --bidirectional last:8
     """
     encoder = options.load(source)
+    from bellm.facts import facts
+
     found = facts(source, encoder) | _model_facts(source, encoder)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))

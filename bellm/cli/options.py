@@ -107,26 +107,3 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
     return with_options
-
-
-def facts(source: str, encoder: "Encoder") -> dict[str, Any]:
-    """Everything that decides an encoder's vectors, for JSON."""
-    from bellm.directions import describe
-
-    settings = encoder.settings
-    return {
-        "source": source,
-        "bidirectional": describe(settings.bidirectional),
-        "open_layers": list(settings.bidirectional),
-        "num_layers": encoder.num_layers,
-        "reading": settings.reading,
-        "window": settings.window,
-        "prompt": settings.prompt.name,
-        "template": settings.prompt.template,
-        "pooling": settings.pooling,
-        "layer": settings.layer,
-        "max_tokens": settings.max_tokens,
-        "dim": encoder.dim,
-        "dtype": encoder.dtype_name,
-        "device": str(encoder.device),
-    }

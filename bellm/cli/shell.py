@@ -26,8 +26,8 @@ class Commands(TyperGroup):
                 result = super().invoke(ctx)
             sys.stdout.flush()
             return result
-        except KeyboardInterrupt:
-            _end("interrupted; nothing was written.", INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            _end(f"interrupted; {str(stop) or 'nothing was written.'}", INTERRUPTED)
         except BrokenPipeError:
             _drop_stdout()
             raise typer.Exit(1) from None

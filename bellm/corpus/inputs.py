@@ -30,10 +30,11 @@ def expand(inputs: Sequence[str], skip: Path | None = None) -> list[str]:
         SourceError: An input is not there, matches nothing, or has an unknown suffix.
     """
     files: dict[str, str] = {}
+    skipped = skip and skip.resolve()
     for entry in inputs:
         for path in [STDIN] if entry == STDIN else _paths(entry):
             real = path if path == STDIN else os.path.realpath(path)
-            if skip is None or not Path(real).is_relative_to(skip.resolve()):
+            if skipped is None or not Path(real).is_relative_to(skipped):
                 files.setdefault(real, path if path == STDIN else _name(path))
     return list(files.values())
 

@@ -5,6 +5,7 @@ engines can take them apart.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,18 +19,16 @@ from filelock import FileLock, Timeout
 from bellm.corpus import durable, plan, shards
 from bellm.corpus.formats import Columns
 from bellm.corpus.inputs import STDIN, check, expand
-from bellm.corpus.manifest import Manifest, encoder_facts, finish
+from bellm.corpus.manifest import REJECTED_FILE, Manifest, finish
 from bellm.corpus.recipe import Recipe, agree
 from bellm.corpus.shards import Shard, VectorForm
-from bellm.corpus.spans import Span
+from bellm.corpus.spans import SHARD_ROWS, Span
 from bellm.encoder import Encoder
 from bellm.engine.embed import Encoded
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
+from bellm.facts import facts
 from bellm.folder import FINGERPRINT_FILE
 from bellm.types import Role
-
-SHARD_ROWS = 8192
-"""Rows of a shard: what a kill costs at most, and some thousand files for a hundred million rows."""
 
 LOCK_FILE = ".lock"
 
@@ -99,7 +98,8 @@ def embed_corpus(
         BellmError: What came, what is allowed and what to do, in one line. Finished shards are kept.
 
     Warns:
-        CorpusWarning: A damaged shard was replaced, or the folder holds files that were not named this time.
+        TruncationWarning: Texts were cut to fit.
+        CorpusWarning: Rows cannot be read, a damaged shard was replaced, or the folder holds other files as well.
     """
     out = Path(out)
     if shard_rows < 1:
@@ -125,7 +125,8 @@ def embed_corpus(
         # Standard input is read where Ctrl-C arrives.
         spans = spans if STDIN in files else _one_ahead(spans)
         new = _embed(encoder, out, recipe, digest, spans, max_batch_tokens, progress)
-        manifest = finish(out, encoder_facts(encoder, source or encoder.name), plan.in_order(files, [*done, *new]))
+        manifest = finish(out, facts(source or encoder.name, encoder), plan.in_order(files, [*done, *new]))
+    _tell(out, manifest, files)
     return Report(
         manifest=manifest,
         new_rows=sum(shard.num_rows for shard in new),
@@ -242,6 +243,28 @@ class _Meter:
         self._now = Progress(now.rows + rows, now.tokens + tokens, now.share + rows * self._gain)
         if self._tell:
             self._tell(self._now)
+
+
+def _tell(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
+    """Say what a corpus lacks, and what it holds besides."""
+    listed = f"{out / REJECTED_FILE} lists them."
+    if manifest.unreadable and not manifest.rows:
+        raise SourceError(f"None of the {manifest.unreadable} rows can be read; {listed}")
+    if manifest.unreadable:
+        found = manifest.rows + manifest.unreadable
+        warnings.warn(f"{manifest.unreadable} of {found} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
+    if manifest.truncated:
+        limit = manifest.encoder["max_tokens"]
+        warnings.warn(
+            f"{manifest.truncated} of {manifest.rows} texts were cut to {limit} tokens.",
+            TruncationWarning,
+            stacklevel=3,
+        )
+    if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.warn(
+            f"{out} also holds {others[0]}{more}, embedded earlier and not named now.", CorpusWarning, stacklevel=3
+        )
 
 
 def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:

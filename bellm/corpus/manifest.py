@@ -9,8 +9,6 @@ from typing import Any
 from bellm.corpus import durable, shards
 from bellm.corpus.recipe import read as read_recipe
 from bellm.corpus.shards import Shard
-from bellm.directions import describe
-from bellm.encoder import Encoder
 from bellm.errors import SourceError
 from bellm.version import __version__
 
@@ -23,7 +21,7 @@ class Manifest:
     """A complete corpus folder."""
 
     encoder: dict[str, Any]
-    """What decides the encoder's vectors, as `encoder_facts` gives it."""
+    """What decides the encoder's vectors, as `bellm.facts` has it."""
     recipe: dict[str, Any]
     """Digest of the settings, role, form of the vectors and the other fields of `Recipe`."""
     recipe_digest: str
@@ -41,33 +39,12 @@ class Manifest:
     complete: bool = True
 
 
-def encoder_facts(encoder: Encoder, source: str) -> dict[str, Any]:
-    """Everything that decides an encoder's vectors, for JSON."""
-    settings = encoder.settings
-    return {
-        "source": source,
-        "bidirectional": describe(settings.bidirectional),
-        "open_layers": list(settings.bidirectional),
-        "num_layers": encoder.num_layers,
-        "reading": settings.reading,
-        "window": settings.window,
-        "prompt": settings.prompt.name,
-        "template": settings.prompt.template,
-        "pooling": settings.pooling,
-        "layer": settings.layer,
-        "max_tokens": settings.max_tokens,
-        "dim": encoder.dim,
-        "dtype": encoder.dtype_name,
-        "device": str(encoder.device),
-    }
-
-
 def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifest:
     """Write the list of unreadable rows, and then the manifest, each whole or not at all.
 
     Args:
         out: A corpus folder.
-        encoder: What `encoder_facts` gives.
+        encoder: What `bellm.facts.facts` gives.
         done: Every shard of the folder, in the order of the corpus.
 
     Raises:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+SHARD_ROWS = 8192
+"""Rows of a shard: what a kill costs at most; a hundred million rows are some twelve thousand files."""
+
 MAX_SPAN_CHARACTERS = 2**26
 """A span ends early once it holds this many characters, so that memory is bounded whatever the texts."""
 

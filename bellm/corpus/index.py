@@ -1,0 +1,231 @@
+"""Search over a corpus: its vectors in a LanceDB table, compared one by one until they are many.
+
+The table lies in the corpus folder, in the half precision of the shards where they have it, with ids and texts. Every
+version of it stays readable; `index.json` names the one that is complete, so that a search never sees half an index.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from bellm.corpus import durable, manifest, shards
+from bellm.corpus.arrow import pa
+from bellm.corpus.job import locked
+from bellm.corpus.manifest import Manifest
+from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.tensors.similarity import cosine, normalise
+from bellm.types import Vectors
+
+try:
+    import lancedb
+except ImportError as error:
+    raise SourceError("Searching a corpus needs LanceDB: pip install 'bellm[corpus]'.") from error
+
+FOLDER = "index"
+RECORD_FILE = "index.json"
+
+EXACT_ROWS = 1_000_000
+"""Most rows that are compared one by one unless one asks for more: about a second for a query."""
+
+_TABLE = "vectors"
+_SHARDS_AT_ONCE = 128  # What a kill costs at most; every commit makes the table's list of files longer.
+_PROBES, _REFINED = 40, 4  # Partitions that are searched, and the multiple of hits that is compared in full.
+_OLD = timedelta(hours=1)  # Longer than any search, which reads the version that it began with.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What an index holds."""
+
+    version: int
+    """Version of the table that is complete."""
+    rows: int
+    is_approximate: bool
+    """Whether search takes the approximate way unless told otherwise."""
+    shards: str
+    """Digest of what shards it was made of."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that search found."""
+
+    score: float
+    """Cosine with the query."""
+    id: str
+    file: str
+    row: int
+    text: str | None
+    """None where the corpus keeps no texts."""
+
+
+class Index:
+    """A corpus that can be searched; `build` makes it."""
+
+    def __init__(self, table: Any, record: Record) -> None:
+        """Search this table at the version of the record; `open` finds both."""
+        self.record = record
+        self._table = table
+
+    @classmethod
+    def open(cls, out: str | Path) -> "Index":
+        """Open the index of a complete corpus.
+
+        Raises:
+            SourceError: There is no corpus or no index, or it cannot be read.
+
+        Warns:
+            CorpusWarning: The corpus has grown since.
+        """
+        out = Path(out)
+        complete = manifest.read(out)
+        try:
+            record = Record(**json.loads((out / FOLDER / RECORD_FILE).read_bytes()))
+        except FileNotFoundError as error:
+            raise SourceError(f"{out} has no index yet: bellm index {out}") from error
+        except (OSError, TypeError, ValueError) as error:
+            raise SourceError(
+                f"{out / FOLDER / RECORD_FILE} cannot be read: {error}. Run: bellm index {out}"
+            ) from error
+        with _store(out):
+            table = lancedb.connect(out / FOLDER).open_table(_TABLE)
+            table.checkout(record.version)
+        if record.shards != _digest(_keys(out, complete)):
+            message = f"{out} has changed since it was indexed; the index is searched as it was. Run: bellm index {out}"
+            warnings.warn(message, CorpusWarning, stacklevel=2)
+        return cls(table, record)
+
+    def search(self, query: Vectors, top: int = 10, *, exact: bool = False) -> list[Hit]:
+        """The rows nearest to one query vector, best first.
+
+        Args:
+            query: Shape (width,), from `Encoder.encode_query`.
+            top: How many.
+            exact: Compare every row, however many there are.
+        """
+        unit = normalise(query[None])
+        # Distances in half precision could swap neighbours: a few more are fetched and put in order here.
+        ask = self._table.search(unit[0]).distance_type("cosine").limit(2 * top)
+        if self.record.is_approximate and not exact:
+            ask = ask.nprobes(_PROBES).refine_factor(_REFINED)
+        else:
+            ask = ask.bypass_vector_index()
+        found = ask.select([name for name in self._table.schema.names if name != "shard"] + ["_distance"]).to_arrow()
+        scores = cosine(unit, shards.vectors_of(found))[0]
+        rows = found.drop_columns(["vector", "_distance"]).to_pylist()
+        best = (-scores).argsort(kind="stable")[:top].tolist()
+        return [Hit(float(scores[hit]), **{"text": None} | rows[hit]) for hit in best]
+
+
+def build(out: str | Path, *, approximate: bool | None = None, progress: bool = False) -> Record:
+    """Make a complete corpus searchable; for one that has grown since, only what is new is added.
+
+    Args:
+        out: A complete corpus folder.
+        approximate: Whether to make an approximate index too; None decides by `EXACT_ROWS`.
+        progress: Show a progress bar.
+
+    Raises:
+        SourceError: There is no complete corpus, a shard is damaged, or the disk refuses. The index stays as it was.
+    """
+    out = Path(out)
+    complete = manifest.read(out)
+    with locked(out), _store(out):
+        keys = _keys(out, complete)
+        table = _table(out, complete)
+        had = _indexed(table)
+        if gone := had - keys.keys():
+            table.delete(f"shard IN ({', '.join(map(repr, sorted(gone)))})")
+        missing = [key for key in keys if key not in had]
+        for start in tqdm(range(0, len(missing), _SHARDS_AT_ONCE), disable=not progress, unit="part"):
+            some = {key: keys[key] for key in missing[start : start + _SHARDS_AT_ONCE]}
+            table.add(pa.RecordBatchReader.from_batches(table.schema, _batches(some, table.schema)))
+        rows = table.count_rows()
+        is_approximate = rows > EXACT_ROWS if approximate is None else approximate
+        _approximate(table, is_approximate)
+        record = Record(version=table.version, rows=rows, is_approximate=is_approximate, shards=_digest(keys))
+        durable.write(out / FOLDER / RECORD_FILE, (json.dumps(vars(record), indent=1) + "\n").encode())
+        _tidy(out, table)
+    return record
+
+
+def _table(out: Path, complete: Manifest) -> Any:
+    """The table that is there, or an empty one."""
+    store = lancedb.connect(out / FOLDER)
+    schema = _schema(complete)
+    if _TABLE not in store.list_tables().tables:
+        return store.create_table(_TABLE, schema=schema)
+    table = store.open_table(_TABLE)
+    return table if table.schema == schema else store.create_table(_TABLE, schema=schema, mode="overwrite")
+
+
+def _schema(complete: Manifest) -> Any:
+    # The steps of int8 are whole numbers, exact in half precision, and their scale does not matter to a cosine.
+    number = pa.float32() if complete.recipe["vectors"] == "float32" else pa.float16()
+    fields = {"shard": pa.string(), "id": pa.string(), "file": pa.string(), "row": pa.int64()}
+    fields |= {"vector": pa.list_(number, complete.dim)}
+    return pa.schema(fields | ({"text": pa.string()} if complete.recipe["keep_text"] else {}))
+
+
+def _batches(paths: dict[str, Path], schema: Any) -> Iterator[Any]:
+    for key, path in paths.items():
+        shard = shards.read(path)
+        shard = shard.append_column("shard", pa.repeat(key, len(shard)))
+        yield from shard.select(schema.names).cast(schema).to_batches()
+
+
+def _keys(out: Path, complete: Manifest) -> dict[str, Path]:
+    """The shards of a corpus, by what tells the rows and the encoder of each from any other's."""
+    paths = {}
+    for path in manifest.shard_paths(out, complete):
+        shard = shards.read_facts(path)
+        paths[_digest([shard.name, shard.rows_digest, shard.recipe])[:32]] = path
+    return paths
+
+
+def _indexed(table: Any) -> set[str]:
+    found: set[str] = set()
+    for batch in table.search().select(["shard"]).to_batches():
+        found |= set(batch.column("shard").unique().to_pylist())
+    return found
+
+
+def _digest(parts: Sequence[str] | dict[str, Path]) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _approximate(table: Any, wanted: bool) -> None:
+    """Make, bring up to date or drop the approximate index."""
+    names = [index.name for index in table.list_indices()]
+    if wanted and not names:
+        table.create_index("vector", config=lancedb.index.IvfSq(distance_type="cosine"))
+    elif not wanted:
+        for name in names:
+            table.drop_index(name)
+    table.optimize()
+
+
+def _tidy(out: Path, table: Any) -> None:
+    """Remove versions that no search reads any more, and what killed processes left."""
+    table.optimize(cleanup_older_than=_OLD, delete_unverified=True)
+    for path in (out / FOLDER).rglob(".tmp*"):
+        path.unlink()
+
+
+@contextmanager
+def _store(out: Path) -> Iterator[None]:
+    """Put what LanceDB raises in one line."""
+    try:
+        yield
+    except BellmError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SourceError(f"{out / FOLDER} fails: {str(error).splitlines()[0]}. Run: bellm index {out}") from error
