@@ -57,8 +57,8 @@ class Bar:
     """Rows, tokens a second and the time left, for people at a terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich import progress
+        from rich.console import Console
 
         console = Console(stderr=True)
         self._bar = progress.Progress(

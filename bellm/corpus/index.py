@@ -110,7 +110,13 @@ class Index:
             query: Shape (width,), from `Encoder.encode_query`.
             top: How many.
             exact: Compare every row, however many there are.
+
+        Raises:
+            BellmError: The query is of another width.
         """
+        width = self._table.schema.field("vector").type.list_size
+        if query.shape != (width,):
+            raise BellmError(f"The query has {query.size} numbers, and the corpus has vectors of {width}.")
         unit = normalise(query[None])
         # Distances in half precision could swap neighbours: a few more are fetched and put in order here.
         ask = self._table.search(unit[0]).distance_type("cosine").limit(2 * top)

@@ -68,6 +68,7 @@ class Source:
                 for number, cells in enumerate(reader(stream, self.columns), 1):
                     self.share = stream.tell() / size if size else 0.0
                     yield self._row(number, cells)
+                self.share = 1.0 if size else 0.0
         except SourceError as error:
             raise SourceError(f"{self.title}: {error}") from error
         except OSError as error:
