@@ -90,8 +90,8 @@ def parquet(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
     from bellm.corpus.arrow import pa, pq
 
     try:
-        # Without a buffer Arrow would hold a whole column of a row group.
-        file = pq.ParquetFile(stream, buffer_size=2**20)
+        # As it comes, Arrow would take the whole column into memory.
+        file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
         _refuse_header(file.schema_arrow.names, columns)
         number = itertools.count(1)
         for batch in file.iter_batches(_BATCH, columns=list(filter(None, columns))):

@@ -92,7 +92,7 @@ def test_whole_numbers_are_ids_and_truth_is_not() -> None:
 
 def test_share_grows_to_the_end() -> None:
     files("a.txt", content=b"some words\n" * 1000)
-    texts = [f"{number} words" for number in range(5000)]
+    texts = [f"{number} words" * 200 for number in range(5000)]
     pq.write_table(pa.table({"text": texts}), "a.parquet", row_group_size=500, compression="none")
     for file in ("a.txt", "a.parquet"):
         source = Source(file)
