@@ -18,6 +18,8 @@ def facts(source: str, encoder: Encoder) -> dict[str, Any]:
         "window": settings.window,
         "prompt": settings.prompt.name,
         "template": settings.prompt.template,
+        "query_template": settings.prompt.query,
+        "document_template": settings.prompt.document,
         "pooling": settings.pooling,
         "layer": settings.layer,
         "max_tokens": settings.max_tokens,

@@ -1,4 +1,4 @@
-"""The command line: `bellm embed`, `similarity`, `search`, `doctor`, `info`."""
+"""The command line: `bellm embed`, `similarity`, `index`, `search`, `doctor`, `info`."""
 
 import signal
 import sys
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli import compare, doctor, embed, info, shell
+from bellm.cli import compare, doctor, embed, info, search, shell
 from bellm.version import __version__
 
 app = typer.Typer(
@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 app.command("embed")(embed.embed)
 app.command("similarity")(compare.similarity)
-app.command("search")(compare.search)
+app.command("index")(search.index)
+app.command("search")(search.search)
 app.command("doctor")(doctor.doctor)
 app.command("info")(info.info)
 
@@ -60,4 +61,6 @@ def _bellm(
       one vector for each line, the last 8 layers open
     [bold]bellm search "how do birds sleep" --in notes.txt --top 5[/]
       the nearest lines of a file
+    [bold]bellm index vectors/[/]
+      a folder that bellm embed wrote, made searchable: bellm search "..." --in vectors/
     """
