@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from bellm.corpus import durable, plan, shards
 from bellm.corpus.formats import Columns
 from bellm.corpus.inputs import STDIN, check, expand
-from bellm.corpus.manifest import REJECTED_FILE, Manifest, finish
+from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, finish
 from bellm.corpus.recipe import Recipe, agree
 from bellm.corpus.shards import Shard, VectorForm
 from bellm.corpus.spans import SHARD_ROWS, Span
@@ -291,6 +291,6 @@ def _pieces(texts: Sequence[str]) -> Iterator[slice]:
 def _refuse_strangers(out: Path) -> None:
     if (out / FINGERPRINT_FILE).exists() or not out.exists():
         return
-    strange = [path.name for path in out.iterdir() if path.name not in (LOCK_FILE, shards.FOLDER)]
-    if any(not name.endswith(durable.DRAFT) for name in strange):
+    ours = (LOCK_FILE, shards.FOLDER, MANIFEST_FILE, REJECTED_FILE)
+    if any(path.name not in ours and not path.name.endswith(durable.DRAFT) for path in out.iterdir()):
         raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")

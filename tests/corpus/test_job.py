@@ -1,0 +1,339 @@
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bellm import Encoder
+from bellm.corpus import job, manifest, shards
+from bellm.corpus.job import Progress, Report, embed_corpus, locked
+from bellm.corpus.recipe import read as read_recipe
+from bellm.engine.embed import Encoded
+from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
+from bellm.folder import FINGERPRINT_TEXTS
+
+TEXTS = [f"Heron number {number} waits for {number % 5} fish." for number in range(50)]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is embedded from here on, but for those of the fingerprint."""
+    texts: list[str] = []
+    encode = Encoder.encode_counted
+
+    def counting(self: Encoder, more: list[str], **options: Any) -> Encoded:
+        texts.extend(text for text in more if text not in FINGERPRINT_TEXTS)
+        return encode(self, more, **options)
+
+    monkeypatch.setattr(Encoder, "encode_counted", counting)
+    return texts
+
+
+def lines(file: str, texts: list[str]) -> str:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return file
+
+
+def run(encoder: Encoder, *inputs: str, **options: Any) -> Report:
+    return embed_corpus(encoder, inputs, "out", **{"shard_rows": 8, **options})
+
+
+def table() -> Any:
+    """All rows of the folder, in the order of its manifest."""
+    return pa.concat_tables(map(shards.read, manifest.shard_paths(Path("out"), manifest.read(Path("out")))))
+
+
+def content() -> dict[str, bytes]:
+    """Every file of the folder."""
+    return {str(path): path.read_bytes() for path in sorted(Path("out").rglob("*")) if path.is_file()}
+
+
+def test_every_row_has_its_vector(tiny_encoder: Encoder) -> None:
+    report = run(tiny_encoder, lines("a.txt", TEXTS), lines("d/b.txt", TEXTS[::-1]), keep_text=True, source="tiny")
+    rows = table()
+    assert rows.column("text").to_pylist() == TEXTS + TEXTS[::-1]
+    assert rows.column("row").to_pylist() == [*range(1, 51)] * 2
+    assert rows.column("file").to_pylist() == ["a.txt"] * 50 + ["d/b.txt"] * 50
+    assert rows.column("id").to_pylist()[49:51] == ["a.txt:50", "d/b.txt:1"]
+    expected = tiny_encoder.encode(TEXTS)
+    np.testing.assert_allclose(shards.vectors_of(rows), [*expected, *expected[::-1]], rtol=1e-4, atol=1e-5)
+    found = manifest.read(Path("out"))
+    assert found == report.manifest
+    assert (found.rows, found.unreadable, found.dim, found.complete, len(found.shards)) == (100, 0, 32, True, 14)
+    assert found.tokens == report.new_tokens == sum(map(len, tiny_encoder.tokenise(TEXTS).ids)) * 2
+    assert found.encoder["source"] == "tiny"
+    assert report.new_rows == 100
+    assert sorted(path.name for path in Path("out").iterdir() if not path.name.startswith(".")) == [
+        *("fingerprint.safetensors", "manifest.json", "rejected.jsonl", "shards")
+    ]
+
+
+def test_choices_reach_the_encoder_and_the_recipe(tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(prompt="instruct")
+    Path("a.jsonl").write_text("".join(json.dumps({"n": n, "t": text}) + "\n" for n, text in enumerate(TEXTS)))
+    run(encoder, "a.jsonl", role="query", normalise=True, column="t", id_column="n", max_batch_tokens=64)
+    rows = table()
+    assert rows.column("id").to_pylist() == list(map(str, range(50)))
+    expected = encoder.encode_query(TEXTS, normalise=True)
+    np.testing.assert_allclose(shards.vectors_of(rows), expected, rtol=1e-4, atol=1e-5)
+    recipe, fingerprint = read_recipe(Path("out"))
+    assert (recipe.role, recipe.normalise, recipe.column, recipe.id_column) == ("query", True, "t", "n")
+    assert fingerprint.shape == (8, 32)
+
+
+def test_a_second_run_finds_everything_done(tiny_encoder: Encoder, counted: list[str]) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    before = content()
+    counted.clear()
+    assert run(tiny_encoder, "a.txt").new_rows == 0
+    assert counted == []
+    assert content() == before
+
+
+@pytest.mark.parametrize("shard_rows", [8, 3])
+def test_lost_shards_are_made_anew_and_no_others(tiny_encoder: Encoder, counted: list[str], shard_rows: int) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS), keep_text=True)
+    before, rows = content(), table()
+    for path in sorted(Path("out/shards").iterdir())[1:7:2]:
+        path.unlink()
+    Path("out/manifest.json").unlink()
+    counted.clear()
+    run(tiny_encoder, "a.txt", keep_text=True, shard_rows=shard_rows)
+    assert counted == TEXTS[8:16] + TEXTS[24:32] + TEXTS[40:48]
+    if shard_rows == 8:
+        assert content() == before
+    assert table().drop_columns("vector").equals(rows.drop_columns("vector"))
+    np.testing.assert_allclose(shards.vectors_of(table()), shards.vectors_of(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_grown_inputs_cost_what_is_new(tiny_encoder: Encoder, counted: list[str]) -> None:
+    run(tiny_encoder, lines("d/b.txt", TEXTS[:20]))
+    counted.clear()
+    lines("d/b.txt", TEXTS[:30])
+    lines("d/a.txt", TEXTS[30:])
+    report = run(tiny_encoder, "d", keep_text=False)
+    assert counted == TEXTS[30:] + TEXTS[20:30]
+    assert (report.new_rows, report.manifest.rows) == (30, 50)
+    assert table().column("id").to_pylist() == [
+        *(f"d/a.txt:{n}" for n in range(1, 21)),
+        *(f"d/b.txt:{n}" for n in range(1, 31)),
+    ]
+
+
+def test_files_that_are_no_longer_named_stay_and_are_told(tiny_encoder: Encoder) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS[:10]), lines("b.txt", TEXTS[:10]))
+    with pytest.warns(CorpusWarning, match=r"out also holds a\.txt, embedded earlier and not named now"):
+        report = run(tiny_encoder, "b.txt")
+    assert report.manifest.rows == 20
+    assert table().column("file").to_pylist() == ["b.txt"] * 10 + ["a.txt"] * 10
+
+
+def test_changed_rows_stop_the_work_and_change_nothing(tiny_encoder: Encoder) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    before = content()
+    lines("a.txt", [*TEXTS[:20], "other", *TEXTS[21:]])
+    with pytest.raises(SourceError, match=r"a\.txt has changed in rows 17 to 24, .*remove (\S+) from shards") as caught:
+        run(tiny_encoder, "a.txt")
+    assert content() == before
+    Path("out/shards", str(caught.value).split("remove ")[1].split(" ")[0]).unlink()
+    assert run(tiny_encoder, "a.txt").new_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vectors": "int8"}, "vectors is 'float32' there and 'int8' here"),
+        ({"role": "query"}, "role is 'text' there and 'query' here"),
+        ({"normalise": True, "keep_text": True}, "normalise is False there and True here; keep_text is False"),
+        ({"column": "phrase"}, "column is 'text' there and 'phrase' here"),
+    ],
+)
+def test_another_recipe_is_refused(tiny_encoder: Encoder, options: dict[str, Any], message: str) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS[:10]))
+    before = content()
+    with pytest.raises(SourceError, match=f"out was begun otherwise: {message}.*Give the same options"):
+        run(tiny_encoder, "a.txt", **options)
+    assert content() == before
+
+
+def test_another_encoder_is_refused(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS[:10]))
+    before = content()
+    with pytest.raises(SourceError, match="out holds vectors of an encoder with other settings"):
+        run(tiny_encoder.replace(pooling="mean"), "a.txt")
+    fingerprint = tiny_encoder.fingerprint()
+    monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint + 0.1)
+    with pytest.raises(SourceError, match="out holds the vectors of another model"):
+        run(tiny_encoder, "a.txt")
+    assert content() == before
+    monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint * (1 + 1e-5))
+    assert run(tiny_encoder, "a.txt").new_rows == 0
+
+
+def test_a_damaged_shard_is_made_anew(tiny_encoder: Encoder, counted: list[str]) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    before = content()
+    counted.clear()
+    path = sorted(Path("out/shards").iterdir())[2]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(CorpusWarning, match=rf"{path.name} is damaged: .*Its rows are embedded again") as caught:
+        run(tiny_encoder, "a.txt")
+    assert len(caught) == 1
+    assert counted == TEXTS[16:24]
+    assert content() == before
+
+
+def test_shards_from_elsewhere_are_refused(tiny_encoder: Encoder) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    path = sorted(Path("out/shards").iterdir())[0]
+    path.rename(path.with_name("b.parquet"))
+    with pytest.raises(SourceError, match=r"b\.parquet does not belong to out.*Move it away"):
+        run(tiny_encoder, "a.txt")
+    Path("out/fingerprint.safetensors").unlink()
+    with pytest.raises(SourceError, match="holds shards without their fingerprint"):
+        run(tiny_encoder, "a.txt")
+
+
+def test_folders_of_others_are_left_alone(tiny_encoder: Encoder) -> None:
+    lines("out/letter.txt", ["Dear"])
+    with pytest.raises(SourceError, match="out holds other files and is no corpus"):
+        run(tiny_encoder, lines("a.txt", TEXTS))
+    assert content() == {"out/letter.txt": b"Dear\n"}
+    shutil.rmtree("out")
+    Path("out").touch()
+    with pytest.raises(SourceError, match="out cannot be written: "):
+        run(tiny_encoder, "a.txt")
+
+
+def test_two_at_once_do_not_meet(tiny_encoder: Encoder) -> None:
+    lines("a.txt", TEXTS)
+    with locked(Path("out")), pytest.raises(SourceError, match="Another bellm is at work in out"):
+        run(tiny_encoder, "a.txt")
+    assert run(tiny_encoder, "a.txt").new_rows == 50
+
+
+def test_drafts_of_the_dead_are_cleared_away(tiny_encoder: Encoder) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    before = content()
+    for name in ("out/.manifest.json-12.part", "out/shards/.x.parquet-12.part"):
+        Path(name).write_text("half")
+    run(tiny_encoder, "a.txt")
+    assert content() == before
+
+
+def test_unreadable_rows_are_counted_and_listed(tiny_encoder: Encoder) -> None:
+    Path("a.jsonl").write_bytes(
+        b'"one"\n7\n"na\xefve"\n' + b'"two"\n' * 10 + b'{"no": "column"}\nnot json\n"half \\ud83d"\n'
+    )
+    Path("b.csv").write_bytes(b'id,text\n1,x\n2,y,z\n3,"open\n')
+    with pytest.warns(CorpusWarning, match=r"7 of 19 rows cannot be read; out/rejected\.jsonl lists them\."):
+        report = run(tiny_encoder, "a.jsonl", "b.csv", shard_rows=4)
+    assert (report.manifest.rows, report.manifest.unreadable) == (12, 7)
+    rejected = [json.loads(line) for line in Path("out/rejected.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["row"]) for row in rejected] == [
+        *(("a.jsonl", row) for row in (2, 3, 14, 15, 16)),
+        *(("b.csv", row) for row in (2, 3)),
+    ]
+    assert rejected[0]["reason"] == "line 2: 7 is not a text. Give a string, be it an empty one."
+    before = content()
+    with pytest.warns(CorpusWarning, match="7 of 19"):
+        assert run(tiny_encoder, "a.jsonl", "b.csv", shard_rows=4).new_rows == 0
+    assert content() == before
+
+
+def test_where_nothing_can_be_read(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "check", lambda *_: None)
+    Path("a.jsonl").write_text("7\n" * 20)
+    with pytest.raises(SourceError, match="None of the 20 rows can be read; out/rejected"):
+        run(tiny_encoder, "a.jsonl")
+
+
+def test_empty_inputs_are_a_corpus_of_nothing(tiny_encoder: Encoder) -> None:
+    report = run(tiny_encoder, lines("a.txt", []))
+    assert (report.manifest.rows, report.manifest.shards) == (0, [])
+
+
+def test_cut_texts_are_counted(tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(max_tokens=30)
+    with pytest.warns(TruncationWarning, match="2 of 4 texts were cut to 30 tokens"):
+        report = run(encoder, lines("a.txt", ["word " * 50, "a", "word " * 60, "b"]))
+    assert report.manifest.truncated == 2
+
+
+@pytest.mark.parametrize(("vectors", "bound"), [("float16", 2**-11), ("int8", 1 / 254)])
+def test_smaller_forms_are_near(tiny_encoder: Encoder, vectors: Any, bound: float) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS), vectors=vectors)
+    expected = tiny_encoder.encode(TEXTS)
+    error = np.abs(shards.vectors_of(table()) - expected) / np.abs(expected).max(axis=1, keepdims=True)
+    assert 0 < error.max() <= bound * 1.01
+
+
+def test_broken_vectors_stop_the_work(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Encoder, texts: list[str], **_: Any) -> Encoded:
+        return Encoded(np.array([[np.nan if text == TEXTS[11] else 0.0] * 32 for text in texts], np.float32), 0, 0)
+
+    fingerprint = tiny_encoder.fingerprint()
+    monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint)
+    monkeypatch.setattr(Encoder, "encode_counted", broken)
+    with pytest.raises(BellmError, match=r"a\.txt, row 12: its vector is not finite"):
+        run(tiny_encoder, lines("a.txt", TEXTS))
+    assert len(list(Path("out/shards").iterdir())) == 1
+
+
+def test_progress_reaches_the_end(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_PIECE_ROWS", 5)
+    seen: list[Progress] = []
+    report = run(tiny_encoder, lines("a.txt", TEXTS), lines("b.txt", TEXTS[:10]), progress=seen.append)
+    assert [now.rows for now in seen] == sorted(now.rows for now in seen)
+    assert [now.share for now in seen] == sorted(now.share for now in seen)
+    assert seen[-1] == Progress(60, report.new_tokens, pytest.approx(1))
+
+
+def test_long_texts_go_to_the_encoder_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_PIECE_CHARACTERS", 10)
+    monkeypatch.setattr(job, "_PIECE_ROWS", 3)
+    texts = ["x" * 30, "a", "b", "c", "d" * 9, "e", "f"]
+    assert [texts[piece] for piece in job._pieces(texts)] == [texts[:1], texts[1:4], texts[4:6], texts[6:]]
+    assert list(job._pieces([])) == []
+
+
+def test_reading_is_one_ahead_and_its_errors_arrive() -> None:
+    read = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(4):
+            read.append((number, threading.get_ident()))
+            yield number
+        raise SourceError("torn")
+
+    items = job._one_ahead(numbers())
+    assert [next(items) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(SourceError, match="torn"):
+        next(items)
+    assert threading.get_ident() not in {thread for _, thread in read}
+
+
+def test_a_disk_that_fails_is_seen_in_the_next_span(
+    tiny_encoder: Encoder, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SourceError("no space")
+
+    monkeypatch.setattr(shards, "write", full)
+    with pytest.raises(SourceError, match="no space"):
+        run(tiny_encoder, lines("a.txt", TEXTS))
+    assert len(counted) <= 16
+    assert not Path("out/manifest.json").exists()
