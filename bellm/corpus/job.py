@@ -1,7 +1,7 @@
-"""Embed a corpus on one machine: agree, plan, embed, finish.
+"""Embed a corpus: agree, plan, embed, finish.
 
-Reading is a span ahead of the model and writing a shard behind it. Each step is a function of its own, so that other
-engines can take them apart.
+The engine between plan and finish is this process unless another is given. Whichever it is, shards are the same: work
+that one has begun another can finish.
 """
 
 import time
@@ -48,6 +48,32 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be embedded, and how: all that an engine needs to know next to the encoder."""
+
+    out: Path
+    files: list[str]
+    columns: Columns
+    shard_rows: int
+    """Most rows of a shard."""
+    done: list[Shard]
+    """The shards that are there."""
+    recipe: Recipe
+    digest: str
+    """Digest of the recipe and the encoder."""
+    max_batch_tokens: int | None
+
+    def write(self, span: Span, encoded: Encoded) -> Shard:
+        """Write the shard of a span; errors as in `shards.write`."""
+        form, keep_text = self.recipe.vectors, self.recipe.keep_text
+        return shards.write(self.out / shards.FOLDER, span, encoded, form=form, keep_text=keep_text, recipe=self.digest)
+
+
+Engine = Callable[[Encoder, Work, Callable[[Progress], None] | None], list[Shard]]
+"""Embeds what is missing and gives the new shards, in any order."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a run has done, and what the folder holds."""
 
@@ -72,6 +98,7 @@ def embed_corpus(
     shard_rows: int = SHARD_ROWS,
     normalise: bool = False,
     max_batch_tokens: int | None = None,
+    engine: Engine | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Embed every row of the inputs into a folder of shards; the same call goes on where an earlier one was stopped.
@@ -92,6 +119,7 @@ def embed_corpus(
         shard_rows: Most rows of a shard.
         normalise: Scale every vector to length 1.
         max_batch_tokens: Most tokens in one forward pass.
+        engine: What does the work, such as `bellm.corpus.ray.RayEngine`; None is this process.
         progress: Called every few seconds or so with how far it is.
 
     Raises:
@@ -121,10 +149,17 @@ def embed_corpus(
     with locked(out):
         digest = agree(out, recipe, encoder)
         done = plan.survey(out, digest)
-        spans = plan.missing(files, columns, done, shard_rows)
-        # Standard input is read where Ctrl-C arrives.
-        spans = spans if STDIN in files else _one_ahead(spans)
-        new = _embed(encoder, out, recipe, digest, spans, max_batch_tokens, progress)
+        work = Work(
+            out=out,
+            files=files,
+            columns=columns,
+            shard_rows=shard_rows,
+            done=done,
+            recipe=recipe,
+            digest=digest,
+            max_batch_tokens=max_batch_tokens,
+        )
+        new = (engine or _embed)(encoder, work, progress)
         manifest = finish(out, facts(source or encoder.name, encoder), plan.in_order(files, [*done, *new]))
     _tell(out, manifest, files)
     return Report(
@@ -194,27 +229,21 @@ def embed_span(
     return Encoded(vectors, tokens, truncated)
 
 
-def _embed(
-    encoder: Encoder,
-    out: Path,
-    recipe: Recipe,
-    digest: str,
-    spans: Iterator[Span],
-    max_batch_tokens: int | None,
-    progress: Callable[[Progress], None] | None,
-) -> list[Shard]:
-    """Embed spans and write their shards, one behind the model."""
+def _embed(encoder: Encoder, work: Work, progress: Callable[[Progress], None] | None) -> list[Shard]:
+    """The engine of one machine: reading is a span ahead of the model, and writing a shard behind it."""
+    spans = plan.missing(work.files, work.columns, work.done, work.shard_rows)
+    # Standard input is read where Ctrl-C arrives.
+    spans = spans if STDIN in work.files else _one_ahead(spans)
     new: list[Shard] = []
     meter = _Meter(progress)
 
     def write(span: Span, encoded: Encoded) -> None:
-        folder = out / shards.FOLDER
-        new.append(shards.write(folder, span, encoded, form=recipe.vectors, keep_text=recipe.keep_text, recipe=digest))
+        new.append(work.write(span, encoded))
 
     with ThreadPoolExecutor(1) as writer:
         for span in spans:
             meter.begin(span)
-            encoded = embed_span(encoder, span, recipe, max_batch_tokens=max_batch_tokens, watch=meter.count)
+            encoded = embed_span(encoder, span, work.recipe, max_batch_tokens=work.max_batch_tokens, watch=meter.count)
             meter.written.result()
             meter.written = writer.submit(write, span, encoded)
         meter.written.result()
