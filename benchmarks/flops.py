@@ -3,11 +3,12 @@
 Shapes of a Llama-like decoder; two operations (multiply, add) a weight and token.
 """
 
-import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -114,9 +115,7 @@ def matrix_rate(shape: Shape, dtype: torch.dtype, tokens: int, seconds: float = 
 
 def machine() -> str:
     """Processor, cores and torch, in words."""
-    lines = []
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    name = lines[0] if lines else os.uname().machine
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
