@@ -17,7 +17,8 @@ from bellm.backbone.layers import decoder_of, layers_of, text_config
 from bellm.backbone.probe import Sight, probe_ids, sights, tolerance
 from bellm.backbone.states import token_states
 from bellm.encoder import Encoder
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
+from bellm.engine.proof import packed
 from bellm.engine.tokens import stand_in
 
 Status = Literal["pass", "warn", "fail", "skip"]
@@ -195,6 +196,14 @@ def _backends(case: _Case) -> Check:
     )
 
 
+def _packed(case: _Case) -> Check:
+    name, proof = "packed equals padded", packed(case.model)
+    if not proof.twin:
+        return Check(name, "skip", f"texts run in padded batches: {proof.reason}")
+    said = "vectors of texts laid end to end that share their beginnings, against padded batches"
+    return Check(name, "pass", said, "", proof.distance, proof.limit)
+
+
 def _closed(case: _Case) -> Check:
     plain = plain_twin(case.model)
     difference = 0.0
@@ -247,7 +256,16 @@ def _official(case: _Case) -> Check:
     )
 
 
-_STATE_CHECKS: tuple[Callable[[_Case], Check], ...] = (_padding, _batch, _left, _order, _backends, _closed, _official)
+_STATE_CHECKS: tuple[Callable[[_Case], Check], ...] = (
+    _padding,
+    _batch,
+    _left,
+    _order,
+    _backends,
+    _packed,
+    _closed,
+    _official,
+)
 
 
 def _directions(rows: Sequence[LayerSight], limit: float) -> Check:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm import directions, folder, prompts
@@ -23,6 +24,8 @@ from bellm.backbone.probe import check_open, probe_ids
 from bellm.backbone.states import device_of, width_of
 from bellm.config import Settings
 from bellm.engine.embed import Encoded, embed
+from bellm.engine.plan import one_ahead, windows
+from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise
 from bellm.errors import BellmError, NoOpWarning, PromptError, SourceError, TruncationWarning
 from bellm.prompts import Prompt
@@ -226,18 +229,28 @@ class Encoder:
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         template = self.settings.prompt.template_for(role)
-        tokens = tokenise(self.tokenizer, texts, template, self.settings.max_tokens)
-        vectors = embed(
-            self.model,
-            tokens,
-            pooling=self.settings.pooling,
-            layer=self.settings.layer,
-            max_batch_tokens=max_batch_tokens,
-            pad_id=stand_in(self.tokenizer),
-            progress=progress,
-        )
-        vectors = unit_length(vectors) if normalise else vectors
-        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.num_truncated)
+        model = self.model
+        twin = packed(model).twin if texts else None
+        vectors: list[Vectors] = [np.empty((0, self.dim), dtype=np.float32)]
+        num_tokens = num_truncated = 0
+        with tqdm(total=len(texts), unit="text", disable=not progress, leave=False) as bar:
+            for tokens in one_ahead(
+                lambda part: tokenise(self.tokenizer, part, template, self.settings.max_tokens), windows(texts)
+            ):
+                found = embed(
+                    model,
+                    tokens,
+                    packed=twin,
+                    pooling=self.settings.pooling,
+                    layer=self.settings.layer,
+                    max_batch_tokens=max_batch_tokens,
+                    pad_id=stand_in(self.tokenizer),
+                    bar=bar,
+                )
+                vectors.append(unit_length(found) if normalise else found)
+                num_tokens += sum(map(len, tokens.ids))
+                num_truncated += tokens.num_truncated
+        return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
@@ -296,6 +309,12 @@ class Encoder:
     @model.setter
     def model(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    @property
+    def way(self) -> str:
+        """How texts go through the model: `packed` (no padding, shared beginnings once), or `padded` and why."""
+        proof = packed(self.model)
+        return "packed" if proof.twin else f"padded: {proof.reason}"
 
     @property
     def dim(self) -> int:

@@ -5,12 +5,14 @@ ValueError
     ├── DirectionError    a direction map that does not fit, or a layer that cannot open
     ├── PromptError       an unknown prompt, a template without its slot, no room for the text
     ├── SourceError       a model, folder or file that cannot be read
-    └── FingerprintError  the model that was loaded is not the model that was saved
+    ├── FingerprintError  the model that was loaded is not the model that was saved
+    └── MemoryLimitError  a text that does not fit in memory
 
 UserWarning
 └── BellmWarning          the work goes on, and differs from what one may think
     ├── NoOpWarning       the open layers change nothing, or less than asked
     ├── TruncationWarning texts were cut to fit
+    ├── MemoryWarning     batches became smaller to fit in memory
     └── CorpusWarning     a shard was damaged, or a corpus holds more than was asked for
 """
 
@@ -35,6 +37,10 @@ class FingerprintError(BellmError):
     """A saved encoder does not give the vectors that it gave when it was saved."""
 
 
+class MemoryLimitError(BellmError):
+    """A single text does not fit in memory."""
+
+
 class BellmWarning(UserWarning):
     """Base of all warnings that bellm gives."""
 
@@ -49,3 +55,7 @@ class TruncationWarning(BellmWarning):
 
 class CorpusWarning(BellmWarning):
     """A shard was damaged and is made anew, or a corpus holds files that were not named."""
+
+
+class MemoryWarning(BellmWarning):
+    """Batches became smaller, because memory did not hold them."""

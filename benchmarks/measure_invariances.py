@@ -21,7 +21,7 @@ from bellm.backbone.attention import opened
 from bellm.backbone.layers import decoder_of, layers_of
 from bellm.backbone.states import token_states
 from bellm.doctor import diagnose
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
 from bellm.engine.tokens import stand_in
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.layers import layers_of
 from bellm.backbone.states import token_states
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
 
 REPRESENTATIVE = [
     "bloom",

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from bellm import Encoder, folder
 from bellm.backbone import loading
 from bellm.doctor import diagnose
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
 from bellm.engine.tokens import stand_in
 from bellm.tensors.similarity import cosine, paired_cosine
 

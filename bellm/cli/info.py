@@ -37,6 +37,7 @@ def _model_facts(source: str, encoder: "Encoder") -> dict[str, Any]:
         "parameters": encoder.model.num_parameters(),
         "layers": _kinds(encoder),
         "attention": encoder.model.config._attn_implementation,
+        "way": encoder.way,
         "chat_template": bool(encoder.tokenizer.chat_template),
     }
 
@@ -81,4 +82,5 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "dtype": found["dtype"],
         "device": found["device"],
         "attention": found["attention"],
+        "texts run": found["way"],
     }

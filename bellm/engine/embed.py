@@ -1,10 +1,11 @@
-"""Token ids to vectors: plan, pad, forward, pool.
+"""Rows of token ids to vectors, the packed way where the model allows it."""
 
-Shapes: B batch, L tokens, D width.
-"""
-
+import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from bellm.backbone.states import device_of, token_states, width_of
-from bellm.engine.plan import MAX_BATCH_TOKENS, batches
+from bellm.backbone.layers import depth_of
+from bellm.backbone.packed import PackedModel
+from bellm.backbone.states import width_of
+from bellm.engine.packed import Packed
+from bellm.engine.padded import Padded
+from bellm.engine.plan import suitable_tokens, without_doubles
 from bellm.engine.tokens import Tokens
-from bellm.tensors.pooling import POOLERS
+from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import PoolingName, Vectors
 
 
@@ -31,49 +36,88 @@ class Encoded:
     """How many texts were cut."""
 
 
+class _Way(Protocol):
+    """How rows go through a model."""
+
+    def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]: ...
+
+    def vectors(self, numbers: Sequence[int]) -> Tensor: ...
+
+
 def embed(
     model: PreTrainedModel,
     tokens: Tokens,
     *,
+    packed: PackedModel | None,
     pooling: PoolingName,
     layer: int,
     max_batch_tokens: int | None,
     pad_id: int,
-    progress: bool,
+    bar: "tqdm[None]",
 ) -> Vectors:
-    """Embed every row of tokens, in order, as float32 of shape (rows, width)."""
-    vectors = np.empty((len(tokens), width_of(model)), dtype=np.float32)
-    bar = tqdm(total=len(tokens), unit="text", disable=not progress, leave=False)
-    with torch.inference_mode(), bar:
-        for rows in batches([len(ids) for ids in tokens.ids], max_batch_tokens or MAX_BATCH_TOKENS):
-            ids_BL, mask_BL = pad([tokens.ids[row] for row in rows], pad_id, device_of(model))
-            hidden_BLD = token_states(model, ids_BL, mask_BL, layer)
-            if pooling == "mean-text":
-                mask_BL = text_mask(mask_BL, [tokens.spans[row] for row in rows])
-            vectors[rows] = POOLERS[pooling](hidden_BLD, mask_BL.bool()).cpu().numpy()
-            bar.update(len(rows))
-    return vectors
+    """Embed every row of tokens, in order, as float32 of shape (rows, width).
+
+    Rows that occur more than once are computed once. A batch that memory does not hold is halved, and so are those
+    that follow.
+
+    Args:
+        model: A decoder, open or not.
+        tokens: Rows of token ids.
+        packed: The model's packed twin; None for padded batches.
+        pooling: How token states become one vector.
+        layer: State to pool: 0 the embeddings, k after layer k, -1 the final, normed one.
+        max_batch_tokens: Most tokens of one forward pass; None for what suits the hardware.
+        pad_id: Token that fills padding.
+        bar: Progress bar, one step a row.
+
+    Raises:
+        MemoryLimitError: Not even a single row fits in memory.
+
+    Warns:
+        MemoryWarning: Batches had to become smaller.
+    """
+    rows, where = without_doubles(tokens, by_span=pooling == "mean-text")
+    copies = np.bincount(where, minlength=len(rows))
+    vectors = np.empty((len(rows), width_of(model)), dtype=np.float32)
+    if not len(rows):
+        return vectors
+    budget = max_batch_tokens or suitable_tokens(model)
+    with torch.inference_mode():
+        way: _Way = Padded(model, rows, pooling, layer, pad_id)
+        if packed:
+            way = Packed(packed, rows, pooling, layer % (depth_of(model) + 1))
+        waiting = deque(way.batches(range(len(rows)), budget))
+        while waiting:
+            group = waiting.popleft()
+            found = _vectors(way, group)
+            if found is None:
+                budget = _smaller([len(rows.ids[number]) for number in group])
+                waiting = deque(way.batches([*group, *chain.from_iterable(waiting)], budget))
+                continue
+            vectors[group] = found
+            bar.update(int(copies[group].sum()))
+    return vectors[where]
 
 
-def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Pad rows of token ids to one length, on the right unless asked; returns ids and mask, both (B, L)."""
-    length = max(map(len, rows))
-    ids_BL = torch.full((len(rows), length), pad_id)
-    mask_BL = torch.zeros_like(ids_BL)
-    for number, row in enumerate(rows):
-        span = slice(length - len(row), length) if left else slice(len(row))
-        ids_BL[number, span] = torch.tensor(row)
-        mask_BL[number, span] = 1
-    return ids_BL.to(device), mask_BL.to(device)
+def _vectors(way: _Way, group: Sequence[int]) -> Vectors | None:
+    """Vectors of a group; None where memory does not hold it."""
+    try:
+        found: Vectors = way.vectors(group).cpu().numpy()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+    except RuntimeError as error:
+        if "not enough memory" not in str(error):  # What the allocator of the CPU says.
+            raise
+        return None
+    return found
 
 
-def text_mask(mask_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """Keep the tokens of the text and drop the prompt's; a row without text keeps its whole prompt."""
-    kept_BL = mask_BL.clone()
-    for number, (start, end) in enumerate(spans):
-        if start < end:
-            kept_BL[number, :start] = 0
-            kept_BL[number, end:] = 0
-    return kept_BL
+def _smaller(lengths: Sequence[int]) -> int:
+    if len(lengths) == 1:
+        raise MemoryLimitError(
+            f"A text of {lengths[0]} tokens does not fit in memory. Lower max_tokens, or use a smaller model or dtype."
+        )
+    budget = sum(lengths) // 2
+    warnings.warn(f"Memory does not hold {sum(lengths)} tokens at once: going on with {budget}.", MemoryWarning, 4)
+    return budget

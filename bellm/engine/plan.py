@@ -1,25 +1,85 @@
-"""Which texts go through the model together."""
+"""How much goes through the model at once, and what need not go through at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
-MAX_BATCH_TOKENS = 4096
-"""Tokens of one forward pass, padding included."""
+import torch
+from transformers import PreTrainedModel
+
+from bellm.backbone.layers import text_config
+from bellm.backbone.states import device_of, width_of
+from bellm.engine.tokens import Tokens
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WINDOW_TEXTS = 8192
+_WINDOW_CHARACTERS = 4_000_000
+
+_CACHE = 1 << 23
+"""Bytes of a layer's widest states that a processor's caches hold; beyond, element-wise work waits for memory."""
+
+_SHARE_OF_MEMORY = 0.25
 
 
-def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group row numbers into batches of similar length, longest first.
+def windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut a long list of texts into parts whose tokens fit in memory easily."""
+    start = characters = 0
+    for end, text in enumerate(texts):
+        if end - start == _WINDOW_TEXTS or (characters > _WINDOW_CHARACTERS and end > start):
+            yield texts[start:end]
+            start, characters = end, 0
+        characters += len(text)
+    if start < len(texts):
+        yield texts[start:]
 
-    Longest first, so that a shortage of memory shows at once and not after an hour.
+
+def one_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of work on items, in order, each made in a thread while the one before it is used."""
+    items = iter(items)
+    first = list(islice(items, 1))
+    if not first:
+        return
+    with ThreadPoolExecutor(1, "bellm") as thread:
+        result = work(first[0])
+        for item in items:
+            waiting = thread.submit(work, item)
+            yield result
+            result = waiting.result()
+        yield result
+
+
+def without_doubles(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
+    """Each different row once, and for every row where it is among them.
 
     Args:
-        lengths: Tokens of each row.
-        max_tokens: Most tokens of one batch once padded to its longest row; a longer row goes alone.
+        tokens: Rows.
+        by_span: Whether rows of equal ids but other text spans are different.
     """
-    groups: list[list[int]] = []
-    widest = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not groups or (len(groups[-1]) + 1) * widest > max_tokens:
-            groups.append([])
-            widest = lengths[row]
-        groups[-1].append(row)
-    return groups
+    places: dict[object, int] = {}
+    where: list[int] = []
+    first: list[int] = []
+    for number, (ids, span) in enumerate(zip(tokens.ids, tokens.spans, strict=True)):
+        place = places.setdefault((tuple(ids), span if by_span else None), len(first))
+        if place == len(first):
+            first.append(number)
+        where.append(place)
+    rows = Tokens([tokens.ids[number] for number in first], [tokens.spans[number] for number in first], 0)
+    return rows, where
+
+
+def suitable_tokens(model: PreTrainedModel) -> int:
+    """How many tokens one forward pass should have on this model's hardware.
+
+    On a processor as many as its caches hold; on an accelerator as many as a quarter of its free memory holds.
+    """
+    device, width = device_of(model), width_of(model)
+    widest = int(getattr(text_config(model), "intermediate_size", None) or 4 * width)
+    bytes_per_token: int = 2 * widest * model.dtype.itemsize
+    if device.type == "cpu":
+        return min(max(_CACHE // bytes_per_token, 256), 4096)
+    free: int = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 32
+    # Up, gate, their product, queries, keys, values and residuals are alive at once.
+    return min(max(int(free * _SHARE_OF_MEMORY) // (4 * bytes_per_token), 1024), 65_536)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bellm.errors import PromptError
@@ -69,6 +70,16 @@ def stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
         if isinstance(token_id, int):
             return token_id
     return 0
+
+
+def text_mask(mask_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Keep the tokens of the text and drop the prompt's; a row without text keeps its whole prompt."""
+    kept_BL = mask_BL.clone()
+    for number, (start, end) in enumerate(spans):
+        if start < end:
+            kept_BL[number, :start] = 0
+            kept_BL[number, end:] = 0
+    return kept_BL
 
 
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from bellm.backbone.attention import LookBothWays, open_layers, opened, plain_tw
 from bellm.backbone.layers import decoder_of, layers_of, text_config
 from bellm.backbone.probe import probe_ids, sights
 from bellm.backbone.states import token_states
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
 from bellm.errors import DirectionError
 from bellm.types import Reading, Window
 from tests.decoders import CASES, CPU, TEXTS, alone, apart, decoder, openable, together

@@ -10,7 +10,7 @@ from bellm.backbone.attention import opened
 from bellm.backbone.layers import decoder_of, layers_of
 from bellm.backbone.probe import probe_ids, sights
 from bellm.backbone.states import token_states
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
 from tests.decoders import CPU, TEXTS, alone, apart, decoder, together
 
 

@@ -3,7 +3,7 @@ import torch
 
 from bellm.backbone.layers import decoder_of
 from bellm.backbone.states import device_of, token_states, width_of
-from bellm.engine.embed import pad
+from bellm.engine.padded import pad
 from tests.decoders import CPU, TEXTS, apart, decoder
 
 

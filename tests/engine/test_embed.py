@@ -1,51 +1,90 @@
-"""Padding, the text's mask, and vectors against a loop of one text at a time."""
+"""Rows of tokens to vectors: doubles once, order kept, batches that fit."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
 
-from bellm import Encoder
-from bellm.backbone.states import token_states
-from bellm.engine.embed import embed, pad, text_mask
-from bellm.tensors.pooling import POOLERS
+from bellm.backbone.packed import PackedModel
+from bellm.engine.embed import embed
+from bellm.engine.packed import Packed
+from bellm.engine.padded import Padded
+from bellm.engine.tokens import Tokens
+from bellm.errors import MemoryLimitError, MemoryWarning
+from bellm.types import Vectors
 
-TEXTS = ["A heron.", "Snow fell all night on the long street.", "", "Why?", "Two trains leave the station at noon."]
-
-
-def test_rows_are_padded_on_the_side_that_is_asked_for() -> None:
-    ids, mask = pad([[5, 6], [7]], 0, torch.device("cpu"))
-    assert ids.tolist() == [[5, 6], [7, 0]]
-    assert mask.tolist() == [[1, 1], [1, 0]]
-    ids, mask = pad([[5, 6], [7]], 0, torch.device("cpu"), left=True)
-    assert ids.tolist() == [[5, 6], [0, 7]]
-    assert mask.tolist() == [[1, 1], [0, 1]]
+ROWS = [[7, 8, 9, 10], [7, 8, 11], [12], [7, 8, 9, 10], [7, 8, 9, 10, 13, 14, 15], [12]]
+TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
 
-def test_the_texts_mask_leaves_the_prompt_out_unless_there_is_no_text() -> None:
-    _, mask = pad([[1, 2, 3, 4], [1, 2, 3]], 0, torch.device("cpu"))
-    assert text_mask(mask, [(1, 3), (0, 0)]).tolist() == [[0, 1, 1, 0], [1, 1, 1, 0]]
+def embedded(model: LlamaForCausalLM, *, packed: bool, budget: int | None = None) -> Vectors:
+    with tqdm(total=len(ROWS), disable=None) as bar:
+        vectors = embed(
+            model,
+            TOKENS,
+            packed=PackedModel(model) if packed else None,
+            pooling="mean",
+            layer=-1,
+            max_batch_tokens=budget,
+            pad_id=0,
+            bar=bar,
+        )
+        assert bar.disable or bar.n == len(ROWS)
+        return vectors
 
 
-@pytest.mark.parametrize("pooling", POOLERS)
-@pytest.mark.parametrize("layer", [-1, 3])
-def test_batches_give_what_one_text_at_a_time_gives(tiny_encoder: Encoder, pooling: str, layer: int) -> None:
-    encoder = tiny_encoder.replace(pooling=pooling, layer=layer, bidirectional="all")  # type: ignore[arg-type]
-    tokens = encoder.tokenise(TEXTS)
-    wanted = []
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("budget", [1, 9, None])
+def test_vectors_are_those_of_each_row_alone(tiny_model: LlamaForCausalLM, packed: bool, budget: int | None) -> None:
+    way = Padded(tiny_model, TOKENS, "mean", -1, 0)
     with torch.inference_mode():
-        for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True):
-            states = token_states(encoder.model, torch.tensor([ids]), torch.ones(1, len(ids)).long(), layer)
-            if pooling == "mean-text" and start < end:
-                states = states[:, start:end]
-            wanted.append(POOLERS[pooling](states, torch.ones(states.shape[:2], dtype=torch.bool))[0].numpy())  # type: ignore[index]
-    found = embed(
-        encoder.model,
-        tokens,
-        pooling=pooling,
-        layer=layer,
-        max_batch_tokens=30,
-        pad_id=0,
-        progress=False,  # type: ignore[arg-type]
-    )
+        wanted = torch.cat([way.vectors([number]) for number in range(len(ROWS))]).numpy()
+    found = embedded(tiny_model, packed=packed, budget=budget)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.stack(wanted), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert (found[0] == found[3]).all()
+
+
+@pytest.mark.parametrize("way", [Packed, Padded])
+def test_batches_shrink_until_memory_holds_them(
+    tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, way: type[Packed] | type[Padded]
+) -> None:
+    wanted = embedded(tiny_model, packed=way is Packed)
+    through, asked = way.vectors, []
+
+    def short_of_memory(self: Packed | Padded, numbers: Sequence[int]) -> Tensor:
+        asked.append(len(numbers))
+        if len(numbers) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return through(self, numbers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(way, "vectors", short_of_memory)
+    with pytest.warns(MemoryWarning, match=r"Memory does not hold \d+ tokens at once: going on with \d+"):
+        found = embedded(tiny_model, packed=way is Packed)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert asked[0] > 1
+    assert asked.count(1) == 4
+
+
+def test_a_text_too_long_for_memory_is_named(tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried")
+
+    monkeypatch.setattr(Padded, "vectors", no_memory)
+    with pytest.raises(MemoryLimitError, match=r"A text of 7 tokens does not fit in memory\. Lower"):
+        embedded(tiny_model, packed=False, budget=1)
+
+
+def test_other_failures_are_not_taken_for_a_shortage(
+    tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Padded, "vectors", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        embedded(tiny_model, packed=False)

@@ -1,24 +1,72 @@
-"""Batches cover every row once and keep within their budgets."""
+"""Windows of texts, work one ahead, doubles, and how much suits the hardware."""
 
+import threading
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
-from bellm.engine.plan import batches
+from bellm.engine import plan
+from bellm.engine.plan import one_ahead, suitable_tokens, windows, without_doubles
+from bellm.engine.tokens import Tokens
 
-
-@given(st.lists(st.integers(1, 50)), st.integers(1, 120))
-def test_every_row_comes_once_and_no_batch_is_over_its_budget(lengths: list[int], budget: int) -> None:
-    groups = batches(lengths, budget)
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget
+from ..decoders import decoder
 
 
-@given(st.lists(st.integers(1, 50), min_size=1))
-def test_the_longest_comes_first(lengths: list[int]) -> None:
-    planned = [lengths[row] for group in batches(lengths, 100) for row in group]
-    assert planned == sorted(lengths, reverse=True)
+@given(st.lists(st.text(max_size=20)))
+def test_windows_hold_every_text_once_in_order(texts: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_WINDOW_TEXTS", 5)
+        patch.setattr(plan, "_WINDOW_CHARACTERS", 30)
+        parts = list(windows(texts))
+    assert [text for part in parts for text in part] == texts
+    assert all(len(part) <= 5 and sum(map(len, part[:-1])) <= 30 for part in parts)
 
 
-def test_no_text_is_no_batch() -> None:
-    assert batches([], 100) == []
+def test_work_is_done_in_order_and_one_ahead() -> None:
+    done: list[int] = []
+    begun = threading.Event()
+
+    def work(number: int) -> int:
+        done.append(number)
+        if number == 1:
+            begun.set()
+        return number * number
+
+    found = []
+    for result in one_ahead(work, range(5)):
+        if not found:
+            assert begun.wait(10)  # The second item is under way while the first result is used.
+        found.append(result)
+    assert found == [0, 1, 4, 9, 16]
+    assert done == [0, 1, 2, 3, 4]
+    assert list(one_ahead(work, [])) == []
+
+
+def test_an_error_ahead_arrives() -> None:
+    def work(number: int) -> int:
+        return 1 // (1 - number)
+
+    with pytest.raises(ZeroDivisionError):
+        list(one_ahead(work, range(3)))
+
+
+def test_rows_of_equal_ids_are_one_unless_their_spans_count() -> None:
+    tokens = Tokens([[1, 2], [3], [1, 2], [1, 2]], [(0, 2), (0, 1), (0, 2), (1, 2)], 0)
+    rows, where = without_doubles(tokens, by_span=False)
+    assert (rows.ids, where) == ([[1, 2], [3]], [0, 1, 0, 0])
+    rows, where = without_doubles(tokens, by_span=True)
+    assert (rows.spans, where) == ([(0, 2), (0, 1), (1, 2)], [0, 1, 0, 2])
+
+
+def test_wider_models_get_fewer_tokens(tiny_model: LlamaForCausalLM) -> None:
+    assert suitable_tokens(tiny_model) == 4096
+    wide = decoder("llama")
+    width, wide.config.intermediate_size = wide.config.intermediate_size, 2048
+    try:
+        assert suitable_tokens(wide) == 512
+        assert suitable_tokens(wide.to(torch.bfloat16)) == 1024
+    finally:
+        wide.to(torch.float32).config.intermediate_size = width

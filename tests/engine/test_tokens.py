@@ -1,11 +1,12 @@
 """The prompt stays whole, the text is cut and counted."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from bellm.engine.tokens import tokenise
+from bellm.engine.tokens import text_mask, tokenise
 from bellm.errors import PromptError
 
 TEMPLATE = 'This sentence : "{text}" means in one word:"'
@@ -79,3 +80,8 @@ def test_no_chat_template_is_put_around_a_text() -> None:
 
 def test_no_text_is_no_row(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenise(tiny_tokenizer, [], TEMPLATE, 50).ids == []
+
+
+def test_the_texts_mask_leaves_the_prompt_out_unless_there_is_no_text() -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    assert text_mask(mask, [(1, 3), (0, 0)]).tolist() == [[0, 1, 1, 0], [1, 1, 1, 0]]

@@ -1,0 +1,315 @@
+"""Run a decoder over texts laid end to end: no padding, and nothing computed twice.
+
+transformers lets an attention backend bring its own attention function and then builds no masks. Ours attends along
+the paths of a `Packing`. Layers below the first open one are causal: a token's state there depends on what stands
+before it and on nothing else, so texts that begin alike share their beginning. From the first open layer on every text
+has rows of its own, and in the last layer only pooled rows ask.
+
+Shapes: M tokens that the decoder is given, N of them that a layer works on, H heads, G key heads, E width of a head,
+D width.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from bellm.backbone.attention import LookBothWays, open_layers, twin
+from bellm.backbone.layers import Layer, decoder_of, layers_of, text_config
+from bellm.backbone.parallel import Branch
+from bellm.errors import DirectionError
+from bellm.tensors.packing import Packing, Reach
+
+_NAME = "bellm_packed"
+
+
+class Unpackable(DirectionError):  # noqa: N818 - a property of a model
+    """A model whose texts cannot be laid end to end; the message says why."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the layers of one part of the stack work on."""
+
+    rows_N: Tensor | None
+    """Which of the decoder's tokens they are (for `pooled`, which of the stage before); None for all."""
+    packing: Packing
+    """The texts as paths through the beginning, if there is one, and these rows."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes through the model in one forward pass."""
+
+    ids_M: Tensor
+    """The beginning's tokens, and those of the batch."""
+    positions_M: Tensor
+    shared: Stage
+    """Up to the first open layer: every beginning once."""
+    whole: Stage | None
+    """From the first open layer on: every text in full. None where no layer opens, or the first does."""
+    pooled: Stage | None
+    """The last layer's queries; None where every state is wanted."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What all texts begin with, computed once: nothing that follows has an influence on it."""
+
+    keys: tuple[Tensor, ...]
+    """Keys of each layer below the first open one, (P, G, E)."""
+    values: tuple[Tensor, ...]
+    states_PD: Tensor
+    """What the first open layer gets; the last states where no layer is open."""
+
+
+@dataclass
+class _Pass:
+    """One forward pass under way."""
+
+    batch: Batch
+    beginning: Beginning | None
+    stop: int
+    """The layer before which to stop; the depth for the model's own end."""
+    windows: tuple[int | None, ...]
+    stage: Stage
+    layer: int = 0
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Keys and values of the layers so far, without the beginning's."""
+    answers_for: tuple[Tensor, Tensor] | None = None
+    """Keys and values of all rows, while the pooled rows ask."""
+    stops_at_keys: bool = False
+
+
+class _Reached(Exception):  # noqa: N818 - news, not an error
+    """All that is wanted has been computed."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+
+_pass: ContextVar[_Pass] = ContextVar("pass")
+
+
+class PackedModel:
+    """A twin of a model that reads packed texts; it shares the model's weights.
+
+    Attributes:
+        num_shared: How many layers, from the first, share beginnings.
+        depth: Number of layers.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Make the twin.
+
+        Raises:
+            Unpackable: Something in the model does not know where a text ends.
+        """
+        layers = layers_of(model)
+        how = str(text_config(model)._attn_implementation)  # type: ignore[attr-defined]
+        _refuse(layers, how)
+        opened = open_layers(model)
+        self.depth = len(layers)
+        self.num_shared = opened[0] if opened else self.depth
+        self.windows = tuple(_window(layer) for layer in layers)
+        self.model = twin(model)
+        AttentionInterface.register(f"{_NAME}_{how}", _ATTENTION[how])
+        text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
+        for layer in layers_of(self.model):
+            layer.module.register_forward_pre_hook(_Before(layer.number, self.num_shared), with_kwargs=True)
+
+    def begin(self, batch: Batch, stop: int) -> Beginning:
+        """Compute what all texts begin with, given as a batch of one text."""
+        run = _Pass(batch, None, min(self.num_shared, stop), self.windows, batch.shared)
+        states_PD = self._run(run)
+        keys, values = zip(*run.kept, strict=True) if run.kept else ((), ())
+        return Beginning(keys, values, states_PD)
+
+    def states(self, batch: Batch, beginning: Beginning | None, stop: int) -> Tensor:
+        """States before layer `stop`, or the final, normed ones for the depth: (rows of the last stage, D)."""
+        return self._run(_Pass(batch, beginning, stop, self.windows, batch.shared))
+
+    def _run(self, run: _Pass) -> Tensor:
+        token = _pass.set(run)
+        try:
+            output = decoder_of(self.model)(
+                input_ids=run.batch.ids_M[None],
+                position_ids=run.batch.positions_M[None],
+                use_cache=False,
+                return_dict=True,
+            )
+            states: Tensor = output.last_hidden_state[0]
+        except _Reached as news:
+            states = news.tensors[0]
+        finally:
+            _pass.reset(token)
+        return states
+
+
+@dataclass
+class _Before:
+    """Forward pre-hook of a decoder layer: gives it the rows of its stage."""
+
+    number: int
+    num_shared: int
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        run = _pass.get()
+        run.layer = self.number
+        call = _Call(args, kwargs, len(run.batch.ids_M))
+        states = call.states if self.number else _rows(call.states, run.stage.rows_N)
+        if self.number == self.num_shared and run.batch.whole:
+            if run.beginning:
+                states = torch.cat([run.beginning.states_PD, states])
+            run.stage = run.batch.whole
+            states = _rows(states, run.stage.rows_N)
+        if self.number == run.stop:
+            raise _Reached(states)
+        rows_N = run.stage.rows_N
+        if self.number == run.stop - 1 and run.batch.pooled:
+            run.answers_for = _keys(run, layer, call.on(states, rows_N))
+            run.stage = run.batch.pooled
+            states = _rows(states, run.stage.rows_N)
+            rows_N = run.stage.rows_N if rows_N is None else _rows(rows_N, run.stage.rows_N)
+        return call.on(states, rows_N)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of a decoder layer's call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    num_tokens: int
+
+    @property
+    def states(self) -> Tensor:
+        states: Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return states[0]
+
+    def on(self, states_ND: Tensor, rows_N: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call on these states; whatever else has a row for each token gives those of these rows."""
+        rest = self.args[1:] if self.args else (), {**self.kwargs, "hidden_states": None}
+        args, kwargs = rest if rows_N is None else (self._part(rest[0], rows_N), self._part(rest[1], rows_N))
+        if self.args:
+            return (states_ND[None], *args), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        return args, {**kwargs, "hidden_states": states_ND[None]}
+
+    def _part(self, value: Any, rows_N: Tensor) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._part(item, rows_N) for item in value)
+        if isinstance(value, dict):
+            return {name: self._part(item, rows_N) for name, item in value.items()}
+        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == (1, self.num_tokens):
+            return value.index_select(1, rows_N)
+        return value
+
+
+def _rows(tensor: Tensor, rows_N: Tensor | None) -> Tensor:
+    return tensor if rows_N is None else tensor.index_select(0, rows_N)
+
+
+def _keys(run: _Pass, layer: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer, and nothing else of it."""
+    run.stops_at_keys = True
+    try:
+        layer.forward(*call[0], **call[1])
+    except _Reached as news:
+        keys, values = news.tensors
+        return keys, values
+    finally:
+        run.stops_at_keys = False
+    raise Unpackable("its attention does not go through transformers' attention interface")
+
+
+def _refuse(layers: Sequence[Layer], how: str) -> None:
+    if how not in _ATTENTION:
+        raise Unpackable(f"attention={how!r} leaves padding out in its own way")
+    for layer in layers:
+        if len(layer.attention) != 1 or not (layer.kind == "full" or layer.kind.startswith("sliding:")):
+            raise Unpackable(f"layer {layer.number} is of kind {layer.kind}, which does not know where a text ends")
+        if any(isinstance(hook, Branch) for hook in layer.module._forward_hooks.values()):
+            raise Unpackable("the parallel reading runs two branches as one batch")
+
+
+def _window(layer: Layer) -> int | None:
+    opened = any(
+        isinstance(hook, LookBothWays) and not hook.keep_window
+        for hook in layer.attention[0]._forward_pre_hooks.values()
+    )
+    return None if opened or layer.kind == "full" else int(layer.kind.removeprefix("sliding:"))
+
+
+def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, None]]:
+    """An attention function of transformers for packed rows; `base` (None: the model's eager one) does padded ones."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if attention_mask is not None or len(query) != 1:
+            raise Unpackable("its attention wants a mask of its own")
+        run = _pass.get()
+        key_MGE, value_MGE = _seen(run, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        query_NHE = query[0].transpose(0, 1)
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        window = run.windows[run.layer]
+        if sliding_window not in (None, window):
+            raise Unpackable(f"layer {run.layer} has windows of {window} and of {sliding_window}")
+        reach = Reach(bool(causal), window)
+        packing = run.stage.packing
+        if base is not None and query.device.type == "cpu" and kwargs.get("position_bias") is None:
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return packing.attend(reach, query_NHE, key_MGE, value_MGE, scaling)[None], None
+        function = base or sys.modules[type(module).__module__].eager_attention_forward
+
+        def padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+            if base is None:
+                mask = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
+            answer: Tensor = function(
+                module,
+                query,
+                key,
+                value,
+                mask,
+                scaling=scaling,
+                is_causal=False,
+                sliding_window=sliding_window,
+                **kwargs,
+            )[0]
+            return answer
+
+        return packing.attend_with(padded, reach, query_NHE, key_MGE, value_MGE)[None], None
+
+    return attention
+
+
+def _seen(run: _Pass, key_NGE: Tensor, value_NGE: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values that a layer's queries may see, the beginning's among them."""
+    if run.answers_for:
+        return run.answers_for
+    run.kept.append((key_NGE, value_NGE))
+    if run.beginning and run.stage is run.batch.shared:
+        key_NGE = torch.cat([run.beginning.keys[run.layer], key_NGE])
+        value_NGE = torch.cat([run.beginning.values[run.layer], value_NGE])
+    if run.stops_at_keys:
+        raise _Reached(key_NGE, value_NGE)
+    return key_NGE, value_NGE
+
+
+_ATTENTION = {"sdpa": _attention(sdpa_attention_forward), "eager": _attention(None)}

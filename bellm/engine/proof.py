@@ -1,0 +1,99 @@
+"""Whether a model can be packed: tried, compared with padded batches, and remembered."""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from bellm.backbone.layers import depth_of
+from bellm.backbone.packed import PackedModel, Unpackable
+from bellm.backbone.probe import probe_ids
+from bellm.engine.packed import Packed
+from bellm.engine.padded import Padded
+from bellm.engine.tokens import Tokens
+from bellm.types import PoolingName
+
+_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest relative distance that rounding explains, by dtype."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of packing a model."""
+
+    twin: PackedModel | None
+    """The packed twin, where its vectors are those of padded batches."""
+    reason: str = ""
+    """Why there is none."""
+    distance: float | None = None
+    """Largest relative distance between packed and padded vectors."""
+    limit: float | None = None
+
+
+class _Remembered:
+    """A proof, as long as the model stays what it was."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.parts = _parts(model)
+        self.kind = model.dtype, model.device
+        self.proof = _prove(model)
+
+    def holds(self, model: PreTrainedModel) -> bool:
+        parts = _parts(model)
+        same = len(parts) == len(self.parts) and all(a is b for a, b in zip(parts, self.parts, strict=True))
+        return same and self.kind == (model.dtype, model.device)
+
+
+_remembered: WeakKeyDictionary[PreTrainedModel, _Remembered] = WeakKeyDictionary()
+
+
+def packed(model: PreTrainedModel) -> Proof:
+    """Give the model's packed twin, or say why it has none; found out once for a model."""
+    known = _remembered.get(model)
+    if known is None or not known.holds(model):
+        known = _remembered[model] = _Remembered(model)
+    return known.proof
+
+
+def _parts(model: nn.Module) -> list[object]:
+    """All modules below the model, all parameters and hooks: what a twin is made from."""
+    parts: list[object] = []
+    for module in model.modules():
+        if module is not model:  # A reference to the model itself would keep it alive.
+            parts.append(module)
+        parts += [*module._parameters.values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return parts
+
+
+def _prove(model: PreTrainedModel) -> Proof:
+    limit = _LIMITS.get(model.dtype, 0.1)
+    try:
+        twin = PackedModel(model)
+        distance = _distance(model, twin)
+    except Unpackable as reason:
+        return Proof(None, str(reason))
+    except Exception as error:  # Models fail in ways of their own, and the padded way is open to all of them.
+        return Proof(None, f"{type(model).__name__} does not run packed ({type(error).__name__})")
+    if not distance <= limit:
+        said = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
+        return Proof(None, said, distance, limit)
+    return Proof(twin, "", distance, limit)
+
+
+@torch.inference_mode()
+def _distance(model: PreTrainedModel, twin: PackedModel) -> float:
+    """Largest relative distance between packed and padded vectors of rows that share and do not share beginnings."""
+    ids = probe_ids(model)
+    rows = [ids[:9], [*ids[:5], *ids[9:12]], [*ids[:5], *ids[9:16]], [*ids[:2], ids[17]]]
+    tokens = Tokens(rows, [(0, len(row)) for row in rows], 0)
+    poolings: tuple[PoolingName, ...] = ("last", "mean")
+    largest = 0.0
+    for pooling in poolings:
+        wanted = Padded(model, tokens, pooling, -1, 0).vectors(range(len(rows)))
+        way = Packed(twin, tokens, pooling, depth_of(model))
+        for group in way.batches(range(len(rows)), 12):
+            apart = (way.vectors(group) - wanted[group]).norm(dim=1) / wanted[group].norm(dim=1)
+            largest = max(largest, float(apart.nan_to_num(nan=torch.inf).max()))
+    return largest

@@ -1,0 +1,166 @@
+"""The packed way gives what one text at a time gives, and computes nothing twice."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from bellm.backbone.attention import opened
+from bellm.backbone.layers import depth_of, layers_of
+from bellm.backbone.packed import PackedModel
+from bellm.engine.packed import Packed, common
+from bellm.engine.padded import Padded
+from bellm.engine.proof import packed
+from bellm.engine.tokens import Tokens
+from bellm.types import PoolingName
+
+from ..decoders import CASES, decoder, openable
+
+POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "mean-text", "weighted-mean", "first", "max")
+
+PADDED = {"bloom", "codegen", "falcon", "gpt2", "gptj", "jamba", "lfm2", "llama4_text", "mpt", "qwen3_next"}
+"""Architectures that run padded batches; every other one is packed."""
+
+
+def tokens_of(rows: Sequence[Sequence[int]]) -> Tokens:
+    return Tokens([list(row) for row in rows], [(len(row) // 3, len(row)) for row in rows], 0)
+
+
+def one_by_one(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int = -1) -> Tensor:
+    way = Padded(model, tokens, pooling, layer, 0)
+    return torch.cat([way.vectors([number]) for number in range(len(tokens))])
+
+
+def together(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int, budget: int) -> Tensor:
+    way = Packed(PackedModel(model), tokens, pooling, layer % (depth_of(model) + 1))
+    groups = way.batches(range(len(tokens)), budget)
+    assert sorted(number for group in groups for number in group) == list(range(len(tokens)))
+    vectors = torch.cat([way.vectors(group) for group in groups])
+    return vectors[torch.tensor([number for group in groups for number in group]).argsort()]
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).nan_to_num(nan=torch.inf).max().item()
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[tuple[int, ...]]:
+    """Rows that often begin like one another; some are the beginning of others."""
+    stem = draw(st.lists(st.integers(3, 20), max_size=6))
+    ends = draw(st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=9), min_size=1, max_size=9))
+    return list(dict.fromkeys(tuple(stem[: draw(st.integers(0, 6))] + end) for end in ends))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=rows(),
+    layers=st.sets(st.integers(0, 3)),
+    pooling=st.sampled_from(POOLINGS),
+    layer=st.integers(-1, 4),
+    budget=st.sampled_from([1, 7, 20, 1000]),
+)
+@torch.inference_mode()
+def test_any_rows_map_pooling_and_layer(
+    tiny_model: LlamaForCausalLM,
+    rows: list[tuple[int, ...]],
+    layers: set[int],
+    pooling: PoolingName,
+    layer: int,
+    budget: int,
+) -> None:
+    model = opened(tiny_model, sorted(layers))
+    tokens = tokens_of(rows)
+    wanted = one_by_one(model, tokens, pooling, layer)
+    assert apart(together(model, tokens, pooling, layer, budget), wanted) <= 1e-5
+
+
+STEM = [7, 8, 9, 10, 11, 12]
+ROWS = tokens_of(
+    [[*STEM, 13], [*STEM, 14, 15, 16], [*STEM, 14, 15, 17, 18, 19], [7, 8, 30], [7, 8, 30, 31], [7, 40, 41, 42, 43]]
+)
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+@torch.inference_mode()
+def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: str) -> None:
+    plain = decoder(name, attention)
+    numbers = openable(plain)
+    for window in ("keep", "open"):
+        for chosen in ([], numbers[len(numbers) // 2 :], numbers):
+            model = opened(plain, chosen, window=window)  # type: ignore[arg-type]
+            proof = packed(model)
+            if name in PADDED:
+                assert proof.twin is None
+                assert proof.reason
+                continue
+            assert proof.twin is not None, proof.reason
+            for pooling in ("last", "mean"):
+                wanted = one_by_one(model, ROWS, pooling)  # type: ignore[arg-type]
+                assert apart(together(model, ROWS, pooling, -1, 12), wanted) <= 1e-5  # type: ignore[arg-type]
+
+
+def test_the_parallel_reading_and_kernels_of_their_own_run_padded(tiny_model: LlamaForCausalLM) -> None:
+    assert "parallel reading" in packed(opened(tiny_model, [2, 3], reading="parallel")).reason
+    assert (
+        "attention='flex_attention' leaves padding out in its own way"
+        in packed(decoder("llama", "flex_attention")).reason
+    )
+
+
+def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: int) -> list[int]:
+    """How many tokens the MLP of each layer gets, in all."""
+    counts = [0] * model.depth
+    with ExitStack() as hooks, torch.inference_mode():
+        for layer in layers_of(model.model):
+
+            def count(_: nn.Module, args: tuple[Tensor], number: int = layer.number) -> None:
+                counts[number] += args[0].shape[1]
+
+            mlp = layer.module.get_submodule("mlp")
+            hooks.callback(mlp.register_forward_pre_hook(count).remove)
+        way = Packed(model, tokens, pooling, model.depth)
+        for group in way.batches(range(len(tokens)), budget):
+            way.vectors(group)
+    return counts
+
+
+def test_nothing_is_computed_twice(tiny_model: LlamaForCausalLM) -> None:
+    tokens = tokens_of([[*STEM, 13], [*STEM, 13, 14], [*STEM, 13, 15], [*STEM, 16]])
+    # The beginning once (6), then 13, 14, 15 and 16; in the last layer four pooled rows.
+    assert counted(PackedModel(opened(tiny_model, [])), tokens, "last", 2) == [11, 11, 11, 10]
+    assert counted(PackedModel(opened(tiny_model, [])), tokens, "last", 100) == [10, 10, 10, 10]
+    # From the first open layer on every token of every text.
+    whole = sum(map(len, tokens.ids))
+    assert counted(PackedModel(opened(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
+    assert counted(PackedModel(opened(tiny_model, [0])), tokens, "mean", 100) == [whole] * 4
+
+
+def test_layers_above_the_pooled_one_do_not_run(tiny_model: LlamaForCausalLM) -> None:
+    model = PackedModel(opened(tiny_model, []))
+    with ExitStack() as hooks, torch.inference_mode():
+        layer = layers_of(model.model)[3].module.get_submodule("mlp")
+
+        def never(*_: object) -> None:
+            raise AssertionError
+
+        hooks.callback(layer.register_forward_pre_hook(never).remove)
+        Packed(model, ROWS, "mean", 3).vectors([0])
+
+
+def test_neighbours_share_a_batch_and_budgets_hold(tiny_model: LlamaForCausalLM) -> None:
+    way = Packed(PackedModel(tiny_model), ROWS, "last", 4)
+    with torch.inference_mode():
+        assert way.batches(range(6), 100) == [[0, 1, 2, 3, 4, 5]]
+        assert all(len(group) == 1 for group in way.batches(range(6), 1))
+        assert sorted(n for group in way.batches([4, 1], 100) for n in group) == [1, 4]
+
+
+def test_common_is_the_length_of_the_shared_beginning() -> None:
+    assert common([1, 2, 3], [1, 2, 4]) == 2
+    assert common([1, 2], [1, 2, 3]) == 2
+    assert common([], [1]) == 0

@@ -1,0 +1,30 @@
+"""Padding, and batches that cover every row once and keep within their budget."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from bellm.engine.padded import Padded, pad
+from bellm.engine.tokens import Tokens
+
+
+def test_rows_are_padded_on_the_side_that_is_asked_for() -> None:
+    ids, mask = pad([[5, 6], [7]], 0, torch.device("cpu"))
+    assert ids.tolist() == [[5, 6], [7, 0]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+    ids, mask = pad([[5, 6], [7]], 0, torch.device("cpu"), left=True)
+    assert ids.tolist() == [[5, 6], [0, 7]]
+    assert mask.tolist() == [[1, 1], [0, 1]]
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1), budget=st.integers(1, 120))
+def test_every_row_comes_once_longest_first_within_the_budget(
+    tiny_model: LlamaForCausalLM, lengths: list[int], budget: int
+) -> None:
+    tokens = Tokens([[3] * length for length in lengths], [(0, length) for length in lengths], 0)
+    groups = Padded(tiny_model, tokens, "mean", -1, 0).batches(range(len(lengths)), budget)
+    planned = [number for group in groups for number in group]
+    assert sorted(planned) == list(range(len(lengths)))
+    assert [lengths[number] for number in planned] == sorted(lengths, reverse=True)
+    assert all(len(group) == 1 or len(group) * lengths[group[0]] <= budget for group in groups)

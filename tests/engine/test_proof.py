@@ -1,0 +1,72 @@
+"""A model is packed only while its packed twin gives the same vectors."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from bellm import Encoder
+from bellm.backbone.attention import opened
+from bellm.backbone.layers import layers_of
+from bellm.engine.proof import packed
+
+TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all night."]
+
+
+def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
+    model = opened(tiny_model, [2])
+    proof = packed(model)
+    assert proof.twin is not None
+    assert proof.distance is not None
+    assert proof.limit is not None
+    assert proof.distance <= proof.limit
+    assert packed(model) is proof
+    assert packed(opened(tiny_model, [2])) is not proof
+
+
+def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM) -> None:
+    model = opened(tiny_model, [])
+
+    def leak(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output + output.mean(1, keepdim=True) if isinstance(output, torch.Tensor) else output
+
+    layers_of(model)[1].module.register_forward_hook(leak)
+    proof = packed(model)
+    assert proof.twin is None
+    assert "packed vectors differ from padded ones by" in proof.reason
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
+def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(bidirectional="last:3")
+    before = encoder.encode(TEXTS)
+    adapted = get_peft_model(encoder.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    changed = encoder.encode(TEXTS)
+    assert abs(changed - before).max() > 1e-3
+    encoder.model = adapted.merge_and_unload()
+    assert abs(encoder.encode(TEXTS) - changed).max() < 1e-4
+    assert encoder.way == "packed"
+
+
+def test_new_weights_in_place_are_used(tiny_encoder: Encoder) -> None:
+    import copy
+
+    encoder = Encoder.load(copy.deepcopy(tiny_encoder.model), tokenizer=tiny_encoder.tokenizer)
+    before = encoder.encode(TEXTS)
+    with torch.no_grad():
+        encoder.model.get_input_embeddings().weight.mul_(0.5)
+    assert abs(encoder.encode(TEXTS) - before).max() > 1e-3
+
+
+def test_proofs_do_not_keep_models_alive(tiny_model: LlamaForCausalLM) -> None:
+    model = opened(tiny_model, [])
+    packed(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,94 @@
+"""Attention along paths against attention of each text alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bellm.tensors.packing import Packing, Path, Reach
+
+CPU = torch.device("cpu")
+
+
+def tree(draw: np.random.Generator, count: int, longest: int) -> list[Path]:
+    """Paths of texts that begin like one of those before them, each asking for its own end."""
+    paths: list[Path] = []
+    rows = 0
+    for _ in range(count):
+        known: np.ndarray = np.empty(0, dtype=np.int64)
+        if paths and draw.random() < 0.7:
+            other = paths[draw.integers(len(paths))].keys
+            known = other[: draw.integers(len(other) + 1)]
+        own = np.arange(rows, rows + draw.integers(1, longest + 1))
+        rows += len(own)
+        paths.append(Path(np.concatenate([known, own]), own))
+    return paths
+
+
+def alone(paths: Sequence[Path], reach: Reach, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """One text and one head at a time, straight from the formula."""
+    answer = query.new_empty(*query.shape[:2], value.shape[-1])
+    folds = query.shape[1] // key.shape[1]
+    for path in paths:
+        depth = len(path.keys)
+        for head in range(query.shape[1]):
+            for position, row in enumerate(path.queries.tolist(), depth - len(path.queries)):
+                ahead = torch.arange(depth) - position
+                seen = torch.ones(depth, dtype=torch.bool)
+                seen &= ahead <= 0 if reach.causal else True
+                seen &= ahead.abs() < reach.window if reach.window else True
+                keys = path.keys[seen.numpy()]
+                weights = (key[keys, head // folds] @ query[row, head] * scaling).softmax(0)
+                answer[row, head] = weights @ value[keys, head // folds]
+    return answer
+
+
+def drawn(seed: int, count: int, longest: int) -> tuple[list[Path], tuple[Tensor, Tensor, Tensor]]:
+    paths = tree(np.random.default_rng(seed), count, longest)
+    rows = sum(len(path.queries) for path in paths)
+    torch.manual_seed(seed)
+    return paths, (torch.randn(rows, 6, 8), torch.randn(rows, 2, 8), torch.randn(rows, 2, 5))
+
+
+REACHES = st.builds(Reach, causal=st.booleans(), window=st.sampled_from([None, 1, 3, 70]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 9), reach=REACHES)
+def test_paths_attend_as_texts_alone(seed: int, count: int, reach: Reach) -> None:
+    paths, tables = drawn(seed, count, 7)
+    found = Packing.of(paths, CPU).attend(reach, *tables, 0.3)
+    torch.testing.assert_close(found, alone(paths, reach, *tables, 0.3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("reach", [Reach(True), Reach(False), Reach(True, 20), Reach(False, 20)])
+def test_texts_longer_than_a_block_attend_as_alone(reach: Reach) -> None:
+    paths, tables = drawn(3, 3, 300)
+    assert max(len(path.queries) for path in paths) > 128
+    found = Packing.of(paths, CPU).attend(reach, *tables, 0.3)
+    torch.testing.assert_close(found, alone(paths, reach, *tables, 0.3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("reach", [Reach(True), Reach(False), Reach(True, 3)])
+def test_a_function_for_padded_texts_gives_the_same(reach: Reach) -> None:
+    paths, (query, key, value) = drawn(5, 8, 9)
+    packing = Packing.of(paths, CPU)
+
+    def padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        answer = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
+        return answer.transpose(1, 2)
+
+    found = packing.attend_with(padded, reach, query, key, value)
+    torch.testing.assert_close(found, packing.attend(reach, query, key, value, 0.3), atol=1e-5, rtol=0)
+
+
+def test_keys_behind_a_block_are_left_out() -> None:
+    (blocks,) = Packing.of([Path(np.arange(150), np.arange(150))], CPU).blocks(Reach(True), torch.float32)
+    assert [block.num_keys for block in blocks] == [64, 128, 150]
+    assert [block.first_masked for block in blocks] == [1, 65, 129]
+    (blocks,) = Packing.of([Path(np.arange(150), np.arange(150))], CPU).blocks(Reach(False), torch.float32)
+    assert all(block.mask_B1QK is None and block.num_keys == 150 for block in blocks)
