@@ -1,5 +1,7 @@
 """`bellm embed` to a folder of shards."""
 
+import contextlib
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 from bellm.cli.options import ModelOptions
 from bellm.corpus.formats import Columns
 from bellm.corpus.inputs import check, expand
+from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.corpus.job import Progress
+    from bellm.corpus.ray import RayEngine
 
 
 def embed(
-    source: str, options: ModelOptions, inputs: list[str], output: str, *, column: str, **how: Any
+    source: str,
+    options: ModelOptions,
+    inputs: list[str],
+    output: str,
+    *,
+    column: str,
+    engine: str,
+    workers: int | None,
+    **how: Any,
 ) -> dict[str, Any]:
     """Embed a corpus with a progress bar; what came of it, for JSON.
 
@@ -22,12 +34,17 @@ def embed(
     """
     import bellm.corpus.arrow  # noqa: F401 - says what is missing before a model is loaded
 
+    if engine == "local" and workers is not None:
+        raise BellmError("--workers belongs to --engine ray: one process embeds here.")
+
     check(expand(inputs, Path(output)), Columns(column, how["id_column"]))
     try:
         encoder = options.load(source)
         from bellm.corpus.job import embed_corpus
 
-        with Bar() as bar:
+        how["engine"] = _ray(source, options, workers) if engine == "ray" else None
+        # Ray tells of dead workers on standard output, where the result goes.
+        with Bar() as bar, contextlib.redirect_stdout(sys.stderr):
             report = embed_corpus(encoder, inputs, output, source=source, column=column, progress=bar.show, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"finished shards are kept in {output}, and the same command goes on there.") from None
@@ -40,6 +57,12 @@ def embed(
         "encoder": report.manifest.encoder,
         "seconds": round(report.seconds, 3),
     }
+
+
+def _ray(source: str, options: ModelOptions, workers: int | None) -> "RayEngine":
+    from bellm.corpus.ray import RayEngine
+
+    return RayEngine(source=source, workers=workers, options=options.loading())
 
 
 def in_words(result: dict[str, Any]) -> str:

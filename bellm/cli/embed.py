@@ -35,6 +35,13 @@ class Form(StrEnum):
     INT8 = "int8"
 
 
+class Engine(StrEnum):
+    """What embeds a corpus."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 def _folder(*names: str, **how: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Corpus folder", **how)
 
@@ -67,6 +74,19 @@ def embed(
     keep_text: Annotated[bool, _folder("--keep-text", help="Keep the texts beside their vectors.")] = False,
     vectors: Annotated[Form, _folder(help="How vectors are kept; int8 has a scale for each row.")] = Form.FLOAT32,
     shard_rows: Annotated[int, _folder(help="Most rows of a shard, and of what a kill costs.", min=1)] = SHARD_ROWS,
+    engine: Annotated[
+        Engine,
+        _folder(
+            help="This process, or workers of a Ray cluster: that of RAY_ADDRESS or of this machine, else a new one. "
+            "INPUT, -o and a model's folder must have the same paths on every machine."
+        ),
+    ] = Engine.LOCAL,
+    workers: Annotated[
+        int | None,
+        _folder(
+            help="How many workers of Ray load the model; default one for each GPU, or else for each machine.", min=1
+        ),
+    ] = None,
     options: ModelOptions,
 ) -> None:
     """Write one vector for each text.
@@ -82,16 +102,21 @@ def embed(
     Example: bellm embed smollm2 sentences.txt -o vectors.npy --bidirectional last:8
 
     Example: bellm embed smollm2 'wiki/*.jsonl' notes/ -o vectors/ --id-column id --vectors float16
+
+    Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
     encoding = {"role": role.value, "normalise": normalise, "max_batch_tokens": max_batch_tokens}
     if files.is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
         shape = {"id_column": id_column, "keep_text": keep_text, "vectors": vectors.value, "shard_rows": shard_rows}
-        result = corpus.embed(source, options, inputs, output, column=column, **encoding, **shape)
+        result = corpus.embed(
+            source, options, inputs, output, column=column, engine=engine.value, workers=workers, **encoding, **shape
+        )
         words = corpus.in_words
     else:
-        if (id_column, keep_text, vectors, shard_rows) != (None, False, Form.FLOAT32, SHARD_ROWS):
+        given = (id_column, keep_text, vectors, shard_rows, engine, workers)
+        if given != (None, False, Form.FLOAT32, SHARD_ROWS, Engine.LOCAL, None):
             raise BellmError(
                 f"{output} is one file: options of a corpus folder do not fit. Give a folder: -o vectors/."
             )

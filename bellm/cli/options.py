@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 
+_LOADING = ("device", "attention", "trust_remote_code")
+
 
 def _option(*names: str, help: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Model", show_default=False)
@@ -79,8 +81,15 @@ class ModelOptions:
         with shell.working(f"loading {source}"):
             from bellm.encoder import Encoder
 
-            given = {name: choice for name, choice in dataclasses.asdict(self).items() if choice is not None}
-            return Encoder.load(source, **given, verify=verify)
+            return Encoder.load(source, **self.given(), verify=verify)
+
+    def given(self) -> dict[str, Any]:
+        """The choices that were made."""
+        return {name: choice for name, choice in dataclasses.asdict(self).items() if choice is not None}
+
+    def loading(self) -> dict[str, Any]:
+        """Those that leave the vectors alone, for an encoder that is loaded again elsewhere."""
+        return {name: choice for name, choice in self.given().items() if name in _LOADING}
 
 
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,6 +1,5 @@
 """`bellm index` and `bellm search`: the nearest rows of a corpus, or the nearest lines of a file."""
 
-import dataclasses
 import json
 import os.path
 import sys
@@ -14,9 +13,6 @@ from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
-
-_ELSEWHERE = ("device", "attention", "trust_remote_code")
-"""Options of the model that leave its vectors alone."""
 
 
 def index(
@@ -112,14 +108,13 @@ def _in_file(
 def _in_corpus(
     query: str, corpus: str, top: int, exact: bool, model: str | None, options: ModelOptions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    given = [name for name, choice in dataclasses.asdict(options).items() if choice is not None]
-    if refused := [name.replace("_", "-") for name in given if name not in _ELSEWHERE]:
+    if refused := [name.replace("_", "-") for name in options.given() if name not in options.loading()]:
         raise BellmError(f"--{refused[0]} was chosen when {corpus} was embedded: leave it out, or embed anew.")
     from bellm.corpus.index import Index
     from bellm.facts import facts
 
     searched = Index.open(corpus)
-    encoder, source = _encoder_of(corpus, model, {name: getattr(options, name) for name in given})
+    encoder, source = _encoder_of(corpus, model, options.loading())
     hits = searched.search(encoder.encode_query([query])[0], top, exact=exact)
     found = {"hits": list(map(vars, hits)), "exact": exact or not searched.record.is_approximate}
     return found, facts(source, encoder)
