@@ -120,7 +120,7 @@ def embed_corpus(
         normalise: Scale every vector to length 1.
         max_batch_tokens: Most tokens in one forward pass.
         engine: What does the work, such as `bellm.corpus.ray.RayEngine`; None is this process.
-        progress: Called every few seconds or so with how far it is.
+        progress: Called with how far it is, after some hundred rows each time.
 
     Raises:
         BellmError: What came, what is allowed and what to do, in one line. Finished shards are kept.
@@ -262,7 +262,8 @@ class _Meter:
 
     def begin(self, span: Span) -> None:
         """Know how much of the inputs each row of this span is."""
-        self._gain = (span.read - self._now.share) / max(len(span.rows), 1)
+        self._now = self._now._replace(share=span.begun)
+        self._gain = (span.read - span.begun) / max(len(span.rows), 1)
 
     def count(self, rows: int, tokens: int) -> None:
         """Take in a piece of the span."""

@@ -60,7 +60,7 @@ def missing(files: Sequence[str], columns: Columns, done: Iterable[Shard], max_r
     for file, size in zip(files, sizes, strict=True):
         source = Source(file, columns)
         for span in _missing(source, shards_of.get(file, []), max_rows):
-            span.read = (read + size * source.share) / total if total else 0.0
+            span.begun, span.read = ((read + size * share) / max(total, 1) for share in (span.begun, span.read))
             yield span
         read += size
 
@@ -83,10 +83,18 @@ def _missing(source: Source, done: Sequence[Shard], max_rows: int) -> Iterator[S
     rows = source.rows()
     row = 1
     for shard in done:
-        yield from cut(source.file, itertools.islice(rows, shard.first - row), max_rows)
+        yield from _cut(source, itertools.islice(rows, shard.first - row), max_rows)
         _refuse_changed(source, itertools.islice(rows, shard.stop - shard.first), shard)
         row = shard.stop
-    yield from cut(source.file, rows, max_rows)
+    yield from _cut(source, rows, max_rows)
+
+
+def _cut(source: Source, rows: Iterator[Row], max_rows: int) -> Iterator[Span]:
+    begun = source.share
+    for span in cut(source.file, rows, max_rows):
+        span.begun, span.read = begun, source.share
+        begun = span.read
+        yield span
 
 
 def _refuse_changed(source: Source, rows: Iterator[Row], shard: Shard) -> None:

@@ -36,8 +36,10 @@ class Span:
     """Numbers of the other rows, and why."""
     digest: str = ""
     """What tells these rows from any others: see `Digest`."""
-    read: float = 1.0
-    """Share of the file that was read when the span was complete."""
+    begun: float = 0.0
+    """Share of the inputs that was read when it began."""
+    read: float = 0.0
+    """Share of the inputs that was read when it was complete."""
 
     @property
     def stop(self) -> int:

@@ -108,6 +108,13 @@ def assert_same_corpus(found: Path, expected: Path) -> None:
         assert not (found / name).is_file() or (found / name).read_bytes() == (expected / name).read_bytes()
 
 
+def assert_promises_are_kept(out: Path) -> None:
+    """Where there is a manifest, all that it names is there."""
+    if (out / manifest.MANIFEST_FILE).exists():
+        assert all(path.exists() for path in manifest.shard_paths(out, manifest.read(out)))
+        assert (out / manifest.REJECTED_FILE).exists()
+
+
 def test_killed_at_random_moments_no_row_is_lost_and_none_comes_twice(
     jobs: Jobs, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -136,6 +143,7 @@ def test_killed_around_every_call_that_makes_files_last(
     # What is left takes 12 steps in the end: two for each of three calls for each of two files.
     while (end := jobs.run(tmp_path / "out", step=1 + deaths % 17)) == -signal.SIGKILL:
         deaths += 1
+        assert_promises_are_kept(tmp_path / "out")
     assert end == 0
     assert deaths > 20
     assert_same_corpus(tmp_path / "out", expected)

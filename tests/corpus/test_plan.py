@@ -56,7 +56,9 @@ def test_what_is_missing_and_what_is_there_are_all_rows_once(
     assert all(span.stop - span.first <= max_rows for span in spans)
     assert [span.first for span in spans] == sorted(span.first for span in spans)
     assert all(text == f"text {row}" for span in spans for row, text in zip(span.rows, span.texts, strict=True))
-    assert all(0 < span.read <= 1 for span in spans)
+    shares = [share for span in spans for share in (span.begun, span.read)]
+    assert shares == sorted(shares)
+    assert all(0 <= share <= 1 for share in shares)
 
 
 @pytest.mark.parametrize("change", [1, 6, 7, 8, 19])
