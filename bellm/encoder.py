@@ -225,7 +225,7 @@ class Encoder:
         progress: bool = False,
     ) -> Encoded:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
-        _refuse_non_texts(texts)
+        check_texts(texts)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         template = self.settings.prompt.template_for(role)
@@ -426,7 +426,12 @@ def _prompt(prompt: str | Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     return Prompt("chat", template.removeprefix(bos) if bos else template)
 
 
-def _refuse_non_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str]) -> None:
+    """Make sure that these are texts.
+
+    Raises:
+        BellmError: `texts` is one string, or holds what is no string or half a character.
+    """
     if isinstance(texts, str):
         raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
     for number, text in enumerate(texts):

@@ -15,20 +15,17 @@ from bellm.engine.tokens import Tokens
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_WINDOW_TEXTS = 8192
-_WINDOW_CHARACTERS = 4_000_000
-
 _CACHE = 1 << 23
 """Bytes of a layer's widest states that a processor's caches hold; beyond, element-wise work waits for memory."""
 
 _SHARE_OF_MEMORY = 0.25
 
 
-def windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+def windows(texts: Sequence[str], *, max_texts: int = 8192, max_characters: int = 4_000_000) -> Iterator[Sequence[str]]:
     """Cut a long list of texts into parts whose tokens fit in memory easily."""
     start = characters = 0
     for end, text in enumerate(texts):
-        if end - start == _WINDOW_TEXTS or (characters > _WINDOW_CHARACTERS and end > start):
+        if end - start == max_texts or (characters > max_characters and end > start):
             yield texts[start:end]
             start, characters = end, 0
         characters += len(text)

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from bellm.engine import plan
 from bellm.engine.plan import one_ahead, suitable_tokens, windows, without_doubles
 from bellm.engine.tokens import Tokens
 
@@ -17,10 +16,7 @@ from ..decoders import decoder
 
 @given(st.lists(st.text(max_size=20)))
 def test_windows_hold_every_text_once_in_order(texts: list[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_WINDOW_TEXTS", 5)
-        patch.setattr(plan, "_WINDOW_CHARACTERS", 30)
-        parts = list(windows(texts))
+    parts = list(windows(texts, max_texts=5, max_characters=30))
     assert [text for part in parts for text in part] == texts
     assert all(len(part) <= 5 and sum(map(len, part[:-1])) <= 30 for part in parts)
 

@@ -1,0 +1,118 @@
+"""One encoder in several processes, a device each: data parallel embedding."""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import multiprocessing
+
+from bellm.backbone.loading import resolve_device
+from bellm.encoder import Encoder, check_texts
+from bellm.engine.embed import Encoded
+from bellm.engine.plan import windows
+from bellm.errors import BellmError, TruncationWarning
+from bellm.types import Role, Vectors
+
+_encoder: Encoder
+
+
+class Workers:
+    """Processes that embed texts with one encoder, each on a device of its own.
+
+    The weights go to the processes through shared memory. Use it as a context manager:
+
+        with Workers(encoder, ["cuda:0", "cuda:1"]) as workers:
+            vectors = workers.encode(texts)
+    """
+
+    def __init__(self, encoder: Encoder, devices: Sequence[str]) -> None:
+        """Start the processes.
+
+        Args:
+            encoder: What to embed with; it stays usable.
+            devices: A torch device for each process; naming one twice gives it two.
+
+        Raises:
+            BellmError: No device is given, or one that torch does not know.
+        """
+        if not devices:
+            raise BellmError("Workers need at least one device, such as cuda:0 or cpu.")
+        self._encoder = encoder
+        context = multiprocessing.get_context("spawn")
+        queue: SimpleQueue[str] = context.SimpleQueue()
+        for device in devices:
+            queue.put(str(resolve_device(device)))
+        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        self._pool = ProcessPoolExecutor(len(devices), context, _start, (encoder, queue, threads))
+
+    def encode(self, texts: Sequence[str], *, role: Role = "text", normalise: bool = False) -> Vectors:
+        """Embed texts, in their order; see `Encoder.encode`.
+
+        Raises:
+            BellmError: `texts` is not a list of strings, a device is not there, or a process was killed.
+
+        Warns:
+            TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
+        """
+        encoded = self.encode_counted(texts, role=role, normalise=normalise)
+        if encoded.num_truncated:
+            limit = self._encoder.settings.max_tokens
+            warnings.warn(
+                f"{encoded.num_truncated} of {len(texts)} texts were cut to {limit} tokens.",
+                TruncationWarning,
+                stacklevel=2,
+            )
+        return encoded.vectors
+
+    def encode_counted(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role = "text",
+        max_batch_tokens: int | None = None,
+        normalise: bool = False,
+    ) -> Encoded:
+        """Embed texts and count their tokens and those that were cut; see `Encoder.encode_counted`."""
+        check_texts(texts)
+        tasks = [(part, role, max_batch_tokens, normalise) for part in _parts(texts)]
+        try:
+            done = list(self._pool.map(_work, tasks))
+        except BrokenProcessPool as error:
+            raise BellmError("A worker process ended early: it was killed, or its device failed.") from error
+        vectors = [np.empty((0, self._encoder.dim), dtype=np.float32), *(part.vectors for part in done)]
+        return Encoded(
+            np.concatenate(vectors), sum(part.num_tokens for part in done), sum(part.num_truncated for part in done)
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _parts(texts: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Parts small enough that no process waits long for another's last one."""
+    return windows(texts, max_texts=1024, max_characters=500_000)
+
+
+def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
+    global _encoder
+    device = torch.device(queue.get())
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    encoder.model.to(device)
+    _encoder = encoder
+
+
+def _work(task: tuple[Sequence[str], Role, int | None, bool]) -> Encoded:
+    texts, role, max_batch_tokens, normalise = task
+    return _encoder.encode_counted(texts, role=role, max_batch_tokens=max_batch_tokens, normalise=normalise)
