@@ -82,7 +82,7 @@ def test_exact_search_is_brute_force(
     embed(tiny_encoder, tiny_folder, tmp_path, vectors=form, keep_text=True)
     record = build(tmp_path / "out")
     assert (record.rows, record.is_approximate) == (80, False)
-    query = 1e-6 * tiny_encoder.encode_query(["seven trains in the snow"])[0]
+    query = 1e-9 * tiny_encoder.encode_query(["seven trains in the snow"])[0]
     expected = brute_force(vectors_in(tmp_path / "out"), query)
     hits = Index.open(tmp_path / "out").search(query, 7)
     assert [hit.row - 1 for hit in hits] == np.argsort(-expected)[:7].tolist()
