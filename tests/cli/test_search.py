@@ -7,6 +7,7 @@ from typer.testing import CliRunner, Result
 
 from bellm import Encoder
 from bellm.cli import app
+from bellm.corpus.index import Index
 from bellm.tensors.similarity import cosine
 
 TEXTS = ["A heron stands in the shallow water.", "Snow fell all night.", "The invoice was paid twice."]
@@ -51,6 +52,15 @@ def test_search_of_an_approximate_index_says_so(corpus: Path) -> None:
     assert json.loads(bellm("search", "x", "--in", corpus, "--json").stdout)["exact"] is False
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_search_is_handed_on(corpus: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    bellm("index", corpus, "--approximate")
+    asked: list[bool] = []
+    monkeypatch.setattr(Index, "search", lambda *_, exact: asked.append(exact) or [])
+    assert bellm("search", "x", "--in", corpus, *["--exact"] * exact).exit_code == 0
+    assert asked == [exact]
+
+
 def test_the_model_may_have_moved(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
     bellm("index", corpus)
     moved = tmp_path / "moved"
@@ -67,6 +77,7 @@ def test_the_model_may_have_moved(corpus: Path, tiny_folder: Path, tmp_path: Pat
         (["--max-tokens=50", "--device=cpu"], "--max-tokens was chosen when"),
         (["--dtype=float32"], "--dtype was chosen when"),
         (["--model=none/there"], "none/there"),
+        (["--device=nowhere"], "nowhere"),
         ([], "has no index yet: bellm index "),
     ],
 )
