@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -144,3 +145,11 @@ def test_cells_that_are_no_text(monkeypatch: pytest.MonkeyPatch, cell: Any) -> N
     monkeypatch.setattr(formats, "LONGEST", 50)
     assert formats.problem_of(cell)
     assert not formats.problem_of("")
+
+
+def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "bellm.corpus.arrow", raising=False)
+    assert [row.text for row in read(".csv", as_csv(["a"]))] == ["a"]
+    with pytest.raises(SourceError, match=r"need pyarrow: pip install 'bellm\[corpus\]'"):
+        read(".parquet", as_parquet(["a"]))
