@@ -15,8 +15,12 @@ from bellm.engine.padded import Padded
 from bellm.engine.tokens import Tokens
 from bellm.types import PoolingName
 
-_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest relative distance that rounding explains, by dtype."""
+_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest relative distance that rounding explains, by dtype; a text that sees another is off by far more.
+
+The probe's random tokens are ill-conditioned: on SmolLM2 in float32 one of its rows is 2e-5 away from float64 however
+it is run, where sentences are 1e-6 away.
+"""
 
 
 @dataclass(frozen=True)
