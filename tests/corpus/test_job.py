@@ -196,6 +196,16 @@ def test_a_damaged_shard_is_made_anew(tiny_encoder: Encoder, counted: list[str])
     assert content() == before
 
 
+def test_damaged_shards_leave_nothing_behind(tiny_encoder: Encoder) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    for path in sorted(Path("out/shards").iterdir())[2:4]:
+        path.write_bytes(b"torn")
+    with pytest.warns(CorpusWarning, match="Its rows are embedded again"):
+        report = run(tiny_encoder, "a.txt", shard_rows=16)
+    assert (report.new_rows, report.manifest.rows, len(report.manifest.shards)) == (16, 50, 6)
+    assert run(tiny_encoder, "a.txt").new_rows == 0
+
+
 def test_shards_from_elsewhere_are_refused(tiny_encoder: Encoder) -> None:
     run(tiny_encoder, lines("a.txt", TEXTS))
     path = sorted(Path("out/shards").iterdir())[0]
