@@ -22,7 +22,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bellm.backbone.attention import LookBothWays, open_layers, twin
 from bellm.backbone.layers import Layer, decoder_of, layers_of, text_config
-from bellm.backbone.lean import fuse_norms
 from bellm.backbone.parallel import Branch
 from bellm.errors import DirectionError
 from bellm.tensors.packing import Packing, Reach
@@ -120,7 +119,6 @@ class PackedModel:
         self.num_shared = opened[0] if opened else self.depth
         self.windows = tuple(_window(layer) for layer in layers)
         self.model = twin(model)
-        fuse_norms(self.model)
         AttentionInterface.register(f"{_NAME}_{how}", _ATTENTION[how])
         text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
         for layer in layers_of(self.model):
