@@ -189,7 +189,7 @@ def _columns(table: Any) -> dict[str, str]:
 
 
 def _content_digest(table: Any) -> str:
-    """SHA-256 of all columns; the checksums of Parquet's pages leave out the headers between them."""
+    """SHA-256 of all columns; the checksums of Parquet's pages do not know of its footer."""
     digest = hashlib.sha256()
     for name in table.column_names:
         column = table.column(name).combine_chunks()
