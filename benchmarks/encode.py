@@ -229,7 +229,7 @@ class Bench:
         loop.note = ", ".join(filter(None, (f"batch {PLAIN_BATCH_SIZE}", causal)))
         systems = [ours, self.peer(texts, workload.pooling, causal), loop]
         if self.with_llama_cpp:
-            few = self.tokenizer.batch_decode(texts.ids[: 8 if workload.documents else 64])  # cut as for the others
+            few = self.tokenizer.batch_decode(texts.ids[: 4 if workload.documents else 16])  # cut as for the others
             systems.append(llama_cpp(few, workload.pooling, causal))
         needed = needed_flops(
             texts.ids, self.shape, first_open=min(opened, default=None), last_only=workload.pooling == "last"
