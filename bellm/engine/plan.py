@@ -15,8 +15,11 @@ from bellm.engine.tokens import Tokens
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CACHE = 1 << 23
-"""Bytes of a layer's widest states that a processor's caches hold; beyond, element-wise work waits for memory."""
+_CACHE = 1 << 22
+"""Bytes that a layer's widest states may take on a processor.
+
+Larger ones fall out of its caches, and the C library gives their pages back after each use and asks for them anew.
+"""
 
 _SHARE_OF_MEMORY = 0.25
 
