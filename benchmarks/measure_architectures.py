@@ -123,10 +123,9 @@ def page(rows: Sequence[Row]) -> str:
             "token narrower on that side: its bidirectional window reaches W tokens, a causal one W-1.",
             "- **only open layers leak**: largest change that a later token causes at an earlier one in a *closed* "
             "layer; that every open layer does see the future is part of the same check.",
-            "- **padding, alone = batch, left = right, order, eager = sdpa, packed = padded**: largest relative difference "
-            "between states (vectors, in the last case) that ought to be equal; 1e-5 is allowed, and was reached where "
-            "packed = padded is allowed more. Where that column has no number `encode` runs padded batches, for the reason "
-            "given below.",
+            "- **padding, alone = batch, left = right, order, eager = sdpa, packed = padded**: largest relative "
+            "difference between states (vectors, in the last case) that ought to be equal; 1e-5 is allowed. Where "
+            "the last column has no number `encode` runs padded batches, for the reason given below.",
             "- **parallel**: whether the parallel reading runs as well.",
             "",
             f"| architecture | backend | layers | {' | '.join(COLUMNS.values())} | parallel |",

@@ -1,44 +1,71 @@
 """The same arithmetic in fewer passes over memory.
 
 transformers writes a root-mean-square norm as seven element-wise steps, each of which reads and writes every state;
-torch has it as one. On a processor that multiplies matrices fast, such passes are what an encoder waits for.
+torch has it as one. A gated MLP needs room for its widest states once where it takes it four times. On a processor that
+multiplies matrices fast, such passes and such room are what an encoder waits for.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 _SCALES = (1.0, 1e-3)
-"""Sizes of the states on which norms are compared; at the small one the epsilon shows."""
+"""Sizes of the states on which modules are compared; at the small one the epsilon of a norm shows."""
 
 
-def fuse_norms(model: PreTrainedModel) -> None:
-    """Put torch's own norm, on the same weight, in the place of every norm that it equals; the model changes."""
+class _GatedMLP(nn.Module):
+    """A gated MLP that works in the room of its first product."""
+
+    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def forward(self, states: Tensor) -> Tensor:
+        gate: Tensor = functional.silu(self.gate_proj(states), inplace=True)
+        down: Tensor = self.down_proj(gate.mul_(self.up_proj(states)))
+        return down
+
+
+def lean(model: PreTrainedModel) -> None:
+    """Put a leaner module, on the same weights, in the place of every one that it equals; the model changes."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            fused = _fused(child)
-            if fused is not None:
-                setattr(module, name, fused)
+            for leaner in (_norm, _mlp):
+                if (found := leaner(child)) is not None and not (child._forward_hooks or child._forward_pre_hooks):
+                    setattr(module, name, found)
 
 
-def _fused(norm: nn.Module) -> nn.RMSNorm | None:
+def _norm(norm: nn.Module) -> nn.Module | None:
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    plain = not (norm._forward_hooks or norm._forward_pre_hooks or len(norm._parameters) > 1)
-    if not type(norm).__name__.endswith("RMSNorm") or not isinstance(weight, nn.Parameter) or eps is None or not plain:
+    if not type(norm).__name__.endswith("RMSNorm") or list(norm._parameters) != ["weight"] or eps is None:
         return None
+    assert isinstance(weight, nn.Parameter)
     fused = nn.RMSNorm(weight.shape, eps, elementwise_affine=False)
     fused.weight = weight
-    return fused if _equal(norm, fused, weight) else None
+    return fused if _equal(norm, fused, weight.shape[0], weight) else None
+
+
+def _mlp(mlp: nn.Module) -> nn.Module | None:
+    children = dict(mlp.named_children())
+    children.pop("act_fn", None)
+    gate = children.get("gate_proj")
+    if set(children) != {"gate_proj", "up_proj", "down_proj"} or not isinstance(gate, nn.Linear):
+        return None
+    found = _GatedMLP(**children)
+    return found if _equal(mlp, found, gate.in_features, gate.weight) else None
 
 
 @torch.inference_mode()
-def _equal(norm: nn.Module, fused: nn.RMSNorm, weight: Tensor) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(4, len(weight), generator=generator).to(weight)
+def _equal(module: nn.Module, leaner: nn.Module, width: int, like: Tensor) -> bool:
+    states = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(like)
     for scale in _SCALES:
-        wanted, found = norm(states * scale), fused(states * scale)
-        rounding = 4 * torch.finfo(weight.dtype).eps * wanted.abs() + 1e-6 * scale
+        try:
+            wanted, found = module(states * scale), leaner(states * scale)
+        except (RuntimeError, TypeError):  # It wants other arguments, or other shapes.
+            return False
+        rounding = 4 * torch.finfo(like.dtype).eps * wanted.abs() + 1e-6 * scale
         if not bool(((wanted - found).abs() <= rounding).all()):
             return False
     return True

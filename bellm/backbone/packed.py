@@ -234,7 +234,9 @@ def _refuse(layers: Sequence[Layer], how: str) -> None:
     if how not in _ATTENTION:
         raise Unpackable(f"attention={how!r} leaves padding out in its own way")
     for layer in layers:
-        if len(layer.attention) != 1 or not (layer.kind == "full" or layer.kind.startswith("sliding:")):
+        if len(layer.attention) > 1:
+            raise Unpackable(f"layer {layer.number} has {len(layer.attention)} attention modules")
+        if not layer.attention or not (layer.kind == "full" or layer.kind.startswith("sliding:")):
             raise Unpackable(f"layer {layer.number} is of kind {layer.kind}, which does not know where a text ends")
         if any(isinstance(hook, Branch) for hook in layer.module._forward_hooks.values()):
             raise Unpackable("the parallel reading runs two branches as one batch")

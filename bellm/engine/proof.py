@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.layers import depth_of
-from bellm.backbone.lean import fuse_norms
+from bellm.backbone.lean import lean
 from bellm.backbone.packed import PackedModel, Unpackable
 from bellm.backbone.probe import probe_ids
 from bellm.engine.packed import Packed
@@ -80,7 +80,7 @@ def _prove(model: PreTrainedModel) -> Proof:
     if not distance <= limit:
         said = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
         return Proof(None, said, distance, limit)
-    fuse_norms(twin.model)  # Each compared on its own; before, packed and padded round alike.
+    lean(twin.model)  # Each part compared on its own; before, packed and padded round alike.
     return Proof(twin, "", distance, limit)
 
 
