@@ -233,10 +233,9 @@ class Encoder:
         twin = packed(model).twin if texts else None
         vectors: list[Vectors] = [np.empty((0, self.dim), dtype=np.float32)]
         num_tokens = num_truncated = 0
+        rows = (tokenise(self.tokenizer, part, template, self.settings.max_tokens) for part in windows(texts))
         with tqdm(total=len(texts), unit="text", disable=not progress, leave=False) as bar:
-            for tokens in one_ahead(
-                lambda part: tokenise(self.tokenizer, part, template, self.settings.max_tokens), windows(texts)
-            ):
+            for tokens in one_ahead(rows):
                 found = embed(
                     model,
                     tokens,

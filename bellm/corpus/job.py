@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -25,6 +25,7 @@ from bellm.corpus.shards import Shard, VectorForm
 from bellm.corpus.spans import SHARD_ROWS, Span
 from bellm.encoder import Encoder
 from bellm.engine.embed import Encoded
+from bellm.engine.plan import one_ahead
 from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
 from bellm.facts import facts
 from bellm.folder import FINGERPRINT_FILE
@@ -33,8 +34,6 @@ from bellm.types import Role
 LOCK_FILE = ".lock"
 
 _PIECE_ROWS, _PIECE_CHARACTERS = 1024, 2**22  # Texts that go to the encoder at once: progress shows after each.
-
-Item = TypeVar("Item")
 
 
 class Progress(NamedTuple):
@@ -233,7 +232,7 @@ def _embed(encoder: Encoder, work: Work, progress: Callable[[Progress], None] | 
     """The engine of one machine: reading is a span ahead of the model, and writing a shard behind it."""
     spans = plan.missing(work.files, work.columns, work.done, work.shard_rows)
     # Standard input is read where Ctrl-C arrives.
-    spans = spans if STDIN in work.files else _one_ahead(spans)
+    spans = spans if STDIN in work.files else one_ahead(spans)
     new: list[Shard] = []
     meter = _Meter(progress)
 
@@ -295,15 +294,6 @@ def _tell(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
         warnings.warn(
             f"{out} also holds {others[0]}{more}, embedded earlier and not named now.", CorpusWarning, stacklevel=3
         )
-
-
-def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Make the next item in a thread while this one is used."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = reader.submit(next, items, None)
-            yield item
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[slice]:

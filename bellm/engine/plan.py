@@ -1,9 +1,8 @@
 """How much goes through the model at once, and what need not go through at all."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +12,7 @@ from bellm.backbone.states import device_of, width_of
 from bellm.engine.tokens import Tokens
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+_END = object()
 
 _CACHE = 1 << 22
 """Bytes that a layer's widest states may take on a processor.
@@ -36,19 +35,13 @@ def windows(texts: Sequence[str], *, max_texts: int = 8192, max_characters: int 
         yield texts[start:]
 
 
-def one_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of work on items, in order, each made in a thread while the one before it is used."""
-    items = iter(items)
-    first = list(islice(items, 1))
-    if not first:
-        return
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Make the next item in a thread while this one is used."""
     with ThreadPoolExecutor(1, "bellm") as thread:
-        result = work(first[0])
-        for item in items:
-            waiting = thread.submit(work, item)
-            yield result
-            result = waiting.result()
-        yield result
+        coming = thread.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = thread.submit(next, items, _END)
+            yield cast(Item, item)
 
 
 def without_doubles(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:

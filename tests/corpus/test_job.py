@@ -334,7 +334,7 @@ def test_reading_is_one_ahead_and_its_errors_arrive() -> None:
             yield number
         raise SourceError("torn")
 
-    items = job._one_ahead(numbers())
+    items = job.one_ahead(numbers())
     assert next(items) == 0
     deadline = time.monotonic() + 10
     while len(read) < 2 and time.monotonic() < deadline:

@@ -32,13 +32,13 @@ def test_work_is_done_in_order_and_one_ahead() -> None:
         return number * number
 
     found = []
-    for result in one_ahead(work, range(5)):
+    for result in one_ahead(map(work, range(5))):
         if not found:
             assert begun.wait(10)  # The second item is under way while the first result is used.
         found.append(result)
     assert found == [0, 1, 4, 9, 16]
     assert done == [0, 1, 2, 3, 4]
-    assert list(one_ahead(work, [])) == []
+    assert list(one_ahead(iter([]))) == []
 
 
 def test_an_error_ahead_arrives() -> None:
@@ -46,7 +46,7 @@ def test_an_error_ahead_arrives() -> None:
         return 1 // (1 - number)
 
     with pytest.raises(ZeroDivisionError):
-        list(one_ahead(work, range(3)))
+        list(one_ahead(map(work, range(3))))
 
 
 def test_rows_of_equal_ids_are_one_unless_their_spans_count() -> None:
