@@ -134,6 +134,8 @@ def test_nothing_is_computed_twice(tiny_model: LlamaForCausalLM) -> None:
     # The beginning once (6), then 13, 14, 15 and 16; in the last layer four pooled rows.
     assert counted(PackedModel(opened(tiny_model, [])), tokens, "last", 2) == [11, 11, 11, 10]
     assert counted(PackedModel(opened(tiny_model, [])), tokens, "last", 100) == [10, 10, 10, 10]
+    mixed = tokens_of([[*STEM, 13, 14], [*STEM, 16], [*STEM, 13], [*STEM, 13, 15]])
+    assert counted(PackedModel(opened(tiny_model, [])), mixed, "last", 100) == [10, 10, 10, 10]
     # From the first open layer on every token of every text.
     whole = sum(map(len, tokens.ids))
     assert counted(PackedModel(opened(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
