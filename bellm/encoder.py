@@ -26,7 +26,7 @@ from bellm.config import Settings
 from bellm.engine.embed import Encoded, embed
 from bellm.engine.plan import one_ahead, windows
 from bellm.engine.proof import packed
-from bellm.engine.tokens import Tokens, stand_in, tokenise
+from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
 from bellm.errors import BellmError, NoOpWarning, PromptError, SourceError, TruncationWarning
 from bellm.prompts import Prompt
 from bellm.tensors.similarity import normalise as unit_length
@@ -251,9 +251,10 @@ class Encoder:
                 num_truncated += tokens.num_truncated
         return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
 
-    def tokenise(self, texts: Sequence[str]) -> Tokens:
+    def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
-        return tokenise(self.tokenizer, texts, self.settings.prompt.template, self.settings.max_tokens)
+        template = self.settings.prompt.template_for(role)
+        return tokenise(self.tokenizer, texts, template, self.settings.max_tokens)
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:
@@ -404,12 +405,7 @@ class Encoder:
             normalise=normalise,
             progress=len(texts) >= _MANY and sys.stderr.isatty() if progress is None else progress,
         )
-        if encoded.num_truncated:
-            warnings.warn(
-                f"{encoded.num_truncated} of {len(texts)} texts were cut to {self.settings.max_tokens} tokens.",
-                TruncationWarning,
-                stacklevel=3,
-            )
+        warn_of_cuts(encoded.num_truncated, len(texts), self.settings.max_tokens)
         return encoded.vectors
 
 

@@ -1,7 +1,6 @@
 """One encoder in several processes, a device each: data parallel embedding."""
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,8 @@ from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder, check_texts
 from bellm.engine.embed import Encoded
 from bellm.engine.plan import windows
-from bellm.errors import BellmError, TruncationWarning
+from bellm.engine.tokens import warn_of_cuts
+from bellm.errors import BellmError
 from bellm.types import Role, Vectors
 
 _encoder: Encoder
@@ -61,13 +61,7 @@ class Workers:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
         encoded = self.encode_counted(texts, role=role, normalise=normalise)
-        if encoded.num_truncated:
-            limit = self._encoder.settings.max_tokens
-            warnings.warn(
-                f"{encoded.num_truncated} of {len(texts)} texts were cut to {limit} tokens.",
-                TruncationWarning,
-                stacklevel=2,
-            )
+        warn_of_cuts(encoded.num_truncated, len(texts), self._encoder.settings.max_tokens)
         return encoded.vectors
 
     def encode_counted(

@@ -26,8 +26,6 @@ import numpy as np
 import torch
 import transformers
 from flops import Shape, machine, matrix_rate, needed_flops
-from measure_sts import data_folder, read_pairs
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -36,9 +34,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from workloads import MAX_TOKENS, WORKLOADS, Texts, Workload, draw
 
 from bellm import Encoder
-from bellm.prompts import resolve
 from bellm.tensors.similarity import paired_cosine
 from bellm.types import PoolingName, Vectors
 
@@ -46,57 +44,6 @@ BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)  # that sentence-transformers may cho
 QUICK_BATCH_SIZES = (4, 8, 16, 32)
 PLAIN_BATCH_SIZE = 32
 RATE_TOKENS = (256, 512, 1024, 4096)
-MAX_TOKENS = 512
-
-DEMONSTRATIONS = """\
-Instruct: Give the one word that says what a sentence is about, so that sentences that mean the same get the same word.
-Sentence: "The band came back on stage and played one more song." Word: "concert"
-Sentence: "After three days of rain the river ran through the streets." Word: "flood"
-Sentence: "She mixed the flour and eggs and put the tin in the oven." Word: "baking"
-Sentence: "{text}" Word: \""""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Texts and how they are to be embedded."""
-
-    name: str
-    prompt: str
-    pooling: PoolingName
-    num: int
-    """Sentence pairs, or documents."""
-    num_quick: int
-    bidirectional: str = "none"
-    documents: bool = False
-
-
-WORKLOADS = (
-    Workload("raw", "raw", "mean", 320, 64),
-    Workload("prompteol", "prompteol", "last", 192, 32),
-    Workload("bellm", "bellm", "last", 192, 24),
-    Workload("bellm-last8", "bellm", "last", 192, 24, bidirectional="last:8"),
-    Workload("long-prefix", DEMONSTRATIONS, "last", 48, 8),
-    Workload("documents", "raw", "mean", 32, 6, documents=True),
-)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The texts of a workload in the order in which they arrive."""
-
-    bare: list[str]
-    filled: list[str]
-    """With their prompt."""
-    ids: list[list[int]]
-    left: NDArray[np.int64]
-    """Where the first sentence of each pair lies."""
-    right: NDArray[np.int64]
-    gold: NDArray[np.float64]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens with the prompt, as a model would read the texts one by one."""
-        return sum(map(len, self.ids))
 
 
 @dataclass
@@ -216,7 +163,7 @@ class Bench:
 
     def prepare(self, workload: Workload) -> Task:
         """Read the texts, compute the reference, warm every system up and find sentence-transformers' batch size."""
-        texts = self.read(workload)
+        texts = draw(workload, self.tokenizer, quick=self.quick)
         encoder = self.encoder.replace(
             prompt=workload.prompt, pooling=workload.pooling, bidirectional=workload.bidirectional
         )
@@ -236,34 +183,6 @@ class Bench:
         )
         ours.encode()
         return Task(workload, texts, reference, systems, needed)
-
-    def read(self, workload: Workload) -> Texts:
-        """Draw texts and bring them into a random order, both with fixed seeds."""
-        num = workload.num_quick if self.quick else workload.num
-        gold = np.empty(0)
-        if workload.documents:
-            bare = self.long_documents(num)
-        else:
-            pairs = read_pairs(data_folder() / "stsbenchmark" / "sts-test.csv", num)
-            bare, gold = [*pairs.left, *pairs.right], pairs.gold
-        order = np.random.default_rng(1).permutation(len(bare))
-        place = np.argsort(order)
-        bare = [bare[number] for number in order]
-        template = resolve(workload.prompt).template
-        filled = [template.replace("{text}", text) for text in bare]
-        return Texts(bare, filled, self.tokenise(filled), place[: len(gold)], place[len(gold) : 2 * len(gold)], gold)
-
-    def long_documents(self, num: int) -> list[str]:
-        """SciFact's documents of 300 tokens and more, title first."""
-        with (data_folder() / "scifact" / "derived" / "corpus.jsonl").open(encoding="utf-8") as lines:
-            records = [json.loads(line) for line in lines]
-        texts = [f"{one['title']} {one['text']}" for one in records]
-        drawn = [texts[number] for number in np.random.default_rng(0).permutation(len(texts))[: 6 * num]]
-        return [text for text, ids in zip(drawn, self.tokenise(drawn), strict=True) if len(ids) >= 300][:num]
-
-    def tokenise(self, texts: list[str]) -> list[list[int]]:
-        """Token ids, cut to the limit."""
-        return [ids[:MAX_TOKENS] for ids in self.tokenizer(texts).input_ids]
 
     def peer(self, texts: Texts, pooling: PoolingName, note: str) -> System:
         """sentence-transformers at the batch size that is fastest on half of the texts (64 at least)."""

@@ -131,6 +131,8 @@ def _under(folder: str) -> list[str]:
 def _suffix(path: str) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
+        if not os.path.exists(path):
+            raise SourceError(f"There is no file or folder {path}.")
         raise SourceError(f"bellm cannot read {path}: its suffix is {suffix!r}, not one of {', '.join(READERS)}.")
     return suffix
 

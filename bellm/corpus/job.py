@@ -26,7 +26,8 @@ from bellm.corpus.spans import SHARD_ROWS, Span
 from bellm.encoder import Encoder
 from bellm.engine.embed import Encoded
 from bellm.engine.plan import one_ahead
-from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
+from bellm.engine.tokens import warn_of_cuts
+from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.facts import facts
 from bellm.folder import FINGERPRINT_FILE
 from bellm.types import Role
@@ -282,13 +283,7 @@ def _tell(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
     if manifest.unreadable:
         found = manifest.rows + manifest.unreadable
         warnings.warn(f"{manifest.unreadable} of {found} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
-    if manifest.truncated:
-        limit = manifest.encoder["max_tokens"]
-        warnings.warn(
-            f"{manifest.truncated} of {manifest.rows} texts were cut to {limit} tokens.",
-            TruncationWarning,
-            stacklevel=3,
-        )
+    warn_of_cuts(manifest.truncated, manifest.rows, manifest.encoder["max_tokens"])
     if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.warn(

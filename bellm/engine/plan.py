@@ -14,7 +14,7 @@ from bellm.engine.tokens import Tokens
 Item = TypeVar("Item")
 _END = object()
 
-_CACHE = 1 << 22
+_CACHE = 6 << 20
 """Bytes that a layer's widest states may take on a processor.
 
 Larger ones fall out of its caches, and the C library gives their pages back after each use and asks for them anew.

@@ -1,12 +1,13 @@
 """Texts to token ids, with the prompt whole and the text cut where it must be."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bellm.errors import PromptError
+from bellm.errors import PromptError, TruncationWarning
 from bellm.prompts import SLOT
 
 
@@ -70,6 +71,17 @@ def stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
         if isinstance(token_id, int):
             return token_id
     return 0
+
+
+def warn_of_cuts(num_truncated: int, num_texts: int, max_tokens: int) -> None:
+    """Say how many texts were cut, if any, to the caller of bellm.
+
+    Warns:
+        TruncationWarning: Texts were cut.
+    """
+    if num_truncated:
+        message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens."
+        warnings.warn(message, TruncationWarning, stacklevel=4)
 
 
 def text_mask(mask_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:

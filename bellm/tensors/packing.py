@@ -20,6 +20,9 @@ Index = NDArray[np.int64]
 _BLOCK = 64
 """Queries of one product: their scores stay in a core's cache, and keys behind the last of them are left out."""
 
+_EVEN = 16
+"""Keys come in multiples of this: a processor's vector units do what is left over one by one."""
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -93,7 +96,7 @@ class Packing:
         slots = np.empty(sum(len(path.queries) for path in paths), dtype=np.int64)
         done = 0
         for members in _similar(paths):
-            width, depth = max(len(path.queries) for path in members), len(members[0].keys)
+            width, depth = max(len(path.queries) for path in members), _even(len(members[0].keys))
             queries, keys = (np.zeros((len(members), size), dtype=np.int64) for size in (width, depth))
             for number, path in enumerate(members):
                 queries[number, : len(path.queries)] = path.queries
@@ -151,6 +154,10 @@ class Packing:
         return torch.cat(answers).index_select(0, self.slots_N)
 
 
+def _even(num_keys: int) -> int:
+    return -(-num_keys // _EVEN) * _EVEN
+
+
 def _similar(paths: Sequence[Path]) -> list[list[Path]]:
     """Longest first; a group ends where its paths would be less than two thirds of the longest."""
     groups: list[list[Path]] = []
@@ -170,7 +177,7 @@ def _blocks(group: Group, reach: Reach, dtype: torch.dtype) -> list[Block]:
     for start in range(0, width, _BLOCK):
         queries = slice(start, min(start + _BLOCK, width))
         seen = torch.nonzero(any_K[queries].any(0))
-        num_keys = int(seen[-1]) + 1
+        num_keys = _even(int(seen[-1]) + 1)
         barred = torch.nonzero(~all_K[queries, :num_keys].all(0))
         first_masked = int(barred[0]) if len(barred) else num_keys
         part_BQK = allowed_BQK[:, queries, first_masked:num_keys]

@@ -78,6 +78,7 @@ def test_several_inputs_to_one_file(tiny_folder: Path, tiny_encoder: Encoder) ->
     ("arguments", "message"),
     [
         ("none.txt -o out", "none.txt cannot be read: No such file or directory."),
+        ("none -o out", "There is no file or folder none."),
         ("*.csv -o out", "*.csv matches no file."),
         ("t.jsonl -o out", "No row can be read. t.jsonl, line 1: no column 'text'. Columns: phrase."),
         (
@@ -125,6 +126,16 @@ def test_ctrl_c_says_what_is_kept(tiny_folder: Path) -> None:
     assert kept
     assert all(path.suffix == ".parquet" for path in kept)
     assert not Path("out/manifest.json").exists()
+
+
+def test_ray_gives_the_same_corpus(tiny_folder: Path, tiny_encoder: Encoder) -> None:
+    command = python("embed", tiny_folder, "t.txt", "-o", "out", "--engine=ray", "--workers=1", "--json")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == len(TEXTS)
+    tables = map(shards.read, manifest.shard_paths(Path("out"), manifest.read(Path("out"))))
+    vectors = np.concatenate([shards.vectors_of(table) for table in tables])
+    np.testing.assert_allclose(vectors, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
 
 
 def test_durations() -> None:

@@ -62,7 +62,7 @@ def test_wider_models_get_fewer_tokens(tiny_model: LlamaForCausalLM) -> None:
     wide = decoder("llama")
     width, wide.config.intermediate_size = wide.config.intermediate_size, 2048
     try:
-        assert suitable_tokens(wide) == 256
-        assert suitable_tokens(wide.to(torch.bfloat16)) == 512
+        assert suitable_tokens(wide) == 384
+        assert suitable_tokens(wide.to(torch.bfloat16)) == 768
     finally:
         wide.to(torch.float32).config.intermediate_size = width

@@ -88,7 +88,9 @@ def test_a_function_for_padded_texts_gives_the_same(reach: Reach) -> None:
 
 def test_keys_behind_a_block_are_left_out() -> None:
     (blocks,) = Packing.of([Path(np.arange(150), np.arange(150))], CPU).blocks(Reach(True), torch.float32)
-    assert [block.num_keys for block in blocks] == [64, 128, 150]
+    assert [block.num_keys for block in blocks] == [64, 128, 160]
     assert [block.first_masked for block in blocks] == [1, 65, 129]
     (blocks,) = Packing.of([Path(np.arange(150), np.arange(150))], CPU).blocks(Reach(False), torch.float32)
-    assert all(block.mask_B1QK is None and block.num_keys == 150 for block in blocks)
+    assert all(block.num_keys == 160 and block.first_masked == 150 for block in blocks)
+    (blocks,) = Packing.of([Path(np.arange(160), np.arange(160))], CPU).blocks(Reach(False), torch.float32)
+    assert all(block.mask_B1QK is None and block.num_keys == 160 for block in blocks)
