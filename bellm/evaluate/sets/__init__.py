@@ -1,0 +1,1 @@
+"""Published data sets, from a folder or from the Hub."""
