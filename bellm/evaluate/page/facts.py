@@ -1,0 +1,35 @@
+"""What is needed to do the runs of a report again, in words."""
+
+from collections.abc import Mapping
+
+from bellm.evaluate.results import Report, Run
+
+
+def shared(report: Report) -> dict[str, str]:
+    """Facts that all runs have in common; none where there is one run."""
+    first, *others = [_facts(run) for run in report.runs]
+    return {name: value for name, value in first.items() if others and all(it.get(name) == value for it in others)}
+
+
+def own(report: Report) -> list[dict[str, str]]:
+    """Facts of each run that are not shared."""
+    common = shared(report)
+    return [{name: value for name, value in _facts(run).items() if name not in common} for run in report.runs]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    cut = {task: score.num_truncated for task, score in run.scores.items() if score.num_truncated}
+    settings = dict(run.facts)
+    evaluation = settings.pop("evaluation", {})
+    known = {"model": run.model, **settings, **evaluation, "texts_cut_to_fit": cut}
+    return {name.replace("_", " "): _words(value) for name, value in known.items()}
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        value = [f"{name} {_words(part)}" for name, part in value.items()]
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value)) or None
+    return "none" if value is None else str(value)

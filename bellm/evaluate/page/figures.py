@@ -1,0 +1,183 @@
+"""Where the marks of the page's figures stand, in per cent of their box.
+
+Per cent, so that a figure is as wide as the screen and its words keep their size. The template draws.
+
+Shapes: N pairs of a task, of them W that are ranked worst and S of a sample.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from bellm.evaluate.results import Difference, Outcome, Report, Score
+from bellm.evaluate.tables import all_scores
+
+WORST = 10
+"""Pairs of a task that are highlighted and listed."""
+
+SHOWN = 300
+"""Most pairs of a task that are drawn, the worst ones among them."""
+
+_MARGIN = 0.04  # Of the span, at both ends.
+_JITTER = 0.004  # Of the axis: ratings are few, and points would hide each other.
+_ASIDE = 3.0  # Per cent between runs with as many open layers.
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale with a margin around its values and ticks at round numbers."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def percent(self, value: float) -> float:
+        """Where a value stands, in per cent from the low end."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An estimate with its interval, on an axis."""
+
+    run: int
+    at: float
+    low: float
+    high: float
+    across: float = 0
+    """Where it stands on the other axis, in a figure that has one."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Differences to the baseline: a row for each average and task, with a bar for each run."""
+
+    axis: Axis
+    rows: dict[str, list[Bar]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One average or task against the number of open layers."""
+
+    name: str
+    across: Axis
+    up: Axis
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A pair of texts in a scatter."""
+
+    pair: int
+    x: float
+    y: float
+    gold: float
+    cosine: float
+    gold_rank: int
+    """1 for the pair that people find most alike; ties share the middle of their ranks, rounded down."""
+    cosine_rank: int
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Cosine against rating for a run and a task."""
+
+    run: int
+    task: str
+    total: int
+    across: Axis
+    up: Axis
+    sample: list[Point]
+    worst: list[Point]
+    """Those whose two ranks are furthest apart, the worst first."""
+
+
+def axis(values: Iterable[float], *, least_step: float = 0) -> Axis:
+    """A scale for values, with ticks at multiples of 1, 2 or 5 times a power of ten.
+
+    >>> axis([0, 3.8]).ticks
+    (0.0, 1.0, 2.0, 3.0)
+    """
+    values = list(values)
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    span = high - low
+    low, high = low - _MARGIN * span, high + _MARGIN * span
+    power = 10 ** math.floor(math.log10(span / 5))
+    step = max(least_step, next(times * power for times in (1, 2, 5, 10) if times * power >= 0.999 * span / 5))
+    ticks = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return Axis(low, high, tuple(round(tick * step, 10) for tick in ticks))
+
+
+def forest(report: Report) -> Forest | None:
+    """Differences of all runs to the first; None where there is one run."""
+    others = list(enumerate(report.runs))[1:]
+    ends = [end for _, run in others for found in run.differences.values() for end in (found.low, found.high)]
+    if not ends:
+        return None
+    scale = axis([0, *ends])
+    names = all_scores(report.runs[0])
+    return Forest(scale, {name: [_bar(scale, run, it.differences[name]) for run, it in others] for name in names})
+
+
+def layers(report: Report) -> list[Panel]:
+    """Score against the number of open layers, a panel for each average, or each task where there is none.
+
+    Empty unless two runs differ in that number; runs that do not say theirs are left out.
+    """
+    opened = {number: run.facts.get("open_layers") for number, run in enumerate(report.runs)}
+    counts = {number: len(found) for number, found in opened.items() if isinstance(found, list | tuple)}
+    if len(set(counts.values())) < 2:
+        return []
+    first = report.runs[0]
+    return [_panel(name, report, counts) for name in first.averages or first.scores]
+
+
+def scatter(run: int, outcome: Outcome) -> Scatter:
+    """A task's worst pairs and a sample of the others, drawn alike for every run."""
+    gold_N, cosine_N = outcome.gold_N, outcome.items_N
+    assert gold_N is not None
+    gold_rank_N, rank_N = rankdata(-gold_N), rankdata(-cosine_N)
+    worst_W = np.argsort(-abs(gold_rank_N - rank_N), kind="stable")[:WORST]
+    across, up = axis(gold_N.tolist()), axis(cosine_N.tolist())
+    random = np.random.default_rng(0)
+    spread = _JITTER * (across.high - across.low)
+    jittered_N = gold_N + random.uniform(-spread, spread, len(gold_N))
+    order_N = random.permutation(len(gold_N))
+    sample_S = order_N[~np.isin(order_N, worst_W)][: SHOWN - WORST]
+
+    def point(pair: int) -> Point:
+        return Point(
+            pair=pair,
+            x=across.percent(jittered_N[pair]),
+            y=round(100 - up.percent(cosine_N[pair]), 2),
+            gold=float(gold_N[pair]),
+            cosine=float(cosine_N[pair]),
+            gold_rank=int(gold_rank_N[pair]),
+            cosine_rank=int(rank_N[pair]),
+        )
+
+    sample, worst = ([point(pair) for pair in pairs.tolist()] for pairs in (sample_S, worst_W))
+    return Scatter(run, outcome.task, len(gold_N), across, up, sample, worst)
+
+
+def _bar(scale: Axis, run: int, found: Score | Difference, across: float = 0) -> Bar:
+    return Bar(run, scale.percent(found.value), scale.percent(found.low), scale.percent(found.high), across)
+
+
+def _panel(name: str, report: Report, counts: dict[int, int]) -> Panel:
+    scores = {number: all_scores(report.runs[number])[name] for number in counts}
+    up = axis(end for score in scores.values() for end in (score.low, score.high))
+    across = axis(counts.values(), least_step=1)
+    bars = []
+    for number, count in counts.items():
+        alike = [other for other in counts if counts[other] == count]
+        aside = _ASIDE * (alike.index(number) - (len(alike) - 1) / 2)
+        bars.append(_bar(up, number, scores[number], across.percent(count) + aside))
+    return Panel(name, across, up, bars)

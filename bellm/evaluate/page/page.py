@@ -1,0 +1,168 @@
+"""The page, filled in from a report.
+
+No plotting library: the figures are some SVG in the template, so that the page weighs a tenth of what the lightest
+library does, is readable without scripts, prints, and follows the reader's colours.
+"""
+
+import base64
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from bellm.errors import SourceError
+from bellm.evaluate.page import facts, figures
+from bellm.evaluate.page.figures import Scatter
+from bellm.evaluate.page.verdicts import verdicts
+from bellm.evaluate.record import record
+from bellm.evaluate.results import Report, Run
+from bellm.evaluate.tables import BETTER, WORSE, all_scores, interval, labels, mark, points
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score in the table."""
+
+    value: float
+    text: str
+    interval: str
+    mark: str
+    is_best: bool
+
+
+def write_page(report: Report, file: Path) -> None:
+    """Write a report as one HTML file without links to anything else, whole or not at all.
+
+    Raises:
+        SourceError: The disk refuses; a page that was there before stays.
+    """
+    # Half a character cannot be written as UTF-8; a question mark in its place is better than no page.
+    data = render(report).encode("utf-8", "replace")
+    draft = file.with_name(f".{file.name}-{os.getpid()}.part")
+    try:
+        try:
+            draft.write_bytes(data)
+            os.replace(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise SourceError(f"{file} cannot be written: {error.strerror}. Choose another folder with -o.") from error
+
+
+def render(report: Report) -> str:
+    """The page's HTML."""
+    scatters = _scatters(report)
+    script = _part("page.js")
+    return _template().render(
+        report=report,
+        names=labels(report),
+        heading=_heading(report),
+        models=sorted({run.model.partition("?")[0] for run in report.runs}),
+        verdicts=verdicts(report),
+        columns=all_scores(report.runs[0]),
+        rows=_rows(report),
+        metrics=_metrics(report.runs[0]),
+        forest=figures.forest(report),
+        panels=figures.layers(report),
+        scatters=scatters,
+        tasks=list(dict.fromkeys(found.task for found in scatters)),
+        shared=facts.shared(report),
+        own=facts.own(report),
+        results=htmlsafe_json_dumps(record(report), ensure_ascii=False),
+        pairs=htmlsafe_json_dumps(_texts(report, scatters), ensure_ascii=False),
+        style=_part("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def colour(run: int) -> str:
+    """The class of a run's colour: grey for the baseline, five others in turn.
+
+    >>> [colour(run) for run in (0, 1, 5, 6)]
+    ['c0', 'c1', 'c5', 'c1']
+    """
+    return f"c{run and (run - 1) % 5 + 1}"
+
+
+def shape(run: int) -> str:
+    """The mark of a run, for those who do not see its colour; a circle for the baseline, four shapes in turn."""
+    return f"s{run % 4}"
+
+
+def tick(value: float, *, signed: bool = False) -> str:
+    """The number at a tick, as short as it gets.
+
+    >>> tick(20.0, signed=True), tick(0.0, signed=True), tick(0.5)
+    ('+20', '0', '0.5')
+    """
+    return f"{value:{'+' if signed and value else ''}g}".replace("-", "\N{MINUS SIGN}")
+
+
+@cache
+def _template() -> Template:
+    house = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    house.filters |= {each.__name__: each for each in (colour, interval, mark, points, shape, tick)}
+    house.globals |= {"BETTER": BETTER, "WORSE": WORSE}
+    return house.get_template("page.html.jinja")
+
+
+def _part(name: str) -> Markup:
+    """A file of the page that goes in as it is."""
+    return Markup((_HERE / name).read_text(encoding="utf-8"))
+
+
+def _heading(report: Report) -> str:
+    names = labels(report)
+    if len(names) <= 2:
+        return " against ".join(reversed(names))
+    return f"{len(names) - 1} encoders against {names[0]}"
+
+
+def _rows(report: Report) -> list[dict[str, Cell]]:
+    """The cells of each run by column."""
+    columns = all_scores(report.runs[0])
+    best = {name: max(all_scores(run)[name].value for run in report.runs) for name in columns}
+    return [{name: _cell(run, name, best[name], len(report.runs) > 1) for name in columns} for run in report.runs]
+
+
+def _cell(run: Run, name: str, best: float, is_compared: bool) -> Cell:
+    score = all_scores(run)[name]
+    sign = mark(run.differences.get(name))
+    return Cell(score.value, points(score.value), interval(score), sign, is_compared and score.value == best)
+
+
+def _metrics(run: Run) -> dict[str, list[str]]:
+    """The tasks that are measured by each metric."""
+    found: dict[str, list[str]] = {}
+    for task, score in run.scores.items():
+        found.setdefault(score.metric, []).append(task)
+    return found
+
+
+def _scatters(report: Report) -> list[Scatter]:
+    return [
+        figures.scatter(run, outcome)
+        for run, outcomes in enumerate(report.outcomes)
+        for outcome in outcomes.values()
+        if outcome.gold_N is not None
+    ]
+
+
+def _texts(report: Report, scatters: list[Scatter]) -> dict[str, dict[int, tuple[str, str]]]:
+    """The texts of all pairs that some run shows, by task and number of the pair."""
+    found: dict[str, dict[int, tuple[str, str]]] = {}
+    for drawn in scatters:
+        texts = report.outcomes[drawn.run][drawn.task].texts
+        pairs = {point.pair: texts[point.pair] for point in drawn.sample + drawn.worst} if texts else {}
+        found.setdefault(drawn.task, {}).update(pairs)
+    return found

@@ -1,0 +1,63 @@
+"""A browser without a window, for tests of what people see."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Any]:
+    """A selenium driver of a Chromium with a fresh profile; skips the test where one of the three is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install selenium")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver_program = shutil.which("chromedriver")
+    if program is None or driver_program is None:
+        pytest.skip("no Chromium with its chromedriver on the path")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for option in (*_OPTIONS, f"--user-data-dir={profile}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # The program is named, so that selenium looks for none on the network.
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_program))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def visit(driver: Any, file: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+    """Open a file in a window of some width, or on a phone's screen where it is narrow."""
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    complaints(driver), requests(driver)  # What was logged before is no longer of interest.
+    driver.get(file.as_uri())
+
+
+def complaints(driver: Any) -> list[str]:
+    """What the console says since the last call."""
+    return [entry["message"] for entry in driver.get_log("browser")]
+
+
+def requests(driver: Any) -> list[str]:
+    """What was asked for since the last call, on the disk or the network."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
