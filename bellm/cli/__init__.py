@@ -1,4 +1,4 @@
-"""The command line: `bellm embed`, `similarity`, `index`, `search`, `doctor`, `info`."""
+"""The command line: `bellm embed`, `similarity`, `index`, `search`, `evaluate`, `doctor`, `info`."""
 
 import signal
 import sys
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli import compare, doctor, embed, info, search, shell
+from bellm.cli import compare, doctor, embed, evaluate, info, search, shell
 from bellm.version import __version__
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("embed")(embed.embed)
 app.command("similarity")(compare.similarity)
 app.command("index")(search.index)
 app.command("search")(search.search)
+app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.command("info")(info.info)
 
@@ -63,4 +64,6 @@ def _bellm(
       the nearest lines of a file
     [bold]bellm index vectors/[/]
       a folder that bellm embed wrote, made searchable: bellm search "..." --in vectors/
+    [bold]bellm evaluate smollm2 --tasks sts -o report/[/]
+      scores on the standard tasks, with intervals and a page to look at
     """

@@ -1,0 +1,69 @@
+"""What is evaluated: anything that gives a vector for a text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bellm.evaluate.cache import Cache
+from bellm.types import Role, Vectors
+
+
+class Embeds(Protocol):
+    """Anything with this one method can be evaluated.
+
+    `encode_query` and `encode_document`, where it has them, are used for searches.
+    """
+
+    def encode(self, texts: list[str], /) -> Vectors:
+        """Float32 vectors of texts, (texts, width)."""
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """How a subject embeds texts in one role."""
+
+    name: str
+    """Roles with the same name have the same vectors."""
+    embed: Callable[[Sequence[str]], Vectors]
+    num_truncated: Callable[[Sequence[str]], int] = lambda _: 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder under evaluation."""
+
+    name: str
+    views: Mapping[Role, View]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    cache: Cache | None = None
+
+    @classmethod
+    def of(cls, embeds: Embeds, name: str | None = None) -> "Subject":
+        """Anything that embeds; nothing says when its vectors are others, so they are not kept."""
+        own: dict[Role, Callable[..., Vectors]] = {"text": embeds.encode}
+        for role in ("query", "document"):
+            own[role] = getattr(embeds, f"encode_{role}", embeds.encode)
+        views = {
+            role: View("text" if method == embeds.encode else role, _of_lists(method)) for role, method in own.items()
+        }
+        return cls(name or type(embeds).__name__, views)
+
+    def vectors(self, texts: Sequence[str], role: Role = "text", done: Callable[[int], None] | None = None) -> Vectors:
+        """Vectors of texts in their order; equal texts are embedded once, and known ones not at all."""
+        view, done = self.views[role], done or (lambda _: None)
+        if self.cache:
+            return self.cache.vectors(texts, view.name, view.embed, done)
+        unique = list(dict.fromkeys(texts))
+        place = {text: number for number, text in enumerate(unique)}
+        found = view.embed(unique)
+        done(len(unique))
+        return found[[place[text] for text in texts]]
+
+    def num_truncated(self, texts: Sequence[str], role: Role = "text") -> int:
+        """How many different texts are cut to the encoder's limit."""
+        return self.views[role].num_truncated(list(dict.fromkeys(texts)))
+
+
+def _of_lists(method: Callable[[list[str]], Vectors]) -> Callable[[Sequence[str]], Vectors]:
+    return lambda texts: method(list(texts))

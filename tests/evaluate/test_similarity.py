@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+
+from bellm import Encoder
+from bellm.evaluate.sets.pairs import Pairs
+from bellm.evaluate.similarity import score_pairs
+from bellm.evaluate.subject import Subject
+from bellm.tensors.similarity import cosine
+
+LEFT = (
+    "A heron waits.",
+    "Snow fell all night.",
+    "The bread rises.",
+    "A train is late.",
+    "Snow fell all night.",
+    "Why?",
+)
+RIGHT = ("A bird waits.", "It snowed.", "The invoice was paid.", "The train was late.", "Two herons.", "Because.")
+PAIRS = Pairs("six", LEFT, RIGHT, np.array([4.5, 4, 0.5, 4.8, 0, 2]), ("one", "one", "one", "two", "two", "two"))
+
+
+def test_the_items_are_cosines_and_the_parts_are_scored_apart(tiny_encoder: Encoder) -> None:
+    outcome = score_pairs(Subject.of(tiny_encoder), PAIRS)
+    cosines = [
+        float(cosine(*(tiny_encoder.encode([text]) for text in pair))[0, 0]) for pair in zip(LEFT, RIGHT, strict=True)
+    ]
+    np.testing.assert_allclose(outcome.items_N, cosines, atol=1e-5)
+    assert outcome.items_N.dtype == np.float64
+    np.testing.assert_array_equal(outcome.gold_N, PAIRS.gold_N)
+    assert outcome.texts[4] == ("Snow fell all night.", "Two herons.")
+    assert (outcome.task, outcome.metric, outcome.num_texts, outcome.num_truncated) == (
+        "six",
+        "Spearman of cosine",
+        11,
+        0,
+    )
+    parts = [spearmanr(outcome.items_N[part], PAIRS.gold_N[part]).statistic for part in (slice(3), slice(3, 6))]
+    assert outcome.also["mean of parts"] == pytest.approx(100 * np.mean(parts))
+    assert outcome.also["Pearson"] == pytest.approx(100 * pearsonr(outcome.items_N, PAIRS.gold_N).statistic)
+
+
+def test_parts_are_weighted_by_their_size(tiny_encoder: Encoder) -> None:
+    pairs = Pairs("six", LEFT, RIGHT, PAIRS.gold_N, ("one", "one", "two", "two", "two", "two"))
+    outcome = score_pairs(Subject.of(tiny_encoder), pairs)
+    first, second = (spearmanr(outcome.items_N[part], pairs.gold_N[part]).statistic for part in (slice(2), slice(2, 6)))
+    assert outcome.also["weighted mean of parts"] == pytest.approx(100 * (2 * first + 4 * second) / 6)
+
+
+def test_a_set_without_parts_has_no_mean_of_them(tiny_encoder: Encoder) -> None:
+    pairs = Pairs("six", LEFT, RIGHT, PAIRS.gold_N, ("six",) * 6)
+    assert set(score_pairs(Subject.of(tiny_encoder), pairs).also) == {"Pearson"}
