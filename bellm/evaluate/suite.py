@@ -11,6 +11,9 @@ from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Outcome, Report, Run, Score
 from bellm.evaluate.retrieval import score_collection
 from bellm.evaluate.sets import pairs, search, sentences
+from bellm.evaluate.sets.pairs import Pairs
+from bellm.evaluate.sets.search import Collection
+from bellm.evaluate.sets.sentences import Sentences
 from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.subject import Subject
@@ -25,6 +28,9 @@ GROUPS: dict[str, tuple[str, ...]] = {"sts": STS, "transfer": TRANSFER, "scifact
 """Names that stand for several tasks."""
 
 AVERAGES = {"STS average": STS, "transfer average": TRANSFER}
+
+Set = Pairs | Sentences | Collection
+"""What a task is about."""
 
 Progress = Callable[[str, str, int, int], None]
 """Told the encoder, the task, and how many of how many texts have vectors."""
@@ -47,7 +53,7 @@ def tasks_of(names: Sequence[str]) -> tuple[str, ...]:
 
 def evaluate(
     subjects: Sequence[Subject],
-    tasks: Sequence[str],
+    tasks: Sequence[str | Set],
     *,
     data: Path | None = None,
     clean: bool = False,
@@ -59,7 +65,7 @@ def evaluate(
 
     Args:
         subjects: What is evaluated.
-        tasks: Names of tasks and groups.
+        tasks: Names of tasks and groups, or sets of your own.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
         clean: Pairs are cleaned as the papers do.
         resamples: Bootstrap replicates of each score.
@@ -69,19 +75,32 @@ def evaluate(
     Raises:
         BellmError: A task is unknown, a data set is not there, or vectors cannot be had.
     """
-    names = tasks_of(tasks)
-    sets = {name: pairs.read(name, data, clean=clean) for name in names if name in (*STS, *MORE_PAIRS)}
+    sets = _read(tasks, data, clean)
+    paired = [text for one in sets.values() if isinstance(one, Pairs) for text in (*one.left, *one.right)]
     outcomes: list[dict[str, Outcome]] = []
     for subject in subjects:
-        if sets and subject.cache:  # All at once: sets share texts, and texts their beginnings.
-            _embed(subject, [text for one in sets.values() for text in (*one.left, *one.right)], progress)
-        found = {name: _score(subject, name, sets, data, progress) for name in names}
-        outcomes.append(found)
+        if paired and subject.cache:  # All at once: sets share texts, and texts their beginnings.
+            _embed(subject, paired, progress)
+        outcomes.append({name: _score(subject, one, progress) for name, one in sets.items()})
     settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": _versions()}
     runs = [_run(subject, found, resamples, seed, settings) for subject, found in zip(subjects, outcomes, strict=True)]
     first = runs[0][1]
     compared = [replace(run, differences=_differences(known, first)) for run, known in runs[1:]]
     return Report((runs[0][0], *compared), tuple(outcomes))
+
+
+def _read(tasks: Sequence[str | Set], data: Path | None, clean: bool) -> dict[str, Set]:
+    """All sets, before anything is embedded: what is missing shows now."""
+    own = [task for task in tasks if not isinstance(task, str)]
+    found: list[Set] = []
+    for name in tasks_of([task for task in tasks if isinstance(task, str)]):
+        if name in TRANSFER:
+            found.append(sentences.read(name, data))
+        elif name in SEARCH:
+            found.append(search.read(name, data))
+        else:
+            found.append(pairs.read(name, data, clean=clean))
+    return {one.name: one for one in [*found, *own]}
 
 
 def _embed(subject: Subject, texts: Sequence[str], progress: Progress) -> None:
@@ -95,15 +114,13 @@ def _embed(subject: Subject, texts: Sequence[str], progress: Progress) -> None:
     subject.vectors(texts, done=done)
 
 
-def _score(
-    subject: Subject, name: str, sets: Mapping[str, pairs.Pairs], data: Path | None, progress: Progress
-) -> Outcome:
-    progress(subject.name, name, 0, 0)
-    if name in sets:
-        return score_pairs(subject, sets[name])
-    if name in TRANSFER:
-        return score_sentences(subject, sentences.read(name, data))
-    return score_collection(subject, search.read(name, data))
+def _score(subject: Subject, task: Set, progress: Progress) -> Outcome:
+    progress(subject.name, task.name, 0, 0)
+    if isinstance(task, Pairs):
+        return score_pairs(subject, task)
+    if isinstance(task, Sentences):
+        return score_sentences(subject, task)
+    return score_collection(subject, task)
 
 
 def _run(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from bellm import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.record import record
 from bellm.evaluate.results import Report
+from bellm.evaluate.sets import pairs
 from bellm.evaluate.sources import of_encoder
 from bellm.evaluate.subject import Subject
 from bellm.evaluate.suite import STS, evaluate, tasks_of
@@ -85,6 +87,14 @@ def test_progress_and_the_cache(tiny_encoder: Encoder, tmp_path: Path) -> None:
     assert 40 < texts < 80
     assert told[:2] == [("tiny", "STS", 0, texts), ("tiny", "STS", texts, texts)]
     assert told[3] == ("tiny", "STS", texts, texts)
+
+
+def test_sets_of_ones_own(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    own = replace(pairs.read("STSBenchmark", tmp_path), name="ours")
+    [run] = evaluate([Subject.of(tiny_encoder)], ["STSBenchmark", own], data=tmp_path).runs
+    assert list(run.scores) == ["STSBenchmark", "ours"]
+    assert run.scores["ours"] == run.scores["STSBenchmark"]
 
 
 def test_a_set_that_is_not_there(tiny_encoder: Encoder, tmp_path: Path) -> None:
