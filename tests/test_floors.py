@@ -12,7 +12,7 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"tensors", "directions", "prompts"},
+    {"tensors", "directions", "prompts", "durable"},
     {"config", "backbone"},
     {"engine", "folder"},
     {"encoder"},

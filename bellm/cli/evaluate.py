@@ -1,7 +1,6 @@
 """`bellm evaluate`: scores with intervals, and a report."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bellm import durable
 from bellm.cli import shell
 from bellm.cli.options import AsJson, ModelOptions, takes_model
 from bellm.errors import SourceError
@@ -144,11 +144,8 @@ def _write(folder: Path, report: "Report", results: dict[str, Any]) -> None:
     from bellm.evaluate.page import write_page
     from bellm.evaluate.tables import markdown
 
-    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    for name, content in ((TABLE, markdown(report)), (RESULTS, text)):
-        draft = folder / f".{name}.part"
-        draft.write_text(content, encoding="utf-8")
-        os.replace(draft, folder / name)
+    durable.write(folder / TABLE, markdown(report).encode())
+    durable.write(folder / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     write_page(report, folder / PAGE)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bellm.corpus import durable, manifest, shards
+from bellm import durable
+from bellm.corpus import manifest, shards
 from bellm.corpus.arrow import pa
 from bellm.corpus.job import locked
 from bellm.corpus.manifest import Manifest

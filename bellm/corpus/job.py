@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bellm.corpus import durable, plan, shards
+from bellm import durable
+from bellm.corpus import plan, shards
 from bellm.corpus.formats import Columns
 from bellm.corpus.inputs import STDIN, check, expand
 from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, finish

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellm.corpus import durable, shards
+from bellm import durable
+from bellm.corpus import shards
 from bellm.corpus.recipe import read as read_recipe
 from bellm.corpus.shards import Shard
 from bellm.errors import SourceError

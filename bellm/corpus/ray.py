@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from bellm.corpus import durable, plan, shards
+from bellm import durable
+from bellm.corpus import plan, shards
 from bellm.corpus.inputs import STDIN
 from bellm.corpus.job import Progress, Work, embed_span
 from bellm.corpus.origin import Origin

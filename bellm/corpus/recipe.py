@@ -13,8 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bellm import folder
-from bellm.corpus import durable
+from bellm import durable, folder
 from bellm.corpus.shards import FOLDER, VectorForm
 from bellm.encoder import Encoder
 from bellm.errors import SourceError

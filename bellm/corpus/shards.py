@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bellm.corpus import durable
+from bellm import durable
 from bellm.corpus.arrow import pa, pq
 from bellm.corpus.spans import Span
 from bellm.errors import SourceError

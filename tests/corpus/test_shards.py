@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellm.corpus import shards
-from bellm.corpus.durable import draft
 from bellm.corpus.shards import DamagedError, Shard, VectorForm, name_of
 from bellm.corpus.spans import Row, Span, cut
+from bellm.durable import draft
 from bellm.engine.embed import Encoded
 from bellm.errors import SourceError
 

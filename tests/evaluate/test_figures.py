@@ -160,3 +160,12 @@ def test_facts_that_all_runs_share_are_said_once() -> None:
     assert facts.shared(report()) == {}
     assert set(facts.own(report())[0]) == {*shared, *opened}
     assert shared["seed"] == "0"
+
+
+def test_sentences_that_come_twice_are_one_of_the_worst() -> None:
+    gold_N, cosine_N = np.arange(40.0), np.arange(40.0)
+    cosine_N[:6] += 100
+    texts = tuple((f"text {max(number, 3)}", "another") for number in range(40))
+    drawn = figures.scatter(0, Outcome("T", "Spearman", cosine_N, gold_N, texts))
+    assert sorted(point.pair for point in drawn.worst)[:3] == [0, 4, 5]
+    assert len({texts[point.pair] for point in drawn.worst}) == len(drawn.worst) == figures.WORST

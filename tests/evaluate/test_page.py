@@ -220,7 +220,7 @@ def test_a_large_report_stays_small_and_says_so(tmp_path: Path) -> None:
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.mkdir()
-    with pytest.raises(SourceError, match=r"page.html cannot be written: .*\. Choose another folder"):
+    with pytest.raises(SourceError, match=r"page.html cannot be written: "):
         write_page(report(), file)
     assert list(tmp_path.iterdir()) == [file]
     file.rmdir()

@@ -6,10 +6,11 @@ Shapes: N pairs of a task, of them W that are ranked worst and S of a sample.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from bellm.evaluate.results import Difference, Outcome, Report, Score
@@ -144,7 +145,7 @@ def scatter(run: int, outcome: Outcome) -> Scatter:
     gold_N, cosine_N = outcome.gold_N, outcome.items_N
     assert gold_N is not None
     gold_rank_N, rank_N = rankdata(-gold_N), rankdata(-cosine_N)
-    worst_W = np.argsort(-abs(gold_rank_N - rank_N), kind="stable")[:WORST]
+    worst_W = _worst(abs(gold_rank_N - rank_N), outcome.texts)
     across, up = axis(gold_N.tolist()), axis(cosine_N.tolist())
     random = np.random.default_rng(0)
     spread = _JITTER * (across.high - across.low)
@@ -165,6 +166,16 @@ def scatter(run: int, outcome: Outcome) -> Scatter:
 
     sample, worst = ([point(pair) for pair in pairs.tolist()] for pairs in (sample_S, worst_W))
     return Scatter(run, outcome.task, len(gold_N), across, up, sample, worst)
+
+
+def _worst(apart_N: NDArray[np.float64], texts: Sequence[tuple[str, str]]) -> NDArray[np.intp]:
+    """The pairs whose ranks are furthest apart; sentences that come twice once."""
+    first: dict[object, int] = {}
+    for pair in np.argsort(-apart_N, kind="stable").tolist():
+        first.setdefault(texts[pair] if texts else pair, pair)
+        if len(first) == WORST:
+            break
+    return np.array(list(first.values()), dtype=np.intp)
 
 
 def _bar(scale: Axis, run: int, found: Score | Difference, across: float = 0) -> Bar:

@@ -6,7 +6,6 @@ library does, is readable without scripts, prints, and follows the reader's colo
 
 import base64
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from bellm.errors import SourceError
+from bellm import durable
 from bellm.evaluate.page import facts, figures
 from bellm.evaluate.page.figures import Scatter
 from bellm.evaluate.page.verdicts import verdicts
@@ -44,16 +43,7 @@ def write_page(report: Report, file: Path) -> None:
         SourceError: The disk refuses; a page that was there before stays.
     """
     # Half a character cannot be written as UTF-8; a question mark in its place is better than no page.
-    data = render(report).encode("utf-8", "replace")
-    draft = file.with_name(f".{file.name}-{os.getpid()}.part")
-    try:
-        try:
-            draft.write_bytes(data)
-            os.replace(draft, file)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise SourceError(f"{file} cannot be written: {error.strerror}. Choose another folder with -o.") from error
+    durable.write(file, render(report).encode("utf-8", "replace"))
 
 
 def render(report: Report) -> str:
