@@ -41,7 +41,7 @@ from bellm.tensors.similarity import paired_cosine
 from bellm.types import PoolingName, Vectors
 
 BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)  # that sentence-transformers may choose from
-QUICK_BATCH_SIZES = (4, 8, 16, 32)
+QUICK_BATCH_SIZES = (8, 16, 32)
 PLAIN_BATCH_SIZE = 32
 RATE_TOKENS = (256, 512, 1024, 4096)
 
