@@ -85,8 +85,9 @@ def note(report: Report) -> str:
     if len(report.runs) == 1:
         return meaning
     return (
-        f"{meaning} {BETTER} significantly better and {WORSE} worse than {labels(report)[0]}: paired test, p "
-        f"below {SIGNIFICANT} after Holm's correction; without a sign no difference can be told."
+        f"{meaning} {BETTER} significantly better and {WORSE} worse than {labels(report)[0]}: paired test, p below "
+        f"{SIGNIFICANT} after Holm's correction for the number of tasks (averages apart); without a sign no "
+        "difference can be told."
     )
 
 
