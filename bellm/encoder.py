@@ -277,8 +277,12 @@ class Encoder:
             warnings.simplefilter("ignore", TruncationWarning)
             return np.concatenate([self.encode(texts), self.encode_query(texts)])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, notes: str = "") -> None:
         """Write weights (safetensors), tokenizer, settings and fingerprint to a new folder.
+
+        Args:
+            path: The folder.
+            notes: Markdown for the end of the model card.
 
         Raises:
             SourceError: Something is there already, the disk refuses, or adapters are not merged.
@@ -289,7 +293,7 @@ class Encoder:
             )
         record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, self.fingerprint())
         with folder.fresh_folder(Path(path)) as draft:
-            folder.write(draft, plain_twin(self._model), self.tokenizer, record, __version__)
+            folder.write(draft, plain_twin(self._model), self.tokenizer, record, __version__, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Save to a Hub repository, made if it is not there; returns the commit's address.

@@ -108,7 +108,12 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 def write(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, version: str
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: Record,
+    version: str,
+    notes: str = "",
 ) -> None:
     """Write weights (safetensors), tokenizer, settings, fingerprint and model card into an empty folder."""
     model.save_pretrained(folder)
@@ -126,7 +131,7 @@ def write(
         folder / FINGERPRINT_FILE,
         metadata={"settings": record.settings.digest(), "dtype": record.dtype},
     )
-    (folder / "README.md").write_text(_card(record, version), encoding="utf-8")
+    (folder / "README.md").write_text(f"{_card(record, version)}{notes and chr(10)}{notes}", encoding="utf-8")
 
 
 def read(folder: Path) -> Record:

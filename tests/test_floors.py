@@ -17,7 +17,7 @@ FLOORS = (
     {"engine", "folder"},
     {"encoder"},
     {"facts"},
-    {"doctor", "corpus", "evaluate", "workers"},
+    {"doctor", "corpus", "evaluate", "train", "workers"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

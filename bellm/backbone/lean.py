@@ -5,6 +5,8 @@ torch has it as one. A gated MLP needs room for its widest states once where it 
 multiplies matrices fast, such passes and such room are what an encoder waits for.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +24,9 @@ class _GatedMLP(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, states: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # A gradient needs what would be overwritten.
+            states = functional.silu(self.gate_proj(states)) * self.up_proj(states)
+            return cast(Tensor, self.down_proj(states))
         gate: Tensor = functional.silu(self.gate_proj(states), inplace=True)
         down: Tensor = self.down_proj(gate.mul_(self.up_proj(states)))
         return down

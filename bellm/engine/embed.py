@@ -36,12 +36,16 @@ class Encoded:
     """How many texts were cut."""
 
 
-class _Way(Protocol):
+class Way(Protocol):
     """How rows go through a model."""
 
-    def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]: ...
+    def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Group rows that go through the model together."""
+        ...
 
-    def vectors(self, numbers: Sequence[int]) -> Tensor: ...
+    def vectors(self, numbers: Sequence[int]) -> Tensor:
+        """Pooled states of the rows of a group, float32 (rows, width)."""
+        ...
 
 
 def embed(
@@ -83,9 +87,7 @@ def embed(
         return vectors
     budget = max_batch_tokens or suitable_tokens(model)
     with torch.inference_mode():
-        way: _Way = Padded(model, rows, pooling, layer, pad_id)
-        if packed:
-            way = Packed(packed, rows, pooling, layer % (depth_of(model) + 1))
+        way = way_of(model, rows, packed=packed, pooling=pooling, layer=layer, pad_id=pad_id)
         waiting = deque(way.batches(range(len(rows)), budget))
         while waiting:
             group = waiting.popleft()
@@ -99,7 +101,23 @@ def embed(
     return vectors[where]
 
 
-def _vectors(way: _Way, group: Sequence[int]) -> Vectors | None:
+def way_of(
+    model: PreTrainedModel,
+    rows: Tokens,
+    *,
+    packed: PackedModel | None,
+    pooling: PoolingName,
+    layer: int,
+    pad_id: int,
+    begins: bool = True,
+) -> Way:
+    """The packed way where the model has a packed twin, else the padded one; see `embed` and `Packed`."""
+    if packed is None:
+        return Padded(model, rows, pooling, layer, pad_id)
+    return Packed(packed, rows, pooling, layer % (depth_of(model) + 1), begins=begins)
+
+
+def _vectors(way: Way, group: Sequence[int]) -> Vectors | None:
     """Vectors of a group; None where memory does not hold it."""
     try:
         found: Vectors = way.vectors(group).cpu().numpy()

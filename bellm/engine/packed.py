@@ -26,7 +26,9 @@ Row = Sequence[int]
 class Packed:
     """Embeds rows of token ids with a packed model."""
 
-    def __init__(self, model: PackedModel, tokens: Tokens, pooling: PoolingName, stop: int) -> None:
+    def __init__(
+        self, model: PackedModel, tokens: Tokens, pooling: PoolingName, stop: int, *, begins: bool = True
+    ) -> None:
         """Sort the rows and compute what all of them begin with.
 
         Args:
@@ -34,6 +36,8 @@ class Packed:
             tokens: All rows that are to be embedded, without doubles.
             pooling: How states become one vector.
             stop: Layer whose input states are pooled; the depth for the final, normed ones.
+            begins: Whether what all rows begin with is computed once for all batches. Otherwise each batch computes
+                it for itself, and is a graph of its own to autograd.
         """
         self._model = model
         self._tokens = tokens
@@ -44,7 +48,9 @@ class Packed:
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
         rows = [tokens.ids[number] for number in self._order]
         self._known = [0, *map(common, rows, rows[1:])] if self._shares else [0] * len(rows)
-        start = rows[0][: min(common(rows[0], rows[-1]), *(len(row) - 1 for row in rows))] if self._shares else []
+        start: Row = []
+        if begins and self._shares:
+            start = rows[0][: min(common(rows[0], rows[-1]), *(len(row) - 1 for row in rows))]
         self._start = start
         self._beginning = self._begin(start) if start else None
 

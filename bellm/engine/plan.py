@@ -1,5 +1,6 @@
 """How much goes through the model at once, and what need not go through at all."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
@@ -7,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import text_config
+from bellm.backbone.layers import depth_of, text_config
 from bellm.backbone.states import device_of, width_of
 from bellm.engine.tokens import Tokens
 
@@ -76,3 +77,19 @@ def suitable_tokens(model: PreTrainedModel) -> int:
     free: int = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 32
     # Up, gate, their product, queries, keys, values and residuals are alive at once.
     return min(max(int(free * _SHARE_OF_MEMORY) // (4 * bytes_per_token), 1024), 65_536)
+
+
+def held_tokens(model: PreTrainedModel) -> int:
+    """How many tokens' graphs a quarter of the free memory holds, for training."""
+    device, width = device_of(model), width_of(model)
+    widest = int(getattr(text_config(model), "intermediate_size", None) or 4 * width)
+    bytes_per_token = depth_of(model) * (16 * width + 4 * widest) * 2
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
+    return int(free * _SHARE_OF_MEMORY) // bytes_per_token
+
+
+def _free_bytes() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # Not every system tells.
+        return 1 << 32

@@ -1,0 +1,60 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a decoder, through PEFT."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from bellm.errors import BellmError
+
+
+def add_lora(
+    model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: str | Sequence[str]
+) -> PreTrainedModel:
+    """Give the model fresh adapters, in float32, and freeze everything else; the model itself is changed.
+
+    Args:
+        model: A decoder, open or not.
+        rank: Width of the adapters.
+        alpha: The adapters' answer counts alpha / rank.
+        dropout: Share of an adapter's inputs that is left out in training.
+        targets: `all-linear`, or ends of module names.
+
+    Raises:
+        BellmError: No module has such a name, or a number is out of range.
+    """
+    wanted = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted)
+    try:
+        with warnings.catch_warnings():
+            # PEFT asks for gradient checkpointing by its old name.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise BellmError(f"No adapter fits: {' '.join(str(error).split())[:240]}") from error
+    return cast(PreTrainedModel, adapted)
+
+
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its adapters added to its weights, for good; one without adapters comes back as it is."""
+    return cast(PreTrainedModel, model.merge_and_unload()) if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def at_work(*models: nn.Module) -> Iterator[None]:
+    """Inside, adapters drop out inputs, and take states in the dtype they come in rather than a copy in float32."""
+    layers = [layer for model in models for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        layer.lora_dropout.train()
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_dropout.eval()
+            layer.cast_input_dtype_enabled = True

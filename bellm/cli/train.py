@@ -1,0 +1,151 @@
+"""`bellm train`: from texts that belong together to an encoder."""
+
+import dataclasses
+import runpy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bellm.cli import shell
+from bellm.cli.options import ModelOptions, takes_model
+from bellm.errors import SourceError
+
+if TYPE_CHECKING:
+    from bellm.train.loop import Progress
+    from bellm.train.recipe import Recipe
+
+
+@takes_model
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_SOURCE",
+            help="A recipe (a Python file that names its Recipe `recipe`), or a model: Hub id, folder, .gguf file, "
+            "saved bellm encoder or smollm2.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", help="Folder for the encoder, its metrics and checkpoints.", show_default=False),
+    ],
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE[*WEIGHT]",
+            help="Texts that belong together: .jsonl, .csv, .tsv or .parquet, or a data set of the Hub; may be given "
+            "again. Columns: anchor, positive, and negatives or a score, by these or other usual names.",
+            show_default=False,
+        ),
+    ],
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default 42.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop here; default by epochs.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to go through the data; default 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a step; default 64.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its height; default 2e-4.")] = None,
+    dev: Annotated[
+        str | None,
+        typer.Option(help="A task of bellm evaluate that scores the encoder meanwhile, never a test set."),
+    ] = None,
+    dev_every: Annotated[int | None, typer.Option(min=1, help="Steps between two scores; default 50.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps after which the state is kept.")] = 50,
+    options: ModelOptions,
+) -> None:
+    """Train an encoder with low-rank adapters, or as a recipe says.
+
+    The same command goes on wherever it was stopped, to the same weights. OUTPUT/model
+    is the encoder, OUTPUT/metrics.jsonl has one line for each step.
+
+    Example: bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8
+
+    Example: bellm train recipes/bellm.py --data triplets.csv -o run/ --max-steps 100
+    """
+    given = {
+        "seed": seed,
+        "max_steps": max_steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "dev_every": dev_every,
+    }
+    with shell.working("reading the data"):
+        from bellm.train.loop import MODEL
+        from bellm.train.loop import train as run
+        from bellm.train.reading import load
+
+        sources = [(load(file), weight) for file, weight in map(_weighted, data)]
+        recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
+    for dataset, _ in sources:
+        for rejection in dataset.rejections[:3]:
+            typer.echo(f"note: {dataset.name}, {rejection.place}: {rejection.reason}", err=True)
+        if dataset.num_rejected:
+            typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
+    with _progress() as progress:
+        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
+    typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
+
+
+def _weighted(entry: str) -> tuple[str, float]:
+    file, star, weight = entry.rpartition("*")
+    if not star:
+        return entry, 1.0
+    try:
+        return file, float(weight)
+    except ValueError as error:
+        raise SourceError(
+            f"--data {entry}: {weight!r} is no weight. Give FILE or FILE*WEIGHT, as in a.csv*2."
+        ) from error
+
+
+def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: str | None) -> "Recipe":
+    from bellm.train.recipe import Recipe
+
+    recipe = _read(source) if source.endswith(".py") else Recipe(model=source)
+    settings = {**recipe.settings, **options.given()}
+    changes = dict(given)
+    if dev:
+        from bellm.evaluate.development import DevScore
+
+        changes["dev"] = DevScore(dev)
+    return dataclasses.replace(recipe, settings=settings, **changes)
+
+
+def _read(path: str) -> "Recipe":
+    from bellm.train.recipe import Recipe
+
+    if not Path(path).is_file():
+        raise SourceError(f"There is no recipe {path}.")
+    recipe = runpy.run_path(path).get("recipe")
+    if not isinstance(recipe, Recipe):
+        raise SourceError(f"{path} names no `recipe`. It should end with: recipe = Recipe(...).")
+    return recipe
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """A bar with loss, speed and the time that is left."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: int, total: int, record: Mapping[str, Any]) -> None:
+            said = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
+            if record["dev"] is not None:
+                console.print(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}")
+            bar.update(task, completed=step, total=total, description=said)
+
+        yield show

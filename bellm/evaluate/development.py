@@ -1,0 +1,29 @@
+"""A score for an encoder that is still learning."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bellm.errors import BellmError
+from bellm.evaluate.subject import Embeds, Subject
+from bellm.evaluate.suite import evaluate, tasks_of
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """Scores anything that embeds on one task: what a recipe's `dev` wants. Never choose by a test set."""
+
+    task: str
+    data: str | None = None
+    """Folder of data sets; None for `BELLM_DATA`, else the Hub."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no single task."""
+        if len(tasks_of([self.task])) > 1:
+            raise BellmError(f"{self.task} stands for several tasks. Name one, such as STSBenchmark-dev.")
+
+    def __call__(self, encoder: Embeds) -> float:
+        """The score in points, higher is better."""
+        folder = Path(self.data) if self.data else None
+        report = evaluate([Subject.of(encoder)], [self.task], data=folder, resamples=100)
+        (score,) = report.runs[0].scores.values()
+        return score.value

@@ -1,0 +1,109 @@
+"""Learning from a teacher: its vectors, or its scores. No gradient flows to the teacher.
+
+Temperatures divide scores: 0.05 here is a scale of 20 elsewhere.
+
+Shapes: B texts or queries, C candidates of each, D width, E the teacher's width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bellm.errors import BellmError
+from bellm.tensors.losses.cosines import cosine, paired_cosine, wide
+from bellm.tensors.losses.inputs import check_rows
+
+
+def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """Mean of 1 - cosine of student and teacher, 0 to 2; half the squared distance of the vectors at length 1.
+
+    >>> cosine_distance(torch.eye(2), torch.tensor([[5.0, 0.0], [1.0, 0.0]]))
+    tensor(0.5000)
+
+    Raises:
+        BellmError: No texts, not as many vectors, or vectors of different width (`similarity_kl` takes those).
+    """
+    check_rows(student=student_BD, teacher=teacher_BD)
+    if student_BD.shape != teacher_BD.shape:
+        widths = f"{student_BD.shape[1]} and {teacher_BD.shape[1]}"
+        raise BellmError(
+            f"Vectors of widths {widths} have no cosine. Use similarity_kl for a teacher of another width."
+        )
+    return (1 - paired_cosine(student_BD, teacher_BD.detach())).mean()
+
+
+def similarity_kl(student_BD: Tensor, teacher_BE: Tensor, *, temperature: float = 0.05) -> Tensor:
+    """KL(teacher || student) of how each text's cosines are spread over the other texts, averaged over texts.
+
+    Neighbourhoods rather than vectors, so that widths may differ: the softmax relation of SEED (arXiv 2101.04731),
+    within the batch.
+
+    >>> student, teacher = torch.eye(3), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> similarity_kl(student, teacher, temperature=1.0)  # 2/3 * (log 2 - entropy of e : 1), in bits of e.
+    tensor(0.0740)
+
+    Args:
+        student_BD: Vectors that learn.
+        teacher_BE: Vectors of the same texts.
+        temperature: Divides the cosines of both.
+
+    Raises:
+        BellmError: Fewer than three texts, which leave a text no choice, or not as many vectors.
+    """
+    check_rows(3, student=student_BD, teacher=teacher_BE)
+    others_BB = ~torch.eye(len(student_BD), dtype=torch.bool, device=student_BD.device)
+    student_BC, teacher_BC = (
+        cosine(vectors, vectors)[others_BB].view(len(vectors), -1) for vectors in (student_BD, teacher_BE)
+    )
+    return score_kl(student_BC, teacher_BC, temperature=temperature)
+
+
+def score_kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of the softmaxes over each query's candidates, averaged over queries.
+
+    As rerankers are distilled into encoders (RocketQAv2, arXiv 2110.07367). Bring cosines to the spread of the
+    teacher's scores first; the temperature divides both.
+
+    >>> score_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))  # Shares 1/4, 3/4 learnt from halves.
+    tensor(0.1308)
+
+    Args:
+        student_BC: The student's score of each candidate.
+        teacher_BC: The teacher's.
+        temperature: Divides all scores.
+
+    Raises:
+        BellmError: No queries, fewer than two candidates, or scores that do not match.
+    """
+    _check_lists(student_BC, teacher_BC)
+    student_BC, teacher_BC = wide(student_BC) / temperature, wide(teacher_BC.detach()) / temperature
+    return functional.kl_div(
+        student_BC.log_softmax(1), teacher_BC.log_softmax(1), reduction="batchmean", log_target=True
+    )
+
+
+def margin_mse(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+    """Mean squared difference of the margins by which the first candidate is ahead of each other one.
+
+    Margin-MSE (arXiv 2010.02666, equation 1), with one negative or more. Only margins count: teacher and student may
+    have different zeros, but need the same unit.
+
+    >>> margin_mse(torch.tensor([[0.9, 0.1]]), torch.tensor([[7.0, 6.0]]))  # Margins 0.8 and 1.
+    tensor(0.0400)
+
+    Args:
+        student_BC: The student's scores, the positive first.
+        teacher_BC: The teacher's scores of the same candidates.
+
+    Raises:
+        BellmError: No queries, no negative, or scores that do not match.
+    """
+    _check_lists(student_BC, teacher_BC)
+    student_BC, teacher_BC = wide(student_BC), wide(teacher_BC.detach())
+    return functional.mse_loss(student_BC[:, :1] - student_BC[:, 1:], teacher_BC[:, :1] - teacher_BC[:, 1:])
+
+
+def _check_lists(student_BC: Tensor, teacher_BC: Tensor) -> None:
+    if student_BC.shape != teacher_BC.shape or not len(student_BC) or student_BC.shape[1] < 2:
+        came = f"{tuple(student_BC.shape)} and {tuple(teacher_BC.shape)}"
+        raise BellmError(f"Scores of shapes {came}. Give both a row a query, of two or more candidates.")

@@ -1,0 +1,1 @@
+"""Training: texts that belong together, and models that learn to say so."""

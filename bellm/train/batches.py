@@ -1,0 +1,200 @@
+"""Which rows meet in which step: a pure function of the seed, the step and the data.
+
+There is no state to save. A run that goes on at step n builds the epoch of step n anew and continues inside it.
+
+A batch holds rows of one source, because rated pairs and triplets take different losses. No text stands in two of its
+rows: a copy of an anchor's positive, or of the anchor itself, would be counted as its negative.
+
+Shapes: R rows, T texts of all rows.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bellm.errors import BellmError, BellmWarning
+from bellm.train.dataset import Dataset
+from bellm.train.examples import Example
+
+_Rows = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step, or one process's part of them."""
+
+    step: int
+    epoch: int
+    source: int
+    """Number of the data set they are from."""
+    rows: tuple[int, ...]
+    """Their numbers there."""
+    examples: tuple[Example, ...]
+
+    def part(self, rank: int, world: int) -> "Batch":
+        """The share of one of `world` processes; those of all ranks, end to end, are the batch.
+
+        Shares differ by one row at most, and are empty for some ranks where a batch has fewer rows than processes.
+        """
+        assert 0 <= rank < world
+        own = slice(len(self.rows) * rank // world, len(self.rows) * (rank + 1) // world)
+        return replace(self, rows=self.rows[own], examples=self.examples[own])
+
+
+class _Planned(NamedTuple):
+    source: int
+    turn: int
+    """How often the source had been gone through before."""
+    rows: _Rows
+
+
+class Batches:
+    """The order of the data, epoch after epoch without end.
+
+    In an epoch of a source of weight 1 every row comes once. Weight 2 goes through the source twice an epoch; 0.5
+    gives half of its batches in one epoch and the other half in the next. Batches of all sources come in random order.
+    At the end of a source there may be some smaller ones, of rows that found no place before.
+
+    >>> pairs = Dataset("pairs", [Example(f"question {n}", (f"answer {n}",)) for n in range(5)])
+    >>> batches = Batches([(pairs, 1)], batch_size=2, seed=0)
+    >>> [len(batches[step].examples) for step in range(2 * batches.per_epoch)]
+    [2, 2, 1, 2, 2, 1]
+    """
+
+    def __init__(self, sources: Sequence[tuple[Dataset, float]], batch_size: int, seed: int = 0) -> None:
+        """Plan the first epoch.
+
+        Args:
+            sources: Data sets with their weights.
+            batch_size: Rows of a batch, of all processes together.
+            seed: Of every order.
+
+        Raises:
+            BellmError: There is no source, or a number is out of range.
+
+        Warns:
+            BellmWarning: So many texts come again and again that batches are less than half full.
+        """
+        if batch_size < 1 or seed < 0 or not sources or any(not 0 < weight < math.inf for _, weight in sources):
+            raise BellmError("Give one source or more, weights above 0, a batch size from 1 and a seed from 0.")
+        self.sources = tuple(sources)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._texts = [_texts_of_rows(dataset) for dataset, _ in sources]
+        self._sizes: list[int] = []
+        self._last: tuple[int, list[_Planned]] = (-1, [])
+        for source in range(len(sources)):
+            self._warn_of_small_batches(source)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of the first epoch; where texts repeat, another may have a few more or fewer."""
+        return len(self._epoch(0))
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step, counted from 0; steps go on without end."""
+        first = 0
+        for epoch in itertools.count():
+            if epoch == len(self._sizes):
+                self._sizes.append(len(self._epoch(epoch)))
+            if step < first + self._sizes[epoch]:
+                return self._batch(step, epoch, self._epoch(epoch)[step - first])
+            first += self._sizes[epoch]
+        raise AssertionError
+
+    def described(self) -> dict[str, Any]:
+        """All that decides the order, as plain values: a run may go on where they are still the same."""
+        sources = [
+            {
+                "name": dataset.name,
+                "rows": len(dataset),
+                "rejected": dataset.num_rejected,
+                "sha256": dataset.digest,
+                "weight": weight,
+            }
+            for dataset, weight in self.sources
+        ]
+        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
+
+    def _batch(self, step: int, epoch: int, planned: _Planned) -> Batch:
+        dataset = self.sources[planned.source][0]
+        # Each row starts from another of its alike texts, and takes the next one each time it comes.
+        examples = tuple(dataset[row].turned(row + planned.turn) for row in planned.rows)
+        return Batch(step, epoch, planned.source, tuple(planned.rows), examples)
+
+    def _epoch(self, number: int) -> list[_Planned]:
+        if self._last[0] != number:
+            shares = [list(self._share(source, number)) for source in range(len(self.sources))]
+            turns = np.repeat(np.arange(len(shares)), list(map(len, shares)))
+            order = self._draw(number, len(shares)).permutation(turns)
+            streams = [iter(share) for share in shares]
+            self._last = number, [next(streams[source]) for source in order]
+        return self._last[1]
+
+    def _share(self, source: int, epoch: int) -> Iterator[_Planned]:
+        """A source's batches of an epoch, which spans as many turns as its weight says."""
+        weight = self.sources[source][1]
+        start, end = epoch * weight, (epoch + 1) * weight
+        for turn in range(math.floor(start), math.ceil(end)):
+            batches = self._turn(source, turn)
+            first, last = (round(len(batches) * min(1.0, max(0.0, time - turn))) for time in (start, end))
+            yield from (_Planned(source, turn, rows) for rows in batches[first:last])
+
+    def _turn(self, source: int, turn: int) -> list[_Rows]:
+        texts = self._texts[source]
+        return pack(self._draw(turn, source).permutation(len(texts)).tolist(), texts, self.batch_size)
+
+    def _draw(self, number: int, source: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, number, source]))
+
+    def _warn_of_small_batches(self, source: int) -> None:
+        dataset = self.sources[source][0]
+        batches = self._turn(source, 0)
+        if len(batches) > 2 * math.ceil(len(dataset) / self.batch_size):
+            what = (
+                f"the {len(dataset)} rows of {dataset.name} make {len(batches)} batches of {self.batch_size} or fewer"
+            )
+            message = f"{what}, because the same texts stand in many rows and a batch has each text once."
+            warnings.warn(message, BellmWarning, stacklevel=3)
+
+
+def pack(order: Iterable[int], texts: Sequence[Sequence[int]], size: int) -> list[_Rows]:
+    """Put rows into batches in which no text comes twice.
+
+    A row goes into the first batch that has room and comes behind all that hold one of its texts. So it waits no longer
+    than it must, and the work grows with the number of texts, however often one is repeated.
+
+    >>> pack([0, 1, 2, 3], [[7, 8], [7, 9], [5], [6]], size=2)
+    [[0, 2], [1, 3]]
+
+    Args:
+        order: Numbers of rows.
+        texts: For every row, numbers that stand for its texts.
+        size: Most rows of a batch.
+    """
+    batches: list[_Rows] = []
+    free_from: dict[int, int] = {}  # The first batch that may hold a text.
+    first = 0  # The first batch with room.
+    for row in order:
+        at = max([first, *(free_from.get(text, 0) for text in texts[row])])
+        while at < len(batches) and len(batches[at]) == size:
+            at += 1
+        batches.extend([] for _ in range(at + 1 - len(batches)))
+        batches[at].append(row)
+        free_from.update(dict.fromkeys(texts[row], at + 1))
+        while first < len(batches) and len(batches[first]) == size:
+            first += 1
+    return batches
+
+
+def _texts_of_rows(dataset: Dataset) -> list[list[int]]:
+    """For every row, numbers of those of its texts that another row has too; others meet themselves nowhere."""
+    _, number_T, count_T = np.unique(dataset.keys_T, return_inverse=True, return_counts=True)
+    numbers, often = number_T.tolist(), (count_T[number_T] > 1).tolist()
+    ends = [0, *dataset.key_ends_R.tolist()]
+    return [[numbers[at] for at in range(*span) if often[at]] for span in itertools.pairwise(ends)]

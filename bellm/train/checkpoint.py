@@ -1,0 +1,76 @@
+"""The state of training in one file that is there whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bellm import durable
+from bellm.errors import SourceError
+
+_WEIGHT, _MOMENT = "weight:", "moment:"
+
+
+def save(
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer | None,
+    progress: Mapping[str, Any],
+) -> None:
+    """Write trainable weights, what the optimiser remembers of each, and where training stands.
+
+    Raises:
+        SourceError: The disk refuses; what was there before is kept.
+    """
+    tensors = {f"{_WEIGHT}{name}": parameter.detach() for name, parameter in parameters.items()}
+    if optimiser:
+        for name, parameter in parameters.items():
+            moments = optimiser.state[parameter].items()
+            tensors |= {f"{_MOMENT}{moment}:{name}": value for moment, value in moments}
+    with durable.draft(path) as file:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.name, _metadata(progress))
+        except SafetensorError as error:
+            raise OSError(f"{error}") from error
+
+
+def load(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Read what `save` wrote into these parameters and this optimiser; returns where training stood.
+
+    Raises:
+        SourceError: The file cannot be read, or is not of this model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            _fill(file, parameters, optimiser)
+            progress: dict[str, Any] = json.loads((file.metadata() or {})["progress"])
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise SourceError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:160]}). Remove it to begin anew."
+        ) from error
+    return progress
+
+
+def _fill(file: Any, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None) -> None:
+    state: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for key in file.keys():  # noqa: SIM118 - not a mapping
+        if key.startswith(_MOMENT):
+            moment, name = key.removeprefix(_MOMENT).split(":", 1)
+            state[name][moment] = file.get_tensor(key)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(file.get_tensor(f"{_WEIGHT}{name}"))
+            if optimiser and state[name]:
+                optimiser.state[parameter] = {
+                    moment: value.to(parameter.device) if moment != "step" else value
+                    for moment, value in state[name].items()
+                }
+
+
+def _metadata(progress: Mapping[str, Any]) -> dict[str, str]:
+    return {"progress": json.dumps(progress)}

@@ -1,0 +1,219 @@
+"""What one row of training data says.
+
+These names of columns are understood as they stand; any other name is given with `columns`:
+
+| part     | names                                                                        | a cell holds          |
+|----------|------------------------------------------------------------------------------|-----------------------|
+| anchor   | anchor, query, sent0, sentence1, text1, question, premise                    | a text                |
+| positive | positive, positives, pos, sent1, sentence2, text2, answer                    | a text, or a list     |
+| negative | negative, negatives, neg, hard_neg, or negative_1, negative_2, ... together  | nothing, one, a list  |
+| score    | score, label, similarity                                                     | a number              |
+| texts    | texts (in a file of JSON Lines also a bare list)                             | texts that say the same |
+
+A row is an anchor and its positives, with negatives or with the pair's score; or it is `texts`. Other columns are not
+read.
+"""
+
+import hashlib
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bellm.errors import SourceError
+
+Part = Literal["anchor", "positive", "negative", "score", "texts"]
+Columns = Mapping[Part, str | Sequence[str]]
+"""The column, or columns, of each part. Once it is given, no other column is read."""
+
+Parts = dict[Part, tuple[str, ...]]
+
+_NAMES: dict[Part, tuple[str, ...]] = {
+    "anchor": ("anchor", "query", "sent0", "sentence1", "text1", "question", "premise"),
+    "positive": ("positive", "positives", "pos", "sent1", "sentence2", "text2", "answer"),
+    "negative": ("negative", "negatives", "neg", "hard_neg"),
+    "score": ("score", "label", "similarity"),
+    "texts": ("texts",),
+}
+_NUMBERED = re.compile(r"negative_\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row: an anchor, what says the same, and either what does not or how alike the pair is."""
+
+    anchor: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+    score: float | None = None
+    """How alike the anchor and its one positive are; None where rows are not rated."""
+    alike: bool = False
+    """Anchor and positives may change places: captions of one image, say."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Anchor, positives and negatives, in this order."""
+        return (self.anchor, *self.positives, *self.negatives)
+
+    def turned(self, by: int) -> "Example":
+        """The same row with another of its alike texts as the anchor; a row of other kind as it is.
+
+        >>> Example("a", ("b", "c"), alike=True).turned(4)
+        Example(anchor='b', positives=('c', 'a'), negatives=(), score=None, alike=True)
+        """
+        if not self.alike:
+            return self
+        texts = (self.anchor, *self.positives)
+        at = by % len(texts)
+        return Example(texts[at], texts[at + 1 :] + texts[:at], alike=True)
+
+
+def key(text: str) -> int:
+    """64 bits that stand for a text as it is compared: without regard to case, spaces and forms of Unicode.
+
+    >>> key("Two  Dogs run.") == key("two dogs run. ")
+    True
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), signed=True)
+
+
+def find_parts(names: Sequence[str], columns: Columns | None = None) -> Parts:
+    """Which of a table's columns are which part of an example.
+
+    >>> find_parts(["sent0", "sent1", "hard_neg", "source"])
+    {'anchor': ('sent0',), 'positive': ('sent1',), 'negative': ('hard_neg',)}
+
+    Args:
+        names: The table's columns.
+        columns: Which to read; None goes by their names.
+
+    Raises:
+        SourceError: A part is missing, or could be more than one column.
+    """
+    found = _by_name(names) if columns is None else _as_told(names, columns)
+    if "texts" in found and len(found) > 1:
+        raise _unclear(f"texts and {_or([name for name in found if name != 'texts'])} in one row", names)
+    if "texts" not in found and (missing := [part for part in ("anchor", "positive") if part not in found]):
+        raise _unclear(f"no column for {_or(missing)}", names)
+    if "score" in found and "negative" in found:
+        raise _unclear("both negatives and a score, which no loss takes together", names)
+    return found
+
+
+def example_of(cells: Mapping[str, object], parts: Parts) -> Example:
+    """Make an example of a row's cells.
+
+    >>> example_of({"query": "sum", "pos": ["total"], "neg": None}, find_parts(["query", "pos", "neg"]))
+    Example(anchor='sum', positives=('total',), negatives=(), score=None, alike=False)
+
+    Raises:
+        SourceError: A cell is not what its part needs.
+    """
+    if "texts" in parts:
+        return alike(_texts(cells, parts["texts"]))
+    anchors, positives, negatives = (_texts(cells, parts.get(part, ())) for part in ("anchor", "positive", "negative"))
+    if len(anchors) != 1:
+        raise SourceError(f"{len(anchors) or 'no'} anchors. A row has one.")
+    if not positives:
+        raise SourceError("no positive. A row has one or more.")
+    if both := {key(text) for text in negatives} & {key(text) for text in anchors + positives}:
+        text = next(text for text in negatives if key(text) in both)
+        raise SourceError(f"{text[:60]!r} is a negative, and the anchor or a positive as well.")
+    score = _score(cells[parts["score"][0]]) if "score" in parts else None
+    if score is not None and len(positives) > 1:
+        raise SourceError("A score, and more than one positive. Give each pair a row of its own.")
+    return Example(anchors[0], tuple(positives), tuple(negatives), score)
+
+
+def alike(texts: Sequence[str]) -> Example:
+    """Make an example of texts that say the same; a text that comes twice counts once.
+
+    Raises:
+        SourceError: Fewer than two different texts, or one that is none.
+    """
+    different: dict[int, str] = {}
+    for text in map(_text, texts):
+        different.setdefault(key(text), text)
+    if len(different) < 2:
+        raise SourceError("Fewer than two different texts: there is nothing to compare.")
+    anchor, *positives = different.values()
+    return Example(anchor, tuple(positives), alike=True)
+
+
+def _by_name(names: Sequence[str]) -> Parts:
+    found: Parts = {}
+    for part, known in _NAMES.items():
+        here = tuple(name for name in names if name in known)
+        numbered = tuple(name for name in names if part == "negative" and _NUMBERED.fullmatch(name))
+        if len(here) + bool(numbered) > 1:
+            raise _unclear(f"more than one column could be the {part}: {', '.join(here + numbered)}", names)
+        if here or numbered:
+            found[part] = here or numbered
+    return found
+
+
+def _as_told(names: Sequence[str], columns: Columns) -> Parts:
+    found: Parts = {}
+    for part, told in columns.items():
+        if part not in get_args(Part):
+            raise SourceError(f"{part!r} is no part of an example. Parts: {', '.join(get_args(Part))}.")
+        found[part] = (told,) if isinstance(told, str) else tuple(told)
+        if wrong := [name for name in found[part] if names.count(name) != 1]:
+            count = "more than one" if wrong[0] in names else "no"
+            raise SourceError(f"{count} column {wrong[0]!r} for the {part}. Columns: {', '.join(names)}.")
+        if part in ("anchor", "score") and len(found[part]) != 1:
+            raise SourceError(f"{len(found[part])} columns for the {part}, which has one.")
+    return found
+
+
+def _unclear(what: str, names: Sequence[str]) -> SourceError:
+    how = "Name those that count, as in anchor=COLUMN, positive=COLUMN."
+    return SourceError(f"{what}. Columns: {', '.join(names) or 'none'}. {how}")
+
+
+def _or(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+def _texts(cells: Mapping[str, object], names: Sequence[str]) -> list[str]:
+    """Texts of some cells; a cell that is empty or null holds none."""
+    return list(itertools.chain.from_iterable(_of_cell(cells[name]) for name in names))
+
+
+def _of_cell(cell: object) -> Iterator[str]:
+    if cell is not None and cell != "":
+        yield from (map(_text, cell) if isinstance(cell, list) else [_text(cell)])
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise SourceError(f"{repr(value)[:60]} is not a text.")
+    if not value.strip():
+        raise SourceError("A text is empty.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(_not_utf8(error.object[error.start])) from error
+    return value
+
+
+def _not_utf8(character: str) -> str:
+    """What is wrong with half a character; the upper ones stand for bytes that the reader could not decode."""
+    byte = ord(character) - 0xDC00
+    if 0x80 <= byte <= 0xFF:
+        return f"byte 0x{byte:02x} is not UTF-8. Convert the file, for instance with: iconv -f latin1 -t utf-8."
+    return f"{character!r} is half a character. Write the text as UTF-8."
+
+
+def _score(value: object) -> float:
+    try:
+        score = float(value)  # type: ignore[arg-type]  # whatever is no number raises
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"The score {repr(value)[:60]} is not a number.") from error
+    if not math.isfinite(score):
+        raise SourceError(f"The score {score} is not finite.")
+    return score

@@ -1,0 +1,67 @@
+"""Several processes, a device each, that learn from one batch together.
+
+Every process embeds its part of the batch, and all take the loss of the whole: vectors are gathered, with a gradient
+for a process's own. The sum of all processes' gradients is that of one process on the whole batch.
+
+Shapes: T texts of a process, D width.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, distributed, nn
+
+
+class Processes:
+    """The processes that `accelerate launch` or `torchrun` started; one where nothing did."""
+
+    def __init__(self) -> None:
+        state = PartialState()
+        self.rank: int = state.process_index
+        self.world: int = state.num_processes
+        self.device: torch.device = state.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def joined(self, own_TD: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Rows of every process, in the order of their ranks; only those of this one carry a gradient.
+
+        Args:
+            own_TD: The rows of this process.
+            sizes: How many each process has.
+        """
+        if self.world == 1:
+            return [own_TD]
+        assert len(own_TD) == sizes[self.rank]
+        room_TD = own_TD.new_zeros(max(sizes), own_TD.shape[1])
+        room_TD[: len(own_TD)] = own_TD.detach()
+        gathered = [torch.empty_like(room_TD) for _ in sizes]
+        distributed.all_gather(gathered, room_TD)
+        others = [rows[:size] for rows, size in zip(gathered, sizes, strict=True)]
+        return [own_TD if rank == self.rank else rows for rank, rows in enumerate(others)]
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every process the sum of all gradients."""
+        if self.world == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce(parameter.grad)
+
+    def total(self, own: int) -> int:
+        """The sum of a number over all processes."""
+        if self.world == 1:
+            return own
+        sum_1 = torch.tensor([own], device=self.device)
+        distributed.all_reduce(sum_1)
+        return int(sum_1)
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self.world > 1:
+            distributed.barrier()

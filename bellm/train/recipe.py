@@ -1,0 +1,110 @@
+"""How an encoder is trained: everything that decides its weights, apart from the data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from bellm.errors import BellmError
+
+if TYPE_CHECKING:
+    from bellm.encoder import Encoder
+from bellm.train.objectives import Contrastive, Objective
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank adapters and leave the weights as they are (arXiv 2106.09685)."""
+
+    rank: int = 16
+    alpha: float = 32
+    """The adapters' answer counts alpha / rank."""
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    """Ends of the names of the modules that get adapters."""
+    four_bit: bool = False
+    """Keep the frozen weights in four bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """Train every weight, kept in float32."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A stage before the vectors: masked next-token prediction with open layers (LLM2Vec, arXiv 2404.05961)."""
+
+    steps: int
+    share: float = 0.2
+    """Of the tokens that are masked."""
+    learning_rate: float = 5e-5
+    gradual: bool = False
+    """Open the layers one after the other, from the last down, instead of all at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to train an encoder."""
+
+    model: str = "smollm2"
+    """What `Encoder.load` takes."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Choices for `Encoder.load`: bidirectional, prompt, pooling, max_tokens, dtype, ..."""
+    tuning: Lora | Full = field(default_factory=Lora)
+    objective: Objective = field(default_factory=Contrastive)
+    adaptation: Adaptation | None = None
+    batch_size: int = 64
+    """Examples of a step, over all processes."""
+    epochs: float = 1.0
+    max_steps: int | None = None
+    """Stop here, whatever the epochs say; the schedule ends here too."""
+    learning_rate: float = 2e-4
+    schedule: Schedule = "linear"
+    """How the learning rate goes down after warming up, to zero at the end."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate goes up to its height."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    dev: "Callable[[Encoder], float] | None" = None
+    """Scores the encoder while it learns, higher is better: the best weights are kept. Never a test set."""
+    dev_every: int = 50
+    """Steps between two scores."""
+    patience: int | None = None
+    """Stop after so many scores without a better one."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name in ("batch_size", "dev_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("epochs", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise BellmError(f"{name}={getattr(self, name)} must be more than 0.")
+        for name in ("max_steps", "patience"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if not 0 <= self.warmup <= 1:
+            raise BellmError(f"warmup={self.warmup} is a share of the steps: give 0 to 1.")
+        if self.patience is not None and self.dev is None:
+            raise BellmError("patience counts dev scores: give dev too.")
+
+    def described(self) -> dict[str, Any]:
+        """All of it as plain values, for records and to tell one recipe from another."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise BellmError(f"{name}={value} is too small: give at least {least}.")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in sorted(value.items())}
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,128 @@
+"""The numbers that a loss is made of, computed in chunks: vectors of texts, and log-probabilities of answers.
+
+Shapes: T texts, R answers (every candidate of every row), D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bellm.encoder import Encoder
+from bellm.engine.embed import way_of
+from bellm.engine.padded import Padded
+from bellm.engine.proof import packed
+from bellm.engine.tokens import Tokens, stand_in, tokenise
+from bellm.errors import BellmError
+from bellm.prompts import SLOT
+from bellm.train.adaptation import Masked, mask_tokens, mntp_losses, vocabulary_of
+from bellm.train.examples import Example
+from bellm.train.generation import reference_log_probs, response_log_probs, tokenise_turns
+from bellm.train.gradients import Chunk
+from bellm.types import Role
+
+
+@dataclass(frozen=True)
+class Work:
+    """Chunks of a computation, and how their answers go together."""
+
+    tokens: Tokens
+    chunks: list[Chunk]
+    order: Tensor
+    """Where each row's answer is among those of all chunks, one after the other."""
+
+    def joined(self, answers: Sequence[Tensor]) -> Tensor:
+        """Answers of all chunks, in the order of the rows."""
+        return torch.cat(list(answers))[self.order]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(map(len, self.tokens.ids))
+
+
+def vectors_of(encoder: Encoder, examples: Sequence[Example], chunk_tokens: int) -> Work:
+    """Vectors of all anchors, then all positives, then all negatives, (T, D)."""
+    tokens = _tokens(encoder, examples)
+    way = way_of(
+        encoder.model,
+        tokens,
+        packed=packed(encoder.model).twin,
+        pooling=encoder.settings.pooling,
+        layer=encoder.settings.layer,
+        pad_id=stand_in(encoder.tokenizer),
+        begins=False,
+    )
+    groups = way.batches(range(len(tokens)), chunk_tokens)
+    return Work(tokens, [partial(way.vectors, group) for group in groups], _places(groups, encoder.device))
+
+
+def answers_of(
+    encoder: Encoder, causal: PreTrainedModel, prompt: str, examples: Sequence[Example], chunk_tokens: int
+) -> Work:
+    """Log-probability of each candidate of each row after its anchor, (R,), by the causal model.
+
+    Raises:
+        BellmError: A row has no negative, or not one positive and as many negatives as the others.
+    """
+    if len({(len(one.positives), len(one.negatives)) for one in examples}) != 1 or not examples[0].negatives:
+        raise BellmError(
+            "This objective compares what answers an anchor: each row needs one positive and as many "
+            "negatives as the others, at least one."
+        )
+    turns = [(prompt.replace(SLOT, one.anchor), answer) for one in examples for answer in one.texts[1:]]
+    prompts, answers = (list(column) for column in zip(*turns, strict=True))
+    tokens = tokenise_turns(encoder.tokenizer, prompts, answers, encoder.settings.max_tokens)
+    groups = Padded(causal, tokens, "last", -1, 0).batches(range(len(tokens)), chunk_tokens)
+
+    def log_probs(group: Sequence[int]) -> Tensor:
+        return response_log_probs(causal, _some(tokens, group), max_batch_tokens=chunk_tokens).sum_R
+
+    return Work(tokens, [partial(log_probs, group) for group in groups], _places(groups, encoder.device))
+
+
+def masked_of(encoder: Encoder, examples: Sequence[Example], share: float, seed: int, chunk_tokens: int) -> Work:
+    """Losses of masked tokens of all texts, without a prompt, in any order."""
+    texts = [text for one in examples for text in one.texts]
+    tokens = tokenise(encoder.tokenizer, texts, SLOT, encoder.settings.max_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    masked = mask_tokens(tokens.ids, vocabulary_of(encoder.tokenizer), share=share, generator=generator)
+    groups = Padded(encoder.model, tokens, "last", -1, 0).batches(range(len(tokens)), chunk_tokens)
+
+    def losses(group: Sequence[int]) -> Tensor:
+        columns = ([column[number] for number in group] for column in (masked.ids, masked.positions, masked.hidden))
+        return mntp_losses(encoder.model, Masked(*columns))
+
+    return Work(tokens, [partial(losses, group) for group in groups], torch.arange(sum(map(len, masked.positions))))
+
+
+def reference_of(causal: PreTrainedModel, answers: Work, chunk_tokens: int) -> Tensor:
+    """The same log-probabilities without adapters and without a gradient, (R,)."""
+    return reference_log_probs(causal, answers.tokens, max_batch_tokens=chunk_tokens).sum_R
+
+
+def _tokens(encoder: Encoder, examples: Sequence[Example]) -> Tokens:
+    """Anchors are put as queries and the rest as documents, unless they may change places."""
+    turn, found = _roles(examples)
+    asking = encoder.tokenise([one.anchor for one in examples], turn)
+    positives = [text for one in examples for text in one.positives]
+    negatives = [text for one in examples for text in one.negatives]
+    asked = encoder.tokenise([*positives, *negatives], found)
+    return Tokens(asking.ids + asked.ids, asking.spans + asked.spans, asking.num_truncated + asked.num_truncated)
+
+
+def _roles(examples: Sequence[Example]) -> tuple[Role, Role]:
+    if all(one.score is not None or one.alike for one in examples):
+        return "text", "text"
+    return "query", "document"
+
+
+def _some(tokens: Tokens, numbers: Sequence[int]) -> Tokens:
+    return Tokens([tokens.ids[number] for number in numbers], [tokens.spans[number] for number in numbers], 0)
+
+
+def _places(groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor([number for group in groups for number in group], dtype=torch.long, device=device).argsort()

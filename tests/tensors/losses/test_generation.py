@@ -1,0 +1,213 @@
+"""Losses on log-probabilities against transformers, closed forms written out, and what ULLME's code gets wrong."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from bellm.errors import BellmError
+from bellm.tensors.losses.cosines import cosine
+from bellm.tensors.losses.generation import (
+    PreferenceForm,
+    alignment,
+    dpo,
+    kto_pair,
+    response_means,
+    response_sums,
+    sft,
+    token_log_probs,
+)
+
+DRAW = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(3, 6, 11, generator=DRAW, dtype=torch.float64)
+IDS = torch.randint(11, (3, 6), generator=DRAW)
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]).bool()
+POLICY_CHOSEN, POLICY_REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED = GAINS = 5 * torch.randn(
+    4, 7, generator=DRAW, dtype=torch.float64
+)
+RETRIEVAL = torch.rand(4, 3, generator=DRAW, dtype=torch.float64)
+GENERATION = -3 * torch.rand(4, 3, generator=DRAW, dtype=torch.float64)
+
+
+def test_a_token_is_predicted_by_those_before_it() -> None:
+    found = token_log_probs(LOGITS, IDS)
+    assert found.shape == IDS.shape
+    for row in range(3):
+        assert found[row, 0] == 0
+        for at in range(1, 6):
+            wanted = LOGITS[row, at - 1].softmax(0)[IDS[row, at]].log()
+            torch.testing.assert_close(found[row, at], wanted)
+
+
+def test_sft_is_the_loss_of_transformers(tiny_model: LlamaForCausalLM) -> None:
+    ids = torch.randint(5, 200, (3, 6), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = tiny_model(input_ids=ids, labels=ids.masked_fill(~MASK, -100))
+    torch.testing.assert_close(sft(token_log_probs(output.logits, ids), MASK), output.loss)
+
+
+@pytest.mark.parametrize("score", [response_sums, response_means, sft])
+def test_prompt_and_padding_do_not_count(score: Any) -> None:
+    logits = LOGITS.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(token_log_probs(logits, IDS), MASK).sum(), logits)
+    # Number t is predicted by the logits of t - 1, and only these learn.
+    learns = torch.cat([MASK[:, 1:], torch.zeros(3, 1, dtype=torch.bool)], dim=1)
+    assert (gradient.abs().sum(2) > 0).equal(learns)
+    other_prompt = torch.where(MASK, IDS, (IDS + 1) % 11)
+    assert score(token_log_probs(LOGITS, other_prompt), MASK).equal(score(token_log_probs(LOGITS, IDS), MASK))
+
+
+def test_sums_means_and_sft_of_responses() -> None:
+    log_probs = token_log_probs(LOGITS, IDS)
+    sums = torch.stack([log_probs[0, 2:].sum(), log_probs[1, 1:3].sum(), log_probs[2, 5]])
+    torch.testing.assert_close(response_sums(log_probs, MASK), sums)
+    torch.testing.assert_close(response_means(log_probs, MASK), sums / torch.tensor([4, 2, 1]))
+    torch.testing.assert_close(sft(log_probs, MASK), -sums.sum() / 7)
+
+
+def test_an_infinite_prompt_is_no_matter() -> None:
+    log_probs = token_log_probs(LOGITS, IDS).masked_fill(~MASK, -torch.inf)
+    assert response_sums(log_probs, MASK).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("form", "beta", "wanted", "slope"),
+    [
+        ("sigmoid", 0.1, lambda h: -(1 / (1 + (-0.1 * h).exp())).log(), lambda h: -0.1 / (1 + (0.1 * h).exp())),
+        ("hinge", 0.5, lambda h: torch.where(h < 2, 1 - 0.5 * h, 0.0), lambda h: torch.where(h < 2, -0.5, 0.0)),
+        ("ipo", 0.25, lambda h: (h - 2) ** 2, lambda h: 2 * (h - 2)),
+    ],
+)
+def test_preference_is_its_closed_form(form: PreferenceForm, beta: float, wanted: Any, slope: Any) -> None:
+    policies = [part.clone().requires_grad_() for part in GAINS]
+    value = dpo(*policies, beta=beta, form=form)
+    value.backward()
+    ahead = POLICY_CHOSEN - POLICY_REJECTED - REFERENCE_CHOSEN + REFERENCE_REJECTED
+    torch.testing.assert_close(value.detach(), wanted(ahead).mean())
+    torch.testing.assert_close(policies[0].grad, slope(ahead).to(ahead) / 7)
+    torch.testing.assert_close(policies[1].grad, -slope(ahead).to(ahead) / 7)
+    assert policies[2].grad is policies[3].grad is None  # The reference is not to learn.
+    assert policies[0].grad.any()
+
+
+def test_kto_on_pairs_is_its_closed_form_and_its_reference_points_do_not_learn() -> None:
+    policies = [part.clone().requires_grad_() for part in GAINS]
+    value = kto_pair(*policies, beta=0.3)
+    value.backward()
+    good, bad = POLICY_CHOSEN - REFERENCE_CHOSEN, POLICY_REJECTED - REFERENCE_REJECTED
+    of_good, of_bad = (0.3 * (good - max(bad.mean(), 0))), 0.3 * (max(good.mean(), 0) - bad)
+    shares = torch.cat([of_good, of_bad]).sigmoid()
+    torch.testing.assert_close(value.detach(), (1 - shares).mean())
+    slopes = -0.3 * shares * (1 - shares) / 14
+    torch.testing.assert_close(policies[0].grad, slopes[:7])
+    torch.testing.assert_close(policies[1].grad, -slopes[7:])
+    assert policies[2].grad is policies[3].grad is None
+    assert max(good.mean(), bad.mean()) > 0  # Or the points of reference would not show.
+
+
+def divergence(of: Tensor, from_: Tensor) -> Tensor:
+    return (of * (of / from_).log()).sum(1).mean()
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_alignment_in_both_directions(temperature: float) -> None:
+    found, written = (RETRIEVAL / temperature).softmax(1), GENERATION.softmax(1)
+    torch.testing.assert_close(alignment(RETRIEVAL, GENERATION, temperature=temperature), divergence(found, written))
+    reverse = alignment(RETRIEVAL, GENERATION, temperature=temperature, direction="reverse")
+    torch.testing.assert_close(reverse, divergence(written, found))
+    assert not torch.isclose(reverse, divergence(found, written))
+
+
+def test_both_sides_of_the_alignment_learn_by_its_closed_form() -> None:
+    retrieval, generation = RETRIEVAL.clone().requires_grad_(), GENERATION.clone().requires_grad_()
+    alignment(retrieval, generation, temperature=0.5).backward()
+    found, written = (RETRIEVAL / 0.5).softmax(1), GENERATION.softmax(1)
+    ratio = (found / written).log()
+    own = found * (ratio - (found * ratio).sum(1, keepdim=True)) / 0.5 / 4
+    torch.testing.assert_close(retrieval.grad, own)
+    torch.testing.assert_close(generation.grad, (written - found) / 4)
+    assert own.abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("direction", ["paper", "reverse"])
+def test_a_detached_side_does_not_learn_and_the_other_learns_the_same(direction: Any) -> None:
+    free = [part.clone().requires_grad_() for part in (RETRIEVAL, GENERATION)]
+    alignment(*free, direction=direction).backward()
+    for side, other in ((0, 1), (1, 0)):
+        held = [part.clone().requires_grad_() for part in (RETRIEVAL, GENERATION)]
+        alignment(*held, direction=direction, detached=("retrieval", "generation")[side]).backward()
+        assert held[side].grad is None
+        torch.testing.assert_close(held[other].grad, free[other].grad)
+
+
+def test_every_term_of_grl_reaches_the_weights() -> None:
+    # In ULLME's first releases only the contrastive term had a gradient.
+    weights = torch.randn(11, 11, generator=DRAW, dtype=torch.float64).requires_grad_()
+    log_probs = token_log_probs(LOGITS @ weights, IDS)
+    chosen, rejected, _ = response_sums(log_probs, MASK)
+    zero = torch.zeros(1, dtype=torch.float64)
+    terms = {
+        "sft": sft(log_probs, MASK),
+        **{form: dpo(chosen[None], rejected[None], zero, zero, form=form) for form in ("sigmoid", "ipo")},  # type: ignore[arg-type]
+        "kto": kto_pair(chosen[None], rejected[None], zero, zero),
+        "retrieval": alignment(cosine((LOGITS @ weights)[:1, 0], (LOGITS @ weights)[1:, 0]), GENERATION[:1, :2]),
+        "generation": alignment(RETRIEVAL[:1], response_means(log_probs, MASK)[None]),
+    }
+    for name, term in terms.items():
+        (gradient,) = torch.autograd.grad(term, weights, retain_graph=True)
+        assert gradient.norm() > 1e-4, name
+
+
+def test_planted_query_and_passage_come_to_agree() -> None:
+    retrieval = torch.tensor([[0.2, 0.3, 0.1]], requires_grad=True)
+    generation = torch.tensor([[-3.0, -1.0, -2.0]], requires_grad=True)
+    before = alignment(retrieval, generation)
+    for _ in range(200):
+        gradients = torch.autograd.grad(alignment(retrieval, generation), (retrieval, generation))
+        retrieval, generation = (
+            (part - rate * gradient).detach().requires_grad_()
+            for part, rate, gradient in zip((retrieval, generation), (1e-3, 0.3), gradients, strict=True)
+        )
+    assert alignment(retrieval, generation) < 1e-2 * before
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    half = LOGITS.bfloat16()
+    assert token_log_probs(half, IDS).equal(token_log_probs(half.float(), IDS))
+    halves = [part.bfloat16() for part in GAINS]
+    assert dpo(*halves) == dpo(*(part.float() for part in halves))
+    assert kto_pair(*halves) == kto_pair(*(part.float() for part in halves))
+    scores = RETRIEVAL.bfloat16(), GENERATION.bfloat16()
+    assert alignment(*scores) == alignment(scores[0].float(), scores[1].float())
+
+
+def test_responses_without_a_likelihood_are_refused() -> None:
+    log_probs = token_log_probs(LOGITS, IDS)
+    for score in (response_sums, response_means, sft):
+        with pytest.raises(BellmError, match="no tokens"):
+            score(log_probs, MASK & (torch.arange(3) != 1)[:, None])
+        with pytest.raises(BellmError, match="first token, which nothing predicts"):
+            score(log_probs, torch.ones_like(MASK))
+        with pytest.raises(BellmError, match=r"\(3, 6\) and \(3, 5\)"):
+            score(log_probs, MASK[:, 1:])
+        with pytest.raises(BellmError, match="no tokens"):
+            score(log_probs[:0], MASK[:0])
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    for loss in (dpo, kto_pair):
+        with pytest.raises(BellmError, match="7 policy_rejected, 7 reference_chosen, 6 reference_rejected"):
+            loss(*GAINS[:3], REFERENCE_REJECTED[:6])
+        with pytest.raises(BellmError, match="0 policy_chosen"):
+            loss(*GAINS[:, :0])
+    for scores in ((RETRIEVAL[:, :1], GENERATION[:, :1]), (RETRIEVAL, GENERATION[:3]), (RETRIEVAL[:0], GENERATION[:0])):
+        with pytest.raises(BellmError, match="two or more candidates"):
+            alignment(*scores)
+    with pytest.raises(BellmError, match="form='simpo' is not known"):
+        dpo(*GAINS, form="simpo")  # type: ignore[arg-type]
+    with pytest.raises(BellmError, match=r"direction='upstream' is not known\. Choose from paper, reverse"):
+        alignment(RETRIEVAL, GENERATION, direction="upstream")  # type: ignore[arg-type]
+    with pytest.raises(BellmError, match="detached='both' is not known"):
+        alignment(RETRIEVAL, GENERATION, detached="both")  # type: ignore[arg-type]

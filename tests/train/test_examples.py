@@ -1,0 +1,120 @@
+"""Columns to examples."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bellm.errors import SourceError
+from bellm.train.examples import Columns, Example, alike, example_of, find_parts, key
+
+
+def made(row: dict[str, Any], columns: Columns | None = None) -> Example:
+    return example_of(row, find_parts(list(row), columns))
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"anchor": "a", "positive": "p"}, Example("a", ("p",))),
+        ({"sent0": "a", "sent1": "p", "hard_neg": "n", "source": "x"}, Example("a", ("p",), ("n",))),
+        ({"query": "a", "pos": ["p", "q"], "neg": ["m", "n"]}, Example("a", ("p", "q"), ("m", "n"))),
+        ({"question": "a", "answer": "p", "id": 7}, Example("a", ("p",))),
+        ({"sentence1": "a", "sentence2": "p", "score": "3.5"}, Example("a", ("p",), score=3.5)),
+        ({"text1": "a", "text2": "p", "label": 1}, Example("a", ("p",), score=1.0)),
+        ({"premise": "a", "positives": ["p"], "similarity": 0.25}, Example("a", ("p",), score=0.25)),
+        ({"anchor": "a", "positive": "p", "negative_1": "m", "negative_2": "n"}, Example("a", ("p",), ("m", "n"))),
+        ({"anchor": "a", "positive": "p", "negative_1": "", "negative_2": None}, Example("a", ("p",))),
+        ({"anchor": "a", "positive": "p", "negatives": []}, Example("a", ("p",))),
+        ({"texts": ["a", "b", "A ", "c"]}, Example("a", ("b", "c"), alike=True)),
+    ],
+)
+def test_the_names_of_the_field(row: dict[str, Any], wanted: Example) -> None:
+    assert made(row) == wanted
+
+
+def test_named_columns_are_read_and_no_others() -> None:
+    row = {"anchor": "a", "query": "b", "positive": "p", "label": 2, "negative": "n"}
+    assert made(row, {"anchor": "query", "positive": "positive"}) == Example("b", ("p",))
+    assert made(row, {"anchor": "anchor", "positive": ["query", "positive"]}) == Example("a", ("b", "p"))
+    # Unsupervised SimCSE: a text is its own positive, and dropout makes two of it.
+    assert made(row, {"anchor": "query", "positive": "query"}) == Example("b", ("b",))
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "message"),
+    [
+        (["query", "anchor", "pos"], None, r"more than one column could be the anchor: query, anchor\. Columns: query"),
+        (["query", "pos", "neg", "negative_1"], None, "could be the negative: neg, negative_1"),
+        (["query", "pos", "pos"], None, "could be the positive: pos, pos"),
+        (
+            ["a", "b"],
+            None,
+            r"^no column for anchor or positive\. Columns: a, b\. Name .* anchor=COLUMN, positive=COLUMN",
+        ),
+        (["premise", "hypothesis", "label"], None, "^no column for positive"),
+        (["a"], {"anchor": "a"}, "^no column for positive"),
+        (["query", "pos", "neg", "score"], None, "both negatives and a score"),
+        (["texts", "anchor"], None, "texts and anchor in one row"),
+        (["a", "b"], {"anchor": "a", "positive": "c"}, r"^no column 'c' for the positive\. Columns: a, b\.$"),
+        (["a", "a", "b"], {"anchor": "a", "positive": "b"}, "^more than one column 'a' for the anchor"),
+        (["a", "b"], {"anchor": ["a", "b"], "positive": "b"}, "^2 columns for the anchor"),
+        (["a", "b"], {"anker": "a", "positive": "b"}, r"^'anker' is no part of an example\. Parts: anchor, positive"),
+    ],
+)
+def test_unclear_columns_are_named(names: list[str], columns: Any, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        find_parts(names, columns)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"anchor": ""}, r"^no anchors"),
+        ({"anchor": None}, "^no anchors"),
+        ({"anchor": " \n"}, "A text is empty"),
+        ({"anchor": ["a", "b"]}, "^2 anchors"),
+        ({"anchor": 7}, "7 is not a text"),
+        ({"anchor": "half \ud83d"}, "half a character"),
+        ({"positive": []}, "^no positive"),
+        ({"positive": ["p", ""]}, "A text is empty"),
+        ({"positive": ["p", 7]}, "7 is not a text"),
+        ({"positive": {"p": 1}}, "is not a text"),
+        ({"positive": ["p", "q"], "score": 1}, "more than one positive"),
+        ({"negative": "THE  anchor"}, "'THE  anchor' is a negative, and the anchor or a positive as well"),
+        ({"negative": ["n", "the positive"]}, "is a negative"),
+        ({"score": math.nan}, "nan is not finite"),
+        ({"score": "inf"}, "inf is not finite"),
+        ({"score": "high"}, "'high' is not a number"),
+        ({"score": None}, "None is not a number"),
+        ({"score": [1]}, "is not a number"),
+    ],
+)
+def test_cells_that_are_not_what_they_should_be(change: dict[str, Any], message: str) -> None:
+    row = {"anchor": "the anchor", "positive": "the positive"}
+    assert made(row)
+    with pytest.raises(SourceError, match=message):
+        made({**row, **change})
+
+
+@pytest.mark.parametrize("texts", [[], ["a"], ["a", " A"], ["a", ""], ["a", 7]])
+def test_alike_texts_are_two_or_more(texts: Any) -> None:
+    with pytest.raises(SourceError):
+        alike(texts)
+
+
+@given(st.integers(2, 6), st.integers(0, 40))
+def test_every_alike_text_is_the_anchor_in_turn(number: int, start: int) -> None:
+    texts = [f"text {at}" for at in range(number)]
+    rows = [alike(texts).turned(start + by) for by in range(number)]
+    assert [row.anchor for row in rows] == [texts[(start + by) % number] for by in range(number)]
+    assert all(sorted(row.texts) == texts and row.alike for row in rows)
+    assert Example("a", ("b",), ("c",)).turned(start) == Example("a", ("b",), ("c",))
+
+
+def test_keys_tell_texts_apart_as_a_reader_would() -> None:
+    assert key("Stra\u00dfe  12") == key("STRASSE 12\n") == key("\uff53trasse 12")
+    assert len({key(text) for text in ("a b", "ab", "a b.", "b a", "a b ?")}) == 5
+    assert all(-(2**63) <= key(str(number)) < 2**63 for number in range(200))
