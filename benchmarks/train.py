@@ -91,7 +91,7 @@ def save(model: str, place: Path) -> None:
 def apart(system: str, place: str, batch: int, steps: int) -> Steps:
     """Run a system in a process of its own."""
     command = [sys.executable, __file__, "--batch", str(batch), "--steps", str(steps), "--one", system, place]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Steps(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -168,6 +168,7 @@ def theirs(
             learning_rate=RATE,
             lr_scheduler_type="constant",
             bf16=dtype == torch.bfloat16,
+            use_cpu=not torch.cuda.is_available(),
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -201,13 +202,12 @@ def _clock() -> Any:
 
 def _in_order() -> Any:
     from sentence_transformers.base.sampler import DefaultBatchSampler
-    from torch.utils.data import SequentialSampler
 
     class InOrder(DefaultBatchSampler):  # type: ignore[misc]
         """The rows as they come."""
 
         def __iter__(self) -> Iterator[list[int]]:
-            rows = list(SequentialSampler(self.dataset))
+            rows = list(range(len(self.sampler)))
             for start in range(0, len(rows), self.batch_size):
                 yield rows[start : start + self.batch_size]
 

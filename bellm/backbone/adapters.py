@@ -7,6 +7,8 @@ from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -58,3 +60,29 @@ def at_work(*models: nn.Module) -> Iterator[None]:
         for layer in layers:
             layer.lora_dropout.eval()
             layer.cast_input_dtype_enabled = True
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let the model compute without peft's adapters; afterwards all is as it was, also what takes gradients.
+
+    Raises:
+        BellmError: The model has no adapter: it would be its own reference.
+    """
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    if not adapted:
+        raise BellmError(
+            "The model has no adapter to switch off, and would be its own reference. Train with LoRA, or compute the "
+            "reference with a copy of the model made before training."
+        )
+    enabled = [module for module in adapted if not module.disable_adapters]
+    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        for module in enabled:
+            module.enable_adapters(False)
+        yield
+    finally:
+        for module in enabled:
+            module.enable_adapters(True)
+        for weight, requires_grad in trained:
+            weight.requires_grad_(requires_grad)

@@ -5,12 +5,15 @@ torch has it as one. A gated MLP needs room for its widest states once where it 
 multiplies matrices fast, such passes and such room are what an encoder waits for.
 """
 
-from typing import cast
+import sys
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+
+from bellm.backbone.fused import Adapted, GatedSilu, RootMeanSquareNorm
 
 _SCALES = (1.0, 1e-3)
 """Sizes of the states on which modules are compared; at the small one the epsilon of a norm shows."""
@@ -25,18 +28,49 @@ class _GatedMLP(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # A gradient needs what would be overwritten.
-            states = functional.silu(self.gate_proj(states)) * self.up_proj(states)
+            states = GatedSilu.apply(self.gate_proj(states), self.up_proj(states))  # type: ignore[no-untyped-call]
             return cast(Tensor, self.down_proj(states))
         gate: Tensor = functional.silu(self.gate_proj(states), inplace=True)
         down: Tensor = self.down_proj(gate.mul_(self.up_proj(states)))
         return down
 
 
+class _Norm(nn.Module):
+    """A root-mean-square norm in one step."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return cast(Tensor, RootMeanSquareNorm.apply(states, self.weight, self.eps))  # type: ignore[no-untyped-call]
+        return functional.rms_norm(states, self.weight.shape, self.weight, self.eps)
+
+
+class _AdaptedLinear(nn.Module):
+    """A frozen linear layer and one low-rank adapter, in PEFT's place."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Tensor) -> Tensor:
+        layer = self.layer
+        (name,) = layer.active_adapters
+        drops_out = layer.lora_dropout[name].training and not isinstance(layer.lora_dropout[name], nn.Identity)
+        if layer.disable_adapters or drops_out:
+            return cast(Tensor, layer(states))
+        base, up = layer.base_layer, layer.lora_B[name].weight * layer.scaling[name]
+        answer = Adapted.apply(states, base.weight, base.bias, layer.lora_A[name].weight, up)  # type: ignore[no-untyped-call]
+        return cast(Tensor, answer)
+
+
 def lean(model: PreTrainedModel) -> None:
     """Put a leaner module, on the same weights, in the place of every one that it equals; the model changes."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            for leaner in (_norm, _mlp):
+            for leaner in (_norm, _mlp, _adapted):
                 if (found := leaner(child)) is not None and not (child._forward_hooks or child._forward_pre_hooks):
                     setattr(module, name, found)
 
@@ -47,8 +81,7 @@ def _norm(norm: nn.Module) -> nn.Module | None:
     if not type(norm).__name__.endswith("RMSNorm") or list(norm._parameters) != ["weight"] or eps is None:
         return None
     assert isinstance(weight, nn.Parameter)
-    fused = nn.RMSNorm(weight.shape, eps, elementwise_affine=False)
-    fused.weight = weight
+    fused = _Norm(weight, eps)
     return fused if _equal(norm, fused, weight.shape[0], weight) else None
 
 
@@ -60,6 +93,18 @@ def _mlp(mlp: nn.Module) -> nn.Module | None:
         return None
     found = _GatedMLP(**children)
     return found if _equal(mlp, found, gate.in_features, gate.weight) else None
+
+
+def _adapted(layer: Any) -> nn.Module | None:
+    """Nothing to compare: at first an adapter adds nothing, and later it may add what rounding hides."""
+    lora = sys.modules.get("peft.tuners.lora.layer")
+    if lora is None or type(layer) is not lora.Linear:
+        return None
+    name, *others = layer.active_adapters
+    plain = not others and name in layer.lora_A and not layer.lora_variant and not layer.merged
+    biased = layer.lora_bias.get(name, False)
+    frozen = type(layer.base_layer) is nn.Linear and not layer.base_layer.weight.requires_grad
+    return _AdaptedLinear(layer) if plain and frozen and not biased else None
 
 
 @torch.inference_mode()

@@ -1,13 +1,16 @@
-"""Token ids to the states of a layer.
+"""Token ids to the states of a layer, or to logits.
 
-Shapes: B batch, L tokens, D width.
+Shapes: B batch, L tokens, D width, M chosen positions, V vocabulary.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.layers import decoder_of, depth_of, parameters_of, text_config
+from bellm.errors import BellmError
 
 
 def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer: int = -1) -> Tensor:
@@ -32,6 +35,41 @@ def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer:
     hidden: Tensor = output.last_hidden_state if final else output.hidden_states[layer]
     rows = len(ids_BL)
     return hidden if len(hidden) == rows else hidden[:rows] + hidden[rows:]
+
+
+def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL: Tensor) -> Tensor:
+    """Logits (M, V) at the chosen positions of a batch, row after row, and nowhere else.
+
+    The model's own forward computes them, with whatever it does around its head (caps, scales), from states among which
+    a hook on its decoder keeps the chosen ones.
+
+    Args:
+        model: A language model, open or not.
+        ids_BL: Token ids, padded on the right, so that positions count from 0.
+        mask_BL: 1 for tokens, 0 for padding.
+        chosen_BL: True at the positions that predict something.
+
+    Raises:
+        BellmError: The model has no language-model head.
+    """
+    if model.get_output_embeddings() is None:
+        raise BellmError(
+            f"{type(model).__name__} has no language-model head to predict tokens with. Load a checkpoint of a causal "
+            "language model."
+        )
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0][chosen_BL][None], *output[1:])
+        output.last_hidden_state = output.last_hidden_state[chosen_BL][None]
+        return output
+
+    hook = decoder_of(model).register_forward_hook(keep)
+    try:
+        logits_1MV: Tensor = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits_1MV[0]
 
 
 def width_of(model: PreTrainedModel) -> int:

@@ -82,7 +82,7 @@ def train(
         recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
     for dataset, _ in sources:
         for rejection in dataset.rejections[:3]:
-            typer.echo(f"note: {dataset.name}, {rejection.place}: {rejection.reason}", err=True)
+            typer.echo(f"note: {rejection.place}: {rejection.reason}", err=True)
         if dataset.num_rejected:
             typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
     with _progress() as progress:

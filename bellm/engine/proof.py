@@ -65,6 +65,7 @@ def _parts(model: nn.Module) -> list[object]:
         if module is not model:  # A reference to the model itself would keep it alive.
             parts.append(module)
         parts += [*module._parameters.values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        parts.append(getattr(module, "_disable_adapters", None))  # Of PEFT, which switches them off without a hook.
     return parts
 
 

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bellm.backbone.states import device_of
+from bellm.backbone.states import device_of, logits_at
 from bellm.engine.padded import pad
 from bellm.errors import BellmError
-from bellm.train.generation import logits_at
 
 _BLANK = "_"
 
@@ -145,7 +144,7 @@ def opened_at(
     """
     layers = sorted(numbers)
     count = len(layers) if step + 1 >= total else -(-len(layers) * (step + 1) // total)
-    return tuple(layers[:count] if first == "bottom" else layers[len(layers) - count :])
+    return tuple(layers[:count] if first == "bottom" else layers[-count:])
 
 
 def _stand_ins(hidden: Tensor, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:

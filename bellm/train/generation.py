@@ -1,24 +1,19 @@
 """How likely a causal model finds a response to a prompt, with gradients, for SFT, DPO, KTO and GRL (arXiv 2408.03402).
 
-Shapes: R rows (a prompt with one response), B rows of a batch, L tokens, M chosen positions of a batch, D width,
-V vocabulary.
+Shapes: R rows (a prompt with one response), B rows of a batch, L tokens, M chosen positions of a batch.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bellm.backbone.layers import decoder_of
-from bellm.backbone.states import device_of
+from bellm.backbone.adapters import adapters_off
+from bellm.backbone.states import device_of, logits_at
 from bellm.engine.padded import Padded, pad
 from bellm.engine.tokens import Tokens, stand_in
 from bellm.errors import BellmError
@@ -113,67 +108,6 @@ def reference_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_toke
     """
     with torch.no_grad(), adapters_off(model):
         return response_log_probs(model, turns, max_batch_tokens=max_batch_tokens)
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Let the model compute without peft's adapters; afterwards all is as it was, also what takes gradients.
-
-    Raises:
-        BellmError: The model has no adapter: it would be its own reference.
-    """
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    if not adapted:
-        raise BellmError(
-            "The model has no adapter to switch off, and would be its own reference. Train with LoRA, or compute the "
-            "reference with a copy of the model made before training."
-        )
-    enabled = [module for module in adapted if not module.disable_adapters]
-    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
-    try:
-        for module in enabled:
-            module.enable_adapters(False)
-        yield
-    finally:
-        for module in enabled:
-            module.enable_adapters(True)
-        for weight, requires_grad in trained:
-            weight.requires_grad_(requires_grad)
-
-
-def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL: Tensor) -> Tensor:
-    """Logits (M, V) at the chosen positions of a batch, row after row, and nowhere else.
-
-    The model's own forward computes them, with whatever it does around its head (caps, scales), from states among which
-    a hook on its decoder keeps the chosen ones.
-
-    Args:
-        model: A language model, open or not.
-        ids_BL: Token ids, padded on the right, so that positions count from 0.
-        mask_BL: 1 for tokens, 0 for padding.
-        chosen_BL: True at the positions that predict something.
-
-    Raises:
-        BellmError: The model has no language-model head.
-    """
-    if model.get_output_embeddings() is None:
-        raise BellmError(
-            f"{type(model).__name__} has no language-model head to predict tokens with. Load a checkpoint of a causal "
-            "language model."
-        )
-
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0][chosen_BL][None], *output[1:])
-        output.last_hidden_state = output.last_hidden_state[chosen_BL][None]
-        return output
-
-    hook = decoder_of(model).register_forward_hook(keep)
-    try:
-        logits_1MV: Tensor = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
-    finally:
-        hook.remove()
-    return logits_1MV[0]
 
 
 def _sums(model: PreTrainedModel, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> Tensor:

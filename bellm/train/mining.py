@@ -71,7 +71,7 @@ def mine(
         passages: More texts to choose from.
 
     Raises:
-        BellmError: There are no examples, some have ratings, or a number is out of range.
+        BellmError: There are no examples, some have ratings, a number is out of range, or vectors are not finite.
     """
     rows = list(examples)
     _check(rows, count, rank_from, margin, absolute_margin)
@@ -125,7 +125,10 @@ class _Space:
 
     def __init__(self, pool: _Pool, encode: Encode) -> None:
         different = {key(text): text for text in pool.texts + pool.anchors}
-        self._vectors_TD = normalise(encode(list(different.values())))
+        vectors_TD = encode(list(different.values()))
+        if len(vectors_TD) != len(different) or not np.isfinite(vectors_TD).all():
+            raise BellmError("The vectors to mine with are not one a text, or not finite.")
+        self._vectors_TD = normalise(vectors_TD)
         self._number = {each: number for number, each in enumerate(different)}
         self._texts_ND = self._vectors_TD[: len(pool.texts)]
 
@@ -148,6 +151,8 @@ def _blocks(rows: Sequence[Example], num_texts: int) -> Iterator[Sequence[Exampl
 
 def _nearest(scores_BN: Vectors, free_BN: Mask, count: int) -> list[list[int]]:
     """Numbers of each row's `count` highest scores among those that are free, from the highest down."""
+    if not count:
+        return [[]] * len(scores_BN)
     open_BN = np.where(free_BN, scores_BN, -np.inf)
     last = min(count, open_BN.shape[1])
     best_BK = np.argpartition(-open_BN, np.arange(last), axis=1)[:, :last]

@@ -23,8 +23,6 @@ class Lora:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     """Ends of the names of the modules that get adapters."""
-    four_bit: bool = False
-    """Keep the frozen weights in four bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Rows go in and come out."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,9 +50,12 @@ def test_rejections_are_counted_and_the_first_kept() -> None:
 
 
 def test_a_source_without_a_good_row_is_an_error_at_once() -> None:
-    endless = iter(lambda: BAD, None)
+    def rows() -> Iterator[Rejection]:
+        yield from [BAD] * 100
+        pytest.fail("it read on")
+
     with pytest.raises(SourceError, match=r"^No row of f can be read\. f\.csv, line 3: no anchors\.$"):
-        Dataset("f", endless)
+        Dataset("f", rows())
     with pytest.raises(SourceError, match=r"^No row of f can be read"):
         Dataset("f", [BAD])
     with pytest.raises(SourceError, match=r"^f holds no rows\.$"):

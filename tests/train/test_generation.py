@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm import Encoder
+from bellm.backbone.adapters import adapters_off
 from bellm.backbone.layers import decoder_of
+from bellm.backbone.states import logits_at
 from bellm.engine.padded import pad
 from bellm.engine.tokens import Tokens
 from bellm.errors import BellmError
 from bellm.train.generation import (
-    adapters_off,
-    logits_at,
     reference_log_probs,
     response_log_probs,
     tokenise_turns,
@@ -147,6 +147,17 @@ def test_log_probs_are_those_of_the_full_logits(max_batch_tokens: int) -> None:
     assert found.sum_R.dtype == torch.float32
     assert torch.allclose(found.sum_R, wanted, atol=1e-5, rtol=0)
     assert torch.allclose(found.mean_R, wanted / torch.tensor([3, 2, 6, 1]), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
+    model = tiny("llama").bfloat16()
+    ids_BL, mask_BL = pad([[1, *[5, 9] * 20]], 0, CPU)
+    log_probs_LV = model(input_ids=ids_BL, attention_mask=mask_BL).logits[0].double().log_softmax(-1)
+    wanted = sum(log_probs_LV[at - 1, ids_BL[0, at]] for at in range(1, 41))
+    found = response_log_probs(model, Tokens(ids_BL.tolist(), [(1, 41)], 0)).sum_R
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
 
 
 @torch.no_grad()
@@ -291,6 +302,15 @@ def test_the_reference_is_the_base_model(adapted: Encoder, tiny_model: PreTraine
         assert torch.equal(reference_log_probs(model, turns).sum_R, response_log_probs(tiny_model, turns).sum_R)
         assert torch.equal(response_log_probs(model, turns).sum_R, before)
     assert float((before - response_log_probs(tiny_model, turns).sum_R).abs().min()) > 1e-2
+
+
+@RENAMED
+def test_the_reference_takes_no_gradient_of_what_is_trained_beside_the_adapter(adapted: Encoder) -> None:
+    adapted.model.get_input_embeddings().requires_grad_(True)
+    turns = turns_of(adapted.tokenizer)
+    with adapted.causal() as model:
+        assert not reference_log_probs(model, turns).sum_R.requires_grad
+        assert response_log_probs(model, turns).sum_R.requires_grad
 
 
 @RENAMED

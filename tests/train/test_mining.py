@@ -170,3 +170,16 @@ def test_captions_of_one_image_are_no_negatives() -> None:
 def test_what_cannot_be_mined(rows: list[Example], options: dict[str, Any]) -> None:
     with pytest.raises(BellmError):
         mine(rows, encoder(0), **options)
+
+
+def test_vectors_that_are_none_are_refused() -> None:
+    for vectors in (np.full((2, 3), np.nan, dtype=np.float32), np.ones((1, 3), dtype=np.float32)):
+        with pytest.raises(BellmError, match="not one a text, or not finite"):
+            mine([Example("a", ("b",))], lambda texts, vectors=vectors: vectors)
+
+
+def test_the_guard_is_set_by_the_least_similar_positive() -> None:
+    angles = {"q": 0.0, "p": 10.0, "far": 40.0, "between": 30.0, "hard": 60.0}
+    rows = [Example("q", ("p", "far"))]
+    assert mine(rows, placed(angles), passages=["between", "hard"]).examples[0].negatives == ("hard",)
+    assert mine([Example("q", ("p",))], placed(angles), passages=["between"]).examples[0].negatives == ("between",)

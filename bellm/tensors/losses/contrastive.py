@@ -53,8 +53,7 @@ def info_nce(
     left_out_BC = owned(owners_P, *scores_BC.shape)
     if ignored_BC is not None:
         left_out_BC = left_out_BC | ignored_BC
-    # A finite floor: the logarithm of no negatives at all would have no gradient.
-    others_BC = scores_BC.masked_fill(left_out_BC, torch.finfo(scores_BC.dtype).min / 4)
+    others_BC = scores_BC.masked_fill(left_out_BC, -torch.inf)
     target_P = scores_BC[owners_P, torch.arange(positives, device=owners_P.device)]
     loss_P = _against(target_P, others_BC.logsumexp(1)[owners_P])
     if symmetric:

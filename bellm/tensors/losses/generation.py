@@ -3,7 +3,7 @@
 Log-probabilities are aligned with the tokens: number t is that of token t after tokens 0 to t - 1. The first token has
 none, and a response never begins there.
 
-Shapes: B sequences or queries, L tokens, V vocabulary, C candidates.
+Shapes: B sequences or queries, L tokens, N = B (L - 1) predictions, V vocabulary, C candidates.
 """
 
 from typing import Literal
@@ -28,8 +28,9 @@ def token_log_probs(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
     >>> token_log_probs(logits, torch.tensor([[0, 1, 1]]))  # log 1/2, then log 3/4.
     tensor([[ 0.0000, -0.6931, -0.2877]])
     """
-    losses_BL = functional.cross_entropy(wide(logits_BLV[:, :-1]).transpose(1, 2), ids_BL[:, 1:], reduction="none")
-    return functional.pad(-losses_BL, (1, 0))
+    next_BL = ids_BL[:, 1:]
+    losses_N = functional.cross_entropy(wide(logits_BLV[:, :-1]).flatten(0, 1), next_BL.flatten(), reduction="none")
+    return functional.pad(-losses_N.view_as(next_BL), (1, 0))
 
 
 def response_sums(log_probs_BL: Tensor, mask_BL: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from bellm.tensors.losses.cosines import cosine
 from bellm.tensors.losses.inputs import check_rows, owned, owners
 
 
-@torch.no_grad()
 def false_negatives(
     guide_anchors_BD: Tensor,
     guide_positives_PD: Tensor,

@@ -1,7 +1,7 @@
 """Losses that hold for the beginnings of vectors, and for the vectors of lower layers.
 
-Both wrap a loss of any kind. Vectors are its positional arguments of two or more dimensions (three for stacks of
-layers); everything else, such as labels, temperatures or None, is passed on as it is.
+Both wrap a loss of any kind. Vectors are its positional arguments of real numbers in two or more dimensions (three
+for stacks of layers); everything else, such as labels, temperatures or None, is passed on as it is.
 
 Shapes: J layers, N texts, D width, K leading dimensions, R axes (the smaller of N and D).
 """
@@ -146,4 +146,4 @@ def _layer(stacks: Sequence[Any], at: int) -> list[Any]:
 
 
 def _is_vectors(part: Any, fewest: int) -> bool:
-    return isinstance(part, Tensor) and part.dim() >= fewest
+    return isinstance(part, Tensor) and part.is_floating_point() and part.dim() >= fewest

@@ -82,7 +82,7 @@ def test_descent_brings_the_higher_label_nearer() -> None:
 
 
 def test_the_two_forms_pull_a_small_angle_apart_and_together() -> None:
-    # Both pairs are turned by less than 45 degrees against the released form's grain: its s grows as they turn further.
+    # Both pairs are less than 45 degrees apart, where the released form's s still grows with the angle.
     left, right = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.9, -0.3], [0.8, -0.4]])
     slopes = []
     for form in ("released", "published"):

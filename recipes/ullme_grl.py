@@ -1,0 +1,24 @@
+"""GRL: Man et al. 2024, "ULLME: A Unified Framework for LLM Embeddings with Generation-Augmented Learning", 2408.03402.
+
+Open layers find, the same weights with closed layers write, and both are trained to agree: contrastive loss, preference
+(DPO) for writing the positive rather than the negative, and the divergence between what is found and what would be
+written. Of the released code this leaves out what is no part of the method: losses that had no gradient, probabilities
+that counted the prompt, groups mixed up in batches of more than one. The divergence is the paper's KL(found || written);
+the code has the reverse.
+
+Data: anchor, one positive and equally many negatives in every row.
+"""
+
+from bellm.train.objectives import Contrastive, Grl
+from bellm.train.recipe import Lora, Recipe
+
+recipe = Recipe(
+    model="smollm2",
+    settings={"bidirectional": "all", "prompt": "instruct", "pooling": "mean-text", "max_tokens": 512},
+    tuning=Lora(rank=16, alpha=32, dropout=0.1),
+    objective=Grl(Contrastive(temperature=0.05), preference="dpo", beta=0.1, weights=(1.0, 1.0, 1.0)),
+    batch_size=64,
+    learning_rate=1e-4,
+    schedule="cosine",
+    seed=42,
+)
