@@ -3,8 +3,8 @@
 Open layers find, the same weights with closed layers write, and both are trained to agree: contrastive loss, preference
 (DPO) for writing the positive rather than the negative, and the divergence between what is found and what would be
 written. Of the released code this leaves out what is no part of the method: losses that had no gradient, probabilities
-that counted the prompt, groups mixed up in batches of more than one. The divergence is the paper's KL(found || written);
-the code has the reverse.
+that counted the prompt, groups mixed up in batches of more than one. The divergence is the paper's
+KL(found || written); the code has the reverse.
 
 Data: anchor, one positive and equally many negatives in every row.
 """

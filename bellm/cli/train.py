@@ -74,10 +74,12 @@ def train(
         "dev_every": dev_every,
     }
     with shell.working("reading the data"):
-        from bellm.train.loop import MODEL
-        from bellm.train.loop import train as run
-        from bellm.train.reading import load
-
+        try:
+            from bellm.train.loop import MODEL
+            from bellm.train.loop import train as run
+            from bellm.train.reading import load
+        except ImportError as error:
+            raise SourceError(f"Training needs an extra ({error}): pip install 'bellm[train]'.") from error
         sources = [(load(file), weight) for file, weight in map(_weighted, data)]
         recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
     for dataset, _ in sources:
