@@ -11,13 +11,17 @@ from torch.autograd import Function
 from torch.nn import functional
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class RootMeanSquareNorm(Function):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Keep the states and one number a token."""
-        scale = torch.rsqrt(states.float().square().mean(-1, keepdim=True) + eps)
+        scale = torch.rsqrt(_wide(states).square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(states, weight, scale)
         return functional.rms_norm(states, weight.shape, weight, eps)
 
@@ -25,10 +29,10 @@ class RootMeanSquareNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With y = x * scale: (g - y * mean(g * y)) * scale, where g is the gradient times the weight."""
         states, weight, scale = ctx.saved_tensors
-        unit = states.float().mul_(scale)
-        gradient = gradient.float()
+        unit = _wide(states) * scale
+        gradient = _wide(gradient)
         for_weight = (gradient * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        gradient = gradient * weight.float()
+        gradient = gradient * weight
         along = (gradient * unit).mean(-1, keepdim=True)
         return gradient.addcmul_(unit, along, value=-1).mul_(scale).to(states.dtype), for_weight, None
 

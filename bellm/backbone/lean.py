@@ -35,17 +35,17 @@ class _GatedMLP(nn.Module):
         return down
 
 
-class _Norm(nn.Module):
-    """A root-mean-square norm in one step."""
+class _Norm(nn.RMSNorm):
+    """A root-mean-square norm in one step, forwards and backwards."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = weight, eps
+        super().__init__(weight.shape, eps, elementwise_affine=False)
+        self.weight = weight
 
     def forward(self, states: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return cast(Tensor, RootMeanSquareNorm.apply(states, self.weight, self.eps))  # type: ignore[no-untyped-call]
-        return functional.rms_norm(states, self.weight.shape, self.weight, self.eps)
+        if not torch.is_grad_enabled():
+            return super().forward(states)
+        return cast(Tensor, RootMeanSquareNorm.apply(states, self.weight, self.eps))  # type: ignore[no-untyped-call]
 
 
 class _AdaptedLinear(nn.Module):

@@ -1,4 +1,4 @@
-"""Fused norms are the norms they replace, or replace nothing."""
+"""Leaner modules are those they replace, or replace nothing."""
 
 import pytest
 import torch
