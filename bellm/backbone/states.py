@@ -23,17 +23,30 @@ def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer:
         layer: 0 for the embeddings, k after layer k, -1 for the last, normed state. With the parallel reading, the
             sum of both branches' states.
     """
-    decoder = decoder_of(model)
     depth = depth_of(model)
     layer %= depth + 1
-    final = layer == depth
-    arguments = {"attention_mask": mask_BL, "use_cache": False, "output_hidden_states": not final}
+    if layer < depth:
+        return all_states(model, ids_BL, mask_BL)[layer]
+    return _whole(_run(model, ids_BL, mask_BL).last_hidden_state, len(ids_BL))
+
+
+def all_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
+    """The token embeddings and the states after every layer, the last of them normed, each (B, L, D)."""
+    output = _run(model, ids_BL, mask_BL, output_hidden_states=True)
+    hidden = [*output.hidden_states[: depth_of(model)], output.last_hidden_state]
+    return [_whole(states, len(ids_BL)) for states in hidden]
+
+
+def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: Any) -> Any:
+    decoder = decoder_of(model)
     if "position_ids" in parameters_of(decoder):
         # Left padding must not shift learned positions (gpt2 is off by 2.3 without).
         arguments["position_ids"] = (mask_BL.cumsum(1) - 1).clamp(min=0)
-    output = decoder(input_ids=ids_BL, return_dict=True, **arguments)
-    hidden: Tensor = output.last_hidden_state if final else output.hidden_states[layer]
-    rows = len(ids_BL)
+    return decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, return_dict=True, **arguments)
+
+
+def _whole(hidden: Tensor, rows: int) -> Tensor:
+    """With the parallel reading, the sum of both branches."""
     return hidden if len(hidden) == rows else hidden[:rows] + hidden[rows:]
 
 

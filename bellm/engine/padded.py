@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.states import device_of, token_states
+from bellm.backbone.states import all_states, device_of, token_states
 from bellm.engine.tokens import Tokens, text_mask
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
@@ -15,8 +15,10 @@ from bellm.types import PoolingName
 class Padded:
     """Embeds rows of token ids in padded batches."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int, pad_id: int) -> None:
-        """Keep what is needed; see `bellm.engine.embed.embed`."""
+    def __init__(
+        self, model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int | None, pad_id: int
+    ) -> None:
+        """Keep what is needed; see `bellm.engine.embed.embed`. With layer None, vectors are those of all states."""
         self._model = model
         self._tokens = tokens
         self._pooling = pooling
@@ -34,12 +36,16 @@ class Padded:
         return groups
 
     def vectors(self, numbers: Sequence[int]) -> Tensor:
-        """Pooled states of some rows, float32 (B, D)."""
+        """Pooled states of some rows, float32 (B, D), or (B, layers + 1, D)."""
         ids_BL, mask_BL = pad([self._tokens.ids[number] for number in numbers], self._pad_id, device_of(self._model))
-        hidden_BLD = token_states(self._model, ids_BL, mask_BL, self._layer)
+        pooled_BL = mask_BL
         if self._pooling == "mean-text":
-            mask_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
-        return POOLERS[self._pooling](hidden_BLD, mask_BL.bool())
+            pooled_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
+        pooler = POOLERS[self._pooling]
+        if self._layer is None:
+            states = all_states(self._model, ids_BL, mask_BL)
+            return torch.stack([pooler(hidden_BLD, pooled_BL.bool()) for hidden_BLD in states], 1)
+        return pooler(token_states(self._model, ids_BL, mask_BL, self._layer), pooled_BL.bool())
 
 
 def pad(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from bellm.encoder import Encoder
 from bellm.engine.plan import held_tokens, suitable_tokens
 from bellm.engine.proof import packed
 from bellm.errors import NoOpWarning
+from bellm.train.embedded import Written, embedded
 from bellm.train.examples import Example
 from bellm.train.gradients import accumulate
-from bellm.train.objectives import Grl, Objective, Written, embedded
+from bellm.train.objectives import Grl, Objective
 from bellm.train.processes import Processes
 from bellm.train.work import Work, answers_of, masked_of, reference_of, vectors_of
 
@@ -73,25 +75,26 @@ class Learner:
         Raises:
             BellmError: The objective needs other examples.
         """
-        world, rank = self.processes.world, self.processes.rank
-        parts = [_part(examples, other, world) for other in range(world)]
-        causal = self._causal()
+        parts = self._parts(examples)
+        own = parts[self.processes.rank % len(parts)]
+        grl = self.objective if isinstance(self.objective, Grl) else None
+        stacked = getattr(self.objective, "all_layers", False)
+        causal = self._causal() if grl else self.encoder.model
         with self._at_work(self.encoder.model, causal):
-            vectors = vectors_of(self.encoder, parts[rank], self.chunk_tokens)
-            works = [vectors]
-            if isinstance(self.objective, Grl):
-                works.append(answers_of(self.encoder, causal, self.objective.prompt, parts[rank], self.chunk_tokens))
+            vectors = vectors_of(self.encoder, own, self.chunk_tokens, all_layers=stacked)
+            writing = _Writing.of(self.encoder, causal, grl, own, self.chunk_tokens) if grl else None
 
             def loss(answers: Sequence[Tensor]) -> Tensor:
                 first = len(vectors.chunks)
-                sizes = [sum(len(one.texts) for one in part) for part in parts]
-                joined = self.processes.joined(vectors.joined(answers[:first]), sizes)
+                joined = self._joined(vectors.joined(answers[:first]), parts, lambda one: len(one.texts))
                 batch = embedded(list(zip(joined, parts, strict=True)))
-                if not isinstance(self.objective, Grl):
+                if not (grl and writing):
                     return self.objective(batch)
-                return self.objective.joint(batch, self._written(works[1], answers[first:], causal, parts))
+                columns = self._joined(writing.columns(answers[first:]), parts, lambda one: len(one.texts) - 1)
+                return grl.joint(batch, Written(*torch.cat(columns).view(len(examples), -1, 3).unbind(2)))
 
-            return self._accumulate(works, loss, seed)
+            works = [vectors, writing.work] if writing else [vectors]
+            return self._accumulate(works, loss, seed, together=len(parts) > 1)
 
     def adapt(self, examples: Sequence[Example], seed: int, *, share: float, layers: Sequence[int]) -> Learned:
         """Add the gradient of masked next-token prediction on these examples' texts; see `adaptation`.
@@ -102,7 +105,8 @@ class Learner:
             share: Of the tokens that are masked.
             layers: Which layers are open.
         """
-        own = _part(examples, self.processes.rank, self.processes.world)
+        parts = self._parts(examples)
+        own, together = parts[self.processes.rank % len(parts)], len(parts) > 1
         encoder = self.encoder
         if tuple(layers) != encoder.settings.bidirectional:
             with warnings.catch_warnings():
@@ -110,25 +114,39 @@ class Learner:
                 encoder = encoder.replace(bidirectional=layers, verify=False)
         with self._at_work(encoder.model):
             work = masked_of(encoder, own, share, seed, self.chunk_tokens)
-            total = self.processes.total(len(work.order))
-            return self._accumulate([work], lambda answers: torch.cat(list(answers)).sum() / total, seed)
+            total = self.processes.total(len(work.order)) if together else len(work.order)
+            mean = lambda answers: torch.cat(list(answers)).sum() / total  # noqa: E731
+            return self._accumulate([work], mean, seed, together=together)
 
-    def _accumulate(self, works: Sequence[Work], loss: Callable[[Sequence[Tensor]], Tensor], seed: int) -> Learned:
+    def _accumulate(
+        self, works: Sequence[Work], loss: Callable[[Sequence[Tensor]], Tensor], seed: int, *, together: bool
+    ) -> Learned:
         num_tokens = sum(work.num_tokens for work in works)
         chunks = [chunk for work in works for chunk in work.chunks]
-        value = accumulate(chunks, loss, seed=seed, cached=num_tokens > self.max_held_tokens)
-        self.processes.add_gradients(self.parameters.values())
+
+        def exact(answers: Sequence[Tensor]) -> Tensor:
+            with torch.autocast(self.encoder.device.type, enabled=False):
+                return loss(answers)
+
+        value = accumulate(chunks, exact, seed=seed, cached=num_tokens > self.max_held_tokens)
+        if together:
+            self.processes.add_gradients(self.parameters.values())
         return Learned(float(value), num_tokens, sum(work.tokens.num_truncated for work in works))
 
-    def _written(
-        self, work: Work, answers: Sequence[Tensor], causal: PreTrainedModel, parts: Sequence[Sequence[Example]]
-    ) -> Written:
-        sum_R = work.joined(answers)
-        count_R = torch.tensor([end - start for start, end in work.tokens.spans], device=sum_R.device)
-        reference_R = reference_of(causal, work, self.chunk_tokens)
-        sizes = [sum(len(one.texts) - 1 for one in part) for part in parts]
-        columns = self.processes.joined(torch.stack([sum_R, sum_R / count_R, reference_R], 1), sizes)
-        return Written(*torch.cat(columns).view(sum(map(len, parts)), -1, 3).unbind(2))
+    def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        """Each process's share; those of all, end to end, are the batch.
+
+        A batch of fewer rows than processes goes whole to each of them, and gradients are not added up.
+        """
+        world = self.processes.world if len(examples) >= self.processes.world else 1
+        ends = [len(examples) * rank // world for rank in range(world + 1)]
+        return [examples[start:end] for start, end in pairwise(ends)]
+
+    def _joined(self, own: Tensor, parts: Sequence[Sequence[Example]], rows: Callable[[Example], int]) -> list[Tensor]:
+        """The numbers of all processes, where each example has so many rows."""
+        if len(parts) == 1:
+            return [own]
+        return self.processes.joined(own, [sum(map(rows, part)) for part in parts])
 
     def _causal(self) -> PreTrainedModel:
         with self.encoder.causal() as model:
@@ -144,6 +162,22 @@ class Learner:
             yield
 
 
-def _part(examples: Sequence[Example], rank: int, world: int) -> Sequence[Example]:
-    """A process's share: those of all, end to end, are the batch."""
-    return examples[len(examples) * rank // world : len(examples) * (rank + 1) // world]
+@dataclass(frozen=True)
+class _Writing:
+    """Log-probabilities of all candidates, under way."""
+
+    work: Work
+    reference_R: Tensor
+
+    @classmethod
+    def of(
+        cls, encoder: Encoder, causal: PreTrainedModel, grl: Grl, examples: Sequence[Example], chunk_tokens: int
+    ) -> "_Writing":
+        work = answers_of(encoder, causal, grl.prompt, examples, chunk_tokens)
+        return cls(work, reference_of(causal, work, chunk_tokens))
+
+    def columns(self, answers: Sequence[Tensor]) -> Tensor:
+        """The columns of `Written` for each candidate, (R, 3)."""
+        sum_R = self.work.joined(answers)
+        count_R = torch.tensor([end - start for start, end in self.work.tokens.spans], device=sum_R.device)
+        return torch.stack([sum_R, sum_R / count_R, self.reference_R], 1)

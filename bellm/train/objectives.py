@@ -1,40 +1,27 @@
-"""What a batch of examples is, once it is embedded, and what is asked of it.
+"""What is asked of the vectors of a batch.
 
-Each objective here is a choice among the pure functions of `bellm.tensors.losses`; any other function of a batch will
-do as well.
+Each objective is a choice among the pure functions of `bellm.tensors.losses`; any other function of an `Embedded` batch
+to a scalar will do as well. They are frozen dataclasses, because a record of training shows how they were made.
 
-Shapes: B anchors, P positives, N negatives, C candidates (positives, then negatives), D width, K candidates of a row.
+Shapes: B anchors, C candidates (positives, then negatives), K candidates of a row, D width.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from bellm.encoder import Encoder
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, generation, masking, nested, ranking
-from bellm.tensors.losses.cosines import cosine
-from bellm.train.examples import Example
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Vectors of a batch of examples, of all processes where there are several."""
-
-    anchors_BD: Tensor
-    positives_PD: Tensor
-    owners_P: Tensor
-    """Which anchor each positive belongs to; an anchor has one or more."""
-    negatives_ND: Tensor
-    """Hard negatives of all examples."""
-    scores_B: Tensor | None = None
-    """How alike each anchor and its positive are rated; None for examples without ratings."""
-
+from bellm.tensors.losses import contrastive, distillation, generation, masking, nested, ranking
+from bellm.tensors.losses.cosines import unit
+from bellm.train.embedded import Embedded, Written
 
 Objective = Callable[[Embedded], Tensor]
-"""What training makes small: a scalar. A frozen dataclass says in records what it is."""
+"""What training makes small: a scalar."""
 
 
 @dataclass(frozen=True)
@@ -48,31 +35,41 @@ class Contrastive:
     """Divides the cosines."""
     symmetric: bool = False
     """Whether positives look for their anchors too."""
-    guard: float | None = None
-    """Leave out candidates that the encoder finds closer than the positive less this (GIST, arXiv 2402.16829)."""
+    guide: str | None = None
+    """Leave out candidates that a guide finds as close as the positive (GIST, arXiv 2402.16829): `self`, or an encoder
+    that `Encoder.load` takes."""
+    margin: float = 0.0
+    """Cosine by which a candidate may be further than the positive and still be left out."""
     dims: tuple[int, ...] = ()
     """Mean over vectors cut to so many dimensions (Matryoshka, arXiv 2205.13147); none for whole vectors."""
 
+    def __post_init__(self) -> None:
+        """Refuse what divides by nothing."""
+        _refuse_cold(self.temperature)
+
     def __call__(self, batch: Embedded) -> Tensor:
         """The loss of a batch without ratings."""
+        loss = self.loss(batch)
+        return (nested.over_dimensions(loss, self.dims) if self.dims else loss)(*batch.vectors)
+
+    def loss(self, batch: Embedded) -> Callable[..., Tensor]:
+        """The loss as a function of anchors, positives and negatives."""
         if batch.scores_B is not None:
             raise BellmError("This objective learns from positives, and the data has scores. Use Ranked or Angle.")
-        vectors = batch.anchors_BD, batch.positives_PD, batch.negatives_ND
-        ignored_BC = None
-        if self.guard is not None:
-            guides = [each.detach() for each in vectors]
-            ignored_BC = masking.false_negatives(*guides, owners_P=batch.owners_P, margin=self.guard)
+        return functools.partial(
+            contrastive.info_nce,
+            owners_P=batch.owners_P,
+            temperature=self.temperature,
+            symmetric=self.symmetric,
+            ignored_BC=self._ignored(batch),
+        )
 
-        def loss(*vectors: Tensor) -> Tensor:
-            return contrastive.info_nce(
-                *vectors,
-                owners_P=batch.owners_P,
-                temperature=self.temperature,
-                symmetric=self.symmetric,
-                ignored_BC=ignored_BC,
-            )
-
-        return nested.over_dimensions(loss, self.dims)(*vectors) if self.dims else loss(*vectors)
+    def _ignored(self, batch: Embedded) -> Tensor | None:
+        if self.guide is None:
+            return None
+        own = [each.detach() if each.dim() == 2 else each[:, -1].detach() for each in batch.vectors]
+        guides = own if self.guide == "self" else [_seen_by(self.guide, texts, own[0]) for texts in batch.texts]
+        return masking.false_negatives(*guides, owners_P=batch.owners_P, margin=self.margin)
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,10 @@ class Ranked:
     """Cosines of rated pairs in the order of their ratings (CoSENT)."""
 
     temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse what divides by nothing."""
+        _refuse_cold(self.temperature)
 
     def __call__(self, batch: Embedded) -> Tensor:
         """The loss of a batch of rated pairs."""
@@ -98,54 +99,52 @@ class Angle:
     temperature: float = 0.05
     form: ranking.AngleForm = "released"
 
+    def __post_init__(self) -> None:
+        """Refuse what divides by nothing."""
+        _refuse_cold(self.temperature)
+
     def __call__(self, batch: Embedded) -> Tensor:
         """The loss of a batch of rated pairs, or of triplets."""
-        weights = {"cosine_w": self.cosine, "ibn_w": self.in_batch, "angle_w": self.angle}
+        options: dict[str, Any] = {"temperature": self.temperature, "form": self.form}
+        options |= {"cosine_w": self.cosine, "ibn_w": self.in_batch, "angle_w": self.angle}
         if batch.scores_B is not None:
-            return ranking.angle_sum(
-                batch.anchors_BD,
-                batch.positives_PD,
-                batch.scores_B,
-                **weights,
-                temperature=self.temperature,
-                form=self.form,
-            )
+            return ranking.angle_sum(batch.anchors_BD, batch.positives_PD, batch.scores_B, **options)
         if not len(batch.anchors_BD) == len(batch.positives_PD) == len(batch.negatives_ND):
             raise BellmError("AnglE learns from rated pairs or triplets: a positive and a negative for every anchor.")
-        return ranking.angle_sum_of_triplets(
-            batch.anchors_BD,
-            batch.positives_PD,
-            batch.negatives_ND,
-            **weights,
-            cln_w=self.in_batch,
-            temperature=self.temperature,
-            form=self.form,
-        )
+        return ranking.angle_sum_of_triplets(*batch.vectors, **options, cln_w=self.in_batch)
 
 
 @dataclass(frozen=True)
-class Written:
-    """How likely the causal model finds each row's candidates, its positive first, as answers to its anchor."""
+class Espresso:
+    """A contrastive loss on every layer, and on vectors cut short: Espresso, once 2DMSE (arXiv 2402.14776)."""
 
-    sum_BK: Tensor
-    """Log-probability of the whole answer."""
-    mean_BK: Tensor
-    """Of one of its tokens, on average."""
-    reference_BK: Tensor
-    """`sum_BK` of the model without adapters."""
+    contrastive: Contrastive = field(default_factory=Contrastive)
+    dims: int = 128
+    """Dimensions that are to do without the rest."""
+    temperature: float = 1.0
+    """Of the alignment of short vectors with the principal components of whole ones."""
+
+    all_layers: ClassVar[bool] = True
+
+    def __call__(self, batch: Embedded) -> Tensor:
+        """The loss of a batch without ratings."""
+        loss = nested.espresso(self.contrastive.loss(batch), self.dims, temperature=self.temperature)
+        return loss(*(each.transpose(0, 1) for each in batch.vectors))
 
 
-class Generative(Protocol):
-    """An objective that also asks how likely the model would write what it is to find."""
+@dataclass(frozen=True)
+class Distilled:
+    """Texts stand to each other as they do to a teacher; a teacher's vectors may have another width."""
 
-    @property
-    def prompt(self) -> str:
-        """What stands before an answer, with a `{text}` slot for the anchor."""
-        ...
+    teacher: str
+    """An encoder that `Encoder.load` takes."""
+    temperature: float = 0.05
 
-    def joint(self, batch: Embedded, written: Written) -> Tensor:
-        """The loss of both; rows have one positive and equally many negatives."""
-        ...
+    def __call__(self, batch: Embedded) -> Tensor:
+        """The divergence of the cosines among all texts of the batch."""
+        own_TD = torch.cat(batch.vectors)
+        teacher_TD = torch.cat([_seen_by(self.teacher, texts, own_TD) for texts in batch.texts if texts])
+        return distillation.similarity_kl(own_TD, teacher_TD, temperature=self.temperature)
 
 
 @dataclass(frozen=True)
@@ -153,15 +152,17 @@ class Grl:
     """ULLME's generation-augmented representation learning (arXiv 2408.03402).
 
     A weighted sum of a contrastive loss, a preference for writing the positive rather than the first negative, and the
-    divergence of what is found from what would be written.
+    divergence of what is found from what would be written. Rows have one positive and equally many negatives.
     """
 
-    contrastive: Contrastive = Contrastive()
+    contrastive: Contrastive = field(default_factory=Contrastive)
     prompt: str = "{text}\n"
+    """What stands before an answer, with a slot for the anchor."""
     preference: Literal["dpo", "kto", "sft"] = "dpo"
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of the contrastive loss, the preference and the alignment."""
+    """Of the contrastive loss, the preference and the divergence."""
     beta: float = 0.1
+    """How much a gain on the reference counts."""
     direction: generation.Direction = "paper"
     """Of the divergence: the paper's KL(found || written), or the reverse of the released code."""
 
@@ -171,7 +172,7 @@ class Grl:
 
     def joint(self, batch: Embedded, written: Written) -> Tensor:
         """The weighted sum."""
-        parts = self.contrastive(batch), self._preference(written), self._alignment(batch, written)
+        parts = self.contrastive(batch), self._preference(written), self._divergence(batch, written)
         return torch.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)]).sum()
 
     def _preference(self, written: Written) -> Tensor:
@@ -181,40 +182,24 @@ class Grl:
         policy_BK, reference_BK = written.sum_BK, written.reference_BK
         return loss(policy_BK[:, 0], policy_BK[:, 1], reference_BK[:, 0], reference_BK[:, 1], beta=self.beta)
 
-    def _alignment(self, batch: Embedded, written: Written) -> Tensor:
+    def _divergence(self, batch: Embedded, written: Written) -> Tensor:
         rows, width = batch.anchors_BD.shape
         candidates_BKD = torch.cat([batch.positives_PD[:, None], batch.negatives_ND.view(rows, -1, width)], 1)
-        found_BK = torch.stack(
-            [
-                cosine(anchor_D[None], candidates_KD)[0]
-                for anchor_D, candidates_KD in zip(batch.anchors_BD, candidates_BKD, strict=True)
-            ]
-        )
+        found_BK = torch.einsum("bd,bkd->bk", unit(batch.anchors_BD), unit(candidates_BKD))
         temperature = self.contrastive.temperature
         return generation.alignment(found_BK, written.mean_BK, temperature=temperature, direction=self.direction)
 
 
-def embedded(parts: Sequence[tuple[Tensor, Sequence[Example]]]) -> Embedded:
-    """Sort vectors by what their texts are.
-
-    Args:
-        parts: For each process its vectors, (anchors + positives + negatives, D) in this order, and its examples.
-    """
-    anchors, positives, negatives = zip(*(_split(*part) for part in parts), strict=True)
-    examples = [one for _, own in parts for one in own]
-    device = parts[0][0].device
-    owners = [number for number, one in enumerate(examples) for _ in one.positives]
-    rated = examples[0].score is not None
-    scores_B = torch.tensor([one.score for one in examples], device=device) if rated else None
-    return Embedded(
-        torch.cat(anchors), torch.cat(positives), torch.tensor(owners, device=device), torch.cat(negatives), scores_B
-    )
+def _refuse_cold(temperature: float) -> None:
+    if not temperature > 0:
+        raise BellmError(f"temperature={temperature} must be more than 0; 0.05 is usual.")
 
 
-def _split(vectors_TD: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    num_positives, num_negatives = (
-        sum(len(one.positives) for one in examples),
-        sum(len(one.negatives) for one in examples),
-    )
-    anchors_BD, positives_PD, negatives_ND = torch.split(vectors_TD, [len(examples), num_positives, num_negatives])
-    return anchors_BD, positives_PD, negatives_ND
+def _seen_by(source: str, texts: list[str], like: Tensor) -> Tensor:
+    """Another encoder's vectors."""
+    return torch.from_numpy(_loaded(source).encode(texts, progress=False)).to(like.device)
+
+
+@functools.cache
+def _loaded(source: str) -> Encoder:
+    return Encoder.load(source)

@@ -37,7 +37,7 @@ class Processes:
         if self.world == 1:
             return [own_TD]
         assert len(own_TD) == sizes[self.rank]
-        room_TD = own_TD.new_zeros(max(sizes), own_TD.shape[1])
+        room_TD = own_TD.new_zeros(max(sizes), *own_TD.shape[1:])
         room_TD[: len(own_TD)] = own_TD.detach()
         gathered = [torch.empty_like(room_TD) for _ in sizes]
         distributed.all_gather(gathered, room_TD)

@@ -1,6 +1,6 @@
 """The numbers that a loss is made of, computed in chunks: vectors of texts, and log-probabilities of answers.
 
-Shapes: T texts, R answers (every candidate of every row), D width.
+Shapes: T texts, R answers (every candidate of every row), J layers, D width.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.encoder import Encoder
-from bellm.engine.embed import way_of
+from bellm.engine.embed import Way, way_of
 from bellm.engine.padded import Padded
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise
 from bellm.errors import BellmError
 from bellm.prompts import SLOT
 from bellm.train.adaptation import Masked, mask_tokens, mntp_losses, vocabulary_of
+from bellm.train.embedded import texts_of
 from bellm.train.examples import Example
 from bellm.train.generation import reference_log_probs, response_log_probs, tokenise_turns
 from bellm.train.gradients import Chunk
@@ -44,18 +45,14 @@ class Work:
         return sum(map(len, self.tokens.ids))
 
 
-def vectors_of(encoder: Encoder, examples: Sequence[Example], chunk_tokens: int) -> Work:
-    """Vectors of all anchors, then all positives, then all negatives, (T, D)."""
+def vectors_of(encoder: Encoder, examples: Sequence[Example], chunk_tokens: int, *, all_layers: bool = False) -> Work:
+    """Vectors of all anchors, then all positives, then all negatives, (T, D), or (T, J, D) of all layers."""
     tokens = _tokens(encoder, examples)
-    way = way_of(
-        encoder.model,
-        tokens,
-        packed=packed(encoder.model).twin,
-        pooling=encoder.settings.pooling,
-        layer=encoder.settings.layer,
-        pad_id=stand_in(encoder.tokenizer),
-        begins=False,
-    )
+    model, pooling, pad_id = encoder.model, encoder.settings.pooling, stand_in(encoder.tokenizer)
+    way: Way = Padded(model, tokens, pooling, None, pad_id)
+    if not all_layers:
+        twin, layer = packed(model).twin, encoder.settings.layer
+        way = way_of(model, tokens, packed=twin, pooling=pooling, layer=layer, pad_id=pad_id, begins=False)
     groups = way.batches(range(len(tokens)), chunk_tokens)
     return Work(tokens, [partial(way.vectors, group) for group in groups], _places(groups, encoder.device))
 
@@ -107,9 +104,8 @@ def reference_of(causal: PreTrainedModel, answers: Work, chunk_tokens: int) -> T
 def _tokens(encoder: Encoder, examples: Sequence[Example]) -> Tokens:
     """Anchors are put as queries and the rest as documents, unless they may change places."""
     turn, found = _roles(examples)
-    asking = encoder.tokenise([one.anchor for one in examples], turn)
-    positives = [text for one in examples for text in one.positives]
-    negatives = [text for one in examples for text in one.negatives]
+    anchors, positives, negatives = texts_of(examples)
+    asking = encoder.tokenise(anchors, turn)
     asked = encoder.tokenise([*positives, *negatives], found)
     return Tokens(asking.ids + asked.ids, asking.spans + asked.spans, asking.num_truncated + asked.num_truncated)
 
