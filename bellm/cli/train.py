@@ -53,6 +53,9 @@ def train(
         typer.Option(help="A task of bellm evaluate that scores the encoder meanwhile, never a test set."),
     ] = None,
     dev_every: Annotated[int | None, typer.Option(min=1, help="Steps between two scores; default 50.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log to OUTPUT/tensorboard, for TensorBoard.")
+    ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps after which the state is kept.")] = 50,
     options: ModelOptions,
 ) -> None:
@@ -87,7 +90,7 @@ def train(
             typer.echo(f"note: {rejection.place}: {rejection.reason}", err=True)
         if dataset.num_rejected:
             typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
-    with _progress() as progress:
+    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
         run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
     typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
 
@@ -129,10 +132,14 @@ def _read(path: str) -> "Recipe":
 
 
 @contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A bar with loss, speed and the time that is left."""
+def _progress(log: Path | None) -> "Iterator[Progress]":
+    """A bar with loss, speed and the time that is left; and a log, if asked for."""
     from rich import progress
     from rich.console import Console
+
+    from bellm.train.board import Board
+
+    board = Board(log) if log else None
 
     console = Console(stderr=True)
     columns = (
@@ -149,5 +156,7 @@ def _progress() -> "Iterator[Progress]":
             if record["dev"] is not None:
                 console.print(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}")
             bar.update(task, completed=step, total=total, description=said)
+            if board:
+                board(step, total, record)
 
         yield show
