@@ -103,8 +103,8 @@ def fresh_folder(path: Path) -> Iterator[Path]:
             os.replace(draft, path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise SourceError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def write(

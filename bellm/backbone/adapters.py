@@ -39,7 +39,7 @@ def add_lora(
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise BellmError(f"No adapter fits: {' '.join(str(error).split())[:240]}") from error
-    return cast(PreTrainedModel, adapted)
+    return cast(PreTrainedModel, adapted.eval())  # Dropout is for `at_work` alone.
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

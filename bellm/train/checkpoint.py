@@ -1,6 +1,7 @@
 """The state of training in one file that is there whole or not at all."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def save(
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.name, _metadata(progress))
         except SafetensorError as error:
             raise OSError(f"{error}") from error
+        with Path(file.name).open("rb") as written:  # safetensors puts a file of its own in the draft's place.
+            os.fsync(written.fileno())
 
 
 def load(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:

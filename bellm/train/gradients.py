@@ -54,5 +54,5 @@ def _seeded(chunk: Chunk, seed: int, number: int) -> Tensor:
 
 @contextmanager
 def _kept_randomness() -> Iterator[None]:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from bellm import durable
 from bellm.encoder import Encoder
-from bellm.errors import SourceError
+from bellm.errors import BellmError, SourceError
 from bellm.train import checkpoint
 from bellm.train.adaptation import opened_at
 from bellm.train.batches import Batches
@@ -24,6 +26,7 @@ from bellm.train.card import card
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.learner import Learned, Learner
+from bellm.train.processes import Processes
 from bellm.train.recipe import Recipe
 from bellm.train.tuning import finished, prepared
 
@@ -38,6 +41,10 @@ RUN, METRICS, CHECKPOINT, BEST, MODEL = (
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every step with its number, the number of all, and its record."""
+
+
+_PLACE = {"device", "attention", "trust_remote_code"}
+"""Settings that a saved encoder does not hold."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,7 +62,8 @@ def train(
     """Train an encoder, or go on where training in this folder was stopped.
 
     Whatever stops it, the same call goes on from the last checkpoint with the same data in the same order: on a
-    processor to the same weights, bit by bit.
+    processor to the same weights, bit by bit. Where several processes were started (see `Processes`), each makes this
+    call, on a folder that all of them can read; the first one alone writes, scores and calls `progress`.
 
     Args:
         recipe: How.
@@ -69,27 +77,35 @@ def train(
 
     Raises:
         SourceError: The folder holds another run, or is in use, or the disk refuses.
+        BellmError: The recipe does not suit the data, or the gradient is no longer a number.
         Interrupted: Ctrl-C or a polite kill; the state was written.
     """
-    with _alone(output):
-        batches = Batches(sources, recipe.batch_size, recipe.seed)
-        total = _total(recipe, batches)
-        described = {**recipe.described(), "data": batches.described(), "steps": total}
-        _agree(output / RUN, described)
-        if not (output / MODEL).exists():
-            run = _Run(recipe, batches, output, total)
+    processes = Processes()
+    batches = Batches(sources, recipe.batch_size, recipe.seed)
+    total = _total(recipe, batches)
+    described = {**recipe.described(), "data": batches.described(), "steps": total}
+    with _resumable(output), ExitStack() as held:
+
+        def begin() -> bool:
+            held.enter_context(_alone(output))
+            _agree(output, described)
+            return (output / MODEL).exists()
+
+        if not processes.from_first(begin):
+            run = _Run(recipe, batches, output, total, processes)
             run.go(checkpoint_every, progress)
-            run.finish(described)
-    return Encoder.load(output / MODEL)
+            processes.from_first(partial(run.finish, described))
+        return Encoder.load(output / MODEL, **{name: recipe.settings[name] for name in _PLACE & set(recipe.settings)})
 
 
 class _Run:
     """One run of training in one folder."""
 
-    def __init__(self, recipe: Recipe, batches: Batches, output: Path, total: int) -> None:
+    def __init__(self, recipe: Recipe, batches: Batches, output: Path, total: int, processes: Processes) -> None:
         self.recipe, self.batches, self.output, self.total = recipe, batches, output, total
+        self.processes = processes
         self.encoder, autocast = prepared(recipe)
-        self.learner = Learner(self.encoder, recipe.objective, autocast=autocast)
+        self.learner = Learner(self.encoder, recipe.objective, processes=processes, autocast=autocast)
         self.parameters = self.learner.parameters
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -97,22 +113,18 @@ class _Run:
         self.state: dict[str, Any] = {"step": 0, "best": None, "best_step": 0, "num_truncated": 0}
         if (output / CHECKPOINT).exists():
             self.state = checkpoint.load(output / CHECKPOINT, self.parameters, self.optimiser)
-        self.metrics = _Metrics(output / METRICS, self.state["step"])
+        self.metrics = processes.from_first(partial(_Metrics, output / METRICS, self.state["step"]))
 
     def go(self, checkpoint_every: int, progress: Progress | None) -> None:
         """Take the steps that are left."""
         with _until_asked() as asked:
             while self.state["step"] < self.total and not self._out_of_patience():
                 record = self._step(self.state["step"])
-                step = self.state["step"] = self.state["step"] + 1
-                if self.recipe.dev and (step % self.recipe.dev_every == 0 or step == self.total):
-                    record["dev"] = self._score(step)
-                self.metrics.add(record)
-                if progress:
-                    progress(step, self.total, record)
-                if step % checkpoint_every == 0 or step == self.total or asked:
-                    checkpoint.save(self.output / CHECKPOINT, self.parameters, self.optimiser, self.state)
-                if asked:
+                self.state = self.processes.from_first(partial(self._note, record, progress))
+                step, stops = self.state["step"], self.processes.any(asked)
+                if step % checkpoint_every == 0 or step == self.total or stops:
+                    self.processes.from_first(self._keep)
+                if stops:
                     raise Interrupted(
                         f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
                     )
@@ -120,7 +132,8 @@ class _Run:
     def finish(self, described: Mapping[str, Any]) -> None:
         """Write the encoder."""
         if (self.output / BEST).exists():
-            checkpoint.load(self.output / BEST, self.parameters, None)
+            best = checkpoint.load(self.output / BEST, self.parameters, None)
+            self.state |= {name: best[name] for name in ("best", "best_step")}
         notes = card(described, self.state, self.metrics.records())
         finished(self.encoder).save(self.output / MODEL, notes=notes)
 
@@ -133,13 +146,19 @@ class _Run:
         self.optimiser.zero_grad()
         learned = self._learn(stage, self.batches[number].examples, _seed(self.recipe.seed, number))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
+        if not math.isfinite(norm):
+            raise BellmError(
+                f"Step {number + 1} has a loss of {learned.loss} and a gradient of length {float(norm)}: nothing can "
+                "be learned from that. Lower the learning rate, or train in float32."
+            )
         self.optimiser.step()
         seconds = time.monotonic() - started
-        self.state["num_truncated"] += learned.num_truncated
+        self.state["step"] = number + 1
+        self.state["num_truncated"] += self.processes.total(learned.num_truncated)
         return {
             "step": number + 1,
             "loss": learned.loss,
-            "tokens_per_second": round(learned.num_tokens / seconds, 1),
+            "tokens_per_second": round(self.processes.total(learned.num_tokens) / seconds, 1),
             "learning_rate": rate,
             "grad_norm": float(norm),
             "seconds": round(seconds, 3),
@@ -154,6 +173,19 @@ class _Run:
         if adaptation.gradual:
             layers = opened_at(stage.step, stage.steps, layers)
         return self.learner.adapt(examples, seed, share=adaptation.share, layers=layers)
+
+    def _note(self, record: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+        """Score and record a step; returns where training stands."""
+        step = self.state["step"]
+        if self.recipe.dev and (step % self.recipe.dev_every == 0 or step == self.total):
+            record["dev"] = self._score(step)
+        self.metrics.add(record)
+        if progress:
+            progress(step, self.total, record)
+        return self.state
+
+    def _keep(self) -> None:
+        checkpoint.save(self.output / CHECKPOINT, self.parameters, self.optimiser, self.state)
 
     def _score(self, step: int) -> float:
         assert self.recipe.dev
@@ -196,8 +228,14 @@ class _Metrics:
         durable.write(path, b"".join(lines))
 
     def add(self, record: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise SourceError(
+                f"{self._path} cannot be written: {error.strerror or error}. The last checkpoint is kept: mend this "
+                "and give the same command again."
+            ) from error
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
@@ -223,14 +261,16 @@ def _seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) * 65_536 % 2**63
 
 
-def _agree(path: Path, described: Mapping[str, Any]) -> None:
+def _agree(output: Path, described: Mapping[str, Any]) -> None:
     """Begin a folder, or make sure that it is of this run.
 
     Raises:
         SourceError: It is of another.
     """
-    plain = json.loads(json.dumps(described))
+    path, plain = output / RUN, json.loads(json.dumps(described))
     if not path.exists():
+        if there := [name for name in (MODEL, CHECKPOINT) if (output / name).exists()]:
+            raise SourceError(f"{output} holds {there[0]!r} and no {RUN}: it is of no run. Choose another folder.")
         durable.write(path, (json.dumps(plain, indent=1) + "\n").encode())
         return
     try:
@@ -240,7 +280,7 @@ def _agree(path: Path, described: Mapping[str, Any]) -> None:
     if other := [name for name in plain if known.get(name) != plain[name]]:
         name = other[0]
         raise SourceError(
-            f"{path.parent} holds a run with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
+            f"{output} holds a run with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
             f"{_short(plain[name])}). Choose another folder, or remove it."
         )
 
@@ -251,13 +291,25 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def _resumable(output: Path) -> Iterator[None]:
+    """Say of a Ctrl-C outside the steps, or a second one, that not everything is lost."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"what {output} holds is kept; the same command goes on.") from None
+
+
+def _alone(output: Path) -> AbstractContextManager[object]:
     """Keep a second run out; the system lets go of the lock whatever ends this one."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with FileLock(output / ".lock", timeout=0):
-            durable.remove_drafts(output)
-            yield
+        lock = FileLock(output / ".lock").acquire(timeout=0)
+        durable.remove_drafts(output)
+        for draft in output.glob(f".{MODEL}-*"):
+            shutil.rmtree(draft)
+        return lock
     except Timeout as error:
         raise SourceError(f"Another run is training in {output}.") from error
     except OSError as error:

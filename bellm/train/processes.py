@@ -6,18 +6,23 @@ for a process's own. The sum of all processes' gradients is that of one process 
 Shapes: T texts of a process, D width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed, nn
+
+from bellm.errors import BellmError
+
+Answer = TypeVar("Answer")
 
 
 class Processes:
     """The processes that `accelerate launch` or `torchrun` started; one where nothing did."""
 
     def __init__(self) -> None:
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())
         self.rank: int = state.process_index
         self.world: int = state.num_processes
         self.device: torch.device = state.device
@@ -54,14 +59,33 @@ class Processes:
             distributed.all_reduce(parameter.grad)
 
     def total(self, own: int) -> int:
-        """The sum of a number over all processes."""
+        """The sum of a whole number over all processes."""
         if self.world == 1:
             return own
         sum_1 = torch.tensor([own], device=self.device)
         distributed.all_reduce(sum_1)
         return int(sum_1)
 
-    def wait(self) -> None:
-        """Go on when all are here."""
-        if self.world > 1:
-            distributed.barrier()
+    def any(self, own: object) -> bool:
+        """Whether something is true in one process or more."""
+        return self.total(int(bool(own))) > 0
+
+    def from_first(self, call: Callable[[], Answer]) -> Answer:
+        """Let the first process alone do something, and give all of them its answer when it is done.
+
+        Raises:
+            BellmError: It does there.
+        """
+        if self.world == 1:
+            return call()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = call()
+            except BellmError as error:
+                outcome[1] = error
+        distributed.broadcast_object_list(outcome)
+        answer, refusal = outcome
+        if refusal:
+            raise refusal
+        return answer  # type: ignore[no-any-return]

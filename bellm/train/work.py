@@ -63,9 +63,9 @@ def answers_of(
     """Log-probability of each candidate of each row after its anchor, (R,), by the causal model.
 
     Raises:
-        BellmError: A row has no negative, or not one positive and as many negatives as the others.
+        BellmError: A row has no negative, more than one positive, or not as many negatives as the others.
     """
-    if len({(len(one.positives), len(one.negatives)) for one in examples}) != 1 or not examples[0].negatives:
+    if {(len(one.positives), len(one.negatives)) for one in examples} != {(1, len(examples[0].negatives) or -1)}:
         raise BellmError(
             "This objective compares what answers an anchor: each row needs one positive and as many "
             "negatives as the others, at least one."

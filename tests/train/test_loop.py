@@ -1,0 +1,384 @@
+"""Training that is stopped in every way and goes on, and what decides when it ends."""
+
+import json
+import math
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from bellm import Encoder
+from bellm.errors import BellmError, SourceError
+from bellm.train.dataset import Dataset
+from bellm.train.examples import Example
+from bellm.train.loop import BEST, CHECKPOINT, METRICS, MODEL, Interrupted, height, train
+from bellm.train.recipe import Adaptation, Full, Lora, Recipe, Schedule
+from tests.train.conftest import Forks
+from tests.train.rows import dataset, triplets, write
+
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+
+STEPS = 19  # Three of adaptation, then one epoch and a half of eleven batches.
+SAME = ("step", "loss", "learning_rate", "grad_norm", "dev")
+
+RECIPE = """
+from bellm.train.recipe import Adaptation, Lora, Recipe
+
+
+def spread(encoder):
+    first, second = encoder.encode(["A heron waits.", "The invoice was paid."], normalise=True)
+    return -float(first @ second)
+
+
+recipe = Recipe(
+    model={model!r},
+    settings={{"pooling": "mean"}},
+    tuning=Lora(rank=2, dropout=0.1),
+    adaptation=Adaptation(3, gradual=True),
+    batch_size=4,
+    epochs=1.5,
+    learning_rate=5e-3,
+    weight_decay=0.01,
+    dev=spread,
+    dev_every=4,
+)
+"""
+
+
+@dataclass
+class Command:
+    """`bellm train` on one recipe and one file, in a process of its own."""
+
+    forks: Forks
+    recipe: Path
+    data: Path
+
+    def start(self, out: Path, *options: str, **how: Any) -> int:
+        log = out.with_suffix(".log")
+        log.unlink(missing_ok=True)
+        arguments = ("train", self.recipe, "--data", self.data, "-o", out, "--checkpoint-every=3", *options)
+        return self.forks.start(*arguments, log=log, **how)
+
+    def run(self, out: Path, *options: str, **how: Any) -> int:
+        return self.forks.wait(self.start(out, *options, **how))
+
+
+@pytest.fixture(scope="module")
+def command(forks: Forks, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    folder = tmp_path_factory.mktemp("command")
+    recipe = folder / "recipe.py"
+    recipe.write_text(RECIPE.format(model=str(tiny_folder)), encoding="utf-8")
+    return Command(forks, recipe, write(folder / "rows.jsonl", 42))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that nobody disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert command.run(out) == 0, out.with_suffix(".log").read_text()
+    return out
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def step_of(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return int(json.loads(file.metadata()["progress"])["step"])
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Weights, moments and vectors bit by bit, every step once, nothing left over."""
+    assert [record["step"] for record in records(found)] == list(range(1, STEPS + 1))
+    ours, theirs = ([[record[name] for name in SAME] for record in records(out)] for out in (found, expected))
+    assert ours == theirs
+    names = [sorted(str(path.relative_to(out)) for path in out.rglob("*")) for out in (found, expected)]
+    assert names[0] == names[1]
+    for name in (CHECKPOINT, BEST, f"{MODEL}/model.safetensors", f"{MODEL}/fingerprint.safetensors"):
+        left, right = (load_file(out / name) for out in (found, expected))
+        assert left.keys() == right.keys()
+        assert all((left[key] == right[key]).all() for key in left), name
+
+
+# Interruptions
+
+
+def test_killed_at_random_moments_it_comes_to_the_same_weights(
+    command: Command, undisturbed: Path, tmp_path: Path
+) -> None:
+    out, moments, deaths = tmp_path / "out", random.Random(1), set()
+    while not (out / MODEL).exists():
+        process = command.start(out)
+        for _ in range(moments.randint(2, 8)):
+            _wait_for_a_line(out)
+        time.sleep(moments.uniform(0, 0.05))
+        os.kill(process, signal.SIGKILL)
+        assert command.forks.wait(process) in (-signal.SIGKILL, 0)
+        deaths.add(step_of(out / CHECKPOINT) if (out / CHECKPOINT).exists() else 0)
+    assert command.run(out) == 0
+    assert_same_run(out, undisturbed)
+    assert len(deaths) >= 3  # At so many different steps.
+
+
+def _wait_for_a_line(out: Path) -> None:
+    """Wait until the record has changed, or there will be no more of it."""
+
+    def size() -> int:
+        return (out / METRICS).stat().st_size if (out / METRICS).exists() else 0
+
+    before = size()
+    while size() == before and not (out / MODEL).exists():
+        time.sleep(0.002)
+
+
+def test_killed_around_every_call_that_makes_files_last(command: Command, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for step in (1, 3, 8, 10, 11, 13, 15, 20, 23):
+        assert command.run(out, die_at=step) == -signal.SIGKILL
+    (out / ".model-abandoned").mkdir()  # As a kill leaves it while the encoder is saved.
+    assert command.run(out) == 0
+    assert_same_run(out, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_keeps_the_step_and_goes_on(
+    command: Command, undisturbed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    process = command.start(out)
+    while not (out / METRICS).exists() or len((out / METRICS).read_bytes().splitlines()) < 2:
+        time.sleep(0.01)
+    os.kill(process, number)
+    assert command.forks.wait(process) == 130
+    step = len(records(out))
+    assert 2 <= step < STEPS
+    assert step_of(out / CHECKPOINT) == step
+    said = f"bellm: interrupted; step {step} of {STEPS} is kept in {out}; the same command goes on.\n"
+    assert out.with_suffix(".log").read_text() == said
+    assert command.run(out) == 0
+    assert_same_run(out, undisturbed)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    command: Command, undisturbed: Path, tmp_path: Path
+) -> None:
+    mount, log = tmp_path / "disk", tmp_path / "out.log"
+    mount.mkdir()
+    if command.forks.shell(f"mount -t tmpfs -o size=1m none {mount} 2>/dev/null"):
+        pytest.skip("needs the right to mount a small disk")
+    out, said = mount / "out", []
+    for kilobytes in (0, 60, 130, 200):  # That are free.
+        command.forks.shell(f"rm -f {mount}/ballast; cat /dev/zero > {mount}/ballast")
+        command.forks.shell(f"truncate -s -{kilobytes}k {mount}/ballast")
+        code = command.forks.wait(command.forks.start(*_arguments(command, out), log=log))
+        *scores, line = log.read_text().splitlines()
+        log.unlink()
+        assert code == 1, line
+        assert all(score.startswith("step ") for score in scores)
+        place, what = line.removeprefix("bellm: ").split(" cannot be written: ")
+        assert "No space left on device" in what
+        assert place.startswith(f"{out}/")
+        said.append(place.removeprefix(f"{out}/"))
+    assert {CHECKPOINT, MODEL} <= set(said)
+    command.forks.shell(f"rm {mount}/ballast; cp -r {out} {tmp_path}/before")
+    assert step_of(tmp_path / "before" / CHECKPOINT) == STEPS
+    assert not list((tmp_path / "before").glob(".*part"))
+    assert command.forks.wait(command.forks.start(*_arguments(command, out), log=log)) == 0
+    command.forks.shell(f"cp -r {out} {tmp_path}/out; umount {mount}")
+    assert_same_run(tmp_path / "out", undisturbed)
+
+
+def _arguments(command: Command, out: Path) -> tuple[object, ...]:
+    return "train", command.recipe, "--data", command.data, "-o", out, "--checkpoint-every=3"
+
+
+# One run after another, in this process
+
+
+class Dev:
+    """Scores that were laid down beforehand, told apart by what the recipe's record says of them."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+        self.given: list[tuple[float, list[float]]] = []
+        self.__qualname__ = f"Dev{scores}"
+
+    def __call__(self, encoder: Encoder) -> float:
+        score = self.scores[len(self.given)]
+        self.given.append((score, encoder.encode(["A heron waits."])[0].tolist()))
+        return score
+
+
+@pytest.fixture
+def recipe(tiny_folder: Path) -> Recipe:
+    return Recipe(model=str(tiny_folder), tuning=Lora(rank=2), batch_size=4, learning_rate=5e-3)
+
+
+def run(recipe: Recipe, out: Path, rows: int = 12, **options: Any) -> Encoder:
+    return train(recipe, [(dataset(rows), 1.0)], out, **options)
+
+
+def test_the_best_weights_are_kept(recipe: Recipe, tmp_path: Path) -> None:
+    dev = Dev(0.2, 0.9, 0.3)
+    encoder = run(replace(recipe, dev=dev, dev_every=2, max_steps=6, epochs=9), tmp_path / "out")
+    np.testing.assert_allclose(encoder.encode(["A heron waits."])[0], dev.given[1][1], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(dev.given[1][1], dev.given[2][1], rtol=1e-3)
+    assert [record["dev"] for record in records(tmp_path / "out")] == [None, 0.2, None, 0.9, None, 0.3]
+    card = (tmp_path / "out" / MODEL / "README.md").read_text(encoding="utf-8")
+    assert "Best dev score: 0.9000 at step 4" in card
+
+
+def test_the_last_step_is_scored_too(recipe: Recipe, tmp_path: Path) -> None:
+    dev = Dev(0.2, 0.9)
+    encoder = run(replace(recipe, dev=dev, dev_every=2, max_steps=3), tmp_path / "out")
+    np.testing.assert_allclose(encoder.encode(["A heron waits."])[0], dev.given[1][1], rtol=1e-4, atol=1e-5)
+    assert [record["dev"] for record in records(tmp_path / "out")] == [None, 0.2, 0.9]
+
+
+def test_patience_ends_early_and_what_ended_is_finished(recipe: Recipe, tmp_path: Path) -> None:
+    patient = replace(recipe, dev=Dev(0.5, 0.7, 0.6, 0.7, 1.0), dev_every=1, epochs=9, patience=2)
+    encoder = run(patient, tmp_path / "out")
+    assert [record["dev"] for record in records(tmp_path / "out")] == [0.5, 0.7, 0.6, 0.7]
+    again = run(patient, tmp_path / "out")  # The folder is finished: nothing is scored, nothing is trained.
+    assert (again.encode(["A heron waits."]) == encoder.encode(["A heron waits."])).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 3),
+        ({"epochs": 2.0}, 6),
+        ({"epochs": 0.4}, 1),
+        ({"epochs": 0.01}, 1),
+        ({"max_steps": 2}, 2),
+        ({"max_steps": 5}, 3),
+        ({"adaptation": Adaptation(2)}, 5),
+        ({"adaptation": Adaptation(2), "max_steps": 1}, 1),
+    ],
+)
+def test_steps_are_those_of_epochs_and_adaptation_up_to_the_most(
+    recipe: Recipe, tmp_path: Path, changes: dict[str, Any], steps: int
+) -> None:
+    shown: list[tuple[int, int]] = []
+    run(replace(recipe, **changes), tmp_path / "out", progress=lambda step, total, _: shown.append((step, total)))
+    assert shown == [(step, steps) for step in range(1, steps + 1)]
+    assert [record["step"] for record in records(tmp_path / "out")] == list(range(1, steps + 1))
+
+
+def test_learning_rates_of_both_stages(recipe: Recipe, tmp_path: Path) -> None:
+    run(replace(recipe, adaptation=Adaptation(2, learning_rate=1e-3), epochs=1, warmup=0), tmp_path / "out")
+    rates = [record["learning_rate"] for record in records(tmp_path / "out")]
+    assert rates == pytest.approx([1e-3, 0.5e-3, 5e-3, 5e-3 * 2 / 3, 5e-3 / 3])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "total"), [(0.0, 10), (0.2, 10), (0.1, 1), (1.0, 4), (0.0, 1)])
+def test_heights_begin_low_and_end_as_scheduled(schedule: Schedule, warmup: float, total: int) -> None:
+    recipe = Recipe(schedule=schedule, warmup=warmup)
+    heights = [height(step, total, recipe) for step in range(total)]
+    warm = math.ceil(warmup * total)
+    assert heights[:warm] == [(step + 1) / warm for step in range(warm)]
+    assert max(heights) == 1.0
+    shares = [(step - warm) / (total - warm) for step in range(warm, total)]  # Of the way down.
+    if schedule == "constant":
+        wanted = [1.0] * len(shares)
+    elif schedule == "linear":
+        wanted = [1 - share for share in shares]
+    else:
+        wanted = [(1 + math.cos(math.pi * share)) / 2 for share in shares]
+    assert heights[warm:] == pytest.approx(wanted)
+    if warm < total and schedule != "constant":
+        assert height(total, total, recipe) == pytest.approx(0)
+
+
+def test_another_run_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    run(recipe, tmp_path / "out")
+    for other in (replace(recipe, seed=7), replace(recipe, learning_rate=1e-4), replace(recipe, tuning=Full())):
+        with pytest.raises(SourceError, match=r"holds a run with other (seed|learning_rate|tuning)") as refusal:
+            run(other, tmp_path / "out")
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(SourceError, match="holds a run with other data"):
+        changed = Dataset("ours", [*triplets(11), Example("A heron waits.", ("It waits.",))])
+        train(recipe, [(changed, 1.0)], tmp_path / "out")
+
+
+def test_a_model_of_no_run_is_not_taken_for_what_was_trained(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / MODEL).mkdir()
+    with pytest.raises(SourceError, match=r"holds 'model' and no run\.json"):
+        run(recipe, tmp_path)
+
+
+def test_a_second_run_is_kept_out(recipe: Recipe, tmp_path: Path) -> None:
+    refusals: list[str] = []
+
+    def intrude(*_: object) -> None:
+        with pytest.raises(SourceError) as refusal:
+            run(recipe, tmp_path / "out")
+        refusals.append(str(refusal.value))
+
+    run(recipe, tmp_path / "out", progress=intrude)
+    assert refusals == [f"Another run is training in {tmp_path / 'out'}."] * 3
+
+
+def test_a_damaged_checkpoint_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    def stop(step: int, *_: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=r"what .*out holds is kept; the same command goes on"):
+        run(recipe, tmp_path / "out", checkpoint_every=1, progress=stop)
+    path = tmp_path / "out" / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        SourceError, match=r"checkpoint\.safetensors cannot be read .* Remove it to begin anew"
+    ) as refusal:
+        run(recipe, tmp_path / "out")
+    assert "\n" not in str(refusal.value)
+    path.unlink()
+    run(recipe, tmp_path / "out")
+    assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
+
+
+def test_a_line_that_was_torn_is_written_again(recipe: Recipe, tmp_path: Path) -> None:
+    def stop(step: int, *_: object) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    run(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "out", checkpoint_every=2, progress=stop)
+    path = tmp_path / "out" / METRICS
+    path.write_bytes(path.read_bytes()[:-20])
+    run(recipe, tmp_path / "out", checkpoint_every=2)
+    ours, theirs = ([[record[name] for name in SAME] for record in records(tmp_path / out)] for out in ("out", "whole"))
+    assert ours == theirs
+
+
+def test_what_is_no_number_ends_training(recipe: Recipe, tmp_path: Path) -> None:
+    wild = replace(recipe, objective=lambda batch: batch.anchors_BD.sum() * math.nan)
+    with pytest.raises(BellmError, match="Step 1 has a loss of nan and a gradient of length nan"):
+        run(wild, tmp_path / "out")
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+def test_a_folder_that_cannot_be_made(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SourceError, match="file/out cannot be written: Not a directory"):
+        run(recipe, tmp_path / "file" / "out")
+
+
+def test_signals_are_as_they_were(recipe: Recipe, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    during: list[Any] = []
+    run(recipe, tmp_path / "out", progress=lambda *_: during.append(signal.getsignal(signal.SIGINT)))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert before[0] not in during

@@ -1,0 +1,146 @@
+"""Two processes against one, for real: gradients of the same batch, weights of the same run, one that is stopped."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bellm import Encoder
+from bellm.train.learner import Learner
+from bellm.train.loop import CHECKPOINT, METRICS, MODEL, train
+from bellm.train.objectives import Contrastive
+from tests.train import reference
+from tests.train.conftest import Forks
+from tests.train.rows import dataset, write
+from tests.train.together import ADAPTED, CASES, recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+
+
+@pytest.fixture(scope="module")
+def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What came of two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [*command, "-m", "tests.train.together", str(tiny_folder), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_folder: Path) -> Encoder:
+    return reference.with_lora(Encoder.load(tiny_folder))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def found(folder: Path, rank: int) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / f"found {rank}.json").read_text(encoding="utf-8"))
+    return facts
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_one_process(together: Path, adapted: Encoder, name: str) -> None:
+    objective, examples = CASES[name]
+    loss = Learner(adapted, objective).learn(examples, 0).loss
+    wanted = reference.gradients(adapted.model)
+    for rank in (0, 1):
+        assert found(together, rank)["world"] == 2
+        assert found(together, rank)["losses"][name] == pytest.approx(loss, rel=1e-6)
+        assert reference.distance(load_file(together / f"{name} {rank}.safetensors"), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_hidden_tokens_weigh_alike_in_whatever_process_they_are(together: Path, adapted: Encoder, name: str) -> None:
+    examples, half = ADAPTED[name], len(ADAPTED[name]) // 2
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for part in (examples[:half], examples[half:]):
+        if part:
+            Learner(adapted, Contrastive()).adapt(part, 0, share=0.3, layers=(2, 3))
+            lengths = [len(adapted.tokenizer(text).input_ids) for one in part for text in one.texts]
+            hidden = sum(max(1, round(0.3 * (length - 1))) for length in lengths)
+            count += hidden
+            for weight, gradient in reference.gradients(adapted.model).items():
+                sums[weight] = sums.get(weight, 0) + gradient * hidden
+    for rank in (0, 1):
+        ours = load_file(together / f"{name} {rank}.safetensors")
+        assert reference.distance(ours, {weight: total / count for weight, total in sums.items()}) < 1e-5
+
+
+def test_a_run_comes_to_the_weights_of_one_process(together: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    alone = train(recipe(str(tiny_folder)), [(dataset(14), 1.0)], tmp_path / "out")
+    for name in (CHECKPOINT, f"{MODEL}/model.safetensors"):
+        wanted = load_file(tmp_path / "out" / name)
+        assert reference.distance(load_file(together / "out" / name), wanted) < 1e-4, name
+    ours, theirs = (
+        [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+        for out in (together / "out", tmp_path / "out")
+    )
+    for name in ("step", "loss", "grad_norm", "learning_rate"):
+        assert [record[name] for record in ours] == pytest.approx([record[name] for record in theirs], rel=1e-4)
+    assert ours[-1]["dev"] == pytest.approx(theirs[-1]["dev"], rel=1e-4)
+    assert [found(together, rank)["shown"] for rank in (0, 1)] == [[1, 2, 3], []]
+    for rank in (0, 1):
+        assert found(together, rank)["vector"] == pytest.approx(alone.encode(["Snow"])[0].tolist(), rel=1e-3, abs=1e-4)
+    names = [
+        sorted(str(path.relative_to(out)) for path in out.rglob("*")) for out in (together / "out", tmp_path / "out")
+    ]
+    assert names[0] == names[1]
+
+
+# Two processes that are stopped or refused
+
+
+def start(forks: Forks, folder: Path, *arguments: object) -> list[int]:
+    """Begin two processes that know of each other; their process ids."""
+    port = str(free_port())
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    return [
+        forks.start(
+            *arguments,
+            log=folder / f"{rank}.log",
+            environment={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+
+
+def test_one_that_is_asked_to_stop_stops_all(forks: Forks, tiny_folder: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "rows.jsonl", 40), tmp_path / "out"
+    arguments = ("train", tiny_folder, "--data", data, "-o", out, "--batch-size=2", "--max-steps=15")
+    both = start(forks, tmp_path, *arguments)
+    while not (out / METRICS).exists() or len((out / METRICS).read_bytes().splitlines()) < 2:
+        time.sleep(0.01)
+    os.kill(both[1], signal.SIGTERM)
+    assert [forks.wait(process) for process in both] == [130, 130]
+    steps = len((out / METRICS).read_bytes().splitlines())
+    assert steps < 15
+    assert f"step {steps} of 15 is kept in {out}; the same command goes on." in (tmp_path / "0.log").read_text()
+    assert [forks.wait(process) for process in start(forks, tmp_path, *arguments)] == [0, 0]
+    assert len((out / METRICS).read_bytes().splitlines()) == 15
+    assert [forks.wait(process) for process in start(forks, tmp_path, *arguments, "--seed=3")] == [1, 1]
+    for each in (0, 1):
+        assert "holds a run with other seed" in (tmp_path / f"{each}.log").read_text().splitlines()[-1]
