@@ -5,7 +5,7 @@ Shapes: B rows, K candidates of a row, R = B K answers.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.backbone import adapters
+from bellm.backbone.layers import layers_of
 from bellm.encoder import Encoder
 from bellm.engine.plan import held_tokens, suitable_tokens
 from bellm.engine.proof import packed
@@ -48,6 +49,7 @@ class Learner:
         autocast: torch.dtype | None = None,
         chunk_tokens: int | None = None,
         max_held_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         """Prepare an encoder some of whose parameters want gradients.
 
@@ -58,6 +60,8 @@ class Learner:
             autocast: Dtype of matrix products whose weights are kept in a wider one.
             chunk_tokens: Most tokens of one forward pass; None for what suits the hardware.
             max_held_tokens: From how many tokens on a step runs in cached chunks; None for what memory holds.
+            gradient_checkpointing: Keep the states between layers and compute those inside again: for texts so long
+                that a chunk of one does not fit. Texts then run in padded batches.
         """
         self.encoder = encoder
         self.objective = objective
@@ -65,6 +69,12 @@ class Learner:
         self.autocast = autocast
         self.chunk_tokens = chunk_tokens or suitable_tokens(encoder.model)
         self.max_held_tokens = held_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            # Before transformers 5.23 it had another name.
+            names = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            enable = next(getattr(encoder.model, name) for name in names if hasattr(encoder.model, name))
+            enable({"use_reentrant": False})
         self.parameters = {name: each for name, each in encoder.model.named_parameters() if each.requires_grad}
 
     def learn(self, examples: Sequence[Example], seed: int) -> Learned:
@@ -81,7 +91,8 @@ class Learner:
         stacked = getattr(self.objective, "all_layers", False)
         causal = self._causal() if grl else self.encoder.model
         with self._at_work(self.encoder.model, causal):
-            vectors = vectors_of(self.encoder, own, self.chunk_tokens, all_layers=stacked)
+            packs = not self.gradient_checkpointing
+            vectors = vectors_of(self.encoder, own, self.chunk_tokens, packs=packs, all_layers=stacked)
             writing = _Writing.of(self.encoder, causal, grl, own, self.chunk_tokens) if grl else None
 
             def loss(answers: Sequence[Tensor]) -> Tensor:
@@ -154,12 +165,26 @@ class Learner:
 
     @contextmanager
     def _at_work(self, *models: PreTrainedModel) -> Iterator[None]:
-        twin = packed(self.encoder.model).twin
+        twin = None if self.gradient_checkpointing else packed(self.encoder.model).twin
         with (
             torch.autocast(self.encoder.device.type, self.autocast, enabled=self.autocast is not None),
             adapters.at_work(*models, *([twin.model] if twin else [])),
+            _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):
             yield
+
+
+@contextmanager
+def _checkpointed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Layers set checkpoints where they think that they are in training; what is inside them stays as it is."""
+    layers = [layer.module for model in models for layer in layers_of(model)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 @dataclass(frozen=True)

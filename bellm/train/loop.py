@@ -105,7 +105,13 @@ class _Run:
         self.recipe, self.batches, self.output, self.total = recipe, batches, output, total
         self.processes = processes
         self.encoder, autocast = prepared(recipe)
-        self.learner = Learner(self.encoder, recipe.objective, processes=processes, autocast=autocast)
+        self.learner = Learner(
+            self.encoder,
+            recipe.objective,
+            processes=processes,
+            autocast=autocast,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+        )
         self.parameters = self.learner.parameters
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay

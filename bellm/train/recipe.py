@@ -65,6 +65,8 @@ class Recipe:
     """Share of the steps in which the learning rate goes up to its height."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    """Compute the inside of every layer twice, for texts so long that not even one fits in memory otherwise."""
     seed: int = 42
     dev: "Callable[[Encoder], float] | None" = None
     """Scores the encoder while it learns, higher is better: the best weights are kept. Never a test set."""

@@ -45,13 +45,28 @@ class Work:
         return sum(map(len, self.tokens.ids))
 
 
-def vectors_of(encoder: Encoder, examples: Sequence[Example], chunk_tokens: int, *, all_layers: bool = False) -> Work:
-    """Vectors of all anchors, then all positives, then all negatives, (T, D), or (T, J, D) of all layers."""
+def vectors_of(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    chunk_tokens: int,
+    *,
+    packs: bool = True,
+    all_layers: bool = False,
+) -> Work:
+    """Vectors of all anchors, then all positives, then all negatives, (T, D), or (T, J, D) of all layers.
+
+    Args:
+        encoder: What embeds.
+        examples: Whose texts.
+        chunk_tokens: Most tokens of one forward pass.
+        packs: Whether texts may be laid end to end.
+        all_layers: Whether the states of every layer are wanted; they come from padded batches.
+    """
     tokens = _tokens(encoder, examples)
     model, pooling, pad_id = encoder.model, encoder.settings.pooling, stand_in(encoder.tokenizer)
     way: Way = Padded(model, tokens, pooling, None, pad_id)
     if not all_layers:
-        twin, layer = packed(model).twin, encoder.settings.layer
+        twin, layer = packed(model).twin if packs else None, encoder.settings.layer
         way = way_of(model, tokens, packed=twin, pooling=pooling, layer=layer, pad_id=pad_id, begins=False)
     groups = way.batches(range(len(tokens)), chunk_tokens)
     return Work(tokens, [partial(way.vectors, group) for group in groups], _places(groups, encoder.device))

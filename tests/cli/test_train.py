@@ -1,0 +1,158 @@
+"""`bellm train`, as a user meets it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bellm import Encoder
+from tests.cli.test_cli import bellm
+from tests.evaluate.sets import write_pairs
+from tests.train.rows import triplets
+
+RECIPE = """
+from bellm.train.objectives import Contrastive
+from bellm.train.recipe import Lora, Recipe
+
+recipe = Recipe(
+    model={model!r},
+    settings={{"bidirectional": "all", "pooling": "mean"}},
+    tuning=Lora(rank=2),
+    objective=Contrastive(temperature=0.1),
+    batch_size=6,
+    learning_rate=1e-3,
+)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BELLM_CACHE", str(tmp_path / "cache"))
+    with Path("t.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["sent0", "sent1", "hard_neg"])
+        table.writerows([one.anchor, one.positives[0], one.negatives[0]] for one in triplets(12))
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Encoder) -> None:
+    command = ("train", tiny_folder, "--data=t.csv", "-o", "out", "--batch-size=4", "--seed=3", "--max-steps=2")
+    result = bellm(*command, "--bidirectional=last:3", "--learning-rate=1e-2")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "out/model is the encoder: bellm evaluate out/model -o report/\n"
+    encoder = Encoder.load("out/model")
+    assert encoder.settings.bidirectional == (1, 2, 3)
+    assert encoder.settings.prompt == tiny_encoder.settings.prompt
+    assert not np.allclose(encoder.encode(["Snow"]), tiny_encoder.replace(bidirectional="last:3").encode(["Snow"]))
+    found = records("out")
+    assert [record["step"] for record in found] == [1, 2]
+    assert all(record["loss"] > 0 and record["tokens_per_second"] > 0 for record in found)
+    assert [record["learning_rate"] for record in found] == pytest.approx([1e-2, 1e-2])
+    card = Path("out/model/README.md").read_text(encoding="utf-8")
+    assert "t.csv" in card
+    assert f"| 2 | {found[1]['loss']:.4f} |" in card
+    again = bellm(*command, "--bidirectional=last:3", "--learning-rate=1e-2")
+    assert (again.exit_code, again.stdout) == (0, result.stdout)
+    assert records("out") == found
+    other = bellm(*command, "--bidirectional=last:2", "--learning-rate=1e-2")
+    assert other.exit_code == 1
+    assert other.stderr.startswith("bellm: out holds a run with other settings (settings was ")
+    assert other.stderr.count("\n") == 1
+
+
+def test_a_recipe_with_flags_before_it(tiny_folder: Path) -> None:
+    Path("recipe.py").write_text(RECIPE.format(model=str(tiny_folder)), encoding="utf-8")
+    result = bellm("train", "recipe.py", "--data=t.csv", "-o", "out", "--pooling=last", "--epochs=2", "--seed=9")
+    assert (result.exit_code, result.stderr) == (0, "")
+    described = json.loads(Path("out/run.json").read_text())
+    assert described["settings"].items() >= {"bidirectional": "all", "pooling": "last"}.items()
+    assert (described["batch_size"], described["epochs"], described["seed"], described["steps"]) == (6, 2.0, 9, 4)
+    assert described["learning_rate"] == 1e-3
+    assert "temperature=0.1" in described["objective"]
+    settings = Encoder.load("out/model").settings
+    assert (settings.pooling, settings.bidirectional) == ("last", (0, 1, 2, 3))
+
+
+def test_rows_that_cannot_be_read_are_told_with_their_lines(tiny_folder: Path) -> None:
+    with Path("t.csv").open("a", encoding="utf-8") as file:
+        file.write(",no anchor,here\nA heron waits.,It waits.,Snow fell.\nA baker,,\n")
+    result = bellm("train", tiny_folder, "--data", "t.csv", "-o", "out", "--max-steps=1")
+    assert result.exit_code == 0
+    first, second, count = result.stderr.splitlines()
+    assert first.startswith("note: t.csv")
+    assert "14" in first
+    assert "16" in second
+    assert count == "note: 2 rows of t.csv are left out."
+
+
+def test_several_files_with_weights(tiny_folder: Path) -> None:
+    rows = [{"sentence1": one.anchor, "sentence2": one.positives[0]} for one in triplets(8)]
+    Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = ("--data", "t.csv", "--data", "p.jsonl*0.5", "-o", "out", "--batch-size=4")
+    assert bellm("train", tiny_folder, *options).exit_code == 0
+    sources = json.loads(Path("out/run.json").read_text())["data"]["sources"]
+    assert [(source["name"], source["rows"], source["weight"]) for source in sources] == [
+        ("t.csv", 12, 1.0),
+        ("p.jsonl", 8, 0.5),
+    ]
+    assert len(records("out")) == 4
+
+
+def test_scores_meanwhile_choose_the_weights(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pairs(Path("data"), "dev")
+    monkeypatch.setenv("BELLM_DATA", "data")
+    options = ("--dev=STSBenchmark-dev", "--dev-every=2", "--batch-size=4", "--learning-rate=0.05")
+    result = bellm("train", tiny_folder, "--data=t.csv", "-o", "out", *options)
+    assert result.exit_code == 0, result.stderr
+    scores = [record["dev"] for record in records("out")]
+    assert scores[0] is None
+    assert [line for line in result.stderr.splitlines() if line.startswith("step ")] == [
+        f"step {record['step']}: loss {record['loss']:.4f}, dev {record['dev']:.4f}"
+        for record in records("out")
+        if record["dev"] is not None
+    ]
+    evaluated = bellm("evaluate", "out/model", "--tasks=STSBenchmark-dev", "--data=data", "--json", "-o", "report")
+    best = max(score for score in scores if score is not None)
+    assert json.loads(evaluated.stdout)["scores"]["STSBenchmark-dev"]["value"] == pytest.approx(best, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("recipe.py", "--data=t.csv"), "There is no recipe recipe.py."),
+        (("empty.py", "--data=t.csv"), "empty.py names no `recipe`. It should end with: recipe = Recipe(...)."),
+        (("MODEL", "--data=none.csv"), "none.csv"),
+        (("MODEL", "--data=t.csv*much"), "--data t.csv*much: 'much' is no weight."),
+        (("MODEL", "--data=t.csv*0"), "weights above 0"),
+        (("no/such/model", "--data=t.csv"), "no/such/model"),
+        (("MODEL", "--data=t.csv", "--epochs=0"), "epochs=0.0 must be more than 0."),
+        (("MODEL", "--data=t.csv", "--learning-rate=-1"), "learning_rate=-1.0 must be more than 0."),
+        (("MODEL", "--data=t.csv", "--dev=nothing"), "'nothing' is no task."),
+        (("MODEL", "--data=t.csv", "--dev=sts"), "sts stands for several tasks."),
+        (("MODEL", "--data=t.csv", "--bidirectional=last:9"), "last:9"),
+        (("MODEL", "--data=t.csv", "--max-tokens=5"), "max_tokens=5 leaves no room"),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    Path("empty.py").write_text("nothing = 0\n")
+    given = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
+    result = bellm("train", *given, "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("bellm: ")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not Path("out/model").exists()
+
+
+@pytest.mark.parametrize("option", ["--batch-size=0", "--max-steps=0", "--seed=-1", "--pace=3"])
+def test_a_flag_that_cannot_be(tiny_folder: Path, option: str) -> None:
+    result = bellm("train", tiny_folder, "--data=t.csv", "-o", "out", option)
+    assert result.exit_code == 2
+    assert option.split("=")[0] in result.stderr

@@ -1,0 +1,161 @@
+"""Objectives against the pure losses that they stand for."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bellm import Encoder
+from bellm.backbone.layers import layers_of
+from bellm.errors import BellmError
+from bellm.tensors.losses import contrastive, distillation, generation, masking, nested, ranking
+from bellm.train.embedded import Embedded, Written, embedded
+from bellm.train.examples import Example
+from bellm.train.learner import Learner
+from bellm.train.objectives import Angle, Contrastive, Distilled, Espresso, Grl, Objective, Ranked
+
+TRIPLETS = [
+    Example("A heron waits for a fish.", ("A bird stands still in the water.",), ("A heron flies away.",)),
+    Example("The shop is closed.", ("You cannot buy anything there now.",), ("The shop is full of people.",)),
+    Example("Two men carry a piano.", ("A heavy instrument is moved.",), ("Two men play chess.",)),
+]
+RATED = [Example(one.anchor, one.positives, score=score) for one, score in zip(TRIPLETS, (5.0, 1.0, 3.0), strict=True)]
+
+
+def vectors(rows: int, *rest: int) -> Tensor:
+    return torch.randn(rows, *rest, generator=torch.Generator().manual_seed(rows), dtype=torch.float64)
+
+
+@pytest.fixture
+def batch() -> Embedded:
+    return embedded([(vectors(9, 16), TRIPLETS)])
+
+
+@pytest.fixture
+def rated() -> Embedded:
+    return embedded([(vectors(6, 16), RATED)])
+
+
+def test_vectors_are_sorted_by_what_their_texts_are() -> None:
+    several = [Example("a", ("b", "c"), ("d",)), Example("e", ("f",))]
+    rows = vectors(6, 4)
+    found = embedded([(rows, several)])
+    torch.testing.assert_close(found.anchors_BD, rows[:2])
+    torch.testing.assert_close(found.positives_PD, rows[2:5])
+    torch.testing.assert_close(found.negatives_ND, rows[5:])
+    assert found.owners_P.tolist() == [0, 0, 1]
+    assert found.texts == (["a", "e"], ["b", "c", "f"], ["d"])
+    assert found.scores_B is None
+
+
+def test_the_parts_of_processes_make_one_batch(batch: Embedded) -> None:
+    rows = vectors(9, 16)
+    parts = [(rows[[0, 1, 3, 4, 6, 7]], TRIPLETS[:2]), (rows[[2, 5, 8]], TRIPLETS[2:])]
+    found = embedded(parts)
+    for one, other in zip(found.vectors, batch.vectors, strict=True):
+        torch.testing.assert_close(one, other)
+    assert found.owners_P.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_contrastive_is_info_nce(batch: Embedded, symmetric: bool) -> None:
+    wanted = contrastive.info_nce(*batch.vectors, temperature=0.1, symmetric=symmetric)
+    torch.testing.assert_close(Contrastive(0.1, symmetric=symmetric)(batch), wanted)
+
+
+def test_contrastive_over_cut_vectors(batch: Embedded) -> None:
+    wanted = nested.over_dimensions(contrastive.info_nce, [4, 16])(*batch.vectors)
+    torch.testing.assert_close(Contrastive(dims=(4, 16))(batch), wanted)
+
+
+def test_an_encoder_guides_itself(batch: Embedded) -> None:
+    ignored_BC = masking.false_negatives(*batch.vectors, margin=0.1)
+    assert ignored_BC.any()
+    wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
+    torch.testing.assert_close(Contrastive(guide="self", margin=0.1)(batch), wanted)
+    assert not torch.isclose(wanted, Contrastive()(batch))
+
+
+def test_another_encoder_guides_and_teaches(batch: Embedded, tiny_encoder: Encoder, tiny_folder: Path) -> None:
+    seen = [torch.from_numpy(tiny_encoder.encode(texts)) for texts in batch.texts]
+    ignored_BC = masking.false_negatives(*seen, margin=0.5)
+    assert ignored_BC.any()
+    wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
+    torch.testing.assert_close(Contrastive(guide=str(tiny_folder), margin=0.5)(batch), wanted)
+    taught = distillation.similarity_kl(torch.cat(batch.vectors), torch.cat(seen))
+    torch.testing.assert_close(Distilled(str(tiny_folder))(batch), taught, rtol=1e-5, atol=1e-6)
+
+
+def test_ranked_and_angle_take_ratings(rated: Embedded) -> None:
+    pairs = rated.anchors_BD, rated.positives_PD, rated.scores_B
+    torch.testing.assert_close(Ranked(0.1)(rated), ranking.cosent(*pairs, temperature=0.1))
+    wanted = ranking.angle_sum(*pairs, cosine_w=2.0, ibn_w=3.0, angle_w=5.0, form="published")
+    torch.testing.assert_close(Angle(2.0, 3.0, 5.0, form="published")(rated), wanted)
+
+
+def test_angle_takes_triplets(batch: Embedded) -> None:
+    wanted = ranking.angle_sum_of_triplets(*batch.vectors, cosine_w=2.0, ibn_w=3.0, cln_w=3.0, angle_w=5.0)
+    torch.testing.assert_close(Angle(2.0, 3.0, 5.0)(batch), wanted)
+
+
+def test_espresso_takes_the_layers_of_every_text() -> None:
+    rows = vectors(9, 5, 16)  # Nine texts, five layers.
+    found = Espresso(dims=4)(embedded([(rows, TRIPLETS)]))
+    stacks = rows.transpose(0, 1).split(3, dim=1)
+    torch.testing.assert_close(found, nested.espresso(contrastive.info_nce, 4)(*stacks))
+    assert Espresso.all_layers
+
+
+@pytest.mark.parametrize("preference", ["dpo", "kto", "sft"])
+def test_grl_is_the_weighted_sum(batch: Embedded, preference: str) -> None:
+    sums, reference = -vectors(3, 2).abs() - 5, -vectors(3, 2).abs() - 6
+    means = sums / 4
+    joint = Grl(preference=preference, weights=(2.0, 3.0, 5.0)).joint(batch, Written(sums, means, reference))
+    losses: dict[str, Callable[[], Tensor]] = {
+        "dpo": lambda: generation.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "kto": lambda: generation.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "sft": lambda: -means[:, 0].mean(),
+    }
+    cosines = torch.stack(
+        [torch.cosine_similarity(batch.anchors_BD, each) for each in (batch.positives_PD, batch.negatives_ND)], 1
+    )
+    wanted = 2 * Contrastive()(batch) + 3 * losses[preference]() + 5 * generation.alignment(cosines, means)
+    torch.testing.assert_close(joint, wanted)
+
+
+@pytest.mark.parametrize("objective", [Contrastive(), Espresso(), Grl()])
+def test_ratings_are_refused_where_positives_are_wanted(rated: Embedded, objective: Objective) -> None:
+    with pytest.raises(BellmError, match="the data has scores"):
+        objective(rated)
+
+
+def test_what_does_not_fit_is_refused(batch: Embedded) -> None:
+    with pytest.raises(BellmError, match="needs pairs with a score"):
+        Ranked()(batch)
+    with pytest.raises(BellmError, match="a positive and a negative for every anchor"):
+        Angle()(embedded([(vectors(4, 16), [Example("a", ("b",)), Example("c", ("d",))])]))
+    for cold in (Contrastive, Ranked, Angle):
+        with pytest.raises(BellmError, match=r"temperature=0 must be more than 0"):
+            cold(temperature=0)
+
+
+def test_a_step_with_checkpoints_has_the_same_gradients(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    encoder = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
+    calls: list[int] = []
+    layers_of(encoder.model)[1].attention[0].register_forward_hook(lambda *_: calls.append(1))
+    found: list[Tensor] = []
+    for checkpointing in (False, True):
+        calls.clear()
+        learner = Learner(encoder, Contrastive(), max_held_tokens=1 << 30, gradient_checkpointing=checkpointing)
+        learner.learn(TRIPLETS, seed=0)
+        found.append(torch.cat([each.grad.flatten() for each in learner.parameters.values() if each.grad is not None]))
+        encoder.model.zero_grad()
+    assert len(calls) == 2  # Forwards, and again on the way back.
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    assert not any(module.training for module in encoder.model.modules())

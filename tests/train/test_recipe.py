@@ -1,0 +1,82 @@
+"""What a recipe refuses, and what it says of itself."""
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from bellm.errors import BellmError
+from bellm.prompts import Prompt
+from bellm.train.embedded import Embedded
+from bellm.train.objectives import Angle, Contrastive, Grl, Ranked
+from bellm.train.recipe import Adaptation, Full, Lora, Recipe
+
+
+def score(_encoder: object) -> float:
+    return 0.5
+
+
+def quiet(batch: Embedded) -> Any:
+    return 0 * batch.anchors_BD.sum()
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is too small: give at least 1."),
+        ({"dev_every": 0}, "dev_every=0 is too small: give at least 1."),
+        ({"max_steps": 0}, "max_steps=0 is too small: give at least 1."),
+        ({"patience": 0, "dev": score}, "patience=0 is too small: give at least 1."),
+        ({"patience": 3}, "patience counts dev scores: give dev too."),
+        ({"epochs": 0}, "epochs=0 must be more than 0."),
+        ({"epochs": float("nan")}, "epochs=nan must be more than 0."),
+        ({"learning_rate": -1e-3}, "learning_rate=-0.001 must be more than 0."),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 must be more than 0."),
+        ({"warmup": 1.5}, "warmup=1.5 is a share of the steps: give 0 to 1."),
+        ({"warmup": -0.1}, "warmup=-0.1 is a share of the steps: give 0 to 1."),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(choices: dict[str, Any], said: str) -> None:
+    with pytest.raises(BellmError) as refusal:
+        Recipe(**choices)
+    assert str(refusal.value) == said
+
+
+def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
+    recipe = Recipe(
+        settings={"prompt": Prompt("own", "{text}!"), "bidirectional": [2, 3], "max_tokens": 64},
+        tuning=Lora(targets=("q_proj",)),
+        objective=Grl(contrastive=Contrastive(dims=(8, 16))),
+        adaptation=Adaptation(5),
+        dev=score,
+    )
+    described = recipe.described()
+    assert set(described) == {each.name for each in fields(Recipe)}
+    assert json.loads(json.dumps(described)) == described
+    assert described["dev"] == "tests.train.test_recipe.score"
+    assert "dims=(8, 16)" in described["objective"]
+    assert described == replace(recipe).described()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tuning": Lora(rank=8)},
+        {"tuning": Full()},
+        {"objective": Contrastive(temperature=0.1)},
+        {"objective": Ranked()},
+        {"objective": Angle(angle=0.5)},
+        {"objective": quiet},
+        {"settings": {"pooling": "mean"}},
+        {"adaptation": Adaptation(3)},
+        {"seed": 7},
+    ],
+)
+def test_another_recipe_describes_itself_otherwise(change: dict[str, Any]) -> None:
+    assert replace(Recipe(), **change).described() != Recipe().described()
+
+
+def test_the_order_of_settings_is_of_no_account() -> None:
+    first, second = (Recipe(settings=dict(pairs)) for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
+    assert json.dumps(first.described()) == json.dumps(second.described())

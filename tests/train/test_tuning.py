@@ -1,0 +1,119 @@
+"""Which weights learn, and what is saved of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bellm import Encoder
+from bellm.errors import BellmError
+from bellm.train.learner import Learner
+from bellm.train.recipe import Full, Lora, Recipe
+from bellm.train.tuning import finished, prepared
+from tests.train.rows import triplets
+
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+
+TEXTS = ["A heron stands in the shallow water.", "", "Snow fell all night.", "The invoice was paid twice."]
+
+
+def taught(recipe: Recipe, steps: int = 3) -> Encoder:
+    """An encoder that has taken a few steps."""
+    encoder, autocast = prepared(recipe)
+    learner = Learner(encoder, recipe.objective, autocast=autocast)
+    optimiser = torch.optim.AdamW(learner.parameters.values(), lr=1e-2)
+    for step in range(steps):
+        optimiser.zero_grad()
+        learner.learn(triplets(4), step)
+        optimiser.step()
+    return encoder
+
+
+@pytest.mark.parametrize("settings", [{}, {"bidirectional": "all", "pooling": "mean"}, {"bidirectional": "none"}])
+def test_merged_vectors_are_those_of_the_adapter_and_come_back_from_disk(
+    tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    encoder = taught(Recipe(model=str(tiny_folder), settings=settings, tuning=Lora(rank=3, dropout=0.2)))
+    before = tiny_encoder.replace(**settings).encode(TEXTS)
+    adapted = encoder.encode(TEXTS)
+    assert np.linalg.norm(adapted - before) > 0.1 * np.linalg.norm(before)
+    merged = finished(encoder)
+    assert not any("lora" in name for name, _ in merged.model.named_parameters())
+    np.testing.assert_allclose(merged.encode(TEXTS), adapted, atol=1e-5 * np.abs(adapted).max(), rtol=1e-5)
+    merged.save(tmp_path / "saved")
+    loaded = Encoder.load(tmp_path / "saved")
+    assert loaded.settings == merged.settings == tiny_encoder.replace(**settings).settings
+    np.testing.assert_allclose(loaded.encode(TEXTS), merged.encode(TEXTS), atol=1e-6, rtol=1e-6)
+
+
+def test_a_folder_that_was_trained_from_stays_as_it_was(tiny_folder: Path, tiny_encoder: Encoder) -> None:
+    before = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
+    encoder = finished(taught(Recipe(model=str(tiny_folder))))
+    assert {path.name: path.read_bytes() for path in tiny_folder.iterdir()} == before
+    np.testing.assert_allclose(Encoder.load(tiny_folder).encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6)
+    assert not np.allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-2)
+
+
+def test_adapters_begin_by_the_seed_and_change_nothing(tiny_folder: Path, tiny_encoder: Encoder) -> None:
+    first, again, other = (
+        {
+            name: each
+            for name, each in prepared(Recipe(model=str(tiny_folder), seed=seed))[0].model.named_parameters()
+            if each.requires_grad
+        }
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert all("lora_" in name and each.dtype == torch.float32 for name, each in first.items())
+    encoder, _ = prepared(Recipe(model=str(tiny_folder)))
+    np.testing.assert_allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_where_they_are_wanted(tiny_folder: Path) -> None:
+    encoder, _ = prepared(Recipe(model=str(tiny_folder), tuning=Lora(rank=3, targets=("q_proj", "v_proj"))))
+    learned = [name for name, each in encoder.model.named_parameters() if each.requires_grad]
+    assert len(learned) == 4 * 2 * 2
+    assert all("q_proj" in name or "v_proj" in name for name in learned)
+    with pytest.raises(BellmError, match="No adapter fits: ") as refusal:
+        prepared(Recipe(model=str(tiny_folder), tuning=Lora(targets=("nowhere",))))
+    assert "\n" not in str(refusal.value)
+
+
+def test_full_training_keeps_weights_in_float32_and_multiplies_in_less(tiny_folder: Path, tmp_path: Path) -> None:
+    recipe = Recipe(model=str(tiny_folder), settings={"dtype": "bfloat16"}, tuning=Full())
+    encoder, autocast = prepared(recipe)
+    assert autocast == torch.bfloat16
+    parameters = dict(encoder.model.named_parameters())
+    assert all(each.requires_grad and each.dtype == torch.float32 for each in parameters.values())
+    seen: set[torch.dtype] = set()
+    layer = next(module for name, module in encoder.model.named_modules() if name.endswith("layers.0"))
+    hook = layer.register_forward_hook(lambda *call: seen.add(layer.mlp.up_proj(call[1][0]).dtype))
+    Learner(encoder, recipe.objective, autocast=autocast).learn(triplets(3), 0)
+    hook.remove()
+    assert torch.bfloat16 in seen
+    assert all(each.grad is None or each.grad.dtype == torch.float32 for each in parameters.values())
+    taught(recipe)
+    finished(encoder).save(tmp_path / "saved")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()} == {torch.float32}
+    assert json.loads((tmp_path / "saved" / "bellm.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("tuning", "dtype", "wanted"),
+    [
+        (Lora(), "float32", None),
+        (Lora(), "bfloat16", torch.bfloat16),
+        (Full(), "float32", None),
+        (Full(), "bfloat16", torch.bfloat16),
+    ],
+)
+def test_products_are_in_the_dtype_that_was_asked_for(
+    tiny_folder: Path, tuning: Lora | Full, dtype: str, wanted: torch.dtype | None
+) -> None:
+    _, autocast = prepared(Recipe(model=str(tiny_folder), settings={"dtype": dtype}, tuning=tuning))
+    assert autocast == wanted
