@@ -157,5 +157,5 @@ def test_a_step_with_checkpoints_has_the_same_gradients(
         found.append(torch.cat([each.grad.flatten() for each in learner.parameters.values() if each.grad is not None]))
         encoder.model.zero_grad()
     assert len(calls) == 2  # Forwards, and again on the way back.
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()  # Padded there, packed here.
     assert not any(module.training for module in encoder.model.modules())
