@@ -90,6 +90,18 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Usual:
+    """What is usual for a batch: `Contrastive` for positives and negatives, `Ranked` for ratings."""
+
+    contrastive: Contrastive = field(default_factory=Contrastive)
+    ranked: Ranked = field(default_factory=Ranked)
+
+    def __call__(self, batch: Embedded) -> Tensor:
+        """The loss of any batch."""
+        return self.contrastive(batch) if batch.scores_B is None else self.ranked(batch)
+
+
+@dataclass(frozen=True)
 class Angle:
     """AnglE's weighted sum (arXiv 2309.12871), for rated pairs and for triplets; weights of its released trainer."""
 

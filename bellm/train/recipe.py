@@ -8,7 +8,7 @@ from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
-from bellm.train.objectives import Contrastive, Objective
+from bellm.train.objectives import Objective, Usual
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -51,7 +51,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Choices for `Encoder.load`: bidirectional, prompt, pooling, max_tokens, dtype, ..."""
     tuning: Lora | Full = field(default_factory=Lora)
-    objective: Objective = field(default_factory=Contrastive)
+    objective: Objective = field(default_factory=Usual)
     adaptation: Adaptation | None = None
     batch_size: int = 64
     """Examples of a step, over all processes."""

@@ -16,7 +16,7 @@ from bellm.tensors.losses import contrastive, distillation, generation, masking,
 from bellm.train.embedded import Embedded, Written, embedded
 from bellm.train.examples import Example
 from bellm.train.learner import Learner
-from bellm.train.objectives import Angle, Contrastive, Distilled, Espresso, Grl, Objective, Ranked
+from bellm.train.objectives import Angle, Contrastive, Distilled, Espresso, Grl, Objective, Ranked, Usual
 
 TRIPLETS = [
     Example("A heron waits for a fish.", ("A bird stands still in the water.",), ("A heron flies away.",)),
@@ -95,6 +95,11 @@ def test_ranked_and_angle_take_ratings(rated: Embedded) -> None:
     torch.testing.assert_close(Ranked(0.1)(rated), ranking.cosent(*pairs, temperature=0.1))
     wanted = ranking.angle_sum(*pairs, cosine_w=2.0, ibn_w=3.0, angle_w=5.0, form="published")
     torch.testing.assert_close(Angle(2.0, 3.0, 5.0, form="published")(rated), wanted)
+
+
+def test_the_usual_objective_goes_by_the_batch(batch: Embedded, rated: Embedded) -> None:
+    torch.testing.assert_close(Usual()(batch), Contrastive()(batch))
+    torch.testing.assert_close(Usual()(rated), Ranked()(rated))
 
 
 def test_angle_takes_triplets(batch: Embedded) -> None:
