@@ -27,7 +27,7 @@ from bellm.engine.embed import Encoded, embed
 from bellm.engine.plan import one_ahead, windows
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
-from bellm.errors import BellmError, NoOpWarning, PromptError, SourceError, TruncationWarning
+from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
 from bellm.prompts import Prompt
 from bellm.tensors.similarity import normalise as unit_length
 from bellm.types import PoolingName, Reading, Role, Vectors, Window
@@ -131,7 +131,7 @@ class Encoder:
             encoder = plain.replace(**given, verify=verify)
         else:
             record = folder.read(place)
-            loaded = loading.load(place, dtype=record.dtype if dtype == "auto" else dtype, **options)
+            loaded = folder.load(place, record, dtype=record.dtype if dtype == "auto" else dtype, **options)
             encoder = cls._open(loaded.model, loaded.tokenizer, record.settings, record.base_model, verify=verify)
             folder.check(record, encoder.fingerprint(), encoder.dtype_name, str(source))
             encoder = encoder.replace(**given, verify=verify) if given else encoder
@@ -280,17 +280,15 @@ class Encoder:
     def save(self, path: str | Path, *, notes: str = "") -> None:
         """Write weights (safetensors), tokenizer, settings and fingerprint to a new folder.
 
+        Of an encoder with adapters that are not merged only these are written: loading it takes the base model too.
+
         Args:
             path: The folder.
             notes: Markdown for the end of the model card.
 
         Raises:
-            SourceError: Something is there already, the disk refuses, or adapters are not merged.
+            SourceError: Something is there already, or the disk refuses.
         """
-        if hasattr(self._model, "merge_and_unload"):
-            raise SourceError(
-                "This encoder carries an adapter. Merge it first: encoder.model = encoder.model.merge_and_unload()."
-            )
         record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, self.fingerprint())
         with folder.fresh_folder(Path(path)) as draft:
             folder.write(draft, plain_twin(self._model), self.tokenizer, record, __version__, notes)

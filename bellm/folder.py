@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ FINGERPRINT_TEXTS = (
     "Snow",
 )
 """Texts whose vectors tell one encoder from another."""
+
+_ADAPTER_FILE = "adapter_config.json"
 
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Largest relative distance of a fingerprint vector, by the coarser dtype of the two; a few times what backends differ
@@ -165,6 +167,30 @@ def read(folder: Path) -> Record:
             "back, or load it as saved and use Encoder.replace(...)."
         )
     return Record(settings, names["base_model"], names["dtype"], num_layers, vectors)
+
+
+def load(folder: Path, record: Record, **options: Any) -> loading.Loaded:
+    """Load a saved encoder's model and tokenizer; where only adapters were saved, merge them into the base model.
+
+    Args:
+        folder: The saved encoder.
+        record: What `read` gave.
+        options: Those of `loading.load`.
+
+    Raises:
+        SourceError: The model cannot be loaded, or its base model, or what adapters need is not installed.
+    """
+    if not (folder / _ADAPTER_FILE).is_file():
+        return loading.load(folder, **options)
+    try:
+        from bellm.backbone import adapters
+
+        loaded = loading.load(record.base_model, **options)
+    except ImportError as error:
+        raise SourceError(f"{folder} holds adapters, which need peft: pip install 'bellm[train]'.") from error
+    except SourceError as error:
+        raise SourceError(f"{folder} holds adapters, and their base model is not there: {error}") from error
+    return replace(loaded, model=adapters.load(loaded.model, folder))
 
 
 def distance(saved: Vectors, found: Vectors) -> float:

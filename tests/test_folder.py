@@ -88,20 +88,29 @@ def test_choices_are_applied_after_the_proof(tiny_folder: Path, tiny_encoder: En
 
 
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
-def test_a_merged_adapter_is_saved_and_an_unmerged_one_refused(
-    tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path
-) -> None:
+def test_adapters_are_saved_merged_or_alone(tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_folder, device="cpu")
+    encoder.name = str(tmp_path / "base")
+    tiny_encoder.save(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     encoder.model = get_peft_model(encoder.model, config).eval()  # type: ignore[assignment]
     adapted = encoder.encode(TEXTS)
     assert np.abs(adapted - tiny_encoder.encode(TEXTS)).max() > 1e-3
-    with pytest.raises(SourceError, match=r"Merge it first: encoder\.model = encoder\.model\.merge_and_unload"):
-        encoder.save(tmp_path / "encoder")
+    encoder.save(tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").glob("model*.safetensors"))
+    alone = Encoder.load(tmp_path / "adapter", device="cpu")
+    assert alone.settings == encoder.settings
+    assert np.abs(alone.encode(TEXTS) - adapted).max() <= 1e-5 * np.abs(adapted).max()
     encoder.model = encoder.model.merge_and_unload()  # type: ignore[operator]
     encoder.save(tmp_path / "encoder")
     loaded = Encoder.load(tmp_path / "encoder", device="cpu")
     assert np.abs(loaded.encode(TEXTS) - adapted).max() <= 1e-5 * np.abs(adapted).max()
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match="holds adapters, and their base model is not there"):
+        Encoder.load(tmp_path / "adapter", device="cpu")
+    shutil.copytree(tmp_path / "encoder", tmp_path / "base")
+    with pytest.raises(FingerprintError):  # Another base model.
+        Encoder.load(tmp_path / "adapter", device="cpu")
 
 
 def test_plain_transformers_reads_the_folder_causally_and_the_card_says_so(

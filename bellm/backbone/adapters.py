@@ -3,16 +3,18 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from bellm.errors import BellmError
+from bellm.errors import BellmError, SourceError
 
 
 def add_lora(
@@ -40,6 +42,23 @@ def add_lora(
     except ValueError as error:
         raise BellmError(f"No adapter fits: {' '.join(str(error).split())[:240]}") from error
     return cast(PreTrainedModel, adapted.eval())  # Dropout is for `at_work` alone.
+
+
+def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with adapters that `save_pretrained` of PEFT wrote merged into its weights.
+
+    Raises:
+        SourceError: They cannot be read, or are not of this model.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Of adapters that are not there, or fit nowhere.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UserWarning) as error:
+        words = " ".join(str(error).split())[:240]
+        raise SourceError(f"The adapters in {folder} do not fit their base model: {words}") from error
+    return merge(cast(PreTrainedModel, adapted))
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

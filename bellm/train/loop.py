@@ -141,7 +141,7 @@ class _Run:
             best = checkpoint.load(self.output / BEST, self.parameters, None)
             self.state |= {name: best[name] for name in ("best", "best_step")}
         notes = card(described, self.state, self.metrics.records())
-        finished(self.encoder).save(self.output / MODEL, notes=notes)
+        finished(self.encoder, self.recipe.tuning).save(self.output / MODEL, notes=notes)
 
     def _step(self, number: int) -> dict[str, Any]:
         started = time.monotonic()

@@ -23,6 +23,8 @@ class Lora:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     """Ends of the names of the modules that get adapters."""
+    merged: bool = True
+    """Whether the encoder is saved with the adapters in its weights, or they alone, to be merged when it is loaded."""
 
 
 @dataclass(frozen=True)

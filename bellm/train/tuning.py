@@ -19,6 +19,7 @@ def prepared(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     if isinstance(recipe.tuning, Full):
         settings["dtype"] = "float32"
     encoder = Encoder.load(recipe.model, **settings)
+    encoder.name = recipe.model
     encoder.model.requires_grad_(isinstance(recipe.tuning, Full))
     if isinstance(recipe.tuning, Lora):
         lora = recipe.tuning
@@ -30,7 +31,8 @@ def prepared(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     return encoder, None if precision == torch.float32 else precision
 
 
-def finished(encoder: Encoder) -> Encoder:
-    """The encoder with what its adapters learned in its weights."""
-    encoder.model = adapters.merge(encoder.model)
+def finished(encoder: Encoder, tuning: Lora | Full) -> Encoder:
+    """The encoder as it is to be saved."""
+    if isinstance(tuning, Lora) and tuning.merged:
+        encoder.model = adapters.merge(encoder.model)
     return encoder

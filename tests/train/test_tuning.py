@@ -41,7 +41,7 @@ def test_merged_vectors_are_those_of_the_adapter_and_come_back_from_disk(
     before = tiny_encoder.replace(**settings).encode(TEXTS)
     adapted = encoder.encode(TEXTS)
     assert np.linalg.norm(adapted - before) > 0.1 * np.linalg.norm(before)
-    merged = finished(encoder)
+    merged = finished(encoder, Lora())
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     np.testing.assert_allclose(merged.encode(TEXTS), adapted, atol=1e-5 * np.abs(adapted).max(), rtol=1e-5)
     merged.save(tmp_path / "saved")
@@ -52,7 +52,7 @@ def test_merged_vectors_are_those_of_the_adapter_and_come_back_from_disk(
 
 def test_a_folder_that_was_trained_from_stays_as_it_was(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     before = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
-    encoder = finished(taught(Recipe(model=str(tiny_folder))))
+    encoder = finished(taught(Recipe(model=str(tiny_folder))), Lora())
     assert {path.name: path.read_bytes() for path in tiny_folder.iterdir()} == before
     np.testing.assert_allclose(Encoder.load(tiny_folder).encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6)
     assert not np.allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-2)
@@ -98,7 +98,7 @@ def test_full_training_keeps_weights_in_float32_and_multiplies_in_less(tiny_fold
     assert torch.bfloat16 in seen
     assert all(each.grad is None or each.grad.dtype == torch.float32 for each in parameters.values())
     taught(recipe)
-    finished(encoder).save(tmp_path / "saved")
+    finished(encoder, Lora()).save(tmp_path / "saved")
     assert {tensor.dtype for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()} == {torch.float32}
     assert json.loads((tmp_path / "saved" / "bellm.json").read_text())["dtype"] == "float32"
 
@@ -117,3 +117,13 @@ def test_products_are_in_the_dtype_that_was_asked_for(
 ) -> None:
     _, autocast = prepared(Recipe(model=str(tiny_folder), settings={"dtype": dtype}, tuning=tuning))
     assert autocast == wanted
+
+
+def test_adapters_may_be_saved_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    tuning = Lora(rank=3, merged=False)
+    encoder = finished(taught(Recipe(model=str(tiny_folder), tuning=tuning)), tuning)
+    encoder.save(tmp_path / "saved")
+    size = sum(path.stat().st_size for path in (tmp_path / "saved").glob("*.safetensors"))
+    assert size < 0.5 * (tiny_folder / "model.safetensors").stat().st_size
+    found = Encoder.load(tmp_path / "saved").encode(TEXTS)
+    np.testing.assert_allclose(found, encoder.encode(TEXTS), atol=1e-5 * np.abs(found).max(), rtol=1e-5)
