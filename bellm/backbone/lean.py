@@ -68,9 +68,9 @@ class _AdaptedLinear(nn.Module):
 
 def lean(model: PreTrainedModel) -> None:
     """Put a leaner module, on the same weights, in the place of every one that it equals; the model changes."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            for leaner in (_norm, _mlp, _adapted):
+    for leaner in (_norm, _mlp, _adapted):
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
                 if (found := leaner(child)) is not None and not (child._forward_hooks or child._forward_pre_hooks):
                     setattr(module, name, found)
 
@@ -88,11 +88,11 @@ def _norm(norm: nn.Module) -> nn.Module | None:
 def _mlp(mlp: nn.Module) -> nn.Module | None:
     children = dict(mlp.named_children())
     children.pop("act_fn", None)
-    gate = children.get("gate_proj")
-    if set(children) != {"gate_proj", "up_proj", "down_proj"} or not isinstance(gate, nn.Linear):
+    gate: Any = children.get("gate_proj")
+    if set(children) != {"gate_proj", "up_proj", "down_proj"} or not hasattr(gate, "in_features"):
         return None
     found = _GatedMLP(**children)
-    return found if _equal(mlp, found, gate.in_features, gate.weight) else None
+    return found if gate.weight.is_floating_point() and _equal(mlp, found, gate.in_features, gate.weight) else None
 
 
 def _adapted(layer: Any) -> nn.Module | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone import adapters
-from bellm.backbone.lean import _AdaptedLinear, lean
+from bellm.backbone.lean import _AdaptedLinear, _GatedMLP, lean
 from bellm.errors import BellmError
 
 
@@ -49,6 +49,7 @@ def test_lean_adapters_give_pefts_answers_and_gradients() -> None:
     lean(leaner)
     replaced = [module for module in leaner.modules() if isinstance(module, _AdaptedLinear)]
     assert len(replaced) == 7 * model.config.num_hidden_layers
+    assert sum(isinstance(module, _GatedMLP) for module in leaner.modules()) == model.config.num_hidden_layers
     torch.testing.assert_close(leaner(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
     wanted, found = gradients(model, IDS), gradients(leaner, IDS)
     found = {name.replace(".layer.", "."): value for name, value in found.items()}
