@@ -134,6 +134,9 @@ def write(
         metadata={"settings": record.settings.digest(), "dtype": record.dtype},
     )
     (folder / "README.md").write_text(f"{_card(record, version)}{notes and chr(10)}{notes}", encoding="utf-8")
+    usual = (folder / SETTINGS_FILE).stat().st_mode
+    for path in folder.iterdir():  # safetensors writes for the owner's eyes only.
+        path.chmod(usual)
 
 
 def read(folder: Path) -> Record:

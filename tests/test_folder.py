@@ -138,6 +138,9 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
         "tokenizer_config.json",
     }
     assert tiny_folder.stat().st_mode & 0o777 == 0o755
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in tiny_folder.iterdir()} == {0o666 & ~umask}
 
 
 # What is refused
