@@ -1,0 +1,61 @@
+"""The recipes that come with bellm: each is one, and trains."""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bellm import Encoder
+from bellm.train.loop import METRICS, train
+from bellm.train.objectives import Angle, Contrastive, Grl
+from bellm.train.recipe import Adaptation, Lora, Recipe
+from tests.train.rows import dataset
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
+
+
+def recipe_of(name: str) -> Recipe:
+    recipe = runpy.run_path(str(RECIPES / f"{name}.py"))["recipe"]
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def test_the_published_recipes_are_there() -> None:
+    assert NAMES == ["angle", "bellm", "llm2vec", "prompteol", "ullme_grl"]
+    kinds = {name: type(recipe_of(name).objective) for name in NAMES}
+    assert kinds == {
+        "angle": Angle,
+        "bellm": Contrastive,
+        "llm2vec": Contrastive,
+        "prompteol": Contrastive,
+        "ullme_grl": Grl,
+    }
+    maps = {name: recipe_of(name).settings.get("bidirectional") for name in NAMES}
+    assert maps == {"angle": None, "bellm": "last:8", "llm2vec": "all", "prompteol": None, "ullme_grl": "all"}
+    assert [name for name in NAMES if recipe_of(name).adaptation] == ["llm2vec"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_trains_a_small_model(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(name)
+    settings = {**recipe.settings, "max_tokens": 128}
+    if settings.get("bidirectional") == "last:8":
+        settings["bidirectional"] = "last:2"
+    small = replace(
+        recipe,
+        model=str(tiny_folder),
+        settings=settings,
+        tuning=Lora(rank=2),
+        adaptation=recipe.adaptation and Adaptation(steps=1),
+        batch_size=4,
+        max_steps=3,
+    )
+    encoder = train(small, [(dataset(16), 1.0)], tmp_path / "out")
+    lines = (tmp_path / "out" / METRICS).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert all(json.loads(line)["grad_norm"] > 0 for line in lines)
+    assert encoder.settings.prompt.name == recipe.settings["prompt"]
+    assert (encoder.encode(["A heron waits."]) != Encoder.load(tiny_folder).encode(["A heron waits."])).any()
