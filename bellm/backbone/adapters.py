@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from bellm.backbone.layers import layers_of
 from bellm.errors import BellmError, SourceError
 
 
@@ -44,6 +45,29 @@ def add_lora(
     return cast(PreTrainedModel, adapted.eval())  # Dropout is for `at_work` alone.
 
 
+def quantise(model: PreTrainedModel) -> None:
+    """Keep the weights of all linear layers of the decoder in four bits (NF4 twice quantised, arXiv 2305.14314).
+
+    Raises:
+        BellmError: What it needs is not installed.
+    """
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError as error:
+        raise BellmError("Weights of four bits need bitsandbytes: pip install 'bellm[qlora]'.") from error
+    for layer in layers_of(model):
+        for module in list(layer.module.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is nn.Linear:
+                    shape, biased, dtype = (child.in_features, child.out_features), child.bias is not None, model.dtype
+                    small = Linear4bit(*shape, biased, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
+                    small.weight = Params4bit(child.weight.data, requires_grad=False, quant_type="nf4")
+                    small.bias = child.bias
+                    small.support_avx512bf16_for_cpu = False  # Weights laid out for that have no gradient.
+                    setattr(module, name, small.to(child.weight.device))
+    vars(model)["is_loaded_in_4bit"] = True  # So PEFT knows.
+
+
 def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with adapters that `save_pretrained` of PEFT wrote merged into its weights.
 
@@ -59,6 +83,14 @@ def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         words = " ".join(str(error).split())[:240]
         raise SourceError(f"The adapters in {folder} do not fit their base model: {words}") from error
     return merge(cast(PreTrainedModel, adapted))
+
+
+def copy(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Give a model's adapters the weights of those of another."""
+    learned = {name: weight for name, weight in source.named_parameters() if "lora_" in name}
+    missing, unexpected = target.load_state_dict(learned, strict=False)
+    assert not unexpected
+    assert not any("lora_" in name for name in missing)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

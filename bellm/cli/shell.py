@@ -1,6 +1,7 @@
 """Manners of the command line: one line for an error, one for a warning, silence from the libraries below."""
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -47,10 +48,11 @@ def working(what: str) -> Iterator[None]:
     with Console(stderr=True).status(escape(what)):
         # Read by tqdm when it is first imported; bars that bellm asks for are shown nevertheless.
         os.environ.setdefault("TQDM_DISABLE", "1")
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         yield
 
 

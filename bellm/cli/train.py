@@ -2,7 +2,7 @@
 
 import dataclasses
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from bellm.cli.options import ModelOptions, takes_model
 from bellm.errors import SourceError
 
 if TYPE_CHECKING:
+    from bellm.train.dataset import Dataset
     from bellm.train.loop import Progress
     from bellm.train.recipe import Recipe
 
@@ -80,19 +81,27 @@ def train(
         try:
             from bellm.train.loop import MODEL
             from bellm.train.loop import train as run
+            from bellm.train.processes import Processes
             from bellm.train.reading import load
         except ImportError as error:
             raise SourceError(f"Training needs an extra ({error}): pip install 'bellm[train]'.") from error
         sources = [(load(file), weight) for file, weight in map(_weighted, data)]
         recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
-    for dataset, _ in sources:
+        first = Processes().first
+    if first:
+        _tell_of_rejections([dataset for dataset, _ in sources])
+    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
+        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
+    if first:
+        typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
+
+
+def _tell_of_rejections(datasets: "Sequence[Dataset]") -> None:
+    for dataset in datasets:
         for rejection in dataset.rejections[:3]:
             typer.echo(f"note: {rejection.place}: {rejection.reason}", err=True)
         if dataset.num_rejected:
             typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
-    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
-        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
-    typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
 
 
 def _weighted(entry: str) -> tuple[str, float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bellm.errors import BellmError
+from bellm.evaluate.results import Score
 from bellm.evaluate.subject import Embeds, Subject
 from bellm.evaluate.suite import evaluate, tasks_of
 
@@ -21,9 +22,9 @@ class DevScore:
         if len(tasks_of([self.task])) > 1:
             raise BellmError(f"{self.task} stands for several tasks. Name one, such as STSBenchmark-dev.")
 
-    def __call__(self, encoder: Embeds) -> float:
-        """The score in points, higher is better."""
+    def __call__(self, encoder: Embeds) -> Score:
+        """The score in points, higher is better, with its interval."""
         folder = Path(self.data) if self.data else None
-        report = evaluate([Subject.of(encoder)], [self.task], data=folder, resamples=100)
+        report = evaluate([Subject.of(encoder)], [self.task], data=folder)
         (score,) = report.runs[0].scores.values()
-        return score.value
+        return score

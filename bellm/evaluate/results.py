@@ -44,6 +44,10 @@ class Score:
     num_truncated: int = 0
     also: Mapping[str, float] = field(default_factory=dict)
 
+    def __float__(self) -> float:
+        """The value alone."""
+        return self.value
+
 
 @dataclass(frozen=True)
 class Difference:

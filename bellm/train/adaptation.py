@@ -43,6 +43,11 @@ class Masked:
     hidden: list[list[int]]
     """The tokens that were there."""
 
+    def some(self, numbers: Sequence[int]) -> "Masked":
+        """Some of the rows."""
+        columns = self.ids, self.positions, self.hidden
+        return Masked(*([column[number] for number in numbers] for column in columns))
+
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """Take the tokenizer's mask token, or its token `_` where it has none, as LLM2Vec does for Llama and Mistral.

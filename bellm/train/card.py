@@ -9,7 +9,11 @@ def card(described: Mapping[str, Any], state: Mapping[str, Any], records: Sequen
     facts = "\n".join(f"| {name} | `{value}` |" for name, value in described.items() if value not in (None, {}, []))
     lines = ["## Training", "", "| | |", "|---|---|", facts, "", _course(records)]
     if state["best"] is not None:
-        lines.append(f"Best dev score: {state['best']:.4f} at step {state['best_step']}; these weights were kept.")
+        low, high = state["best_interval"]
+        interval = "" if low is None else f" (95 % interval {low:.4f} to {high:.4f})"
+        lines.append(
+            f"Best dev score: {state['best']:.4f}{interval} at step {state['best_step']}; its weights are kept."
+        )
     if state["num_truncated"]:
         lines.append(f"{state['num_truncated']} texts were cut.")
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from bellm import durable
 from bellm.errors import SourceError
+from bellm.train.processes import Processes
+from bellm.train.sharded import gathered, part_of
 
 _WEIGHT, _MOMENT = "weight:", "moment:"
 
@@ -22,24 +25,23 @@ def save(
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer | None,
     progress: Mapping[str, Any],
+    processes: Processes | None = None,
 ) -> None:
     """Write trainable weights, what the optimiser remembers of each, and where training stands.
+
+    The file is the same whether one process holds the weights or several share them. All of `processes` make this call,
+    None being those that were started together, and the first of them writes.
 
     Raises:
         SourceError: The disk refuses; what was there before is kept.
     """
+    processes = processes or Processes()
     tensors = {f"{_WEIGHT}{name}": parameter.detach() for name, parameter in parameters.items()}
     if optimiser:
         for name, parameter in parameters.items():
             moments = optimiser.state[parameter].items()
             tensors |= {f"{_MOMENT}{moment}:{name}": value for moment, value in moments}
-    with durable.draft(path) as file:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.name, _metadata(progress))
-        except SafetensorError as error:
-            raise OSError(f"{error}") from error
-        with Path(file.name).open("rb") as written:  # safetensors puts a file of its own in the draft's place.
-            os.fsync(written.fileno())
+    processes.from_first(partial(_write, path, gathered(tensors, processes), progress))
 
 
 def load(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
@@ -59,20 +61,28 @@ def load(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.op
     return progress
 
 
+def _write(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+    with durable.draft(path) as file:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.name, _metadata(progress))
+        except SafetensorError as error:
+            raise OSError(f"{error}") from error
+        with Path(file.name).open("rb") as written:  # safetensors puts a file of its own in the draft's place.
+            os.fsync(written.fileno())
+
+
 def _fill(file: Any, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None) -> None:
     state: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
     for key in file.keys():  # noqa: SIM118 - not a mapping
-        if key.startswith(_MOMENT):
+        if optimiser and key.startswith(_MOMENT):
             moment, name = key.removeprefix(_MOMENT).split(":", 1)
-            state[name][moment] = file.get_tensor(key)
+            value = file.get_tensor(key)
+            state[name][moment] = value if moment == "step" else part_of(value, parameters[name])
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(file.get_tensor(f"{_WEIGHT}{name}"))
+            parameter.copy_(part_of(file.get_tensor(f"{_WEIGHT}{name}"), parameter))
             if optimiser and state[name]:
-                optimiser.state[parameter] = {
-                    moment: value.to(parameter.device) if moment != "step" else value
-                    for moment, value in state[name].items()
-                }
+                optimiser.state[parameter] = state[name]
 
 
 def _metadata(progress: Mapping[str, Any]) -> dict[str, str]:

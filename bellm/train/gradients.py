@@ -42,8 +42,8 @@ def accumulate(
         for number, (chunk, leaf) in enumerate(zip(chunks, leaves, strict=True)):
             answer = _seeded(chunk, seed, number) if cached else answers[number]
             answers[number] = leaf  # Its graph may go.
-            if leaf.grad is not None:
-                answer.backward(leaf.grad)  # type: ignore[no-untyped-call]
+            # Also where the loss makes no use of it: processes that share weights compute equally often.
+            answer.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)  # type: ignore[no-untyped-call]
     return value.detach()
 
 

@@ -1,6 +1,6 @@
 """One step: from examples to gradients of an encoder's trainable weights.
 
-Shapes: B rows, K candidates of a row, R = B K answers.
+Shapes: B rows, K candidates of a row, R = B K answers, M masked tokens.
 """
 
 import warnings
@@ -24,7 +24,8 @@ from bellm.train.examples import Example
 from bellm.train.gradients import accumulate
 from bellm.train.objectives import Grl, Objective
 from bellm.train.processes import Processes
-from bellm.train.work import Work, answers_of, masked_of, reference_of, vectors_of
+from bellm.train.sharded import Sharded
+from bellm.train.work import Work, answers_of, check_comparable, masked_of, reference_of, vectors_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Learned:
     """What a step was."""
 
     loss: float
+    """Of the whole batch."""
     num_tokens: int
-    """Of all rows of this process."""
+    """Of all rows of this process; 0 where another one counts them."""
     num_truncated: int
 
 
@@ -50,11 +52,12 @@ class Learner:
         chunk_tokens: int | None = None,
         max_held_tokens: int | None = None,
         gradient_checkpointing: bool = False,
+        sharded: bool = False,
     ) -> None:
         """Prepare an encoder some of whose parameters want gradients.
 
         Args:
-            encoder: As it embeds; the learner changes its weights' gradients and nothing else.
+            encoder: As it embeds; the learner changes its weights' gradients and nothing else, unless `sharded`.
             objective: The loss of a batch.
             processes: Those that learn together; None for those that were started together.
             autocast: Dtype of matrix products whose weights are kept in a wider one.
@@ -62,19 +65,23 @@ class Learner:
             max_held_tokens: From how many tokens on a step runs in cached chunks; None for what memory holds.
             gradient_checkpointing: Keep the states between layers and compute those inside again: for texts so long
                 that a chunk of one does not fit. Texts then run in padded batches.
+            sharded: Leave each process a part of every weight; see `Sharded`. The encoder is of no other use then, and
+                texts run in padded batches.
         """
         self.encoder = encoder
         self.objective = objective
         self.processes = processes or Processes()
         self.autocast = autocast
-        self.chunk_tokens = chunk_tokens or suitable_tokens(encoder.model)
-        self.max_held_tokens = held_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             # Before transformers 5.23 it had another name.
             names = "activation_checkpointing_enable", "gradient_checkpointing_enable"
             enable = next(getattr(encoder.model, name) for name in names if hasattr(encoder.model, name))
             enable({"use_reentrant": False})
+        self.sharded = Sharded(encoder.model, self.processes) if sharded else None
+        self.packs = not (gradient_checkpointing or sharded)
+        self.chunk_tokens = chunk_tokens or suitable_tokens(encoder.model)
+        self.max_held_tokens = held_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.parameters = {name: each for name, each in encoder.model.named_parameters() if each.requires_grad}
 
     def learn(self, examples: Sequence[Example], seed: int) -> Learned:
@@ -87,25 +94,28 @@ class Learner:
         """
         parts = self._parts(examples)
         own = parts[self.processes.rank % len(parts)]
+        sizes = [sum(len(one.texts) for one in part) for part in parts]
         grl = self.objective if isinstance(self.objective, Grl) else None
+        if grl:
+            check_comparable(examples)
         stacked = getattr(self.objective, "all_layers", False)
         causal = self._causal() if grl else self.encoder.model
         with self._at_work(self.encoder.model, causal):
-            packs = not self.gradient_checkpointing
-            vectors = vectors_of(self.encoder, own, self.chunk_tokens, packs=packs, all_layers=stacked)
+            vectors = vectors_of(self.encoder, own, self.chunk_tokens, packs=self.packs, all_layers=stacked)
             writing = _Writing.of(self.encoder, causal, grl, own, self.chunk_tokens) if grl else None
 
             def loss(answers: Sequence[Tensor]) -> Tensor:
                 first = len(vectors.chunks)
-                joined = self._joined(vectors.joined(answers[:first]), parts, lambda one: len(one.texts))
+                joined = self._joined(vectors.joined(answers[:first]), sizes)
                 batch = embedded(list(zip(joined, parts, strict=True)))
                 if not (grl and writing):
                     return self.objective(batch)
-                columns = self._joined(writing.columns(answers[first:]), parts, lambda one: len(one.texts) - 1)
+                candidates = [size - len(part) for size, part in zip(sizes, parts, strict=True)]
+                columns = self._joined(writing.columns(answers[first:]), candidates)
                 return grl.joint(batch, Written(*torch.cat(columns).view(len(examples), -1, 3).unbind(2)))
 
             works = [vectors, writing.work] if writing else [vectors]
-            return self._accumulate(works, loss, seed, together=len(parts) > 1)
+            return self._accumulate(works, loss, seed, counts=self._counts(parts))
 
     def adapt(self, examples: Sequence[Example], seed: int, *, share: float, layers: Sequence[int]) -> Learned:
         """Add the gradient of masked next-token prediction on these examples' texts; see `adaptation`.
@@ -114,50 +124,64 @@ class Learner:
             examples: Rows whose texts are read, without any prompt.
             seed: Of what is masked.
             share: Of the tokens that are masked.
-            layers: Which layers are open.
+            layers: Which layers are open; where weights are shared out, those of the encoder.
         """
         parts = self._parts(examples)
-        own, together = parts[self.processes.rank % len(parts)], len(parts) > 1
         encoder = self.encoder
         if tuple(layers) != encoder.settings.bidirectional:
+            assert not self.sharded
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoOpWarning)  # A map on its way.
                 encoder = encoder.replace(bidirectional=layers, verify=False)
         with self._at_work(encoder.model):
-            work = masked_of(encoder, own, share, seed, self.chunk_tokens)
-            total = self.processes.total(len(work.order)) if together else len(work.order)
-            mean = lambda answers: torch.cat(list(answers)).sum() / total  # noqa: E731
-            return self._accumulate([work], mean, seed, together=together)
+            work = masked_of(encoder, parts, self.processes.rank % len(parts), share, seed, self.chunk_tokens)
+
+            def mean(answers: Sequence[Tensor]) -> Tensor:
+                losses_M = torch.cat(list(answers))
+                own_12 = torch.stack([losses_M.sum(), losses_M.new_tensor(len(losses_M))])[None]
+                sum_and_count = torch.cat(self._joined(own_12, [1] * len(parts))).sum(0)
+                return sum_and_count[0] / sum_and_count[1]
+
+            return self._accumulate([work], mean, seed, counts=self._counts(parts))
 
     def _accumulate(
-        self, works: Sequence[Work], loss: Callable[[Sequence[Tensor]], Tensor], seed: int, *, together: bool
+        self, works: Sequence[Work], loss: Callable[[Sequence[Tensor]], Tensor], seed: int, *, counts: bool
     ) -> Learned:
         num_tokens = sum(work.num_tokens for work in works)
-        chunks = [chunk for work in works for chunk in work.chunks]
+        own = [chunk for work in works for chunk in work.chunks]
+        cached = num_tokens > self.max_held_tokens
+        chunks = own
+        if self.sharded:
+            chunks, cached = self.sharded.chunks(own), self.processes.any(cached)
 
         def exact(answers: Sequence[Tensor]) -> Tensor:
             with torch.autocast(self.encoder.device.type, enabled=False):
-                return loss(answers)
+                value = loss(answers[: len(own)])
+            return value if counts else value.detach() + 0 * value
 
-        value = accumulate(chunks, exact, seed=seed, cached=num_tokens > self.max_held_tokens)
-        if together:
+        # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
+        value = accumulate(chunks, exact, seed=seed + 1_000_003 * self.processes.rank, cached=cached)
+        if not self.sharded:
             self.processes.add_gradients(self.parameters.values())
-        return Learned(float(value), num_tokens, sum(work.tokens.num_truncated for work in works))
+        num_truncated = sum(work.tokens.num_truncated for work in works)
+        return Learned(float(value), num_tokens * counts, num_truncated * counts)
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's share; those of all, end to end, are the batch.
 
-        A batch of fewer rows than processes goes whole to each of them, and gradients are not added up.
+        A batch of fewer rows than processes goes whole to each of them, and counts in the first alone.
         """
         world = self.processes.world if len(examples) >= self.processes.world else 1
         ends = [len(examples) * rank // world for rank in range(world + 1)]
         return [examples[start:end] for start, end in pairwise(ends)]
 
-    def _joined(self, own: Tensor, parts: Sequence[Sequence[Example]], rows: Callable[[Example], int]) -> list[Tensor]:
-        """The numbers of all processes, where each example has so many rows."""
-        if len(parts) == 1:
-            return [own]
-        return self.processes.joined(own, [sum(map(rows, part)) for part in parts])
+    def _counts(self, parts: Sequence[Sequence[Example]]) -> bool:
+        """Whether this process has a part in the gradient."""
+        return len(parts) > 1 or self.processes.first
+
+    def _joined(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """The numbers of all processes, where each part of the batch has so many rows."""
+        return [own] if len(sizes) == 1 else self.processes.joined(own, sizes)
 
     def _causal(self) -> PreTrainedModel:
         with self.encoder.causal() as model:
@@ -165,9 +189,14 @@ class Learner:
 
     @contextmanager
     def _at_work(self, *models: PreTrainedModel) -> Iterator[None]:
-        twin = None if self.gradient_checkpointing else packed(self.encoder.model).twin
+        twin = packed(self.encoder.model).twin if self.packs else None
         with (
-            torch.autocast(self.encoder.device.type, self.autocast, enabled=self.autocast is not None),
+            torch.autocast(
+                self.encoder.device.type,
+                self.autocast,
+                enabled=self.autocast is not None,
+                cache_enabled=not self.sharded,  # It would hold what is to be whole in its turn only.
+            ),
             adapters.at_work(*models, *([twin.model] if twin else [])),
             _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):

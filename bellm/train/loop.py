@@ -6,19 +6,20 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from filelock import FileLock, Timeout
 
 from bellm import durable
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.train import checkpoint
 from bellm.train.adaptation import opened_at
 from bellm.train.batches import Batches
@@ -26,9 +27,10 @@ from bellm.train.card import card
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.learner import Learned, Learner
-from bellm.train.processes import Processes
+from bellm.train.processes import Answer, Processes
 from bellm.train.recipe import Recipe
-from bellm.train.tuning import finished, prepared
+from bellm.train.sharded import gathered
+from bellm.train.tuning import finished, prepared, whole
 
 RUN, METRICS, CHECKPOINT, BEST, MODEL = (
     "run.json",
@@ -81,10 +83,11 @@ def train(
         Interrupted: Ctrl-C or a polite kill; the state was written.
     """
     processes = Processes()
+    recipe = replace(recipe, sharded=recipe.sharded and processes.world > 1)
     batches = Batches(sources, recipe.batch_size, recipe.seed)
     total = _total(recipe, batches)
     described = {**recipe.described(), "data": batches.described(), "steps": total}
-    with _resumable(output), ExitStack() as held:
+    with _resumable(output), processes.relied_on(), ExitStack() as held:
 
         def begin() -> bool:
             held.enter_context(_alone(output))
@@ -94,8 +97,11 @@ def train(
         if not processes.from_first(begin):
             run = _Run(recipe, batches, output, total, processes)
             run.go(checkpoint_every, progress)
-            processes.from_first(partial(run.finish, described))
-        return Encoder.load(output / MODEL, **{name: recipe.settings[name] for name in _PLACE & set(recipe.settings)})
+            run.finish(described)
+        place = {name: recipe.settings[name] for name in _PLACE & set(recipe.settings)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoOpWarning)  # It was said at the start.
+            return Encoder.load(output / MODEL, **place)
 
 
 class _Run:
@@ -111,13 +117,20 @@ class _Run:
             processes=processes,
             autocast=autocast,
             gradient_checkpointing=recipe.gradient_checkpointing,
+            sharded=recipe.sharded,
         )
         self.parameters = self.learner.parameters
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.state: dict[str, Any] = {"step": 0, "best": None, "best_step": 0, "num_truncated": 0}
-        if (output / CHECKPOINT).exists():
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "best": None,
+            "best_interval": [None, None],
+            "best_step": 0,
+            "num_truncated": 0,
+        }
+        if processes.from_first((output / CHECKPOINT).exists):
             self.state = checkpoint.load(output / CHECKPOINT, self.parameters, self.optimiser)
         self.metrics = processes.from_first(partial(_Metrics, output / METRICS, self.state["step"]))
 
@@ -126,10 +139,13 @@ class _Run:
         with _until_asked() as asked:
             while self.state["step"] < self.total and not self._out_of_patience():
                 record = self._step(self.state["step"])
+                record["dev"] = self._score()
                 self.state = self.processes.from_first(partial(self._note, record, progress))
                 step, stops = self.state["step"], self.processes.any(asked)
                 if step % checkpoint_every == 0 or step == self.total or stops:
-                    self.processes.from_first(self._keep)
+                    checkpoint.save(
+                        self.output / CHECKPOINT, self.parameters, self.optimiser, self.state, self.processes
+                    )
                 if stops:
                     raise Interrupted(
                         f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
@@ -137,11 +153,14 @@ class _Run:
 
     def finish(self, described: Mapping[str, Any]) -> None:
         """Write the encoder."""
-        if (self.output / BEST).exists():
+        if self.processes.from_first((self.output / BEST).exists):
             best = checkpoint.load(self.output / BEST, self.parameters, None)
-            self.state |= {name: best[name] for name in ("best", "best_step")}
+            self.state |= {name: best[name] for name in ("best", "best_interval", "best_step")}
+        self._with_encoder(partial(self._save, described))
+
+    def _save(self, described: Mapping[str, Any], encoder: Encoder) -> None:
         notes = card(described, self.state, self.metrics.records())
-        finished(self.encoder, self.recipe.tuning).save(self.output / MODEL, notes=notes)
+        finished(encoder, self.recipe).save(self.output / MODEL, notes=notes)
 
     def _step(self, number: int) -> dict[str, Any]:
         started = time.monotonic()
@@ -168,7 +187,6 @@ class _Run:
             "learning_rate": rate,
             "grad_norm": float(norm),
             "seconds": round(seconds, 3),
-            "dev": None,
         }
 
     def _learn(self, stage: "_Stage", examples: Sequence[Example], seed: int) -> Learned:
@@ -181,25 +199,29 @@ class _Run:
         return self.learner.adapt(examples, seed, share=adaptation.share, layers=layers)
 
     def _note(self, record: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
-        """Score and record a step; returns where training stands."""
-        step = self.state["step"]
-        if self.recipe.dev and (step % self.recipe.dev_every == 0 or step == self.total):
-            record["dev"] = self._score(step)
+        """Record a step; returns where training stands."""
         self.metrics.add(record)
         if progress:
-            progress(step, self.total, record)
+            progress(self.state["step"], self.total, record)
         return self.state
 
-    def _keep(self) -> None:
-        checkpoint.save(self.output / CHECKPOINT, self.parameters, self.optimiser, self.state)
-
-    def _score(self, step: int) -> float:
-        assert self.recipe.dev
-        score = float(self.recipe.dev(self.encoder))
+    def _score(self) -> float | None:
+        """Score the encoder when it is time to, and keep the best weights."""
+        step = self.state["step"]
+        if not self.recipe.dev or (step % self.recipe.dev_every and step != self.total):
+            return None
+        score, interval = self._with_encoder(partial(_scored, self.recipe.dev))
         if self.state["best"] is None or score > self.state["best"]:
-            self.state |= {"best": score, "best_step": step}
-            checkpoint.save(self.output / BEST, self.parameters, None, self.state)
+            self.state |= {"best": score, "best_interval": interval, "best_step": step}
+            checkpoint.save(self.output / BEST, self.parameters, None, self.state, self.processes)
         return score
+
+    def _with_encoder(self, call: Callable[[Encoder], Answer]) -> Answer:
+        """Let the first process alone do something with the encoder, which it has to make where weights are shared."""
+        if not self.recipe.sharded:
+            return self.processes.from_first(partial(call, self.encoder))
+        learned = gathered(self.parameters, self.processes)
+        return self.processes.from_first(lambda: call(whole(self.recipe, learned)))
 
     def _out_of_patience(self) -> bool:
         patience, since = self.recipe.patience, self.state["step"] - self.state["best_step"]
@@ -256,6 +278,12 @@ def height(step: int, total: int, recipe: Recipe) -> float:
     return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[recipe.schedule]
 
 
+def _scored(dev: Callable[[Encoder], SupportsFloat], encoder: Encoder) -> tuple[float, list[float | None]]:
+    """A score and the ends of its interval, where it has one."""
+    found = dev(encoder)
+    return float(found), [getattr(found, end, None) for end in ("low", "high")]
+
+
 def _total(recipe: Recipe, batches: Batches) -> int:
     first = recipe.adaptation.steps if recipe.adaptation else 0
     steps = first + max(1, round(recipe.epochs * batches.per_epoch))
@@ -268,17 +296,19 @@ def _seed(seed: int, step: int) -> int:
 
 
 def _agree(output: Path, described: Mapping[str, Any]) -> None:
-    """Begin a folder, or make sure that it is of this run.
+    """Begin a folder, also one in which another run kept nothing, or make sure that it is of this run.
 
     Raises:
         SourceError: It is of another.
     """
     path, plain = output / RUN, json.loads(json.dumps(described))
-    if not path.exists():
-        if there := [name for name in (MODEL, CHECKPOINT) if (output / name).exists()]:
-            raise SourceError(f"{output} holds {there[0]!r} and no {RUN}: it is of no run. Choose another folder.")
+    there = [name for name in (MODEL, CHECKPOINT) if (output / name).exists()]
+    if not there:
+        (output / BEST).unlink(missing_ok=True)
         durable.write(path, (json.dumps(plain, indent=1) + "\n").encode())
         return
+    if not path.exists():
+        raise SourceError(f"{output} holds {there[0]!r} and no {RUN}: it is of no run. Choose another folder.")
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,7 +6,8 @@ for a process's own. The sum of all processes' gradients is that of one process 
 Shapes: T texts of a process, D width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -50,25 +51,32 @@ class Processes:
         return [own_TD if rank == self.rank else rows for rank, rows in enumerate(others)]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the sum of all gradients."""
+        """Give every process the sum of all gradients; what has none anywhere is left without."""
         if self.world == 1:
             return
-        for parameter in parameters:
+        every = list(parameters)
+        counts = torch.tensor([int(each.grad is not None) for each in every], device=self.device)
+        distributed.all_reduce(counts)
+        for parameter in (each for each, count in zip(every, counts.tolist(), strict=True) if count):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)
 
     def total(self, own: int) -> int:
         """The sum of a whole number over all processes."""
-        if self.world == 1:
-            return own
-        sum_1 = torch.tensor([own], device=self.device)
-        distributed.all_reduce(sum_1)
-        return int(sum_1)
+        return sum(self._all(own))
+
+    def most(self, own: int) -> int:
+        """The largest of a whole number in all processes."""
+        return max(self._all(own))
 
     def any(self, own: object) -> bool:
         """Whether something is true in one process or more."""
         return self.total(int(bool(own))) > 0
+
+    def _all(self, own: int) -> list[int]:
+        numbers: list[int] = torch.cat(self.joined(torch.tensor([own], device=self.device), [1] * self.world)).tolist()
+        return numbers
 
     def from_first(self, call: Callable[[], Answer]) -> Answer:
         """Let the first process alone do something, and give all of them its answer when it is done.
@@ -89,3 +97,21 @@ class Processes:
         if refusal:
             raise refusal
         return answer  # type: ignore[no-any-return]
+
+    @contextmanager
+    def relied_on(self) -> Iterator[None]:
+        """Say in one line that another process ended too early, where only a broken connection tells of it.
+
+        Raises:
+            BellmError: One did.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            broken = isinstance(error, distributed.DistError) or "gloo" in str(error)
+            if self.world == 1 or not broken:
+                raise
+            raise BellmError(
+                f"Process {self.rank} of {self.world} ends because another one did: see what that one says. The same "
+                "command goes on from the last checkpoint."
+            ) from error

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
-from bellm.train.objectives import Objective, Usual
+from bellm.train.objectives import Grl, Objective, Usual
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -23,6 +24,9 @@ class Lora:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     """Ends of the names of the modules that get adapters."""
+    four_bit: bool = False
+    """Keep the frozen weights in four bits while training (QLoRA, arXiv 2305.14314). The adapters are saved on the
+    weights as they came."""
     merged: bool = True
     """Whether the encoder is saved with the adapters in its weights, or they alone, to be merged when it is loaded."""
 
@@ -69,9 +73,14 @@ class Recipe:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     """Compute the inside of every layer twice, for texts so long that not even one fits in memory otherwise."""
+    sharded: bool = False
+    """Share the weights, their gradients and what the optimiser remembers among processes (FSDP), for a model that one
+    device does not hold. Each process reads the model into main memory first. The whole encoder is scored, saved and
+    returned on the device in `settings`; give `cpu` where it fits nowhere else. What is learned is the same."""
     seed: int = 42
-    dev: "Callable[[Encoder], float] | None" = None
-    """Scores the encoder while it learns, higher is better: the best weights are kept. Never a test set."""
+    dev: "Callable[[Encoder], SupportsFloat] | None" = None
+    """Scores the encoder while it learns, higher is better: the best weights are kept. Never a test set. Where the
+    score has a `low` and a `high`, as `bellm.evaluate.development.DevScore` gives, the model card shows them."""
     dev_every: int = 50
     """Steps between two scores."""
     patience: int | None = None
@@ -91,10 +100,20 @@ class Recipe:
             raise BellmError(f"warmup={self.warmup} is a share of the steps: give 0 to 1.")
         if self.patience is not None and self.dev is None:
             raise BellmError("patience counts dev scores: give dev too.")
+        if self.sharded and (other := self._unshardable()):
+            raise BellmError(f"sharded=True does not go with {other}. Leave one of them out.")
+
+    def _unshardable(self) -> str:
+        """What takes a second model on the same weights, or other weights than torch shares out."""
+        if isinstance(self.objective, Grl):
+            return "the objective Grl"
+        if self.adaptation and self.adaptation.gradual:
+            return "Adaptation(gradual=True)"
+        return "Lora(four_bit=True)" if isinstance(self.tuning, Lora) and self.tuning.four_bit else ""
 
     def described(self) -> dict[str, Any]:
-        """All of it as plain values, for records and to tell one recipe from another."""
-        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+        """All that decides the weights as plain values, for records and to tell one recipe from another."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.name != "sharded"}
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -107,6 +126,11 @@ def _plain(value: Any) -> Any:
         return repr(value)
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return list(value) if isinstance(value, tuple) else value
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

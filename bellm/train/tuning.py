@@ -1,10 +1,15 @@
 """Which weights of an encoder learn, and the encoder that comes of it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 
 from bellm.backbone import adapters
 from bellm.backbone.loading import resolve_dtype
 from bellm.encoder import Encoder
+from bellm.train.processes import Processes
 from bellm.train.recipe import Full, Lora, Recipe
 
 
@@ -18,21 +23,43 @@ def prepared(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     asked = settings.get("dtype", "auto")
     if isinstance(recipe.tuning, Full):
         settings["dtype"] = "float32"
+    if recipe.sharded:
+        settings["device"] = "cpu"  # Devices get their parts of it later.
     encoder = Encoder.load(recipe.model, **settings)
     encoder.name = recipe.model
     encoder.model.requires_grad_(isinstance(recipe.tuning, Full))
     if isinstance(recipe.tuning, Lora):
         lora = recipe.tuning
+        if lora.four_bit:
+            adapters.quantise(encoder.model)
         torch.manual_seed(recipe.seed)
         encoder.model = adapters.add_lora(
             encoder.model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets
         )
-    precision = resolve_dtype(asked, encoder.device) if isinstance(recipe.tuning, Full) else encoder.model.dtype
+    device = Processes().device if recipe.sharded else encoder.device
+    precision = resolve_dtype(asked, device) if isinstance(recipe.tuning, Full) else encoder.model.dtype
     return encoder, None if precision == torch.float32 else precision
 
 
-def finished(encoder: Encoder, tuning: Lora | Full) -> Encoder:
+def whole(recipe: Recipe, learned: Mapping[str, Tensor]) -> Encoder:
+    """The encoder of processes that share its weights, in one of them.
+
+    Args:
+        recipe: Theirs.
+        learned: The weights that learn, by name.
+    """
+    encoder, _ = prepared(replace(recipe, sharded=False))
+    assert not encoder.model.load_state_dict(learned, strict=False).unexpected_keys
+    return encoder
+
+
+def finished(encoder: Encoder, recipe: Recipe) -> Encoder:
     """The encoder as it is to be saved."""
+    tuning = recipe.tuning
+    if isinstance(tuning, Lora) and tuning.four_bit:
+        whole, _ = prepared(replace(recipe, tuning=replace(tuning, four_bit=False)))
+        adapters.copy(encoder.model, whole.model)
+        encoder = whole
     if isinstance(tuning, Lora) and tuning.merged:
         encoder.model = adapters.merge(encoder.model)
     return encoder

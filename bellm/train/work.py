@@ -18,7 +18,7 @@ from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise
 from bellm.errors import BellmError
 from bellm.prompts import SLOT
-from bellm.train.adaptation import Masked, mask_tokens, mntp_losses, vocabulary_of
+from bellm.train.adaptation import mask_tokens, mntp_losses, vocabulary_of
 from bellm.train.embedded import texts_of
 from bellm.train.examples import Example
 from bellm.train.generation import reference_log_probs, response_log_probs, tokenise_turns
@@ -72,10 +72,8 @@ def vectors_of(
     return Work(tokens, [partial(way.vectors, group) for group in groups], _places(groups, encoder.device))
 
 
-def answers_of(
-    encoder: Encoder, causal: PreTrainedModel, prompt: str, examples: Sequence[Example], chunk_tokens: int
-) -> Work:
-    """Log-probability of each candidate of each row after its anchor, (R,), by the causal model.
+def check_comparable(examples: Sequence[Example]) -> None:
+    """Make sure that what answers an anchor can be compared.
 
     Raises:
         BellmError: A row has no negative, more than one positive, or not as many negatives as the others.
@@ -85,6 +83,12 @@ def answers_of(
             "This objective compares what answers an anchor: each row needs one positive and as many "
             "negatives as the others, at least one."
         )
+
+
+def answers_of(
+    encoder: Encoder, causal: PreTrainedModel, prompt: str, examples: Sequence[Example], chunk_tokens: int
+) -> Work:
+    """Log-probability of each candidate of each row after its anchor, (R,), by the causal model."""
     turns = [(prompt.replace(SLOT, one.anchor), answer) for one in examples for answer in one.texts[1:]]
     prompts, answers = (list(column) for column in zip(*turns, strict=True))
     tokens = tokenise_turns(encoder.tokenizer, prompts, answers, encoder.settings.max_tokens)
@@ -96,19 +100,31 @@ def answers_of(
     return Work(tokens, [partial(log_probs, group) for group in groups], _places(groups, encoder.device))
 
 
-def masked_of(encoder: Encoder, examples: Sequence[Example], share: float, seed: int, chunk_tokens: int) -> Work:
-    """Losses of masked tokens of all texts, without a prompt, in any order."""
-    texts = [text for one in examples for text in one.texts]
-    tokens = tokenise(encoder.tokenizer, texts, SLOT, encoder.settings.max_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    masked = mask_tokens(tokens.ids, vocabulary_of(encoder.tokenizer), share=share, generator=generator)
-    groups = Padded(encoder.model, tokens, "last", -1, 0).batches(range(len(tokens)), chunk_tokens)
+def masked_of(
+    encoder: Encoder, parts: Sequence[Sequence[Example]], number: int, share: float, seed: int, chunk_tokens: int
+) -> Work:
+    """Losses of masked tokens of all texts in one part of a batch, without a prompt, in any order.
+
+    Args:
+        encoder: Whose model predicts them.
+        parts: All parts of the batch: what is masked depends on it and not on how it is parted.
+        number: Which part.
+        share: Of the tokens that are masked.
+        seed: Of what is masked.
+        chunk_tokens: Most tokens of one forward pass.
+    """
+    texts = ([text for one in part for text in one.texts] for part in parts)
+    tokens = [tokenise(encoder.tokenizer, each, SLOT, encoder.settings.max_tokens) for each in texts]
+    own, start = tokens[number], sum(map(len, tokens[:number]))
+    ids, generator = [row for each in tokens for row in each.ids], torch.Generator().manual_seed(seed)
+    masked = mask_tokens(ids, vocabulary_of(encoder.tokenizer), share=share, generator=generator)
+    groups = Padded(encoder.model, own, "last", -1, 0).batches(range(len(own)), chunk_tokens)
 
     def losses(group: Sequence[int]) -> Tensor:
-        columns = ([column[number] for number in group] for column in (masked.ids, masked.positions, masked.hidden))
-        return mntp_losses(encoder.model, Masked(*columns))
+        return mntp_losses(encoder.model, masked.some([start + row for row in group]))
 
-    return Work(tokens, [partial(losses, group) for group in groups], torch.arange(sum(map(len, masked.positions))))
+    count = sum(map(len, masked.positions[start : start + len(own)]))
+    return Work(own, [partial(losses, group) for group in groups], torch.arange(count))
 
 
 def reference_of(causal: PreTrainedModel, answers: Work, chunk_tokens: int) -> Tensor:

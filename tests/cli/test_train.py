@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,11 @@ def test_scores_meanwhile_choose_the_weights(tiny_folder: Path, monkeypatch: pyt
     ]
     evaluated = bellm("evaluate", "out/model", "--tasks=STSBenchmark-dev", "--data=data", "--json", "-o", "report")
     best = max(score for score in scores if score is not None)
-    assert json.loads(evaluated.stdout)["scores"]["STSBenchmark-dev"]["value"] == pytest.approx(best, abs=0.1)
+    found = json.loads(evaluated.stdout)["scores"]["STSBenchmark-dev"]
+    assert found["value"] == pytest.approx(best, abs=0.1)
+    card = Path("out/model/README.md").read_text(encoding="utf-8")
+    low, high = map(float, re.findall(r"interval (\S+) to (\S+)\)", card)[0])
+    assert (low, high) == pytest.approx((found["low"], found["high"]), abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from bellm import Encoder
 from bellm.errors import BellmError, SourceError
+from bellm.evaluate.results import Score
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import BEST, CHECKPOINT, METRICS, MODEL, Interrupted, height, train
+from bellm.train.objectives import Ranked
 from bellm.train.recipe import Adaptation, Full, Lora, Recipe, Schedule
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, triplets, write
@@ -235,6 +237,26 @@ def test_the_best_weights_are_kept(recipe: Recipe, tmp_path: Path) -> None:
     assert [record["dev"] for record in records(tmp_path / "out")] == [None, 0.2, None, 0.9, None, 0.3]
     card = (tmp_path / "out" / MODEL / "README.md").read_text(encoding="utf-8")
     assert "Best dev score: 0.9000 at step 4" in card
+
+
+def test_a_score_with_an_interval_has_it_in_the_card(recipe: Recipe, tmp_path: Path) -> None:
+    def dev(_encoder: Encoder) -> Score:
+        return Score("accuracy", 71.5, 70.25, 72.0, 9)
+
+    run(replace(recipe, dev=dev, dev_every=2, max_steps=4), tmp_path / "out")
+    card = (tmp_path / "out" / MODEL / "README.md").read_text(encoding="utf-8")
+    assert "Best dev score: 71.5000 (95 % interval 70.2500 to 72.0000) at step 2" in card
+
+
+def test_a_run_that_kept_nothing_gives_way_to_a_corrected_one(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(BellmError, match="score"):
+        run(replace(recipe, objective=Ranked()), tmp_path / "out")
+    (tmp_path / "out" / BEST).write_bytes(b"of that run")
+    corrected = run(replace(recipe, learning_rate=1e-3, max_steps=2), tmp_path / "out")
+    np.testing.assert_array_equal(
+        corrected.encode(["A heron waits."]),
+        run(replace(recipe, learning_rate=1e-3, max_steps=2), tmp_path / "other").encode(["A heron waits."]),
+    )
 
 
 def test_the_last_step_is_scored_too(recipe: Recipe, tmp_path: Path) -> None:

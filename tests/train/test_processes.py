@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from torch import Tensor
 
 from bellm import Encoder
 from bellm.train.learner import Learner
@@ -21,19 +20,17 @@ from bellm.train.objectives import Contrastive
 from tests.train import reference
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, write
-from tests.train.together import ADAPTED, CASES, recipe
+from tests.train.together import ADAPTED, CASES, recipe, short
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
 
 
-@pytest.fixture(scope="module")
-def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What came of two processes."""
-    folder = tmp_path_factory.mktemp("together")
+def in_two(module: str, *arguments: object) -> None:
+    """Run a module in two processes, to its end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
-        [*command, "-m", "tests.train.together", str(tiny_folder), str(folder)],
+        [*command, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -42,12 +39,19 @@ def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         cwd=Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What came of two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    in_two("tests.train.together", tiny_folder, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def adapted(tiny_folder: Path) -> Encoder:
-    return reference.with_lora(Encoder.load(tiny_folder))
+    return short(reference.with_lora(Encoder.load(tiny_folder)))
 
 
 def free_port() -> int:
@@ -61,33 +65,37 @@ def found(folder: Path, rank: int) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_one_process(together: Path, adapted: Encoder, name: str) -> None:
-    objective, examples = CASES[name]
-    loss = Learner(adapted, objective).learn(examples, 0).loss
-    wanted = reference.gradients(adapted.model)
-    for rank in (0, 1):
-        assert found(together, rank)["world"] == 2
-        assert found(together, rank)["losses"][name] == pytest.approx(loss, rel=1e-6)
-        assert reference.distance(load_file(together / f"{name} {rank}.safetensors"), wanted) < 1e-5
+@pytest.mark.parametrize("name", [*CASES, *ADAPTED])
+def test_a_step_is_that_of_one_process(together: Path, adapted: Encoder, name: str) -> None:
+    if name in CASES:
+        objective, examples = CASES[name]
+        wanted = Learner(adapted, objective).learn(examples, 0)
+    else:
+        wanted = Learner(adapted, Contrastive()).adapt(ADAPTED[name], 0, share=0.3, layers=(2, 3))
+    gradients = reference.gradients(adapted.model)
+    facts = [found(together, rank) for rank in (0, 1)]
+    for rank, each in enumerate(facts):
+        assert each["world"] == 2
+        assert each["learned"][name]["loss"] == pytest.approx(wanted.loss, rel=1e-6)
+        assert reference.distance(load_file(together / f"{name} {rank}.safetensors"), gradients) < 1e-5
+    for count in ("num_tokens", "num_truncated"):
+        assert sum(each["learned"][name][count] for each in facts) == getattr(wanted, count)
+    assert wanted.num_truncated or name in ("one row", *ADAPTED)
 
 
-@pytest.mark.parametrize("name", ADAPTED)
-def test_hidden_tokens_weigh_alike_in_whatever_process_they_are(together: Path, adapted: Encoder, name: str) -> None:
-    examples, half = ADAPTED[name], len(ADAPTED[name]) // 2
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for part in (examples[:half], examples[half:]):
-        if part:
-            Learner(adapted, Contrastive()).adapt(part, 0, share=0.3, layers=(2, 3))
-            lengths = [len(adapted.tokenizer(text).input_ids) for one in part for text in one.texts]
-            hidden = sum(max(1, round(0.3 * (length - 1))) for length in lengths)
-            count += hidden
-            for weight, gradient in reference.gradients(adapted.model).items():
-                sums[weight] = sums.get(weight, 0) + gradient * hidden
+def test_what_one_process_alone_has_to_refuse_all_refuse(together: Path) -> None:
     for rank in (0, 1):
-        ours = load_file(together / f"{name} {rank}.safetensors")
-        assert reference.distance(ours, {weight: total / count for weight, total in sums.items()}) < 1e-5
+        assert "each row needs one positive and as many negatives" in found(together, rank)["refusal"]
+
+
+def test_what_no_process_uses_has_no_gradient(together: Path) -> None:
+    assert [found(together, rank)["without"] for rank in (0, 1)] == [["lm_head.weight"]] * 2
+
+
+def test_processes_leave_out_different_inputs(together: Path) -> None:
+    ours, theirs = found(together, 0)["dropped out"]
+    assert ours != pytest.approx(theirs, rel=0.01)
+    assert found(together, 1)["dropped out"] == [ours, theirs]
 
 
 def test_a_run_comes_to_the_weights_of_one_process(together: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -144,3 +152,36 @@ def test_one_that_is_asked_to_stop_stops_all(forks: Forks, tiny_folder: Path, tm
     assert [forks.wait(process) for process in start(forks, tmp_path, *arguments, "--seed=3")] == [1, 1]
     for each in (0, 1):
         assert "holds a run with other seed" in (tmp_path / f"{each}.log").read_text().splitlines()[-1]
+
+
+FAILING = """
+import os
+
+from bellm.errors import BellmError
+from bellm.train.objectives import Contrastive
+from bellm.train.recipe import Lora, Recipe
+
+seen = []
+
+
+def objective(batch):
+    seen.append(batch)
+    if os.environ["RANK"] == {rank!r} and len(seen) == 3:
+        raise BellmError("This batch is not to my taste.")
+    return Contrastive()(batch)
+
+
+recipe = Recipe(model={model!r}, tuning=Lora(rank=2), batch_size=4, objective=objective)
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_that_fails_ends_all_with_a_line_each(forks: Forks, tiny_folder: Path, tmp_path: Path, rank: str) -> None:
+    recipe, data, out = tmp_path / "recipe.py", write(tmp_path / "rows.jsonl", 40), tmp_path / "out"
+    recipe.write_text(FAILING.format(rank=rank, model=str(tiny_folder)), encoding="utf-8")
+    both = start(forks, tmp_path, "train", recipe, "--data", data, "-o", out)
+    assert [forks.wait(process) for process in both] == [1, 1]
+    logs = [(tmp_path / f"{each}.log").read_text().splitlines() for each in (int(rank), 1 - int(rank))]
+    assert logs[0] == ["bellm: This batch is not to my taste."]
+    assert len(logs[1]) == 1
+    assert logs[1][0].startswith(f"bellm: Process {1 - int(rank)} of 2 ends because another one did")

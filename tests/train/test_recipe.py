@@ -1,7 +1,9 @@
 """What a recipe refuses, and what it says of itself."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +54,7 @@ def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
         dev=score,
     )
     described = recipe.described()
-    assert set(described) == {each.name for each in fields(Recipe)}
+    assert set(described) == {each.name for each in fields(Recipe)} - {"sharded"}
     assert json.loads(json.dumps(described)) == described
     assert described["dev"] == "tests.train.test_recipe.score"
     assert "dims=(8, 16)" in described["objective"]
@@ -75,6 +77,34 @@ def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
 )
 def test_another_recipe_describes_itself_otherwise(change: dict[str, Any]) -> None:
     assert replace(Recipe(), **change).described() != Recipe().described()
+
+
+@dataclass(frozen=True)
+class Weighted:
+    weight: float
+
+    def __call__(self, _encoder: object) -> float:
+        return self.weight
+
+
+class Plain:
+    def __call__(self, _encoder: object) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("dev", "said"),
+    [
+        (partial(score, weight=Path("data")), ["tests.train.test_recipe.score", [], {"weight": "data"}]),
+        (Weighted(0.5), "Weighted(weight=0.5)"),
+        (Plain(), "tests.train.test_recipe.Plain"),
+    ],
+)
+def test_whatever_scores_says_what_it_is(dev: Any, said: Any) -> None:
+    described = Recipe(dev=dev, settings={"cache": Path("here")}).described()
+    assert described["dev"] == said
+    assert described["settings"] == {"cache": "here"}
+    assert json.loads(json.dumps(described)) == described
 
 
 def test_the_order_of_settings_is_of_no_account() -> None:

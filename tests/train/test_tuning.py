@@ -1,13 +1,18 @@
 """Which weights learn, and what is saved of them."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Params4bit
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.errors import BellmError
@@ -41,7 +46,7 @@ def test_merged_vectors_are_those_of_the_adapter_and_come_back_from_disk(
     before = tiny_encoder.replace(**settings).encode(TEXTS)
     adapted = encoder.encode(TEXTS)
     assert np.linalg.norm(adapted - before) > 0.1 * np.linalg.norm(before)
-    merged = finished(encoder, Lora())
+    merged = finished(encoder, Recipe())
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     np.testing.assert_allclose(merged.encode(TEXTS), adapted, atol=1e-5 * np.abs(adapted).max(), rtol=1e-5)
     merged.save(tmp_path / "saved")
@@ -52,7 +57,7 @@ def test_merged_vectors_are_those_of_the_adapter_and_come_back_from_disk(
 
 def test_a_folder_that_was_trained_from_stays_as_it_was(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     before = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
-    encoder = finished(taught(Recipe(model=str(tiny_folder))), Lora())
+    encoder = finished(taught(Recipe(model=str(tiny_folder))), Recipe())
     assert {path.name: path.read_bytes() for path in tiny_folder.iterdir()} == before
     np.testing.assert_allclose(Encoder.load(tiny_folder).encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6)
     assert not np.allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-2)
@@ -98,7 +103,7 @@ def test_full_training_keeps_weights_in_float32_and_multiplies_in_less(tiny_fold
     assert torch.bfloat16 in seen
     assert all(each.grad is None or each.grad.dtype == torch.float32 for each in parameters.values())
     taught(recipe)
-    finished(encoder, Lora()).save(tmp_path / "saved")
+    finished(encoder, Recipe()).save(tmp_path / "saved")
     assert {tensor.dtype for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()} == {torch.float32}
     assert json.loads((tmp_path / "saved" / "bellm.json").read_text())["dtype"] == "float32"
 
@@ -120,10 +125,35 @@ def test_products_are_in_the_dtype_that_was_asked_for(
 
 
 def test_adapters_may_be_saved_alone(tiny_folder: Path, tmp_path: Path) -> None:
-    tuning = Lora(rank=3, merged=False)
-    encoder = finished(taught(Recipe(model=str(tiny_folder), tuning=tuning)), tuning)
+    recipe = Recipe(model=str(tiny_folder), tuning=Lora(rank=3, merged=False))
+    encoder = finished(taught(recipe), recipe)
     encoder.save(tmp_path / "saved")
     size = sum(path.stat().st_size for path in (tmp_path / "saved").glob("*.safetensors"))
     assert size < 0.5 * (tiny_folder / "model.safetensors").stat().st_size
     found = Encoder.load(tmp_path / "saved").encode(TEXTS)
     np.testing.assert_allclose(found, encoder.encode(TEXTS), atol=1e-5 * np.abs(found).max(), rtol=1e-5)
+
+
+def test_weights_of_four_bits_learn_and_adapters_go_onto_whole_ones(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config = copy.deepcopy(tiny_model.config)
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16  # Blocks are of 64 weights.
+    torch.manual_seed(0)
+    Encoder.load(LlamaForCausalLM(config).eval(), tokenizer=tiny_tokenizer).save(tmp_path / "wide")
+    recipe = Recipe(model=str(tmp_path / "wide"), tuning=Lora(rank=3, four_bit=True))
+    whole = dict(Encoder.load(tmp_path / "wide").model.named_parameters())
+    encoder, _ = prepared(recipe)
+    small = {name: each for name, each in encoder.model.named_parameters() if isinstance(each, Params4bit)}
+    assert len(small) == 7 * 4
+    for name, each in small.items():
+        plain = whole[name.removeprefix("base_model.model.").replace(".base_layer", "")]
+        apart = (dequantize_4bit(each.data, each.quant_state) - plain).norm() / plain.norm()
+        assert 0.05 < apart < 0.15  # Sixteen values for a normal distribution are about a tenth off.
+    encoder = taught(recipe)
+    learned = {name: each.clone() for name, each in encoder.model.named_parameters() if "lora_" in name}
+    assert any(each.any() for name, each in learned.items() if "lora_B" in name)
+    done = finished(encoder, replace(recipe, tuning=Lora(rank=3, four_bit=True, merged=False)))
+    found = dict(done.model.named_parameters())
+    assert all(torch.equal(found[name], each) for name, each in learned.items())
+    assert all(each.is_floating_point() for each in found.values())

@@ -6,11 +6,16 @@ Arguments: a saved encoder, and a folder for what came of it.
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.torch import save_file
 
 from bellm import Encoder
+from bellm.errors import BellmError
+from bellm.train.embedded import Embedded
 from bellm.train.examples import Example
 from bellm.train.learner import Learner
 from bellm.train.loop import train
@@ -24,13 +29,13 @@ CASES: dict[str, tuple[Objective, list[Example]]] = {
     "halves": (Contrastive(), triplets(6, negatives=2)),
     "symmetric": (Contrastive(symmetric=True), triplets(4)),
     "unequal": (Contrastive(), triplets(5)),
-    "empty": (Contrastive(), [Example("A heron waits.", ("It waits for a fish.", "A bird."), ("Snow fell.",))]),
+    "one row": (Contrastive(), [Example("A heron waits.", ("It waits for a fish.", "A bird."), ("Snow fell.",))]),
     "generative": (Grl(), triplets(5, negatives=2)),
-    "generative, empty": (Grl(), triplets(1)),
+    "generative, one row": (Grl(), triplets(1)),
 }
-"""Objectives, and batches: with two processes, some have a part that is empty."""
+"""Objectives, and batches: some have fewer rows than there are processes."""
 
-ADAPTED = {"two": triplets(3), "adapted, empty": triplets(1)}
+ADAPTED = {"adapted": triplets(3), "adapted, one row": triplets(1)}
 
 
 def recipe(source: str) -> Recipe:
@@ -41,19 +46,59 @@ def score(encoder: Encoder) -> float:
     return float(encoder.encode(["A heron waits."]).sum())
 
 
+def short(encoder: Encoder) -> Encoder:
+    """One that cuts some texts, which are to be counted."""
+    return encoder.replace(max_tokens=30, verify=False)
+
+
+def refusal(encoder: Encoder) -> str:
+    """Of a row that only the last process has."""
+    rows = [*triplets(3), Example("A heron waits.", ("It waits.",))]
+    with pytest.raises(BellmError) as refused:
+        Learner(encoder, Grl()).learn(rows, 0)
+    return str(refused.value)
+
+
+def dropped_out(source: str) -> list[list[float]]:
+    """Vectors of one anchor in each process, with dropout."""
+    seen: list[list[float]] = []
+
+    def objective(batch: Embedded) -> torch.Tensor:
+        seen.extend(batch.anchors_BD.tolist())
+        return batch.anchors_BD.sum()
+
+    encoder = reference.with_lora(Encoder.load(source), dropout=0.5)
+    Learner(encoder, objective).learn(triplets(1) * 2, 0)
+    return seen
+
+
+def without(encoder: Encoder) -> list[str]:
+    """Weights that have no part in vectors, after a step."""
+    Learner(encoder, Contrastive()).learn(triplets(4), 0)
+    return [name for name, each in encoder.model.named_parameters() if each.grad is None]
+
+
 def main(source: str, folder: Path) -> None:
     processes = Processes()
-    encoder = reference.with_lora(Encoder.load(source))
-    losses = {}
+    encoder = short(reference.with_lora(Encoder.load(source)))
+    learned = {}
     for name, (objective, examples) in CASES.items():
-        losses[name] = Learner(encoder, objective, chunk_tokens=60).learn(examples, 0).loss
+        learned[name] = asdict(Learner(encoder, objective, chunk_tokens=60).learn(examples, 0))
         save_file(reference.gradients(encoder.model), folder / f"{name} {processes.rank}.safetensors")
     for name, examples in ADAPTED.items():
-        Learner(encoder, Contrastive()).adapt(examples, 0, share=0.3, layers=(2, 3))
+        learned[name] = asdict(Learner(encoder, Contrastive()).adapt(examples, 0, share=0.3, layers=(2, 3)))
         save_file(reference.gradients(encoder.model), folder / f"{name} {processes.rank}.safetensors")
     shown: list[int] = []
     trained = train(recipe(source), [(dataset(14), 1.0)], folder / "out", progress=lambda step, *_: shown.append(step))
-    found = {"world": processes.world, "losses": losses, "shown": shown, "vector": trained.encode(["Snow"])[0].tolist()}
+    found = {
+        "world": processes.world,
+        "learned": learned,
+        "refusal": refusal(encoder),
+        "without": without(Encoder.load(source)),
+        "dropped out": dropped_out(source),
+        "shown": shown,
+        "vector": trained.encode(["Snow"])[0].tolist(),
+    }
     (folder / f"found {processes.rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
