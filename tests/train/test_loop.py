@@ -20,9 +20,11 @@ from bellm.errors import BellmError, SourceError
 from bellm.evaluate.results import Score
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
-from bellm.train.loop import BEST, CHECKPOINT, METRICS, MODEL, Interrupted, height, train
+from bellm.train.loop import train
 from bellm.train.objectives import Ranked
-from bellm.train.recipe import Adaptation, Full, Lora, Recipe, Schedule
+from bellm.train.place import BEST, CHECKPOINT, METRICS, MODEL
+from bellm.train.recipe import Adaptation, Full, Lora, Recipe
+from bellm.train.stopping import Interrupted
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, triplets, write
 
@@ -302,26 +304,6 @@ def test_learning_rates_of_both_stages(recipe: Recipe, tmp_path: Path) -> None:
     assert rates == pytest.approx([1e-3, 0.5e-3, 5e-3, 5e-3 * 2 / 3, 5e-3 / 3])
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-@pytest.mark.parametrize(("warmup", "total"), [(0.0, 10), (0.2, 10), (0.1, 1), (1.0, 4), (0.0, 1)])
-def test_heights_begin_low_and_end_as_scheduled(schedule: Schedule, warmup: float, total: int) -> None:
-    recipe = Recipe(schedule=schedule, warmup=warmup)
-    heights = [height(step, total, recipe) for step in range(total)]
-    warm = math.ceil(warmup * total)
-    assert heights[:warm] == [(step + 1) / warm for step in range(warm)]
-    assert max(heights) == 1.0
-    shares = [(step - warm) / (total - warm) for step in range(warm, total)]  # Of the way down.
-    if schedule == "constant":
-        wanted = [1.0] * len(shares)
-    elif schedule == "linear":
-        wanted = [1 - share for share in shares]
-    else:
-        wanted = [(1 + math.cos(math.pi * share)) / 2 for share in shares]
-    assert heights[warm:] == pytest.approx(wanted)
-    if warm < total and schedule != "constant":
-        assert height(total, total, recipe) == pytest.approx(0)
-
-
 def test_another_run_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "out")
     for other in (replace(recipe, seed=7), replace(recipe, learning_rate=1e-4), replace(recipe, tuning=Full())):
@@ -331,12 +313,6 @@ def test_another_run_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: Pat
     with pytest.raises(SourceError, match="holds a run with other data"):
         changed = Dataset("ours", [*triplets(11), Example("A heron waits.", ("It waits.",))])
         train(recipe, [(changed, 1.0)], tmp_path / "out")
-
-
-def test_a_model_of_no_run_is_not_taken_for_what_was_trained(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / MODEL).mkdir()
-    with pytest.raises(SourceError, match=r"holds 'model' and no run\.json"):
-        run(recipe, tmp_path)
 
 
 def test_a_second_run_is_kept_out(recipe: Recipe, tmp_path: Path) -> None:

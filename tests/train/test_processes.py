@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from bellm import Encoder
 from bellm.train.learner import Learner
-from bellm.train.loop import CHECKPOINT, METRICS, MODEL, train
+from bellm.train.loop import train
 from bellm.train.objectives import Contrastive
+from bellm.train.place import CHECKPOINT, METRICS, MODEL
 from tests.train import reference
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, write

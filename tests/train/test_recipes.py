@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bellm import Encoder
-from bellm.train.loop import METRICS, train
+from bellm.train.loop import train
 from bellm.train.objectives import Angle, Contrastive, Grl
+from bellm.train.place import METRICS
 from bellm.train.recipe import Adaptation, Lora, Recipe
 from tests.train.rows import dataset
 

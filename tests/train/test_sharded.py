@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from bellm import Encoder
 from bellm.errors import BellmError
 from bellm.train.learner import Learner
-from bellm.train.loop import BEST, CHECKPOINT, METRICS, MODEL, train
+from bellm.train.loop import train
 from bellm.train.objectives import Contrastive, Grl
+from bellm.train.place import BEST, CHECKPOINT, METRICS, MODEL
 from bellm.train.recipe import Adaptation, Lora, Recipe
 from tests.train import reference
 from tests.train.conftest import Forks

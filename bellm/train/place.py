@@ -1,0 +1,104 @@
+"""The folder of a run: what is in it, and whose it is."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bellm import durable
+from bellm.errors import SourceError
+
+RUN, METRICS, CHECKPOINT, BEST, MODEL = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoint.safetensors",
+    "best.safetensors",
+    "model",
+)
+"""What a folder of training holds; MODEL is the encoder, and the rest may go once it is there."""
+
+
+class Metrics:
+    """One JSON line for each step; lines of steps that are taken again are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        lines = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
+        durable.write(path, b"".join(lines))
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Write a step's line.
+
+        Raises:
+            SourceError: The disk refuses.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise SourceError(
+                f"{self._path} cannot be written: {error.strerror or error}. The last checkpoint is kept: mend this "
+                "and give the same command again."
+            ) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
+
+def agree(output: Path, described: Mapping[str, Any]) -> None:
+    """Begin a folder, also one in which another run kept nothing, or make sure that it is of this run.
+
+    Raises:
+        SourceError: It is of another.
+    """
+    path, plain = output / RUN, json.loads(json.dumps(described))
+    known, kept = _known(path), [name for name in (MODEL, CHECKPOINT) if (output / name).exists()]
+    if kept and known is None:
+        raise SourceError(f"{output} holds {kept[0]!r} and no {RUN}: it is of no run. Choose another folder.")
+    if not kept:
+        (output / BEST).unlink(missing_ok=True)
+        durable.write(path, (json.dumps(plain, indent=1) + "\n").encode())
+    elif other := [name for name in plain if known.get(name) != plain[name]]:
+        name = other[0]
+        raise SourceError(
+            f"{output} holds a run with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
+            f"{_short(plain[name])}). Choose another folder, or remove it."
+        )
+
+
+def _known(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if {"data", "steps"} <= set(known):
+            return known
+        reason = "it is of no run"
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error)
+    raise SourceError(f"{path} cannot be used: {reason}. Choose another folder.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def alone(output: Path) -> AbstractContextManager[object]:
+    """Keep a second run out; the system lets go of the lock whatever ends this one."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock").acquire(timeout=0)
+        durable.remove_drafts(output)
+        for draft in output.glob(f".{MODEL}-*"):
+            shutil.rmtree(draft)
+        return lock
+    except Timeout as error:
+        raise SourceError(f"Another run is training in {output}.") from error
+    except OSError as error:
+        raise SourceError(f"{output} cannot be written: {error.strerror or error}.") from error
