@@ -1,5 +1,6 @@
 """Texts in, vectors out: the promises of the Encoder."""
 
+import copy
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ from tiny import configuration
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm import Encoder, Prompt
+from bellm.backbone import adapters
 from bellm.backbone.attention import open_layers
 from bellm.backbone.layers import decoder_of
 from bellm.errors import BellmError, DirectionError, NoOpWarning, PromptError, SourceError, TruncationWarning
@@ -219,6 +221,23 @@ def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) ->
 
 
 # Maps that change nothing
+
+
+def test_adapters_that_are_switched_off_and_on_count_each_time(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = ["A heron waits.", "Snow fell."]
+    plain = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2").encode(texts)
+    encoder = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
+    encoder.model = adapters.add_lora(encoder.model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+    for name, weight in encoder.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    with_them = encoder.encode(texts)
+    assert not np.allclose(with_them, plain, atol=0.01)
+    with adapters.adapters_off(encoder.model):
+        np.testing.assert_allclose(encoder.encode(texts), plain, atol=1e-5)
+    np.testing.assert_array_equal(encoder.encode(texts), with_them)
 
 
 def test_opening_the_last_layer_alone_is_said_to_change_nothing_and_changes_nothing(
