@@ -79,8 +79,8 @@ def train(
     }
     with shell.working("reading the data"):
         try:
-            from bellm.train.loop import MODEL
             from bellm.train.loop import train as run
+            from bellm.train.place import MODEL
             from bellm.train.processes import Processes
             from bellm.train.reading import load
         except ImportError as error:
