@@ -18,6 +18,7 @@ FLOORS = (
     {"encoder"},
     {"facts"},
     {"doctor", "corpus", "evaluate", "train", "workers"},
+    {"layers"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli import compare, doctor, embed, evaluate, info, search, shell, train
+from bellm.cli import compare, doctor, embed, evaluate, info, layers, search, shell, train
 from bellm.version import __version__
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("similarity")(compare.similarity)
 app.command("index")(search.index)
 app.command("search")(search.search)
 app.command("evaluate")(evaluate.evaluate)
+app.command("layers")(layers.layers)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
 app.command("info")(info.info)
@@ -67,6 +68,8 @@ def _bellm(
       a folder that bellm embed wrote, made searchable: bellm search "..." --in vectors/
     [bold]bellm evaluate smollm2 --tasks sts -o report/[/]
       scores on the standard tasks, with intervals and a page to look at
+    [bold]bellm layers smollm2 -o layers/[/]
+      which layers to open? scores of many maps, untrained, against the causal model
     [bold]bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8[/]
       low-rank adapters, from texts that belong together
     """

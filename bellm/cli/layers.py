@@ -1,0 +1,139 @@
+"""`bellm layers`: which layers to open."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bellm import durable
+from bellm.cli import shell
+from bellm.cli.options import AsJson, ModelOptions, Source, takes_model
+from bellm.errors import BellmError, SourceError
+
+if TYPE_CHECKING:
+    from bellm.encoder import Encoder
+    from bellm.evaluate.sets.pairs import Pairs
+    from bellm.layers.finder import Finding
+
+RESULTS = "layers.json"
+
+
+@takes_model
+def layers(
+    source: Source,
+    output: Annotated[str, typer.Option("--output", "-o", help=f"Folder for {RESULTS}.", show_default=False)],
+    *,
+    dev: Annotated[
+        str, typer.Option(metavar="TASK", help="What maps are chosen by: STSBenchmark-dev or STSBenchmark-train.")
+    ] = "STSBenchmark-dev",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder of data sets; default BELLM_DATA, else the Hub.", show_default=False),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+    options: ModelOptions,
+) -> None:
+    """Find out which layers to open, without training.
+
+    Drops layers from the top, as the paper does, and looks for the point where
+    the score breaks away. Then opens layers one by one, the first and last few,
+    the middle and every second, and compares each with the causal model on the
+    same pairs; p-values are corrected for the number of maps tried. The answer
+    may be that no map beats causal, and hangs on prompt and pooling: ask again
+    with others. Vectors are kept: the same command goes on where it was stopped.
+
+    Example: bellm layers smollm2 --dev STSBenchmark-dev -o layers/
+
+    Example: bellm layers smollm2 --data data/ -o layers-mean/ --prompt raw --pooling mean
+    """
+    if options.bidirectional is not None:
+        raise BellmError(f"bellm layers chooses the layers itself: leave out --bidirectional {options.bidirectional}.")
+    folder = Path(output)
+    _refuse_others(folder, source)
+    started = time.monotonic()
+    pairs = _development_set(dev, data)
+    encoder = dataclasses.replace(options, bidirectional="none").load(source)
+    with _progress() as progress:
+        finding = _find(encoder, pairs, cache, progress)
+    found = _record(finding, source, encoder)
+    found["seconds"] = round(time.monotonic() - started, 1)
+    durable.write(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _show(finding)
+        typer.echo(f"{found['seconds']:.0f} s. {folder / RESULTS} has it all.")
+
+
+def _refuse_others(folder: Path, source: str) -> None:
+    """What was found for the same model may be found anew; that of others is kept."""
+    if folder.exists() and not folder.is_dir():
+        raise SourceError(f"{folder} is a file. Name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    there = folder / RESULTS
+    try:
+        known = json.loads(there.read_text(encoding="utf-8"))["model"] if there.exists() else source
+    except (ValueError, KeyError, TypeError):
+        known = "something that bellm cannot read"
+    if known != source:
+        raise SourceError(f"{there} is about {known}. Choose another folder.")
+
+
+def _development_set(name: str, data: str | None) -> "Pairs":
+    with shell.working(f"reading {name}"):
+        from bellm.layers.finder import development_set
+
+        return development_set(name, Path(data) if data else None)
+
+
+def _find(
+    encoder: "Encoder", pairs: "Pairs", cache: str | None, progress: Callable[[str, int, int], None]
+) -> "Finding":
+    from bellm.evaluate.cache import default_folder
+    from bellm.layers.finder import find
+
+    return find(encoder, pairs, Path(cache) if cache else default_folder(), progress=progress)
+
+
+def _record(finding: "Finding", source: str, encoder: "Encoder") -> dict[str, Any]:
+    from bellm.layers.finder import record
+
+    return record(finding, source, encoder)
+
+
+def _show(finding: "Finding") -> None:
+    from rich.console import Console
+
+    from bellm.layers.tables import candidates, curve
+
+    console = Console()
+    for part in (curve(finding.degradation, finding.profile), candidates(finding.search)):
+        console.print(part)
+        console.print()
+    console.print(finding.verdict, highlight=False, markup=False)
+
+
+@contextmanager
+def _progress() -> "Iterator[Callable[[str, int, int], None]]":
+    """One bar, for people at a terminal."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("dropping layers", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=what, completed=done, total=total)
+
+        yield show

@@ -1,0 +1,1 @@
+"""Which layers to open: measured on a model, without training."""

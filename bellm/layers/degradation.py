@@ -1,0 +1,121 @@
+"""The degradation experiment of BeLLM (arXiv 2311.05296): layers are dropped from the top, one by one.
+
+Shapes: N pairs, K layers, D width.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bellm import folder
+from bellm.backbone.exits import with_exits
+from bellm.encoder import Encoder
+from bellm.engine.padded import Padded
+from bellm.engine.plan import suitable_tokens
+from bellm.engine.tokens import stand_in
+from bellm.evaluate import statistics
+from bellm.evaluate.cache import Cache
+from bellm.evaluate.results import Score
+from bellm.evaluate.sets.pairs import Pairs
+from bellm.layers.turning import Turning, turning_point
+from bellm.tensors.similarity import paired_cosine
+from bellm.types import Vectors
+
+_PART = 256  # Pairs whose states after every layer are in memory at once.
+_FEWEST_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Scores of a causal model cut down to its first layers."""
+
+    scores: tuple[Score, ...]
+    """With the first 1, 2, ... layers, and at last all of them."""
+    turning: Turning
+
+    @property
+    def rule(self) -> str | None:
+        """What the paper's rule opens: the layers after the turning point; None without one."""
+        return None if self.turning.depth is None else f"last:{len(self.scores) - self.turning.depth}"
+
+
+def degrade(
+    encoder: Encoder,
+    pairs: Pairs,
+    cache: Path,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    done: Callable[[int], None] = lambda _: None,
+) -> Degradation:
+    """Score the first layers alone, for every number of them, from one pass over the texts.
+
+    The model is causal. Its final norm stays where layers are dropped, as in the paper; the state that `layer` of an
+    encoder pools has not gone through it.
+
+    Args:
+        encoder: Whose weights, prompt and pooling are used; that layers are open does not matter.
+        pairs: What to score on.
+        cache: Folder that keeps what was computed before.
+        resamples: Bootstrap replicates of each score, on the same pairs for all numbers of layers.
+        seed: Of the bootstrap.
+        done: Called with how many different pairs are there, now and then.
+    """
+    cosines_NK = _kept(encoder, pairs, cache, done)
+    estimates = [
+        statistics.estimate(items_N, pairs.gold_N, resamples=resamples, seed=seed)
+        for items_N in cosines_NK.T.astype(np.float64)
+    ]
+    turning = turning_point(
+        np.array([one.value for one in estimates]), np.stack([one.resamples_R for one in estimates], axis=1)
+    )
+    metric = "Spearman of cosine"
+    return Degradation(
+        tuple(Score(metric, one.value, one.low, one.high, len(pairs.left)) for one in estimates), turning
+    )
+
+
+def cosines(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vectors:
+    """Cosine of each pair with the first 1, 2, ..., K layers of the causal model alone, (N, K)."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    place = {text: number for number, text in enumerate(texts)}
+    vectors_NKD = _vectors(encoder, texts)
+    left, right = ([place[text] for text in side] for side in zip(*pairs, strict=True))
+    return np.stack(
+        [paired_cosine(vectors_ND[left], vectors_ND[right]) for vectors_ND in vectors_NKD.swapaxes(0, 1)], axis=1
+    )
+
+
+def _vectors(encoder: Encoder, texts: Sequence[str]) -> Vectors:
+    model, tokens = with_exits(encoder.model), encoder.tokenise(texts)
+    way = Padded(model, tokens, encoder.settings.pooling, None, stand_in(encoder.tokenizer))
+    # States of all layers are alive at once.
+    budget = max(suitable_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)
+    vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.dim), dtype=np.float32)
+    with torch.inference_mode():
+        for group in way.batches(range(len(tokens)), budget):
+            vectors_NKD[group] = way.vectors(group)[:, 1:].cpu().numpy()
+    return vectors_NKD
+
+
+def _kept(encoder: Encoder, pairs: Pairs, place: Path, done: Callable[[int], None]) -> Vectors:
+    """What is kept of a pair is a vector of its own: its cosines, depth after depth."""
+
+    def embed(names: Sequence[str]) -> Vectors:
+        found = []
+        for start in range(0, len(names), _PART):
+            part = [json.loads(name) for name in names[start : start + _PART]]
+            found.append(cosines(encoder, part))
+            done(len(part))
+        return np.concatenate(found)
+
+    name = f"{encoder.name} {encoder.settings.digest()} {encoder.dtype_name} cosines after each layer"
+    fingerprint = cosines(encoder, list(pairwise(folder.FINGERPRINT_TEXTS)))
+    cache = Cache(place, name, fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
+    names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
+    return cache.vectors(names, encoder.settings.prompt.template, embed)

@@ -1,0 +1,78 @@
+"""A finding as tables for a terminal."""
+
+from rich.table import Table
+
+from bellm.evaluate.results import Score
+from bellm.evaluate.tables import SIGNIFICANT, interval, mark, points
+from bellm.layers.degradation import Degradation
+from bellm.layers.profile import Profile
+from bellm.layers.search import Candidate, Search
+from bellm.layers.verdict import p_value
+
+_BAR = 20  # Characters of the longest bar.
+
+
+def curve(degradation: Degradation, profile: Profile) -> Table:
+    """Score and profile by number of layers, all layers first, with the turning point marked."""
+    caption = (
+        f"{_PLUS_MINUS} Dependency: what the last token has in common with the others after so many layers. Ahead: "
+        "share of its attention that the last of these layers pays to later tokens if it alone is open. Both in "
+        f"percent, means over {profile.num_texts} texts."
+    )
+    table = _table("layers", "score", "dependency", "ahead", caption=caption)
+    table.add_column("")
+    highest = max(score.value for score in degradation.scores)
+    for depth, score in reversed(list(enumerate(degradation.scores, 1))):
+        bar = "\N{FULL BLOCK}" * round(_BAR * max(score.value, 0) / highest) if highest > 0 else ""
+        here = depth == degradation.turning.depth
+        dependency, ahead = profile.dependency[depth - 1], profile.looks_ahead[depth - 1]
+        table.add_row(
+            str(depth),
+            _with_half(score),
+            points(dependency),
+            "-" if ahead is None else points(ahead),
+            f"{bar} \N{LEFTWARDS ARROW} turning point" if here else bar,
+        )
+    return table
+
+
+def candidates(search: Search) -> Table:
+    """All maps, best first."""
+    caption = (
+        f"{_PLUS_MINUS} Differences to causal with their 95 % interval; p after Holm's correction for "
+        f"{len(search.tested)} maps, triangles where it is below {SIGNIFICANT}. Moved: mean of 1 - cosine to the "
+        "causal vector."
+    )
+    table = _table("open layers", "score", "over causal", "interval", "p", "over all", "moved", caption=caption)
+    for one in search.candidates:
+        table.add_row(one.name, _with_half(one.score), *_against(one), f"{one.moved:.4f}", style=_style(one))
+    return table
+
+
+_PLUS_MINUS = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval."
+
+
+def _table(first: str, *others: str, caption: str) -> Table:
+    table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _against(one: Candidate) -> tuple[str, ...]:
+    over_all = points(one.over_all.value, signed=True)
+    if not one.open_layers:
+        return "", "", "", over_all
+    if one.no_op:
+        return "0.0", "no-op", "", over_all
+    gain = one.over_causal
+    return f"{mark(gain)} {points(gain.value, signed=True)}", interval(gain), p_value(gain.p_value), over_all
+
+
+def _style(one: Candidate) -> str:
+    return "bold" if not one.open_layers else "dim" if one.no_op else ""
+
+
+def _with_half(score: Score) -> str:
+    return f"{points(score.value)} \N{PLUS-MINUS SIGN} {points((score.high - score.low) / 2)}"

@@ -1,0 +1,65 @@
+"""What was found, in plain sentences."""
+
+from bellm.evaluate.results import Difference
+from bellm.evaluate.tables import SIGNIFICANT, interval, points
+from bellm.layers.degradation import Degradation
+from bellm.layers.search import Search
+
+
+def verdict(search: Search) -> str:
+    """Which map is best, and whether it beats the causal model; and which maps can do nothing.
+
+    The interval is that of the one comparison; the p-value is corrected for all. A winner among many owes part of its
+    lead to luck on these very pairs.
+    """
+    if not search.tested:
+        return f"No map can change these vectors. {_no_ops(search)}".strip()
+    best = search.tested[0]
+    gain = _gain(best.over_causal)
+    if best.over_causal.value > 0 and best.over_causal.p_value < SIGNIFICANT:
+        said = (
+            f"Best on {search.task} is {best.name}: {points(best.score.value)}, {gain}, corrected for "
+            f"{len(search.tested)} maps. Open it with --bidirectional {best.bidirectional}; it was chosen on these "
+            "pairs, so score it on others before you believe its lead."
+        )
+    else:
+        said = (
+            f"No map beats causal on {search.task}, which scores {points(search.causal.score.value)}. The best, "
+            f"{best.name}, is {gain}, corrected for {len(search.tested)} maps."
+        )
+    return f"{said} {_no_ops(search)}".strip()
+
+
+def turn(degradation: Degradation, search: Search) -> str:
+    """Where the degradation curve turns, and what came of the map that the paper's rule opens."""
+    turning = degradation.turning
+    if degradation.rule is None:
+        return f"No turning point: {turning.reason}. The paper's rule opens nothing."
+    one = search.find(degradation.rule)
+    return (
+        f"Turning point: {turning.depth} of {len(degradation.scores)} layers (95 % interval {turning.low} to "
+        f"{turning.high}). The paper's rule opens the layers after it, {degradation.rule}: "
+        f"{'a no-op' if one.no_op else _gain(one.over_causal)}."
+    )
+
+
+def p_value(value: float) -> str:
+    """A p-value in three decimals.
+
+    >>> p_value(0.0412), p_value(0.0001)
+    ('0.041', '< 0.001')
+    """
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+
+
+def _gain(difference: Difference) -> str:
+    p = p_value(difference.p_value)
+    return (
+        f"{points(difference.value, signed=True)} points over causal (95 % interval {interval(difference)}, p "
+        f"{p if p.startswith('<') else f'= {p}'})"
+    )
+
+
+def _no_ops(search: Search) -> str:
+    names = [one.name for one in search.candidates if one.no_op]
+    return f"A no-op, exactly causal: {', '.join(names)}." if names else ""

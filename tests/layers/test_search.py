@@ -1,0 +1,183 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bellm import Encoder
+from bellm.directions import parse
+from bellm.evaluate import statistics
+from bellm.evaluate.results import Difference, Score
+from bellm.evaluate.sets import pairs
+from bellm.evaluate.sets.pairs import Pairs
+from bellm.layers.degradation import Degradation
+from bellm.layers.search import Candidate, Search, maps_of, search
+from bellm.layers.turning import Turning
+from bellm.layers.verdict import turn, verdict
+from bellm.tensors.similarity import paired_cosine
+from tests.decoders import decoder
+from tests.evaluate.sets import write_pairs
+from tests.layers.planted import mixing_in
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Pairs:
+    write_pairs(tmp_path, "dev", 60)
+    return pairs.read("STSBenchmark-dev", tmp_path)
+
+
+def test_the_maps_of_four_layers(tiny_encoder: Encoder) -> None:
+    assert maps_of(tiny_encoder) == {
+        "none": (),
+        "all": (0, 1, 2, 3),
+        "last:1": (3,),
+        "last:2": (2, 3),
+        "first:1": (0,),
+        "first:2": (0, 1),
+        "1": (1,),
+        "every:2": (1, 3),
+        "2": (2,),
+    }
+    assert "last:3" not in maps_of(tiny_encoder)
+    assert maps_of(tiny_encoder, ["last:3"])["last:3"] == (1, 2, 3)
+
+
+def test_layers_without_attention_stay_out(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder.load(decoder("jamba"), tokenizer=tiny_tokenizer)
+    maps = maps_of(encoder)
+    openable = set(maps["all"])
+    assert openable < set(range(encoder.num_layers))
+    assert all(set(layers) <= openable and (layers or spec == "none") for spec, layers in maps.items())
+    assert len(set(maps.values())) == len(maps)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")  # The same vector for every text.
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_layer_that_helps_is_found(
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    dev: Pairs,
+    tmp_path: Path,
+    layer: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bellm.encoder.check_open", lambda *_: None)  # It sees that the other layers mix nothing.
+    encoder = mixing_in(layer, tiny_model, tiny_tokenizer)
+    found = search(encoder, dev, maps_of(encoder), tmp_path / "cache")
+    best = found.candidates[0]
+    assert best.open_layers == (layer,)
+    assert best.score.value > 30
+    assert best.over_causal.p_value < 0.05
+    for one in found.candidates:
+        if layer in one.open_layers:
+            assert one.score.value == pytest.approx(best.score.value, abs=0.5)
+        else:
+            assert one.score.value == 0
+            assert one.over_causal == Difference(0, 0, 0, 1)
+    assert verdict(found).startswith(f"Best on STSBenchmark-dev is {best.name}: ")
+    assert f"Open it with --bidirectional {best.bidirectional};" in verdict(found)
+
+
+def test_scores_and_differences_are_those_of_the_encoders(tiny_encoder: Encoder, dev: Pairs, tmp_path: Path) -> None:
+    encoder = tiny_encoder.replace(pooling="mean")
+    maps = {spec: parse(spec, 4) for spec in ("none", "all", "first:2", "2")}
+    found = search(encoder, dev, maps, tmp_path / "cache", resamples=300)
+    assert len(found.candidates) == len(maps)
+    items = {}
+    for spec in maps:
+        vectors = (encoder.replace(bidirectional=spec).encode(side) for side in (dev.left, dev.right))
+        items[spec] = paired_cosine(*vectors).astype(np.float64)
+    for one in found.candidates:
+        assert one.open_layers == parse(one.bidirectional, 4)
+        assert one.no_op is None
+        wanted = 100 * spearmanr(items[one.bidirectional], dev.gold_N).statistic
+        assert one.score.value == pytest.approx(wanted, abs=0.1)
+        for difference, baseline in ((one.over_causal, "none"), (one.over_all, "all")):
+            alone = statistics.compare(items[one.bidirectional], items[baseline], dev.gold_N, resamples=300)
+            assert difference.value == pytest.approx(alone.value, abs=0.2)
+            assert difference.low == pytest.approx(alone.low, abs=0.5)
+            assert difference.p_value >= min(1, alone.p_value - 0.02)
+    smallest = min(one.over_causal.p_value for one in found.tested)
+    alone = [
+        statistics.compare(items[one.bidirectional], items["none"], dev.gold_N, resamples=300) for one in found.tested
+    ]
+    assert smallest == pytest.approx(min(1, len(found.tested) * min(one.p_value for one in alone)), rel=0.3)
+    values = [one.score.value for one in found.candidates]
+    assert values == pytest.approx(sorted(values, reverse=True), abs=0.01)
+
+
+def test_the_last_layer_with_the_last_token_is_causal_to_the_bit(
+    tiny_encoder: Encoder, dev: Pairs, tmp_path: Path
+) -> None:
+    maps = {spec: parse(spec, 4) for spec in ("none", "all", "last:1", "last:2")}
+    found = search(tiny_encoder, dev, maps, tmp_path / "cache", resamples=200)
+    no_op = found.find("last:1")
+    assert no_op.no_op is not None
+    assert "changes nothing with last-token pooling" in no_op.no_op
+    assert no_op.score == found.causal.score
+    assert no_op.over_causal == Difference(0.0, 0.0, 0.0, 1.0)
+    assert [one.bidirectional for one in found.candidates if one.no_op] == ["last:1"]
+    assert no_op not in found.tested
+    assert verdict(found).endswith("A no-op, exactly causal: last:1.")
+    by_mean = search(
+        tiny_encoder.replace(pooling="mean"), dev, {"none": (), "all": (0, 1, 2, 3), "last:1": (3,)}, tmp_path
+    )
+    assert by_mean.find("last:1").over_causal.value != 0
+
+
+def test_a_second_run_embeds_nothing(
+    tiny_encoder: Encoder, dev: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = {"none": (), "all": (0, 1, 2, 3), "first:2": (0, 1)}
+    told: list[tuple[str, int, int]] = []
+    found = search(tiny_encoder, dev, maps, tmp_path / "cache", resamples=200, progress=lambda *news: told.append(news))
+    assert told == [("none", 0, 3), ("all", 1, 3), ("first:2", 2, 3)]
+    encode_counted = Encoder.encode_counted
+
+    def few(self: Encoder, texts: list[str], **options: object) -> object:
+        assert len(texts) <= 4, "only the fingerprint's texts"
+        return encode_counted(self, texts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "encode_counted", few)
+    assert search(tiny_encoder, dev, maps, tmp_path / "cache", resamples=200) == found
+
+
+def planted(spec: str, value: float, p_value: float) -> Candidate:
+    gain = Difference(value - 60, value - 62, value - 58, p_value)
+    return Candidate(spec, parse(spec, 30), Score("", value, 0, 0, 9), gain, gain, 0, None)
+
+
+def test_the_verdict_may_be_that_nothing_beats_causal() -> None:
+    causal = planted("none", 60, 1)
+    worse = Search("T", 30, (causal, planted("last:2", 59.2, 0.5), planted("all", 10, 0.001)))
+    assert verdict(worse) == (
+        "No map beats causal on T, which scores 60.0. The best, last:2, is \N{MINUS SIGN}0.8 points over causal (95 % "
+        "interval \N{MINUS SIGN}2.8 to 1.2, p = 0.500), corrected for 2 maps."
+    )
+    unsure = Search("T", 30, (planted("all", 61, 0.3), causal))
+    assert verdict(unsure).startswith("No map beats causal on T")
+    sure = Search("T", 30, (planted("all", 63, 0.04), causal))
+    assert verdict(sure).startswith(
+        "Best on T is all: 63.0, +3.0 points over causal (95 % interval 1.0 to 5.0, p = 0.04"
+    )
+    nothing = replace(planted("all", 60, 1), no_op="why")
+    assert verdict(Search("T", 30, (causal, nothing))) == (
+        "No map can change these vectors. A no-op, exactly causal: all."
+    )
+
+
+def test_the_rule_of_the_paper_is_judged_too() -> None:
+    scores = (Score("", 60, 59, 61, 9),) * 30
+    turned = Degradation(scores, Turning(27, 26, 28, 0.01))
+    causal, opened = planted("none", 60, 1), planted("all", 20, 0.001)
+    found = Search("T", 30, (causal, planted("last:3", 59, 0.7), opened))
+    assert turn(turned, found) == (
+        "Turning point: 27 of 30 layers (95 % interval 26 to 28). The paper's rule opens the layers after it, last:3: "
+        "\N{MINUS SIGN}1.0 points over causal (95 % interval \N{MINUS SIGN}3.0 to 1.0, p = 0.700)."
+    )
+    no_op = Search("T", 30, (causal, replace(planted("last:1", 60, 1), no_op="why"), opened))
+    assert turn(Degradation(scores, Turning(29, 28, 29, 0.01)), no_op).endswith("last:1: a no-op.")
+    straight = Degradation(scores, Turning(None, None, None, 1.0, "it is straight"))
+    assert turn(straight, found) == "No turning point: it is straight. The paper's rule opens nothing."
