@@ -58,7 +58,7 @@ def test_help_and_version_load_no_model_library() -> None:
     assert bellm("--version").stdout.strip().count(".") == 2
 
 
-@pytest.mark.parametrize("command", ["embed", "similarity", "search", "info"])
+@pytest.mark.parametrize("command", ["embed", "similarity", "search", "info", "evaluate", "layers", "train"])
 def test_help_of_each_command_teaches(command: str) -> None:
     result = bellm(command, "--help")
     assert result.exit_code == 0
