@@ -1,9 +1,28 @@
 """Everything that decides an encoder's vectors, for JSON."""
 
+import hashlib
 from typing import Any
+
+import torch
 
 from bellm.directions import describe
 from bellm.encoder import Encoder
+
+_SAMPLE = 1024  # Numbers of each weight that are looked at; training changes all of them.
+
+
+def identity(encoder: Encoder) -> str:
+    """What tells an encoder's vectors from those of every other: name, settings, dtype and weights.
+
+    Two trainings of one model differ in their weights alone, and perhaps by so little that vectors look rounded.
+    """
+    weights = hashlib.sha256()
+    for name, weight in encoder.model.named_parameters():
+        flat = weight.detach().flatten()
+        places = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLE, flat.numel()), dtype=torch.float64)
+        weights.update(f"{name} {tuple(weight.shape)}".encode())
+        weights.update(flat[places.long().to(flat.device)].double().cpu().numpy().tobytes())
+    return f"{encoder.name} {encoder.settings.digest()} {encoder.dtype_name} {weights.hexdigest()}"
 
 
 def facts(source: str, encoder: Encoder) -> dict[str, Any]:

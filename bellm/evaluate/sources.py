@@ -15,7 +15,7 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError
 from bellm.evaluate.cache import Cache
 from bellm.evaluate.subject import Subject, View
-from bellm.facts import facts
+from bellm.facts import facts, identity
 from bellm.types import Role, Vectors
 
 ROLES: tuple[Role, ...] = ("text", "query", "document")
@@ -109,8 +109,7 @@ def of_encoder(encoder: Encoder, source: str, cache: Path | None = None) -> Subj
     views = {role: _view(encoder, role) for role in ROLES}
     kept = None
     if cache:
-        name = f"{encoder.name} {encoder.settings.digest()} {encoder.dtype_name}"
-        kept = Cache(cache, name, fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
+        kept = Cache(cache, identity(encoder), fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
     return Subject(source, views, known, kept)
 
 

@@ -22,6 +22,7 @@ from bellm.evaluate import statistics
 from bellm.evaluate.cache import Cache
 from bellm.evaluate.results import Score
 from bellm.evaluate.sets.pairs import Pairs
+from bellm.facts import identity
 from bellm.layers.turning import Turning, turning_point
 from bellm.tensors.similarity import paired_cosine
 from bellm.types import Vectors
@@ -114,7 +115,7 @@ def _kept(encoder: Encoder, pairs: Pairs, place: Path, done: Callable[[int], Non
             done(len(part))
         return np.concatenate(found)
 
-    name = f"{encoder.name} {encoder.settings.digest()} {encoder.dtype_name} cosines after each layer"
+    name = f"{identity(encoder)} cosines after each layer"
     fingerprint = cosines(encoder, list(pairwise(folder.FINGERPRINT_TEXTS)))
     cache = Cache(place, name, fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
     names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]

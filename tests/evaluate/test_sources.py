@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bellm import Encoder
 from bellm.cli.files import fresh_file
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.sources import Sources, of_encoder
 from bellm.evaluate.subject import Subject
+from bellm.facts import identity
 
 TEXTS = ["A heron waits.", "Snow fell.", "Why?", "Snow fell."]
 
@@ -31,6 +33,17 @@ def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path:
             of_encoder(encoder, "tiny", tmp_path).vectors(TEXTS), encoder.encode(TEXTS), rtol=1e-4, atol=1e-5
         )
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = Encoder.load(tiny_folder), Encoder.load(tiny_folder)
+    with torch.no_grad():  # So little that rounding could explain it.
+        second.model.model.layers[0].mlp.up_proj.weight.mul_(1 + 1e-4)
+    assert identity(first) == identity(Encoder.load(tiny_folder)) != identity(second)
+    subjects = [of_encoder(encoder, "a model", tmp_path) for encoder in (first, second)]
+    for subject, encoder in zip(subjects, (first, second), strict=True):
+        np.testing.assert_array_equal(subject.vectors(["Snow"]), encoder.encode(["Snow"]))
+    assert (first.encode(["Snow"]) != second.encode(["Snow"])).any()
 
 
 def test_roles_have_vectors_of_their_own(tiny_encoder: Encoder, tmp_path: Path) -> None:
