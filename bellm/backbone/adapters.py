@@ -85,14 +85,6 @@ def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merge(cast(PreTrainedModel, adapted))
 
 
-def copy(source: PreTrainedModel, target: PreTrainedModel) -> None:
-    """Give a model's adapters the weights of those of another."""
-    learned = {name: weight for name, weight in source.named_parameters() if "lora_" in name}
-    missing, unexpected = target.load_state_dict(learned, strict=False)
-    assert not unexpected
-    assert not any("lora_" in name for name in missing)
-
-
 def merge(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its adapters added to its weights, for good; one without adapters comes back as it is."""
     return cast(PreTrainedModel, model.merge_and_unload()) if isinstance(model, PeftModel) else model

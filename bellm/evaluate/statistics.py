@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
 from bellm.errors import BellmError
-from bellm.evaluate.results import Difference
+from bellm.evaluate.results import Difference, Outcome, Score
 
 Numbers = NDArray[np.float64]
 
@@ -66,6 +66,19 @@ def estimate(items_N: Numbers, gold_N: Numbers | None = None, *, resamples: int 
     value = _scores(np.ones((1, len(items_N))), items_N, gold_N)[0]
     replicates = [_scores(counts_RN, items_N, gold_N) for counts_RN in _draws(len(items_N), resamples, seed)]
     return Estimate(float(value), np.concatenate(replicates))
+
+
+def score_of(outcome: Outcome, estimate: Estimate) -> Score:
+    """What a task measured, with the interval of its estimate."""
+    return Score(
+        metric=outcome.metric,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        n=len(outcome.items_N),
+        num_truncated=outcome.num_truncated,
+        also=outcome.also,
+    )
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:

@@ -130,7 +130,7 @@ def _run(
         task: statistics.estimate(outcome.items_N, outcome.gold_N, resamples=resamples, seed=seed)
         for task, outcome in outcomes.items()
     }
-    scores = {task: _score_of(outcome, known[task]) for task, outcome in outcomes.items()}
+    scores = {task: statistics.score_of(outcome, known[task]) for task, outcome in outcomes.items()}
     averages: dict[str, Score] = {}
     for name, tasks in AVERAGES.items():
         if set(tasks) <= set(known):
@@ -139,18 +139,6 @@ def _run(
                 "mean", known[name].value, known[name].low, known[name].high, sum(scores[task].n for task in tasks)
             )
     return Run(subject.name, {**subject.facts, "evaluation": dict(settings)}, scores, averages), known
-
-
-def _score_of(outcome: Outcome, estimate: Estimate) -> Score:
-    return Score(
-        metric=outcome.metric,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        n=len(outcome.items_N),
-        num_truncated=outcome.num_truncated,
-        also=outcome.also,
-    )
 
 
 def _differences(known: Mapping[str, Estimate], first: Mapping[str, Estimate]) -> dict[str, Difference]:

@@ -141,7 +141,7 @@ def search(
         Candidate(
             bidirectional=spec,
             open_layers=layers,
-            score=_score(outcomes[same[spec]], estimates[same[spec]]),
+            score=statistics.score_of(outcomes[same[spec]], estimates[same[spec]]),
             over_causal=over_causal[same[spec]],
             over_all=over_all[same[spec]],
             moved=moved[same[spec]],
@@ -185,14 +185,3 @@ def _over(estimates: Mapping[str, Estimate], baseline: str) -> dict[str, Differe
 def _moved(vectors_ND: Vectors, causal_ND: Vectors) -> float:
     """Mean of 1 - cosine of rows, as half the squared distance of unit vectors, which is 0 for equal rows."""
     return float(((normalise(vectors_ND) - normalise(causal_ND)) ** 2).sum(axis=1).mean() / 2)
-
-
-def _score(outcome: Outcome, estimate: Estimate) -> Score:
-    return Score(
-        metric=outcome.metric,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        n=len(outcome.items_N),
-        num_truncated=outcome.num_truncated,
-    )

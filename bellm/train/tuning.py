@@ -42,14 +42,15 @@ def prepared(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
 
 
 def whole(recipe: Recipe, learned: Mapping[str, Tensor]) -> Encoder:
-    """The encoder of processes that share its weights, in one of them.
+    """An encoder as it came, and what others learned of it: processes that share its weights, or one of four bits.
 
     Args:
-        recipe: Theirs.
+        recipe: How it came.
         learned: The weights that learn, by name.
     """
     encoder, _ = prepared(replace(recipe, sharded=False))
-    assert not encoder.model.load_state_dict(learned, strict=False).unexpected_keys
+    keys = encoder.model.load_state_dict(learned, strict=False)
+    assert not keys.unexpected_keys
     return encoder
 
 
@@ -57,9 +58,8 @@ def finished(encoder: Encoder, recipe: Recipe) -> Encoder:
     """The encoder as it is to be saved."""
     tuning = recipe.tuning
     if isinstance(tuning, Lora) and tuning.four_bit:
-        whole, _ = prepared(replace(recipe, tuning=replace(tuning, four_bit=False)))
-        adapters.copy(encoder.model, whole.model)
-        encoder = whole
+        learned = {name: weight for name, weight in encoder.model.named_parameters() if weight.requires_grad}
+        encoder = whole(replace(recipe, tuning=replace(tuning, four_bit=False)), learned)
     if isinstance(tuning, Lora) and tuning.merged:
         encoder.model = adapters.merge(encoder.model)
     return encoder

@@ -21,7 +21,7 @@ from tests.train import reference
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, write
 from tests.train.sharing import STEPS, TUNINGS, WAYS, encoder_of, recipe, steps
-from tests.train.test_processes import in_two, start
+from tests.train.test_processes import found, in_two, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
 
@@ -34,11 +34,6 @@ def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     in_two("tests.train.sharing", tiny_folder, folder)
     return folder
-
-
-def found(folder: Path, rank: int) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((folder / f"found {rank}.json").read_text(encoding="utf-8"))
-    return facts
 
 
 def records(out: Path) -> list[dict[str, Any]]:
