@@ -57,7 +57,7 @@ def recipe(source: str, tuning: str) -> Recipe:
 
 def encoder_of(source: str, tuning: str) -> Encoder:
     encoder = Encoder.load(source, verify=False)
-    return encoder if tuning == "all weights" else reference.with_lora(encoder)
+    return reference.exact(encoder if tuning == "all weights" else reference.with_lora(encoder))
 
 
 def steps(learner: Learner) -> dict[str, tuple[Learned, dict[str, Tensor]]]:

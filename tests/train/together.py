@@ -80,7 +80,7 @@ def without(encoder: Encoder) -> list[str]:
 
 def main(source: str, folder: Path) -> None:
     processes = Processes()
-    encoder = short(reference.with_lora(Encoder.load(source)))
+    encoder = short(reference.exact(reference.with_lora(Encoder.load(source))))
     learned = {}
     for name, (objective, examples) in CASES.items():
         learned[name] = asdict(Learner(encoder, objective, chunk_tokens=60).learn(examples, 0))
