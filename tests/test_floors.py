@@ -13,7 +13,7 @@ PACKAGE = ROOT / "bellm"
 FLOORS = (
     {"errors", "types", "version"},
     {"tensors", "directions", "prompts", "durable"},
-    {"config", "backbone"},
+    {"config", "backbone", "page"},
     {"engine", "folder"},
     {"encoder"},
     {"facts"},

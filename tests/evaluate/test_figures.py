@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from bellm.evaluate.page import facts, figures
@@ -13,23 +11,6 @@ from bellm.evaluate.page.verdicts import UNCLEAR, verdicts
 from bellm.evaluate.results import Difference, Outcome, Report
 from bellm.evaluate.tables import BETTER, WORSE
 from tests.evaluate.reports import TRANSFER, report
-
-NUMBERS = st.floats(-1e4, 1e4).map(lambda value: round(value, 3))
-
-
-@given(st.lists(NUMBERS, min_size=1, max_size=9))
-def test_an_axis_holds_its_values_and_a_few_round_ticks(values: list[float]) -> None:
-    axis = figures.axis(values)
-    assert all(0 < axis.percent(value) < 100 for value in values)
-    assert all(0 <= axis.percent(tick) <= 100 for tick in axis.ticks)
-    assert 2 <= len(axis.ticks) <= 6
-    steps = np.diff(axis.ticks)
-    assert np.allclose(steps, steps[0])
-    assert f"{steps[0]:.0e}"[0] in "125"
-
-
-def test_layers_are_counted_in_whole_numbers() -> None:
-    assert figures.axis([0, 1], least_step=1).ticks == (0, 1)
 
 
 def test_a_forest_has_a_bar_for_each_run_and_row_at_its_difference() -> None:

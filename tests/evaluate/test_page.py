@@ -13,15 +13,8 @@ from bellm.errors import SourceError
 from bellm.evaluate.page import write_page
 from bellm.evaluate.record import record
 from bellm.evaluate.results import Outcome, Report
-from tests.evaluate.browser import chromium, complaints, requests, visit
 from tests.evaluate.reports import TRANSFER, report
-
-HOSTILE = (
-    "<script>document.title = 'taken'</script>",
-    "</script><script>document.title = 'taken'</script>",
-    '"><img src="https://example.org/x" onerror="document.title = \'taken\'">',
-    "' onmouseover='document.title = 1' {{ 7 * 7 }} <!-- &lt; & \u2028",
-)
+from tests.page.browser import HOSTILE, chromium, complaints, find, find_all, requests, sorts, values, visit
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +26,6 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def open_page(driver: Any, folder: Path, found: Report, **screen: Any) -> None:
     write_page(found, folder / "page.html")
     visit(driver, folder / "page.html", **screen)
-
-
-def values(driver: Any, column: int) -> list[float]:
-    """What the column of the score table holds, from top to bottom."""
-    script = (
-        "return [...document.querySelector('.scores tbody').rows].map(row => +row.cells[arguments[0]].dataset.value)"
-    )
-    return list(driver.execute_script(script, column))
-
-
-def sorts(driver: Any) -> list[str]:
-    return [heading.get_attribute("aria-sort") for heading in find_all(driver, ".scores thead th")]
-
-
-def find_all(driver: Any, selector: str) -> list[Any]:
-    return list(driver.find_elements("css selector", selector))
-
-
-def find(driver: Any, selector: str) -> Any:
-    return driver.find_element("css selector", selector)
 
 
 def point_at(driver: Any, element: Any) -> None:

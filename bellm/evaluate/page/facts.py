@@ -1,8 +1,7 @@
 """What is needed to do the runs of a report again, in words."""
 
-from collections.abc import Mapping
-
 from bellm.evaluate.results import Report, Run
+from bellm.page.words import in_words
 
 
 def shared(report: Report) -> dict[str, str]:
@@ -22,14 +21,4 @@ def _facts(run: Run) -> dict[str, str]:
     settings = dict(run.facts)
     evaluation = settings.pop("evaluation", {})
     known = {"model": run.model, **settings, **evaluation, "texts_cut_to_fit": cut}
-    return {name.replace("_", " "): _words(value) for name, value in known.items()}
-
-
-def _words(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        value = [f"{name} {_words(part)}" for name, part in value.items()]
-    if isinstance(value, list | tuple):
-        value = ", ".join(map(str, value)) or None
-    return "none" if value is None else str(value)
+    return in_words(known)

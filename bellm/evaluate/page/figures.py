@@ -1,12 +1,9 @@
-"""Where the marks of the page's figures stand, in per cent of their box.
-
-Per cent, so that a figure is as wide as the screen and its words keep their size. The template draws.
+"""Where the marks of the page's figures stand.
 
 Shapes: N pairs of a task, of them W that are ranked worst and S of a sample.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +12,7 @@ from scipy.stats import rankdata
 
 from bellm.evaluate.results import Difference, Outcome, Report, Score
 from bellm.evaluate.tables import all_scores
+from bellm.page.axis import Axis, axis
 
 WORST = 10
 """Pairs of a task that are highlighted and listed."""
@@ -22,22 +20,8 @@ WORST = 10
 SHOWN = 300
 """Most pairs of a task that are drawn, the worst ones among them."""
 
-_MARGIN = 0.04  # Of the span, at both ends.
 _JITTER = 0.004  # Of the axis: ratings are few, and points would hide each other.
 _ASIDE = 3.0  # Per cent between runs with as many open layers.
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A scale with a margin around its values and ticks at round numbers."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-
-    def percent(self, value: float) -> float:
-        """Where a value stands, in per cent from the low end."""
-        return round(100 * (value - self.low) / (self.high - self.low), 2)
 
 
 @dataclass(frozen=True)
@@ -96,24 +80,6 @@ class Scatter:
     sample: list[Point]
     worst: list[Point]
     """Those whose two ranks are furthest apart, the worst first."""
-
-
-def axis(values: Iterable[float], *, least_step: float = 0) -> Axis:
-    """A scale for values, with ticks at multiples of 1, 2 or 5 times a power of ten.
-
-    >>> axis([0, 3.8]).ticks
-    (0.0, 1.0, 2.0, 3.0)
-    """
-    values = list(values)
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    span = high - low
-    low, high = low - _MARGIN * span, high + _MARGIN * span
-    power = 10 ** math.floor(math.log10(span / 5))
-    step = max(least_step, next(times * power for times in (1, 2, 5, 10) if times * power >= 0.999 * span / 5))
-    ticks = range(math.ceil(low / step), math.floor(high / step) + 1)
-    return Axis(low, high, tuple(round(tick * step, 10) for tick in ticks))
 
 
 def forest(report: Report) -> Forest | None:

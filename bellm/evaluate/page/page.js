@@ -1,22 +1,3 @@
-"use strict";
-
-// Scores: a click on a heading sorts, largest first; another click turns the order round.
-const table = document.querySelector("table.scores");
-const headings = [...table.tHead.rows[0].cells];
-
-function sortBy(column) {
-  const heading = headings[column];
-  const first = column === 0 ? "ascending" : "descending";
-  const turned = first === "ascending" ? "descending" : "ascending";
-  const order = heading.ariaSort === first ? turned : first;
-  const value = (row) => Number(row.cells[column].dataset.value);
-  const direction = order === "ascending" ? 1 : -1;
-  for (const other of headings) other.ariaSort = "none";
-  heading.ariaSort = order;
-  table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => direction * (value(a) - value(b))));
-}
-headings.forEach((heading, column) => heading.firstElementChild.addEventListener("click", () => sortBy(column)));
-
 // Pair by pair: one scatter is shown, and the pair nearest to the pointer is written below it.
 const REACH = 24; // Pixels.
 const texts = JSON.parse(document.getElementById("texts").textContent);

@@ -1,28 +1,15 @@
-"""The page, filled in from a report.
+"""The page, filled in from a report."""
 
-No plotting library: the figures are some SVG in the template, so that the page weighs a tenth of what the lightest
-library does, is readable without scripts, prints, and follows the reader's colours.
-"""
-
-import base64
-import hashlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
-
-from bellm import durable
 from bellm.evaluate.page import facts, figures
 from bellm.evaluate.page.figures import Scatter
 from bellm.evaluate.page.verdicts import verdicts
 from bellm.evaluate.record import record
 from bellm.evaluate.results import Report, Run
 from bellm.evaluate.tables import BETTER, WORSE, all_scores, interval, labels, mark, points
-
-_HERE = Path(__file__).parent
+from bellm.page import house
 
 
 @dataclass(frozen=True)
@@ -42,15 +29,15 @@ def write_page(report: Report, file: Path) -> None:
     Raises:
         SourceError: The disk refuses; a page that was there before stays.
     """
-    # Half a character cannot be written as UTF-8; a question mark in its place is better than no page.
-    durable.write(file, render(report).encode("utf-8", "replace"))
+    house.write(render(report), file)
 
 
 def render(report: Report) -> str:
     """The page's HTML."""
     scatters = _scatters(report)
-    script = _part("page.js")
-    return _template().render(
+    return house.render(
+        Path(__file__).parent,
+        (colour, interval, mark, points, shape),
         report=report,
         names=labels(report),
         heading=_heading(report),
@@ -65,11 +52,10 @@ def render(report: Report) -> str:
         tasks=list(dict.fromkeys(found.task for found in scatters)),
         shared=facts.shared(report),
         own=facts.own(report),
-        results=htmlsafe_json_dumps(record(report), ensure_ascii=False),
-        pairs=htmlsafe_json_dumps(_texts(report, scatters), ensure_ascii=False),
-        style=_part("page.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        results=house.for_script(record(report)),
+        pairs=house.for_script(_texts(report, scatters)),
+        BETTER=BETTER,
+        WORSE=WORSE,
     )
 
 
@@ -85,30 +71,6 @@ def colour(run: int) -> str:
 def shape(run: int) -> str:
     """The mark of a run, for those who do not see its colour; a circle for the baseline, four shapes in turn."""
     return f"s{run % 4}"
-
-
-def tick(value: float, *, signed: bool = False) -> str:
-    """The number at a tick, as short as it gets.
-
-    >>> tick(20.0, signed=True), tick(0.0, signed=True), tick(0.5)
-    ('+20', '0', '0.5')
-    """
-    return f"{value:{'+' if signed and value else ''}g}".replace("-", "\N{MINUS SIGN}")
-
-
-@cache
-def _template() -> Template:
-    house = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    house.filters |= {each.__name__: each for each in (colour, interval, mark, points, shape, tick)}
-    house.globals |= {"BETTER": BETTER, "WORSE": WORSE}
-    return house.get_template("page.html.jinja")
-
-
-def _part(name: str) -> Markup:
-    """A file of the page that goes in as it is."""
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
 
 
 def _heading(report: Report) -> str:

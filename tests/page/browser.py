@@ -9,6 +9,14 @@ from typing import Any
 
 import pytest
 
+HOSTILE = (
+    "<script>document.title = 'taken'</script>",
+    "</script><script>document.title = 'taken'</script>",
+    '"><img src="https://example.org/x" onerror="document.title = \'taken\'">',
+    "' onmouseover='document.title = 1' {{ 7 * 7 }} <!-- &lt; & \u2028",
+)
+"""Texts that are an attack on the page that shows them."""
+
 _OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -61,3 +69,23 @@ def requests(driver: Any) -> list[str]:
     """What was asked for since the last call, on the disk or the network."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+
+
+def values(driver: Any, column: int) -> list[float]:
+    """What the column of the score table holds, from top to bottom."""
+    script = (
+        "return [...document.querySelector('.scores tbody').rows].map(row => +row.cells[arguments[0]].dataset.value)"
+    )
+    return list(driver.execute_script(script, column))
+
+
+def sorts(driver: Any) -> list[str]:
+    return [heading.get_attribute("aria-sort") for heading in find_all(driver, ".scores thead th")]
+
+
+def find_all(driver: Any, selector: str) -> list[Any]:
+    return list(driver.find_elements("css selector", selector))
+
+
+def find(driver: Any, selector: str) -> Any:
+    return driver.find_element("css selector", selector)
