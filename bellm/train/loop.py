@@ -12,8 +12,9 @@ from typing import Any, SupportsFloat
 
 import torch
 
+from bellm.backbone import adapters
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, NoOpWarning
+from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.train import checkpoint
 from bellm.train.adaptation import opened_at
 from bellm.train.batches import Batches
@@ -43,6 +44,7 @@ def train(
     *,
     checkpoint_every: int = 50,
     progress: Progress | None = None,
+    until: int | None = None,
 ) -> Encoder:
     """Train an encoder, or go on where training in this folder was stopped.
 
@@ -56,12 +58,15 @@ def train(
         output: Folder for the encoder, the record of each step and the checkpoint.
         checkpoint_every: Steps after which the state is written.
         progress: Called after every step.
+        until: Pause after this step. The state is kept, and the same call with a later step or none goes on as if there
+            had been no pause.
 
     Returns:
-        The encoder with the best weights, or the last where nothing scores them, as it is saved in `output/model`.
+        The encoder with the best weights, or the last where nothing scores them, as it is saved in `output/model`; at a
+        pause the encoder as it stands.
 
     Raises:
-        SourceError: The folder holds another run, or is in use, or the disk refuses.
+        SourceError: The folder holds another run, or is in use or past the pause, or the disk refuses.
         BellmError: The recipe does not suit the data, or the gradient is no longer a number.
         Interrupted: Ctrl-C or a polite kill; the state was written.
     """
@@ -69,6 +74,9 @@ def train(
     recipe = replace(recipe, sharded=recipe.sharded and processes.world > 1)
     batches = Batches(sources, recipe.batch_size, recipe.seed)
     total = num_steps(batches.per_epoch, recipe)
+    stop = total if until is None else min(until, total)
+    if stop < total and recipe.sharded:
+        raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
     described = {**recipe.described(), "data": batches.described(), "steps": total}
     with resumable(output), processes.relied_on(), ExitStack() as held:
 
@@ -79,8 +87,12 @@ def train(
 
         if not processes.from_first(begin):
             run = _Run(recipe, batches, output, total, processes)
-            run.go(checkpoint_every, progress)
+            run.go(stop, checkpoint_every, progress)
+            if stop < total:
+                return run.standing()
             run.finish(described)
+        elif stop < total:
+            raise _past(output, total, stop)
         place = {name: recipe.settings[name] for name in _PLACE & set(recipe.settings)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoOpWarning)  # It was said at the start.
@@ -117,15 +129,17 @@ class _Run:
             self.state = checkpoint.load(output / CHECKPOINT, self.parameters, self.optimiser)
         self.metrics = processes.from_first(partial(Metrics, output / METRICS, self.state["step"]))
 
-    def go(self, checkpoint_every: int, progress: Progress | None) -> None:
-        """Take the steps that are left."""
+    def go(self, stop: int, checkpoint_every: int, progress: Progress | None) -> None:
+        """Take the steps that are left up to `stop`."""
+        if self.state["step"] > stop:
+            raise _past(self.output, self.state["step"], stop)
         with until_asked() as asked:
-            while self.state["step"] < self.total and not self._out_of_patience():
+            while self.state["step"] < stop and not self._out_of_patience():
                 record = self._step(self.state["step"])
                 record["dev"] = self._score()
                 self.state = self.processes.from_first(partial(self._note, record, progress))
                 step, stops = self.state["step"], self.processes.any(asked)
-                if step % checkpoint_every == 0 or step == self.total or stops:
+                if step % checkpoint_every == 0 or step == stop or stops:
                     checkpoint.save(
                         self.output / CHECKPOINT, self.parameters, self.optimiser, self.state, self.processes
                     )
@@ -133,6 +147,12 @@ class _Run:
                     raise Interrupted(
                         f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
                     )
+
+    def standing(self) -> Encoder:
+        """The encoder with the last weights, its adapters in them as when a saved one is loaded."""
+        encoder = finished(self.encoder, self.recipe)
+        encoder.model = adapters.merge(encoder.model)
+        return encoder
 
     def finish(self, described: Mapping[str, Any]) -> None:
         """Write the encoder."""
@@ -209,6 +229,10 @@ class _Run:
     def _out_of_patience(self) -> bool:
         patience, since = self.recipe.patience, self.state["step"] - self.state["best_step"]
         return patience is not None and since >= patience * self.recipe.dev_every
+
+
+def _past(output: Path, step: int, stop: int) -> SourceError:
+    return SourceError(f"{output} is at step {step}, past the pause after {stop}. Choose another folder, or remove it.")
 
 
 def _scored(dev: Callable[[Encoder], SupportsFloat], encoder: Encoder) -> tuple[float, list[float | None]]:

@@ -63,11 +63,21 @@ def agree(output: Path, described: Mapping[str, Any]) -> None:
     if not kept:
         (output / BEST).unlink(missing_ok=True)
         durable.write(path, (json.dumps(plain, indent=1) + "\n").encode())
-    elif other := [name for name in plain if known.get(name) != plain[name]]:
+    else:
+        refuse_other(output, "run", known, plain)
+
+
+def refuse_other(output: Path, what: str, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Make sure that what a folder is known to hold is what is wanted there.
+
+    Raises:
+        SourceError: Something is different.
+    """
+    if other := [name for name in wanted if known.get(name) != wanted[name]]:
         name = other[0]
         raise SourceError(
-            f"{output} holds a run with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
-            f"{_short(plain[name])}). Choose another folder, or remove it."
+            f"{output} holds a {what} with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
+            f"{_short(wanted[name])}). Choose another folder, or remove it."
         )
 
 

@@ -368,6 +368,31 @@ def test_what_is_no_number_ends_training(recipe: Recipe, tmp_path: Path) -> None
     assert not (tmp_path / "out" / CHECKPOINT).exists()
 
 
+def test_a_paused_run_goes_on_as_if_there_had_been_no_pause(recipe: Recipe, tmp_path: Path) -> None:
+    longer, texts = replace(recipe, max_steps=6, epochs=9), ["A heron waits."]
+    whole = run(longer, tmp_path / "whole").encode(texts)
+    paused = [run(longer, tmp_path / "out", until=step).encode(texts) for step in (2, 2, 5)]
+    assert step_of(tmp_path / "out" / CHECKPOINT) == 5
+    np.testing.assert_array_equal(paused[0], paused[1])
+    assert len(records(tmp_path / "out")) == 5
+    assert not (tmp_path / "out" / MODEL).exists()
+    with pytest.raises(SourceError, match="out is at step 5, past the pause after 2"):
+        run(longer, tmp_path / "out", until=2)
+    np.testing.assert_array_equal(run(longer, tmp_path / "out", until=6).encode(texts), whole)
+    assert (tmp_path / "out" / MODEL).exists()
+    with pytest.raises(SourceError, match="out is at step 6, past the pause after 5"):
+        run(longer, tmp_path / "out", until=5)
+
+
+def test_a_paused_encoder_has_the_weights_of_a_saved_one(recipe: Recipe, tmp_path: Path) -> None:
+    constant, texts = replace(recipe, schedule="constant", warmup=0, epochs=9), ["A heron waits."]
+    for tuning in (Lora(rank=2), Lora(rank=2, merged=False), Full()):
+        out = tmp_path / repr(tuning)
+        saved = run(replace(constant, tuning=tuning, max_steps=2), out / "short").encode(texts)
+        paused = run(replace(constant, tuning=tuning, max_steps=4), out / "long", until=2).encode(texts)
+        np.testing.assert_array_equal(paused, saved)
+
+
 def test_a_folder_that_cannot_be_made(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SourceError, match="file/out cannot be written: Not a directory"):
