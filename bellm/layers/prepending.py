@@ -1,0 +1,126 @@
+"""An encoder that reads with Token Prepending (Fu et al. 2025, arXiv 2412.11556).
+
+It is no setting of `Encoder`: its rows have one token more, it cannot share states of common beginnings, and what it
+does is no property of a layer that `bellm` could save, prove and train.
+
+Shapes: N texts, D width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from bellm import folder
+from bellm.backbone.prepending import PLACEHOLDER, prepended
+from bellm.directions import describe
+from bellm.encoder import Encoder, check_texts
+from bellm.engine.embed import Encoded, embed
+from bellm.engine.plan import windows
+from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
+from bellm.errors import DirectionError
+from bellm.types import Role, Vectors
+
+
+class Prepending:
+    """A causal encoder whose text is preceded by a placeholder, through which each token is told of all the others.
+
+    It embeds (`bellm.evaluate.subject.Embeds`): `Subject.of(Prepending(encoder, 8))` is ready for evaluation. Batches
+    are padded; prompt, pooling, layer and `max_tokens` are the encoder's. The mean over all tokens counts the
+    placeholder as it counts the prompt's tokens; `mean-text` leaves both out.
+
+    Where the paper and its code (github.com/fuyuchenIfyw/token_prepending) leave something to chance or choice:
+
+    - Their placeholder is a token added to the vocabulary, with random numbers that only the first layer sees. Here it
+      is the token that stands for an empty text (BOS, where there is one): nothing is added, and nothing is random.
+    - It stands right before the text's first token; in their prompts before the quotation mark that opens the text. A
+      prompt should stand before it: as the very first token of a row it takes the place that many models rest their
+      attention on, and with `raw` and no BOS little is left of SmolLM2's vectors.
+    - Their depths are 7 for Llama-2-7B, 6 for Qwen2-7B and Gemma-2-9B, 3 for Llama-3-8B.
+    - They pool a lower state than the last, chosen for each model; the encoder's `layer` does so here.
+    """
+
+    def __init__(self, encoder: Encoder, depth: int) -> None:
+        """Share the encoder's weights.
+
+        Args:
+            encoder: A causal one.
+            depth: The last layer, counted from 1, before which the placeholder is given the last token's state.
+
+        Raises:
+            DirectionError: The encoder has open layers, or no such layer.
+        """
+        if encoder.settings.bidirectional:
+            raise DirectionError(
+                f"Token Prepending is for a causal model, and layers {describe(encoder.settings.bidirectional)} are "
+                "open. Take encoder.replace(bidirectional='none')."
+            )
+        self._encoder = encoder
+        self._pad_id = stand_in(encoder.tokenizer)
+        self._model = prepended(encoder.model, depth, self._pad_id)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts, in their order, float32 (N, D).
+
+        A text without tokens of its own has nothing to precede and is embedded as by the encoder.
+
+        Raises:
+            BellmError: `texts` is not a list of strings, or the prompt leaves no room for text.
+
+        Warns:
+            TruncationWarning: Texts were cut; the placeholder takes one of `max_tokens`.
+        """
+        return self._encode(texts, "text")
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        """Embed queries, with the prompt's query template where it has one; see `encode`."""
+        return self._encode(texts, "query")
+
+    def encode_document(self, texts: Sequence[str]) -> Vectors:
+        """Embed documents, with the prompt's document template where it has one; see `encode`."""
+        return self._encode(texts, "document")
+
+    def encode_counted(self, texts: Sequence[str], *, role: Role = "text") -> Encoded:
+        """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
+        check_texts(texts)
+        settings = self._encoder.settings
+        vectors = [np.empty((0, self._encoder.dim), dtype=np.float32)]
+        num_tokens = num_truncated = 0
+        with tqdm(disable=True) as bar:
+            for part in windows(texts):
+                tokens = self.tokenise(part, role)
+                found = embed(
+                    self._model,
+                    tokens,
+                    packed=None,
+                    pooling=settings.pooling,
+                    layer=settings.layer,
+                    max_batch_tokens=None,
+                    pad_id=self._pad_id,
+                    bar=bar,
+                )
+                vectors.append(found)
+                num_tokens += sum(map(len, tokens.ids))
+                num_truncated += tokens.num_truncated
+        return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
+
+    def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
+        """Token ids as the encoder has them, with `PLACEHOLDER` before the first that belongs to the text."""
+        settings = self._encoder.settings
+        template = settings.prompt.template_for(role)
+        tokens = tokenise(self._encoder.tokenizer, texts, template, settings.max_tokens - 1)
+        rows, spans = [], []
+        for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True):
+            has_text = start < end
+            rows.append([*ids[:start], PLACEHOLDER, *ids[start:]] if has_text else ids)
+            spans.append((start + has_text, end + has_text))
+        return Tokens(rows, spans, tokens.num_truncated)
+
+    def fingerprint(self) -> Vectors:
+        """Vectors of a few fixed texts: what tells this encoder from any other."""
+        return self.encode_counted(folder.FINGERPRINT_TEXTS).vectors
+
+    def _encode(self, texts: Sequence[str], role: Role) -> Vectors:
+        encoded = self.encode_counted(texts, role=role)
+        warn_of_cuts(encoded.num_truncated, len(texts), self._encoder.settings.max_tokens)
+        return encoded.vectors
