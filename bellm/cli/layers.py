@@ -46,10 +46,10 @@ def layers(
 
     Drops layers from the top, as the paper does, and looks for the point where
     the score breaks away. Then opens layers one by one, the first and last few,
-    the middle and every second, and compares each with the causal model on the
-    same pairs; p-values are corrected for the number of maps tried. The answer
-    may be that no map beats causal, and hangs on prompt and pooling: ask again
-    with others. Vectors are kept: the same command goes on where it was stopped.
+    the middle and every second, tries Token Prepending, which opens none, and
+    compares each with the causal model on the same pairs; p-values are corrected
+    for the number tried. The answer may be that nothing beats causal, and hangs on
+    prompt and pooling: ask again with others. Vectors are kept: the same command goes on where it was stopped.
 
     Example: bellm layers smollm2 --dev STSBenchmark-dev -o layers/
 

@@ -12,7 +12,7 @@ from bellm.evaluate.sets.pairs import Pairs
 from bellm.facts import facts
 from bellm.layers.degradation import Degradation, degrade
 from bellm.layers.profile import Profile, profile
-from bellm.layers.search import Search, maps_of, search
+from bellm.layers.search import Search, depths_of, maps_of, search
 from bellm.layers.verdict import turn, verdict
 
 DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
@@ -66,6 +66,8 @@ def find(
 ) -> Finding:
     """Draw the degradation curve and each layer's profile, then try maps of open layers, the paper's rule among them.
 
+    Token Prepending, backward flow without an open layer, is judged beside the maps.
+
     The cosines of the curve and the vectors of the maps are kept, so that a second run is quick and an interrupted one
     goes on.
 
@@ -88,7 +90,8 @@ def find(
     more = [degradation.rule] if degradation.rule else []
     progress("looking at layers", 0, 1)
     layers = profile(encoder, texts[:: -(-len(texts) // PROFILED)])
-    found = search(encoder, dev, maps_of(encoder, more), cache, seed=seed, progress=progress)
+    maps, depths = maps_of(encoder, more), depths_of(encoder)
+    found = search(encoder, dev, maps, cache, depths=depths, seed=seed, progress=progress)
     return Finding(degradation, layers, found)
 
 

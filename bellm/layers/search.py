@@ -1,4 +1,4 @@
-"""Which map of open layers scores best on a development set, untrained.
+"""Which map of open layers scores best on a development set, untrained; Token Prepending is judged beside the maps.
 
 Shapes: N texts, D width.
 """
@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bellm import directions
+from bellm import directions, folder
 from bellm.backbone.layers import layers_of
 from bellm.encoder import Encoder
 from bellm.evaluate import statistics
+from bellm.evaluate.cache import Cache
 from bellm.evaluate.results import Difference, Outcome, Score
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.sources import of_encoder
 from bellm.evaluate.statistics import Estimate
+from bellm.evaluate.subject import Subject, View
+from bellm.facts import identity
+from bellm.layers.prepending import Prepending
 from bellm.tensors.similarity import normalise
 from bellm.types import Vectors
 
@@ -25,29 +29,39 @@ CAUSAL, ALL = "none", "all"
 Maps = Mapping[str, tuple[int, ...]]
 """Maps in the grammar of `bellm.directions`, and the layers that they open."""
 
+_DEPTHS = (4, 8)
 _DECIMALS = 2  # Of points; scores that agree so far are equal.
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A map, and what opening its layers does."""
+    """A map and what opening its layers does, or Token Prepending, which opens none."""
 
     bidirectional: str
     open_layers: tuple[int, ...]
     score: Score
     over_causal: Difference
-    """To no open layers; the p-value is corrected for the number of maps."""
+    """To no open layers; the p-value is corrected for the number of candidates."""
     over_all: Difference
     """To all layers open; the p-value is corrected likewise."""
     moved: float
     """Mean of 1 - cosine between a text's vector and its causal vector."""
     no_op: str | None
     """Why it cannot change the vectors, if so: it is scored as the causal model that it is."""
+    prepending: int = 0
+    """Depth of Token Prepending (see `bellm.layers.prepending`); 0 for a map."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is the model as it comes: nothing open, nothing prepended."""
+        return not self.open_layers and not self.prepending
 
     @property
     def name(self) -> str:
-        """What to call it: `causal`, `layer 12`, or the map."""
-        if not self.open_layers:
+        """What to call it: `causal`, `layer 12`, the map, or `prepending:8`."""
+        if self.prepending:
+            return _prepending(self.prepending)
+        if self.is_causal:
             return "causal"
         return f"layer {self.bidirectional}" if self.bidirectional.isdigit() else self.bidirectional
 
@@ -70,12 +84,12 @@ class Search:
         """The candidate that opens the layers of a map."""
         (openable,) = (one.open_layers for one in self.candidates if one.bidirectional == ALL)
         wanted = set(directions.parse(bidirectional, self.num_layers)) & set(openable)
-        return next(one for one in self.candidates if set(one.open_layers) == wanted)
+        return next(one for one in self.candidates if set(one.open_layers) == wanted and not one.prepending)
 
     @property
     def tested(self) -> tuple[Candidate, ...]:
-        """All maps that can differ from the causal model, best first."""
-        return tuple(one for one in self.candidates if one.open_layers and not one.no_op)
+        """All candidates that can differ from the causal model, best first."""
+        return tuple(one for one in self.candidates if not one.is_causal and not one.no_op)
 
 
 def maps_of(encoder: Encoder, more: Sequence[str] = ()) -> Maps:
@@ -95,62 +109,96 @@ def maps_of(encoder: Encoder, more: Sequence[str] = ()) -> Maps:
     return {spec: layers for layers, spec in found.items()}
 
 
+def depths_of(encoder: Encoder) -> tuple[int, ...]:
+    """The depths of Token Prepending to try: 4 and 8 layers, as far as there are so many.
+
+    Its authors' code takes 7 of 32 layers, 6 of 28 and 42, and 3 of 32. Few are tried, because each candidate makes the
+    correction harsher for all.
+    """
+    return tuple(sorted({min(depth, encoder.num_layers) for depth in _DEPTHS} - {1}))
+
+
 def search(
     encoder: Encoder,
     pairs: Pairs,
     maps: Maps,
     cache: Path,
     *,
+    depths: Sequence[int] = (),
     resamples: int = 4000,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Search:
-    """Score every map and compare it with the causal model and with all layers open.
+    """Score every candidate and compare it with the causal model and with all layers open.
 
     Args:
         encoder: Whose weights, prompt, pooling and reading are used.
         pairs: Development set.
         maps: What to try; no open layers first, and all among the others.
         cache: Folder that keeps vectors; `bellm evaluate` shares it.
+        depths: Depths of Token Prepending to try besides.
         resamples: Bootstrap replicates. No p-value is below 1 / resamples, and the correction multiplies it by up to
-            the number of maps.
+            the number of candidates.
         seed: Of the bootstrap.
-        progress: Told which map is next, how many are done, and how many there are.
+        progress: Told which candidate is next, how many are done, and how many there are.
     """
     assert next(iter(maps)) == CAUSAL
-    no_ops = {spec: _no_op(encoder, layers) for spec, layers in maps.items()}
+    depth_of = {_prepending(depth): depth for depth in depths}
+    tried: Maps = {**maps, **dict.fromkeys(depth_of, ())}
+    no_ops = {name: _no_op(encoder, layers) for name, layers in tried.items()}
     texts = list(dict.fromkeys((*pairs.left, *pairs.right)))
     outcomes: dict[str, Outcome] = {}
     moved: dict[str, float] = {}
     causal_ND: Vectors | None = None
-    for number, (spec, layers) in enumerate(maps.items()):
-        progress(spec, number, len(maps))
-        if not no_ops[spec]:
-            subject = of_encoder(encoder.replace(bidirectional=layers), spec, cache)
-            outcomes[spec] = score_pairs(subject, pairs)
+    for number, (name, layers) in enumerate(tried.items()):
+        progress(name, number, len(tried))
+        if not no_ops[name]:
+            opened = encoder.replace(bidirectional=layers)
+            subject = (
+                _with_prepending(opened, depth_of[name], cache) if name in depth_of else of_encoder(opened, name, cache)
+            )
+            outcomes[name] = score_pairs(subject, pairs)
             vectors_ND = subject.vectors(texts)
             causal_ND = vectors_ND if causal_ND is None else causal_ND
-            moved[spec] = _moved(vectors_ND, causal_ND)
+            moved[name] = _moved(vectors_ND, causal_ND)
     estimates = {
-        spec: statistics.estimate(outcome.items_N, outcome.gold_N, resamples=resamples, seed=seed)
-        for spec, outcome in outcomes.items()
+        name: statistics.estimate(outcome.items_N, outcome.gold_N, resamples=resamples, seed=seed)
+        for name, outcome in outcomes.items()
     }
-    same = {spec: CAUSAL if reason else spec for spec, reason in no_ops.items()}
+    same = {name: CAUSAL if reason else name for name, reason in no_ops.items()}
     over_causal, over_all = _over(estimates, CAUSAL), _over(estimates, same[ALL])
     found = [
         Candidate(
-            bidirectional=spec,
+            bidirectional=CAUSAL if name in depth_of else name,
             open_layers=layers,
-            score=statistics.score_of(outcomes[same[spec]], estimates[same[spec]]),
-            over_causal=over_causal[same[spec]],
-            over_all=over_all[same[spec]],
-            moved=moved[same[spec]],
-            no_op=no_ops[spec],
+            score=statistics.score_of(outcomes[same[name]], estimates[same[name]]),
+            over_causal=over_causal[same[name]],
+            over_all=over_all[same[name]],
+            moved=moved[same[name]],
+            no_op=no_ops[name],
+            prepending=depth_of.get(name, 0),
         )
-        for spec, layers in maps.items()
+        for name, layers in tried.items()
     ]
-    order = sorted(found, key=lambda one: (-round(one.score.value, _DECIMALS), len(one.open_layers)))
+    order = sorted(found, key=lambda one: (-round(one.score.value, _DECIMALS), len(one.open_layers), one.prepending))
     return Search(pairs.name, encoder.num_layers, tuple(order))
+
+
+def _prepending(depth: int) -> str:
+    return f"prepending:{depth}"
+
+
+def _with_prepending(encoder: Encoder, depth: int, cache: Path) -> Subject:
+    prepending = Prepending(encoder, depth)
+    name = _prepending(depth)
+    view = View(
+        encoder.settings.prompt.template,
+        lambda texts: prepending.encode_counted(texts).vectors,
+        lambda texts: prepending.tokenise(texts).num_truncated,
+    )
+    tolerance = folder.tolerance(encoder.dtype_name, encoder.dtype_name)
+    kept = Cache(cache, f"{identity(encoder)} {name}", prepending.fingerprint(), tolerance)
+    return Subject(name, {"text": view}, cache=kept)
 
 
 def _specs(num_layers: int) -> Iterator[str]:

@@ -37,13 +37,15 @@ def curve(degradation: Degradation, profile: Profile) -> Table:
 
 
 def candidates(search: Search) -> Table:
-    """All maps, best first."""
+    """All candidates, best first."""
     caption = (
         f"{_PLUS_MINUS} Differences to causal with their 95 % interval; p after Holm's correction for "
-        f"{len(search.tested)} maps, triangles where it is below {SIGNIFICANT}. Moved: mean of 1 - cosine to the "
+        f"{len(search.tested)} candidates, triangles where it is below {SIGNIFICANT}. Moved: mean of 1 - cosine to the "
         "causal vector."
     )
-    table = _table("open layers", "score", "over causal", "interval", "p", "over all", "moved", caption=caption)
+    if any(one.prepending for one in search.candidates):
+        caption += " prepending:K is Token Prepending in the first K layers of the causal model; no layer is open."
+    table = _table("candidate", "score", "over causal", "interval", "p", "over all", "moved", caption=caption)
     for one in search.candidates:
         table.add_row(one.name, _with_half(one.score), *_against(one), f"{one.moved:.4f}", style=_style(one))
     return table
@@ -62,7 +64,7 @@ def _table(first: str, *others: str, caption: str) -> Table:
 
 def _against(one: Candidate) -> tuple[str, ...]:
     over_all = points(one.over_all.value, signed=True)
-    if not one.open_layers:
+    if one.is_causal:
         return "", "", "", over_all
     if one.no_op:
         return "0.0", "no-op", "", over_all
@@ -71,7 +73,7 @@ def _against(one: Candidate) -> tuple[str, ...]:
 
 
 def _style(one: Candidate) -> str:
-    return "bold" if not one.open_layers else "dim" if one.no_op else ""
+    return "bold" if one.is_causal else "dim" if one.no_op else ""
 
 
 def _with_half(score: Score) -> str:

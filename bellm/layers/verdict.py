@@ -3,29 +3,29 @@
 from bellm.evaluate.results import Difference
 from bellm.evaluate.tables import SIGNIFICANT, interval, points
 from bellm.layers.degradation import Degradation
-from bellm.layers.search import Search
+from bellm.layers.search import Candidate, Search
 
 
 def verdict(search: Search) -> str:
-    """Which map is best, and whether it beats the causal model; and which maps can do nothing.
+    """Which candidate is best, and whether it beats the causal model; and which maps can do nothing.
 
     The interval is that of the one comparison; the p-value is corrected for all. A winner among many owes part of its
     lead to luck on these very pairs.
     """
     if not search.tested:
-        return f"No map can change these vectors. {_no_ops(search)}".strip()
+        return f"No candidate can change these vectors. {_no_ops(search)}".strip()
     best = search.tested[0]
     gain = _gain(best.over_causal)
     if best.over_causal.value > 0 and best.over_causal.p_value < SIGNIFICANT:
         said = (
             f"Best on {search.task} is {best.name}: {points(best.score.value)}, {gain}, corrected for "
-            f"{len(search.tested)} maps. Open it with --bidirectional {best.bidirectional}; it was chosen on these "
-            "pairs, so score it on others before you believe its lead."
+            f"{len(search.tested)} candidates. {_how_to(best)}; it was chosen on these pairs, so score it on others "
+            "before you believe its lead."
         )
     else:
         said = (
-            f"No map beats causal on {search.task}, which scores {points(search.causal.score.value)}. The best, "
-            f"{best.name}, is {gain}, corrected for {len(search.tested)} maps."
+            f"No candidate beats causal on {search.task}, which scores {points(search.causal.score.value)}. The best, "
+            f"{best.name}, is {gain}, corrected for {len(search.tested)} candidates."
         )
     return f"{said} {_no_ops(search)}".strip()
 
@@ -50,6 +50,16 @@ def p_value(value: float) -> str:
     ('0.041', '< 0.001')
     """
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+
+
+def _how_to(best: Candidate) -> str:
+    if not best.prepending:
+        return f"Open it with --bidirectional {best.bidirectional}"
+    return (
+        "It opens no layer: before each of the layers 2 to "
+        f"{best.prepending}, a placeholder in front of the text is given the last token's state (Token Prepending). "
+        f"Use it from Python, as bellm.layers.prepending.Prepending(encoder, {best.prepending})"
+    )
 
 
 def _gain(difference: Difference) -> str:

@@ -37,7 +37,10 @@ def test_tables_and_record(tiny_folder: Path) -> None:
     assert found["dev"] == "STSBenchmark-dev"
     assert len(found["degradation"]["scores"]) == 4
     assert found["degradation"]["turning"]["depth"] is None
-    maps = {one["bidirectional"]: one for one in found["candidates"]}
+    [prepending] = [one for one in found["candidates"] if one["prepending"]]
+    assert (prepending["bidirectional"], prepending["open_layers"], prepending["prepending"]) == ("none", [], 4)
+    assert "prepending:4" in result.stdout
+    maps = {one["bidirectional"]: one for one in found["candidates"] if not one["prepending"]}
     assert next(iter(maps)) in {"none", "all", "last:2", "first:1", "first:2", "1", "every:2", "2", "last:1"}
     assert maps["last:1"]["over_causal"]["value"] == 0.0
     assert maps["last:1"]["score"] == maps["none"]["score"]
@@ -50,7 +53,7 @@ def test_tables_and_record(tiny_folder: Path) -> None:
 def test_scores_are_those_of_evaluate(tiny_folder: Path) -> None:
     options = ("--data=data", "--pooling=mean", "--prompt=raw", "--json")
     found = json.loads(bellm("layers", tiny_folder, "-o", "out", *options).stdout)
-    scores = {one["bidirectional"]: one["score"]["value"] for one in found["candidates"]}
+    scores = {one["bidirectional"]: one["score"]["value"] for one in found["candidates"] if not one["prepending"]}
     source = f"{tiny_folder}?bidirectional=first:2"
     evaluated = bellm("evaluate", source, "--tasks=STSBenchmark-dev", "-o", "report", *options)
     assert json.loads(evaluated.stdout)["scores"]["STSBenchmark-dev"]["value"] == pytest.approx(

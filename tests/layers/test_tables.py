@@ -63,4 +63,21 @@ def test_candidates_say_what_they_are() -> None:
     assert found[4].startswith(
         f"all 70.0 \N{PLUS-MINUS SIGN} 2.0 \N{BLACK DOWN-POINTING TRIANGLE} {minus}10.0 {minus}12.0 to {minus}8.0 0.040"
     )
-    assert "correction for 2 maps" in " ".join(found)
+    assert "correction for 2 candidates" in " ".join(found)
+    assert "prepending" not in " ".join(found)
+
+
+def test_prepending_has_a_row_and_is_explained() -> None:
+    score, better, same = Score("", 70, 68, 72, 9), Difference(10, 8, 12, 0.0004), Difference(0, 0, 0, 1)
+    rows = (
+        Candidate("none", (), score, better, better, 0.125, None, prepending=8),
+        Candidate("all", tuple(range(30)), score, same, same, 0.5, None),
+        Candidate("none", (), score, same, same, 0, None),
+    )
+    found = lines(candidates(Search("T", 30, rows)))
+    assert found[0].startswith("candidate score")
+    assert found[1] == "prepending:8 70.0 \N{PLUS-MINUS SIGN} 2.0 \N{BLACK UP-POINTING TRIANGLE} +10.0 " + (
+        "8.0 to 12.0 < 0.001 +10.0 0.1250"
+    )
+    assert found[3].startswith("causal 70.0")
+    assert "prepending:K is Token Prepending in the first K layers" in " ".join(found)
