@@ -5,7 +5,9 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
+from tests.page.browser import chromium
 
 CORPUS = (
     "A heron stands in the shallow water and waits for a fish.",
@@ -80,3 +83,10 @@ def tiny_folder(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tiny") / "encoder"
     tiny_encoder.save(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser without a window."""
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,7 @@ from bellm.evaluate.page import write_page
 from bellm.evaluate.record import record
 from bellm.evaluate.results import Outcome, Report
 from tests.evaluate.reports import TRANSFER, report
-from tests.page.browser import HOSTILE, chromium, complaints, find, find_all, requests, sorts, values, visit
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
+from tests.page.browser import HOSTILE, complaints, find, find_all, requests, sorts, values, visit
 
 
 def open_page(driver: Any, folder: Path, found: Report, **screen: Any) -> None:

@@ -71,12 +71,26 @@ def requests(driver: Any) -> list[str]:
     return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
 
 
-def values(driver: Any, column: int) -> list[float]:
-    """What the column of the score table holds, from top to bottom."""
-    script = (
-        "return [...document.querySelector('.scores tbody').rows].map(row => +row.cells[arguments[0]].dataset.value)"
-    )
-    return list(driver.execute_script(script, column))
+def values(driver: Any, column: int, table: str = ".scores") -> list[float]:
+    """What a column of a table holds, from top to bottom."""
+    script = """
+      const [column, table] = arguments;
+      return [...document.querySelector(table).tBodies[0].rows].map(row => +row.cells[column].dataset.value);
+    """
+    return list(driver.execute_script(script, column, table))
+
+
+def overlaps(driver: Any, selector: str) -> list[tuple[str, str]]:
+    """Words of different elements that lie on each other, of those that are seen."""
+    script = """
+      const boxes = [...document.querySelectorAll(arguments[0])].filter(one => one.checkVisibility({visibilityProperty: true}))
+        .map(one => [one.textContent.trim(), one.getBoundingClientRect()]);
+      const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+      return boxes.flatMap(([words, box], at) => boxes.slice(at + 1)
+        .filter(([_, other]) => meet(box, other)).map(([others]) => [words, others]));
+    """
+    return [tuple(pair) for pair in driver.execute_script(script, selector)]
 
 
 def sorts(driver: Any) -> list[str]:
