@@ -1,0 +1,69 @@
+"""Findings of planted numbers, in the shape that the finder gives."""
+
+from bellm.evaluate.results import Difference, Score
+from bellm.layers.degradation import Degradation
+from bellm.layers.finder import Finding
+from bellm.layers.profile import Profile
+from bellm.layers.search import Candidate, Search
+from bellm.layers.turning import Turning
+
+LAYERS = 12
+TURNING = Turning(8, 7, 10, 0.004)
+
+
+def finding(*, turning: Turning = TURNING, task: str = "STSBenchmark-dev") -> Finding:
+    """What might be found of 12 layers, of which layer 3 has no attention and that of layer 5 cannot be measured.
+
+    Opening layer 2 alone is better than causal, layer 0 alone and all layers worse; `last:1` is a no-op.
+    """
+    scores = tuple(score(20 + 5 * min(kept, 8)) for kept in range(1, LAYERS + 1))
+    ahead = tuple(None if layer in {3, 5} else 40 - 2.5 * layer for layer in range(LAYERS))
+    profile = Profile(200, tuple(10.0 + layer**1.5 for layer in range(LAYERS)), ahead)
+    singles = [
+        candidate("first:1", (0,), -6, 0.002),
+        candidate("2", (2,), 2.5, 0.01),
+        *(candidate(str(layer), (layer,), 0.2 * (6 - layer), 0.7) for layer in (1, *range(4, LAYERS - 1))),
+    ]
+    openable = tuple(layer for layer in range(LAYERS) if layer != 3)
+    others = [
+        candidate("none", (), 0, 1),
+        candidate("last:1", (LAYERS - 1,), 0, 1, no_op="The last token sees all of them already."),
+        candidate("last:2", (10, 11), 0.6, 0.3),
+        candidate("last:4", (8, 9, 10, 11), 1.0, 0.2),
+        candidate("first:2", (0, 1), -14, 0.0004),
+        candidate("every:2", openable[1::2], -4, 0.03),
+        candidate("all", openable, -30, 0.0004),
+    ]
+    candidates = sorted([*singles, *others], key=lambda one: -one.score.value)
+    return Finding(Degradation(scores, turning), profile, Search(task, LAYERS, tuple(candidates)))
+
+
+def score(value: float) -> Score:
+    """A score on 400 pairs, with an interval that is a little longer below."""
+    return Score("Spearman of cosine", value, value - 3, value + 2, 400)
+
+
+def candidate(
+    bidirectional: str, layers: tuple[int, ...], gain: float, p_value: float, no_op: str | None = None
+) -> Candidate:
+    """A candidate that is better than causal, which reaches 60 points, by some points."""
+    half = 0 if gain == 0 else 0.5 + abs(gain) / 4
+    over_causal = Difference(gain, gain - half, gain + half, p_value)
+    over_all = Difference(gain + 30, gain + 27, gain + 33, 0.001)
+    moved = 0.0 if gain == 0 else 10 ** (abs(gain) / 8 - 4)
+    return Candidate(bidirectional, layers, score(60 + gain), over_causal, over_all, moved, no_op)
+
+
+def record_of(found: Finding, source: str = "models/heron") -> dict[str, object]:
+    """A record as `bellm layers` writes it, but for what the page does not read."""
+    facts = {"source": source, "prompt": "prompteol", "template": 'This sentence : "{text}" means:"', "pooling": "last"}
+    return {
+        "model": source,
+        "facts": facts,
+        "dev": found.search.task,
+        "seed": 0,
+        "versions": {"bellm": "0.4.0", "torch": "2.9.0"},
+        "verdict": found.verdict,
+        "candidates": [{"bidirectional": one.bidirectional} for one in found.search.candidates],
+        "seconds": 61.5,
+    }
