@@ -13,14 +13,16 @@ import typer
 from bellm import durable
 from bellm.cli import shell
 from bellm.cli.options import AsJson, ModelOptions, Source, takes_model
+from bellm.cli.train import read_data
 from bellm.errors import BellmError, SourceError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
     from bellm.evaluate.sets.pairs import Pairs
     from bellm.layers.finder import Finding
+    from bellm.train.dataset import Dataset
 
-RESULTS = "layers.json"
+RESULTS, RUNS = "layers.json", "runs"
 
 
 @takes_model
@@ -39,10 +41,21 @@ def layers(
         str | None,
         typer.Option(help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm.", show_default=False),
     ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also train the likeliest maps on these rows (see bellm train) and keep the better half, round by "
+            "round.",
+            show_default=False,
+        ),
+    ] = None,
+    train_steps: Annotated[int, typer.Option(min=1, help="Steps of the maps that come to the end.")] = 64,
+    train_batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
-    """Find out which layers to open, without training.
+    """Find out which layers to open, without training or after a little.
 
     Drops layers from the top, as the paper does, and looks for the point where
     the score breaks away. Then opens layers one by one, the first and last few,
@@ -51,20 +64,33 @@ def layers(
     for the number tried. The answer may be that nothing beats causal, and hangs on
     prompt and pooling: ask again with others. Vectors are kept: the same command goes on where it was stopped.
 
+    A model that was trained causal suffers from open layers until it is trained
+    with them. With --train some maps, causal and all open among them, get low-rank
+    adapters with the same data, seed and steps; how many steps in all is said first.
+
     Example: bellm layers smollm2 --dev STSBenchmark-dev -o layers/
 
     Example: bellm layers smollm2 --data data/ -o layers-mean/ --prompt raw --pooling mean
+
+    Example: bellm layers smollm2 -o layers-trained/ --train triplets.csv --train-steps 64
     """
     if options.bidirectional is not None:
         raise BellmError(f"bellm layers chooses the layers itself: leave out --bidirectional {options.bidirectional}.")
     folder = Path(output)
     _refuse_others(folder, source)
     started = time.monotonic()
+    sources = read_data([train]) if train else []
     pairs = _development_set(dev, data)
     encoder = dataclasses.replace(options, bidirectional="none").load(source)
-    with _progress() as progress:
+    with _progress("dropping layers") as progress:
         finding = _find(encoder, pairs, cache, progress)
-    found = _record(finding, source, encoder)
+    known = _facts(source, encoder)
+    del encoder  # Training loads its own.
+    if sources:
+        settings = {name: choice for name, choice in options.given().items() if name != "bidirectional"}
+        choices = {"settings": settings, "max_steps": train_steps, "batch_size": train_batch_size}
+        finding = _train(finding, source, choices, sources, pairs, folder / RUNS)
+    found = _record(finding, known)
     found["seconds"] = round(time.monotonic() - started, 1)
     durable.write(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     if as_json:
@@ -104,26 +130,52 @@ def _find(
     return find(encoder, pairs, Path(cache) if cache else default_folder(), progress=progress)
 
 
-def _record(finding: "Finding", source: str, encoder: "Encoder") -> dict[str, Any]:
+def _train(
+    finding: "Finding",
+    source: str,
+    choices: dict[str, Any],
+    sources: "list[tuple[Dataset, float]]",
+    pairs: "Pairs",
+    folder: Path,
+) -> "Finding":
+    from bellm.layers.halving import halve, plan
+    from bellm.train.recipe import Lora, Recipe
+
+    # Training is the same, and folders of large models stay small.
+    recipe = Recipe(model=source, tuning=Lora(merged=False), **choices)
+    planned = plan(finding.search, finding.degradation.rule, recipe)
+    typer.echo(f"{planned.budget}.", err=True)
+    with _progress("training") as progress:
+        return dataclasses.replace(finding, trained=halve(planned, recipe, sources, pairs, folder, progress=progress))
+
+
+def _facts(source: str, encoder: "Encoder") -> dict[str, Any]:
+    from bellm.facts import facts
+
+    return facts(source, encoder)
+
+
+def _record(finding: "Finding", known: dict[str, Any]) -> dict[str, Any]:
     from bellm.layers.finder import record
 
-    return record(finding, source, encoder)
+    return record(finding, known)
 
 
 def _show(finding: "Finding") -> None:
     from rich.console import Console
 
-    from bellm.layers.tables import candidates, curve
+    from bellm.layers.tables import candidates, curve, training
 
     console = Console()
-    for part in (curve(finding.degradation, finding.profile), candidates(finding.search)):
+    trained = [training(finding.trained)] if finding.trained else []
+    for part in (curve(finding.degradation, finding.profile), candidates(finding.search), *trained):
         console.print(part)
         console.print()
     console.print(finding.verdict, highlight=False, markup=False)
 
 
 @contextmanager
-def _progress() -> "Iterator[Callable[[str, int, int], None]]":
+def _progress(first: str) -> "Iterator[Callable[[str, int, int], None]]":
     """One bar, for people at a terminal."""
     from rich import progress
     from rich.console import Console
@@ -131,7 +183,7 @@ def _progress() -> "Iterator[Callable[[str, int, int], None]]":
     console = Console(stderr=True)
     columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
     with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("dropping layers", total=None)
+        bar = bars.add_task(first, total=None)
 
         def show(what: str, done: int, total: int) -> None:
             bars.update(bar, description=what, completed=done, total=total)

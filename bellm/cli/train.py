@@ -77,31 +77,39 @@ def train(
         "learning_rate": learning_rate,
         "dev_every": dev_every,
     }
+    sources = read_data(data)
+    from bellm.train.loop import train as run
+    from bellm.train.place import MODEL
+    from bellm.train.processes import Processes
+
+    recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
+    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
+        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
+    if Processes().first:
+        typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
+
+
+def read_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
+    """What to learn from, each source with its weight; tells of rows that are left out.
+
+    Raises:
+        SourceError: A source cannot be read, or training is not installed.
+    """
     with shell.working("reading the data"):
         try:
-            from bellm.train.loop import train as run
-            from bellm.train.place import MODEL
+            from bellm.train import loop  # noqa: F401 - it needs more than reading does
             from bellm.train.processes import Processes
             from bellm.train.reading import load
         except ImportError as error:
             raise SourceError(f"Training needs an extra ({error}): pip install 'bellm[train]'.") from error
-        sources = [(load(file), weight) for file, weight in map(_weighted, data)]
-        recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
+        sources = [(load(file), weight) for file, weight in map(_weighted, entries)]
         first = Processes().first
-    if first:
-        _tell_of_rejections([dataset for dataset, _ in sources])
-    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
-        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
-    if first:
-        typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
-
-
-def _tell_of_rejections(datasets: "Sequence[Dataset]") -> None:
-    for dataset in datasets:
+    for dataset, _ in sources if first else []:
         for rejection in dataset.rejections[:3]:
             typer.echo(f"note: {rejection.place}: {rejection.reason}", err=True)
         if dataset.num_rejected:
             typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
+    return sources
 
 
 def _weighted(entry: str) -> tuple[str, float]:

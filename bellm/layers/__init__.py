@@ -1,1 +1,1 @@
-"""Which layers to open: measured on a model, without training."""
+"""Which layers to open: measured on a model, without training or after a little."""

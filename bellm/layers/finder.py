@@ -1,19 +1,22 @@
-"""The layer finder: which layers of a model to open, by what can be measured without training."""
+"""The layer finder: which layers of a model to open, by what can be measured without training or after a little."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.sets.pairs import Pairs
-from bellm.facts import facts
+from bellm.facts import versions
 from bellm.layers.degradation import Degradation, degrade
 from bellm.layers.profile import Profile, profile
 from bellm.layers.search import Search, depths_of, maps_of, search
-from bellm.layers.verdict import turn, verdict
+from bellm.layers.verdict import trained, turn, verdict
+
+if TYPE_CHECKING:
+    from bellm.layers.halving import Halving
 
 DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
 """Sets of rated pairs by which layers may be chosen. All other tasks are what a choice is judged by."""
@@ -29,11 +32,16 @@ class Finding:
     degradation: Degradation
     profile: Profile
     search: Search
+    seed: int = 0
+    """Of the bootstrap."""
+    trained: "Halving | None" = None
+    """What came of training some of the maps, if that was asked for."""
 
     @property
     def verdict(self) -> str:
         """In plain sentences."""
-        return f"{verdict(self.search)}\n{turn(self.degradation, self.search)}"
+        untrained = f"{verdict(self.search)}\n{turn(self.degradation, self.search)}"
+        return f"{untrained}\n{trained(self.trained)}" if self.trained else untrained
 
 
 def development_set(name: str, data: Path | None = None) -> Pairs:
@@ -92,17 +100,25 @@ def find(
     layers = profile(encoder, texts[:: -(-len(texts) // PROFILED)])
     maps, depths = maps_of(encoder, more), depths_of(encoder)
     found = search(encoder, dev, maps, cache, depths=depths, seed=seed, progress=progress)
-    return Finding(degradation, layers, found)
+    return Finding(degradation, layers, found, seed)
 
 
-def record(finding: Finding, source: str, encoder: Encoder) -> dict[str, Any]:
-    """All of a finding for JSON."""
+def record(finding: Finding, known: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a finding for JSON.
+
+    Args:
+        finding: What was found.
+        known: `bellm.facts.facts` of the encoder.
+    """
     return {
-        "model": source,
-        "facts": facts(source, encoder),
+        "model": known["source"],
+        "facts": known,
         "dev": finding.search.task,
+        "seed": finding.seed,
+        "versions": versions(),
         "verdict": finding.verdict,
         "degradation": {**asdict(finding.degradation), "rule": finding.degradation.rule},
         "profile": asdict(finding.profile),
         "candidates": [asdict(one) for one in finding.search.candidates],
+        **({"trained": asdict(finding.trained)} if finding.trained else {}),
     }

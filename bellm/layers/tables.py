@@ -1,5 +1,7 @@
 """A finding as tables for a terminal."""
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from bellm.evaluate.results import Score
@@ -8,6 +10,9 @@ from bellm.layers.degradation import Degradation
 from bellm.layers.profile import Profile
 from bellm.layers.search import Candidate, Search
 from bellm.layers.verdict import p_value
+
+if TYPE_CHECKING:
+    from bellm.layers.halving import Halving
 
 _BAR = 20  # Characters of the longest bar.
 
@@ -48,6 +53,22 @@ def candidates(search: Search) -> Table:
     table = _table("candidate", "score", "over causal", "interval", "p", "over all", "moved", caption=caption)
     for one in search.candidates:
         table.add_row(one.name, _with_half(one.score), *_against(one), f"{one.moved:.4f}", style=_style(one))
+    return table
+
+
+def training(halving: "Halving") -> Table:
+    """Maps that were trained, those that came furthest first."""
+    caption = (
+        f"{_PLUS_MINUS} Differences to causal and to all open after as many steps; p after Holm's correction for "
+        f"{len(halving.maps) - 1} maps, triangles where it is below {SIGNIFICANT}."
+    )
+    table = _table("trained", "steps", "score", "over causal", "interval", "p", "over all", caption=caption)
+    for one in halving.maps:
+        last, gain = one.last, one.last.over_causal
+        against = [f"{mark(gain)} {points(gain.value, signed=True)}", interval(gain), p_value(gain.p_value)]
+        cells = (str(last.steps), _with_half(last.score), *(against if one.open_layers else [""] * 3))
+        style = "" if one.open_layers else "bold"
+        table.add_row(one.name, *cells, points(last.over_all.value, signed=True), style=style)
     return table
 
 

@@ -1,9 +1,14 @@
 """What was found, in plain sentences."""
 
+from typing import TYPE_CHECKING
+
 from bellm.evaluate.results import Difference
 from bellm.evaluate.tables import SIGNIFICANT, interval, points
 from bellm.layers.degradation import Degradation
 from bellm.layers.search import Candidate, Search
+
+if TYPE_CHECKING:
+    from bellm.layers.halving import Halving
 
 
 def verdict(search: Search) -> str:
@@ -40,6 +45,27 @@ def turn(degradation: Degradation, search: Search) -> str:
         f"Turning point: {turning.depth} of {len(degradation.scores)} layers (95 % interval {turning.low} to "
         f"{turning.high}). The paper's rule opens the layers after it, {degradation.rule}: "
         f"{'a no-op' if one.no_op else _gain(one.over_causal)}."
+    )
+
+
+def trained(halving: "Halving") -> str:
+    """Which map is best after the same training, and whether it beats the causal model.
+
+    The interval is over pairs; that another seed would train other weights is not in it.
+    """
+    best = halving.best
+    gain = f"{_gain(best.last.over_causal)}, corrected for {len(halving.maps) - 1} maps"
+    after = f"After {best.last.steps} steps of {halving.batch_size} rows"
+    once = "Each map was trained once, so that intervals are over pairs and not over trainings"
+    if best.last.over_causal.value > 0 and best.last.over_causal.p_value < SIGNIFICANT:
+        return (
+            f"{after}, best on {halving.task} is {best.name}: {points(best.last.score.value)}, {gain}. Train with "
+            f"--bidirectional {best.bidirectional}. {once}, and it was chosen on these very pairs: train it and causal "
+            "with other seeds, and score them on other pairs, before you believe its lead."
+        )
+    return (
+        f"{after}, no map beats causal on {halving.task}, which scores {points(halving.causal.last.score.value)}. The "
+        f"best, {best.name}, is {gain}. {once}."
     )
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_cli import bellm
 from tests.evaluate.sets import write_pairs
+from tests.train.rows import write
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +22,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_teaches() -> None:
     result = bellm("layers", "--help")
     assert result.exit_code == 0
-    assert result.stdout.count("Example: bellm layers smollm2") == 2
+    assert result.stdout.count("Example: bellm layers smollm2") == 3
 
 
 def test_tables_and_record(tiny_folder: Path) -> None:
@@ -61,6 +63,58 @@ def test_scores_are_those_of_evaluate(tiny_folder: Path) -> None:
     )
 
 
+TRAINED = ("--train=rows.jsonl", "--train-steps=2", "--train-batch-size=4")
+TO_THE_END = "6 maps to step 1, 4 to 2 (causal and all open stay to the end): 10 steps of 4 rows."
+
+
+def test_with_training_it_goes_on_where_it_was_stopped(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "rows.jsonl", 10)
+    command = ("layers", tiny_folder, "--data=data", "-o", "out")
+    with monkeypatch.context() as stopped:
+        stopped.setattr("bellm.layers.halving.score_pairs", _ctrl_c)
+        result = bellm(*command, *TRAINED)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == [
+        TO_THE_END,
+        "bellm: interrupted; what out/runs holds is kept; the same command goes on.",
+    ]
+    assert not Path("out/layers.json").exists()
+    assert os.listdir("out/runs/causal").count("checkpoint.safetensors") == 1
+
+    result = bellm(*command, *TRAINED)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines() == [TO_THE_END]
+    found = json.loads(Path("out/layers.json").read_text())
+    untrained, turning, trained = found["verdict"].splitlines()
+    assert (untrained, turning) == tuple(json.loads(bellm(*command, "--json").stdout)["verdict"].splitlines())
+    assert re.match("After 2 steps of 4 rows, (best on STSBenchmark-dev is|no map beats causal on) ", trained)
+    for words in ("trained", "steps", *trained.split()[:5]):
+        assert words in result.stdout
+    assert f"{found['trained']['budget']}." == TO_THE_END
+    assert found["trained"]["rounds"] == [{"maps": 6, "steps": 1}, {"maps": 4, "steps": 2}]
+    ends = [one for one in found["trained"]["maps"] if one["left"] is None]
+    assert {"none", "all"} < {one["bidirectional"] for one in ends}
+    assert all(len(one["standings"]) == 2 for one in ends)
+    for one in ends:
+        assert (
+            bellm("info", Path("out/runs") / one["name"].replace(":", "-").replace(" ", "-") / "model").exit_code == 0
+        )
+
+    again = json.loads(bellm(*command, *TRAINED, "--json").stdout)
+    del found["seconds"], again["seconds"]
+    assert again == found
+    other = bellm(*command, *TRAINED, "--train-steps=4")
+    assert other.exit_code == 1
+    assert "out/runs holds a search with other max_steps, rounds (max_steps was 2, is 4)." in other.stderr
+    assert json.loads(Path("out/layers.json").read_text())["trained"] == found["trained"]
+
+
+def _ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,10 +126,13 @@ def test_scores_are_those_of_evaluate(tiny_folder: Path) -> None:
         ("MODEL --data data -o taken", "taken is a file. Name a folder."),
         ("MODEL --data data -o known", "known/layers.json is about another. Choose another folder."),
         ("MODEL --data data -o broken", "is about something that bellm cannot read"),
+        ("MODEL --data data -o out --train nowhere.csv", "nowhere.csv cannot be read: No such file or directory."),
+        ("MODEL --data data -o out --train bad.jsonl", "No row of bad.jsonl can be read. bad.jsonl, line 1: "),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(tiny_folder: Path, arguments: str, message: str) -> None:
     Path("taken").touch()
+    Path("bad.jsonl").write_text("{}\n")
     for folder, text in (("known", '{"model": "another"}'), ("broken", "[]")):
         Path(folder).mkdir()
         Path(folder, "layers.json").write_text(text)
