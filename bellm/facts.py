@@ -1,6 +1,8 @@
 """Everything that decides an encoder's vectors, for JSON."""
 
 import hashlib
+import importlib.metadata
+import platform
 from typing import Any
 
 import torch
@@ -46,3 +48,24 @@ def facts(source: str, encoder: Encoder) -> dict[str, Any]:
         "dtype": encoder.dtype_name,
         "device": str(encoder.device),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that vectors and scores come from, as far as they are installed."""
+    names = (
+        "bellm",
+        "torch",
+        "transformers",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "sentence-transformers",
+        "pytrec-eval-terrier",
+    )
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

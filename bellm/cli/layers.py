@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from bellm.train.dataset import Dataset
 
 RESULTS, RUNS = "layers.json", "runs"
+PAGE = "layers.html"
 
 
 @takes_model
 def layers(
     source: Source,
-    output: Annotated[str, typer.Option("--output", "-o", help=f"Folder for {RESULTS}.", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help=f"Folder for {RESULTS}, {PAGE}.", show_default=False)],
     *,
     dev: Annotated[
         str, typer.Option(metavar="TASK", help="What maps are chosen by: STSBenchmark-dev or STSBenchmark-train.")
@@ -92,12 +93,12 @@ def layers(
         finding = _train(finding, source, choices, sources, pairs, folder / RUNS)
     found = _record(finding, known)
     found["seconds"] = round(time.monotonic() - started, 1)
-    durable.write(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    _write(folder, finding, found)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
         _show(finding)
-        typer.echo(f"{found['seconds']:.0f} s. {folder / RESULTS} has it all.")
+        typer.echo(f"{found['seconds']:.0f} s. {folder / PAGE} shows it, {folder / RESULTS} has it all.")
 
 
 def _refuse_others(folder: Path, source: str) -> None:
@@ -159,6 +160,13 @@ def _record(finding: "Finding", known: dict[str, Any]) -> dict[str, Any]:
     from bellm.layers.finder import record
 
     return record(finding, known)
+
+
+def _write(folder: Path, finding: "Finding", found: dict[str, Any]) -> None:
+    from bellm.layers.page import write_page
+
+    durable.write(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    write_page(finding, found, folder / PAGE)
 
 
 def _show(finding: "Finding") -> None:

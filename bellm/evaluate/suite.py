@@ -1,7 +1,5 @@
 """Tasks by name, and their run over several encoders."""
 
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.subject import Subject
 from bellm.evaluate.transfer import score_sentences
+from bellm.facts import versions
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 TRANSFER = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
@@ -82,7 +81,7 @@ def evaluate(
         if paired and subject.cache:  # All at once: sets share texts, and texts their beginnings.
             _embed(subject, paired, progress)
         outcomes.append({name: _score(subject, one, progress) for name, one in sets.items()})
-    settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": _versions()}
+    settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": versions()}
     runs = [_run(subject, found, resamples, seed, settings) for subject, found in zip(subjects, outcomes, strict=True)]
     first = runs[0][1]
     compared = [replace(run, differences=_differences(known, first)) for run, known in runs[1:]]
@@ -147,23 +146,3 @@ def _differences(known: Mapping[str, Estimate], first: Mapping[str, Estimate]) -
     tasks = {name: one for name, one in found.items() if name not in AVERAGES}
     averages = {name: one for name, one in found.items() if name in AVERAGES}
     return {**statistics.corrected(tasks), **statistics.corrected(averages)}
-
-
-def _versions() -> dict[str, str]:
-    names = (
-        "bellm",
-        "torch",
-        "transformers",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "sentence-transformers",
-        "pytrec-eval-terrier",
-    )
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bellm.version import __version__
 from tests.cli.test_cli import bellm
 from tests.evaluate.sets import write_pairs
 from tests.train.rows import write
@@ -33,9 +34,14 @@ def test_tables_and_record(tiny_folder: Path) -> None:
     found = json.loads(Path("out/layers.json").read_text())
     for words in ("dependency", "causal", "no-op", "layer 2", *found["verdict"].split()[:5]):
         assert words in result.stdout
-    assert "out/layers.json has it all." in result.stdout
+    assert "out/layers.html shows it, out/layers.json has it all." in result.stdout
     assert found["model"] == str(tiny_folder)
     assert found["facts"]["open_layers"] == []
+    assert found["seed"] == 0
+    assert found["versions"]["bellm"] == __version__
+    results = re.search('id="results">(.*)</script>', Path("out/layers.html").read_text(encoding="utf-8"))
+    assert results is not None
+    assert json.loads(results[1]) == found
     assert found["dev"] == "STSBenchmark-dev"
     assert len(found["degradation"]["scores"]) == 4
     assert found["degradation"]["turning"]["depth"] is None
@@ -144,3 +150,4 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_folder: Path, arguments: s
     assert message in line
     assert os.listdir("known") == ["layers.json"]
     assert not Path("out/layers.json").exists()
+    assert not Path("out/layers.html").exists()

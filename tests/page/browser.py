@@ -83,7 +83,8 @@ def values(driver: Any, column: int, table: str = ".scores") -> list[float]:
 def overlaps(driver: Any, selector: str) -> list[tuple[str, str]]:
     """Words of different elements that lie on each other, of those that are seen."""
     script = """
-      const boxes = [...document.querySelectorAll(arguments[0])].filter(one => one.checkVisibility({visibilityProperty: true}))
+      const boxes = [...document.querySelectorAll(arguments[0])]
+        .filter(one => one.checkVisibility({visibilityProperty: true}))
         .map(one => [one.textContent.trim(), one.getBoundingClientRect()]);
       const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
         && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
