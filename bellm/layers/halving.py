@@ -150,33 +150,20 @@ def plan(search: Search, rule: str | None, recipe: Recipe) -> Plan:
         BellmError: No map can change the vectors, or the steps are too few to be halved.
     """
     assert recipe.max_steps
-    able = [one for one in search.tested if one.open_layers]
-    different: dict[tuple[float, float], Candidate] = {}
-    for one in able:
-        if one.bidirectional != ALL:
-            different.setdefault(_vectors(one), one)
-    others = list(different.values())
-    if not able:
-        raise BellmError("No map can change these vectors, so that there is nothing to train. Leave --train out.")
-    ruled = _vectors(search.find(rule)) if rule else None
-    chosen = [one for one in others if _vectors(one) == ruled]
-    best_of_kinds = {_kind(one): one for one in reversed(others)}
-    chosen = list({one.bidirectional: one for one in (*chosen, *best_of_kinds.values(), *others)}.values())
-    chosen = sorted(chosen[: _MOST - 2], key=others.index)
-    counts = [len(chosen)]
+    maps = (search.causal, search.find(ALL), *_likeliest(search, rule))
+    counts = [len(maps) - 2]
     while counts[-1] > _FINALISTS:
         counts.append(math.ceil(counts[-1] / 2))
-    fewest = 2 ** (len(counts) - 1)
-    if recipe.max_steps < fewest:
+    shares = [2**number for number in reversed(range(len(counts)))]
+    if recipe.max_steps < shares[0]:
         raise BellmError(
-            f"{recipe.max_steps} steps cannot be halved for {len(counts)} rounds of {len(chosen) + 2} maps. Give "
-            f"{fewest} or more."
+            f"{recipe.max_steps} steps cannot be halved for {len(counts)} rounds of {len(maps)} maps. Give "
+            f"{shares[0]} or more."
         )
     rounds = [
-        Round(count + 2, math.ceil(recipe.max_steps / 2 ** (len(counts) - number)))
-        for number, count in enumerate(counts, 1)
+        Round(count + 2, math.ceil(recipe.max_steps / share)) for count, share in zip(counts, shares, strict=True)
     ]
-    return Plan((search.causal, search.find(ALL), *chosen), tuple(rounds), recipe.batch_size)
+    return Plan(maps, tuple(rounds), recipe.batch_size)
 
 
 def halve(
@@ -290,6 +277,22 @@ def _read(scored: Path, dev: Pairs) -> Outcome:
         return Outcome(**found, items_N=items_N, gold_N=dev.gold_N)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{scored} cannot be read ({error}). Remove {scored.parent} to train it again.") from error
+
+
+def _likeliest(search: Search, rule: str | None) -> list[Candidate]:
+    """The maps that may beat the baselines, best first."""
+    able = [one for one in search.tested if one.open_layers]
+    if not able:
+        raise BellmError("No map can change these vectors, so that there is nothing to train. Leave --train out.")
+    different: dict[tuple[float, float], Candidate] = {}
+    for one in able:
+        if one.bidirectional != ALL:
+            different.setdefault(_vectors(one), one)
+    maps = list(different.values())
+    ruled = [one for one in maps if rule and _vectors(one) == _vectors(search.find(rule))]
+    best_of_kinds = {_kind(one): one for one in reversed(maps)}
+    chosen = {one.bidirectional: one for one in (*ruled, *best_of_kinds.values(), *maps)}
+    return sorted(list(chosen.values())[: _MOST - 2], key=maps.index)
 
 
 def _vectors(one: Candidate) -> tuple[float, float]:

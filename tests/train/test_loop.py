@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -382,6 +383,12 @@ def test_a_paused_run_goes_on_as_if_there_had_been_no_pause(recipe: Recipe, tmp_
     assert (tmp_path / "out" / MODEL).exists()
     with pytest.raises(SourceError, match="out is at step 6, past the pause after 5"):
         run(longer, tmp_path / "out", until=5)
+
+
+def test_weights_that_are_shared_cannot_pause(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bellm.train.loop.Processes", lambda: SimpleNamespace(world=2))
+    with pytest.raises(BellmError, match="until=2 does not go with sharded=True"):
+        run(replace(recipe, sharded=True), tmp_path / "out", until=2)
 
 
 def test_a_paused_encoder_has_the_weights_of_a_saved_one(recipe: Recipe, tmp_path: Path) -> None:
