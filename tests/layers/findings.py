@@ -1,5 +1,7 @@
 """Findings of planted numbers, in the shape that the finder gives."""
 
+from dataclasses import replace
+
 from bellm.evaluate.results import Difference, Score
 from bellm.layers.degradation import Degradation
 from bellm.layers.finder import Finding
@@ -33,6 +35,7 @@ def finding(*, turning: Turning = TURNING, task: str = "STSBenchmark-dev") -> Fi
         candidate("first:2", (0, 1), -14, 0.0004),
         candidate("every:2", openable[1::2], -4, 0.03),
         candidate("all", openable, -30, 0.0004),
+        replace(candidate("none", (), 1.5, 0.2), prepending=8),
     ]
     candidates = sorted([*singles, *others], key=lambda one: -one.score.value)
     return Finding(Degradation(scores, turning), profile, Search(task, LAYERS, tuple(candidates)))

@@ -113,14 +113,11 @@ def test_a_number_that_no_layer_has_gets_no_panel() -> None:
 def test_a_forest_has_every_other_candidate_at_its_difference() -> None:
     found = finding()
     forest = figures.forest(found.search)
-    assert [one.name for one, _ in forest.rows] == ["last:4", "last:2", "every:2", "first:2", "all"]
+    assert [one.name for one, _ in forest.rows] == ["prepending:8", "last:4", "last:2", "every:2", "first:2", "all"]
     for one, span in forest.rows:
-        ends = [
-            (end - forest.axis.percent(0)) / (forest.axis.percent(1) - forest.axis.percent(0))
-            for end in (span.at, span.low, span.high)
-        ]
+        ends = [value(forest.axis, 100 - end) for end in (span.at, span.low, span.high)]
         gain = one.over_causal
-        assert ends == pytest.approx([gain.value, gain.low, gain.high], abs=0.02)
+        assert ends == pytest.approx([gain.value, gain.low, gain.high], abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +132,7 @@ def test_a_candidate_has_the_mark_of_what_it_does(
 
 def test_a_finding_without_other_candidates_has_an_empty_forest() -> None:
     found = finding().search
-    some = [one for one in found.candidates if one.bidirectional in {"none", "2"}]
+    some = [one for one in found.candidates if one.name in {"causal", "layer 2"}]
     everything = dataclasses.replace(found.candidates[-1], open_layers=(2,), over_causal=Difference(0, 0, 0, 1))
     search = dataclasses.replace(found, candidates=(*some, everything))
     assert figures.forest(search).rows == []

@@ -106,7 +106,7 @@ def test_marks_say_what_a_candidate_does(driver: Any, tmp_path: Path) -> None:
     drawn = [len(find_all(driver, f".stack g.{effect}")) for effect in ("better", "worse", "unclear", "same")]
     assert drawn == [1, 1, 8, 1]
     assert find_all(driver, ".stack g.same line") == []
-    assert [len(find_all(driver, f".forest g.{effect}")) for effect in ("better", "worse", "unclear")] == [0, 3, 2]
+    assert [len(find_all(driver, f".forest g.{effect}")) for effect in ("better", "worse", "unclear")] == [0, 3, 3]
 
 
 def test_pointing_at_a_figure_gives_its_numbers(driver: Any, tmp_path: Path) -> None:
