@@ -61,13 +61,15 @@ def layers(
     Drops layers from the top, as the paper does, and looks for the point where
     the score breaks away. Then opens layers one by one, the first and last few,
     the middle and every second, tries Token Prepending, which opens none, and
-    compares each with the causal model on the same pairs; p-values are corrected
-    for the number tried. The answer may be that nothing beats causal, and hangs on
-    prompt and pooling: ask again with others. Vectors are kept: the same command goes on where it was stopped.
+    compares each with the causal model on the same pairs; p-values are
+    corrected for the number tried. The answer may be that nothing beats causal,
+    and hangs on prompt and pooling: ask again with others. Vectors are kept:
+    the same command goes on where it was stopped.
 
     A model that was trained causal suffers from open layers until it is trained
-    with them. With --train some maps, causal and all open among them, get low-rank
-    adapters with the same data, seed and steps; how many steps in all is said first.
+    with them. With --train some maps, causal and all open among them, get
+    low-rank adapters with the same data, seed and steps; how many steps in all
+    is said first.
 
     Example: bellm layers smollm2 --dev STSBenchmark-dev -o layers/
 
