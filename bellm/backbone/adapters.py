@@ -105,6 +105,14 @@ def at_work(*models: nn.Module) -> Iterator[None]:
             layer.cast_input_dtype_enabled = True
 
 
+def drop_out(model: nn.Module) -> bool:
+    """Whether its adapters leave out inputs now."""
+    dropouts = (
+        each for layer in model.modules() if isinstance(layer, LoraLayer) for each in layer.lora_dropout.values()
+    )
+    return any(isinstance(each, nn.Dropout) and each.training for each in dropouts)
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Let the model compute without peft's adapters; afterwards all is as it was, also what takes gradients.

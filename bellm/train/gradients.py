@@ -5,11 +5,16 @@ gradient with respect to the vectors, then embed chunk after chunk again and han
 the gradient of the whole batch, for whatever chunks; memory is that of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Answer = TypeVar("Answer")
 
 Chunk = Callable[[], Tensor]
 """Computes some of the numbers that the loss is made of; twice alike, but for dropout, which is seeded here."""
@@ -21,6 +26,8 @@ def accumulate(
     *,
     seed: int,
     cached: bool,
+    abreast: int = 1,
+    parameters: Sequence[nn.Parameter] = (),
 ) -> Tensor:
     """Add the gradient of the loss to every parameter that the chunks used.
 
@@ -29,27 +36,74 @@ def accumulate(
         loss: Takes the answers of all chunks, in order, and gives a scalar.
         seed: Of dropout; each chunk has its own, and the same both times.
         cached: Compute each chunk twice and hold one graph at a time, rather than once and hold all.
+        abreast: How many chunks a processor computes at once, on an equal share of its threads each. More than one
+            only where chunks draw nothing at random and leave nothing behind. The gradient is the same bit by bit.
+        parameters: Those that get a gradient, for more than one chunk at once.
 
     Returns:
         The loss, without a graph.
     """
-    with _kept_randomness():
-        with torch.set_grad_enabled(not cached):
-            answers = [_seeded(chunk, seed, number) for number, chunk in enumerate(chunks)]
-        leaves = [answer.detach().requires_grad_() for answer in answers]
+
+    def answer(number: int, *, graph: bool) -> Tensor:
+        torch.manual_seed(seed + number)
+        with torch.set_grad_enabled(graph):
+            return chunks[number]()
+
+    def again(number: int) -> tuple[Tensor, Tensor]:
+        """A chunk's answer with its graph, and the gradient with respect to it."""
+        leaf, found = leaves[number], answer(number, graph=True) if cached else answers[number]
+        answers[number] = leaf  # Its graph may go.
+        # Also where the loss makes no use of it: processes that share weights compute equally often.
+        return found, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+    def gradients(number: int) -> Sequence[Tensor | None]:
+        found, gradient = again(number)
+        return torch.autograd.grad(found, parameters, gradient, allow_unused=True)
+
+    numbers = range(len(chunks))
+    with _kept_randomness(), _mapping(abreast) as each:
+        answers = list(each(partial(answer, graph=not cached), numbers))
+        leaves = [found.detach().requires_grad_() for found in answers]
         value = loss(leaves)
         value.backward()  # type: ignore[no-untyped-call]
-        for number, (chunk, leaf) in enumerate(zip(chunks, leaves, strict=True)):
-            answer = _seeded(chunk, seed, number) if cached else answers[number]
-            answers[number] = leaf  # Its graph may go.
-            # Also where the loss makes no use of it: processes that share weights compute equally often.
-            answer.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)  # type: ignore[no-untyped-call]
+        if abreast == 1:
+            for number in numbers:
+                torch.autograd.backward(*again(number))
+        else:
+            for found in each(gradients, numbers):
+                _add(found, parameters)
     return value.detach()
 
 
-def _seeded(chunk: Chunk, seed: int, number: int) -> Tensor:
-    torch.manual_seed(seed + number)
-    return chunk()
+def _add(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+class _Mapping(Protocol):
+    """`map`, or one that computes several answers at once."""
+
+    def __call__(self, function: Callable[[int], Answer], numbers: Iterable[int], /) -> Iterator[Answer]: ...
+
+
+@contextmanager
+def _mapping(abreast: int) -> Iterator[_Mapping]:
+    if abreast == 1:
+        yield map
+        return
+    threads, dtype, casts = torch.get_num_threads(), torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+
+    def inside(function: Callable[[int], Answer], number: int) -> Answer:
+        # What has been cast is kept for all threads, and given up when one of them is done.
+        with torch.autocast("cpu", dtype, enabled=casts, cache_enabled=False):
+            return function(number)
+
+    try:
+        with ThreadPoolExecutor(abreast, "bellm", torch.set_num_threads, (max(1, threads // abreast),)) as pool:
+            yield lambda function, numbers: pool.map(partial(inside, function), numbers)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

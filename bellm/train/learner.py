@@ -27,6 +27,9 @@ from bellm.train.processes import Processes
 from bellm.train.sharded import Sharded
 from bellm.train.work import Work, answers_of, check_comparable, masked_of, reference_of, vectors_of
 
+_ABREAST = 2
+"""Chunks at once on a processor: while one waits for its threads to meet, the other computes."""
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -159,12 +162,25 @@ class Learner:
                 value = loss(answers[: len(own)])
             return value if counts else value.detach() + 0 * value
 
-        # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
-        value = accumulate(chunks, exact, seed=seed + 1_000_003 * self.processes.rank, cached=cached)
+        value = accumulate(
+            chunks,
+            exact,
+            # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
+            seed=seed + 1_000_003 * self.processes.rank,
+            cached=cached,
+            abreast=self._abreast(works),
+            parameters=list(self.parameters.values()),
+        )
         if not self.sharded:
             self.processes.add_gradients(self.parameters.values())
         num_truncated = sum(work.tokens.num_truncated for work in works)
         return Learned(float(value), num_tokens * counts, num_truncated * counts)
+
+    def _abreast(self, works: Sequence[Work]) -> int:
+        """How many chunks at once; it does not hang on free memory, which must not decide a rounding."""
+        on_processor = self.encoder.device.type == "cpu"
+        alone = adapters.drop_out(self.encoder.model) or not all(work.abreast for work in works)
+        return 1 if alone or not on_processor else min(_ABREAST, torch.get_num_threads())
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's share; those of all, end to end, are the batch.

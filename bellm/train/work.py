@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from bellm.encoder import Encoder
 from bellm.engine.embed import Way, way_of
+from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise
@@ -34,6 +35,8 @@ class Work:
     chunks: list[Chunk]
     order: Tensor
     """Where each row's answer is among those of all chunks, one after the other."""
+    abreast: bool = False
+    """Whether several chunks may be computed at once: no model has to remember which of them it is at."""
 
     def joined(self, answers: Sequence[Tensor]) -> Tensor:
         """Answers of all chunks, in the order of the rows."""
@@ -69,7 +72,8 @@ def vectors_of(
         twin, layer = packed(model).twin if packs else None, encoder.settings.layer
         way = way_of(model, tokens, packed=twin, pooling=pooling, layer=layer, pad_id=pad_id, begins=False)
     groups = way.batches(range(len(tokens)), chunk_tokens)
-    return Work(tokens, [partial(way.vectors, group) for group in groups], _places(groups, encoder.device))
+    chunks: list[Chunk] = [partial(way.vectors, group) for group in groups]
+    return Work(tokens, chunks, _places(groups, encoder.device), isinstance(way, Packed))
 
 
 def check_comparable(examples: Sequence[Example]) -> None:

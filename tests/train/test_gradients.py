@@ -3,8 +3,9 @@
 Shapes: B rows, W width.
 """
 
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,64 @@ def test_the_generator_of_everyone_else_is_left_alone() -> None:
     torch.manual_seed(3)
     accumulate(Network(0.5).chunks(3), apart, seed=0, cached=True)
     assert torch.equal(torch.rand(2), wanted)
+
+
+# Chunks at once
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("casts", [True, False])
+def test_two_at_once_are_equal_to_one_after_the_other_bit_for_bit(two_threads: None, cached: bool, casts: bool) -> None:
+    ours, theirs = Network(dtype=torch.float32), Network(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+        for _ in range(2):  # The second adds to what is there.
+            found = accumulate(
+                ours.chunks(1), apart, seed=0, cached=cached, abreast=2, parameters=list(ours.parameters())
+            )
+            wanted = accumulate(theirs.chunks(1), apart, seed=0, cached=cached)
+    assert torch.equal(found, wanted)
+    assert len(ours.gradients()) == 5
+    assert all(map(torch.equal, ours.gradients(), theirs.gradients()))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, cached: bool) -> None:
+    network, met, threads = Network(), threading.Barrier(2), set()
+
+    def waiting(chunk: Chunk) -> Tensor:
+        met.wait(timeout=60)
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        return chunk()
+
+    chunks = [partial(waiting, chunk) for chunk in network.chunks(2)]
+    accumulate(chunks, apart, seed=0, cached=cached, abreast=2, parameters=list(network.parameters()))
+    assert len(threads) == 2
+    assert {number for _, number in threads} == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_two_at_once_leave_weights_without_a_part_alone(two_threads: None) -> None:
+    network, other = Network(), nn.Parameter(torch.zeros(3))
+    accumulate(network.chunks(3), apart, seed=0, cached=True, abreast=2, parameters=[*network.parameters(), other])
+    assert other.grad is None
+
+
+def test_what_goes_wrong_in_one_of_two_is_told(two_threads: None) -> None:
+    def broken() -> Tensor:
+        raise RuntimeError("no room")
+
+    network = Network()
+    with pytest.raises(RuntimeError, match="no room"):
+        accumulate([*network.chunks(3), broken], apart, seed=0, cached=True, abreast=2)
+    assert torch.get_num_threads() == 2
 
 
 class _Kept:

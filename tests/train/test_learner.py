@@ -5,7 +5,7 @@ Shapes: B rows, K candidates of a row, M hidden tokens.
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,9 +18,11 @@ from bellm.engine.padded import Padded
 from bellm.errors import BellmError
 from bellm.prompts import Prompt
 from bellm.tensors.losses.contrastive import info_nce
+from bellm.train import learner
 from bellm.train.adaptation import mask_tokens, vocabulary_of
 from bellm.train.embedded import Embedded
 from bellm.train.examples import Example
+from bellm.train.gradients import accumulate
 from bellm.train.learner import Learner
 from bellm.train.objectives import Contrastive, Grl, Ranked
 from bellm.types import PoolingName
@@ -41,8 +43,8 @@ def own(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -
 def found(
     encoder: Encoder, examples: Sequence[Example], *, chunk_tokens: int = 60, held: int = HELD, seed: int = 0
 ) -> tuple[float, dict[str, Tensor]]:
-    learner = Learner(encoder, Contrastive(), chunk_tokens=chunk_tokens, max_held_tokens=held)
-    loss = learner.learn(examples, seed).loss
+    step = Learner(encoder, Contrastive(), chunk_tokens=chunk_tokens, max_held_tokens=held)
+    loss = step.learn(examples, seed).loss
     return loss, reference.gradients(encoder.model)
 
 
@@ -94,6 +96,34 @@ def test_cached_and_held_are_equal_bit_for_bit(own: Encoder, dropout: float) -> 
 
 
 @BY_OLD_NAME
+@pytest.mark.parametrize("held", [0, HELD])
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
+def test_two_chunks_at_once_learn_the_same_bit_for_bit(
+    own: Encoder, monkeypatch: pytest.MonkeyPatch, dropout: float | None, held: int
+) -> None:
+    encoder = own if dropout is None else reference.with_lora(own, dropout=dropout)
+    abreast: list[int] = []
+
+    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        abreast.append(kwargs["abreast"])
+        return accumulate(*args, **kwargs)
+
+    monkeypatch.setattr(learner, "accumulate", recorded)
+    threads, results = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for most in (1, 2):
+            monkeypatch.setattr(learner, "_ABREAST", most)
+            results.append(found(encoder, triplets(6), held=held, seed=7))
+    finally:
+        torch.set_num_threads(threads)
+    assert abreast == [1, 1 if dropout else 2]  # What drops out draws from one generator.
+    (one, ours), (two, theirs) = results
+    assert one == two
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_adapters_alone_learn_and_as_autograd_says(own: Encoder) -> None:
     encoder = reference.with_lora(own)
     ours = found(encoder, triplets(5))
