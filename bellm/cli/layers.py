@@ -142,10 +142,9 @@ def _train(
     folder: Path,
 ) -> "Finding":
     from bellm.layers.halving import halve, plan
-    from bellm.train.recipe import Lora, Recipe
+    from bellm.train.recipe import Recipe
 
-    # Training is the same, and folders of large models stay small.
-    recipe = Recipe(model=source, tuning=Lora(merged=False), **choices)
+    recipe = Recipe(model=source, **choices)
     planned = plan(finding.search, finding.degradation.rule, recipe)
     typer.echo(f"{planned.budget}.", err=True)
     with _progress("training") as progress:
