@@ -106,11 +106,9 @@ def at_work(*models: nn.Module) -> Iterator[None]:
 
 
 def drop_out(model: nn.Module) -> bool:
-    """Whether its adapters leave out inputs now."""
-    dropouts = (
-        each for layer in model.modules() if isinstance(layer, LoraLayer) for each in layer.lora_dropout.values()
-    )
-    return any(isinstance(each, nn.Dropout) and each.training for each in dropouts)
+    """Whether its adapters leave out inputs while they are `at_work`."""
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    return any(isinstance(each, nn.Dropout) for layer in layers for each in layer.lora_dropout.values())
 
 
 @contextmanager

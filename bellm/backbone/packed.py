@@ -6,11 +6,12 @@ before it and on nothing else, so texts that begin alike share their beginning. 
 has rows of its own, and in the last layer only pooled rows ask.
 
 Shapes: M tokens that the decoder is given, N of them that a layer works on, H heads, G key heads, E width of a head,
-D width.
+D width, C chosen rows, V vocabulary.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from bellm.backbone.attention import LookBothWays, open_layers, twin
 from bellm.backbone.layers import Layer, decoder_of, layers_of, text_config
 from bellm.backbone.parallel import Branch
+from bellm.backbone.states import check_head, only
 from bellm.errors import DirectionError
 from bellm.tensors.packing import Packing, Reach
 
@@ -85,6 +87,8 @@ class _Pass:
     answers_for: tuple[Tensor, Tensor] | None = None
     """Keys and values of all rows, while the pooled rows ask."""
     stops_at_keys: bool = False
+    predicts_C: Tensor | None = None
+    """Which of the last states go through the language-model head; None where there is no such end."""
 
 
 class _Reached(Exception):  # noqa: N818 - news, not an error
@@ -123,6 +127,7 @@ class PackedModel:
         text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
         for layer in layers_of(self.model):
             layer.module.register_forward_pre_hook(_Before(layer.number, self.num_shared), with_kwargs=True)
+        decoder_of(self.model).register_forward_hook(_predicting)
 
     def begin(self, batch: Batch, stop: int) -> Beginning:
         """Compute what all texts begin with, given as a batch of one text."""
@@ -135,21 +140,45 @@ class PackedModel:
         """States before layer `stop`, or the final, normed ones for the depth: (rows of the last stage, D)."""
         return self._run(_Pass(batch, beginning, stop, self.windows, batch.shared))
 
+    def logits(self, batch: Batch, rows_C: Tensor) -> Tensor:
+        """Logits at some rows of the last stage, (C, V), with whatever the model does around its head.
+
+        Raises:
+            BellmError: The model has no language-model head.
+        """
+        check_head(self.model)
+        run = _Pass(batch, None, self.depth, self.windows, batch.shared, predicts_C=rows_C)
+        with _under_way(run):
+            logits_1CV: Tensor = self.model(**_inputs(batch)).logits
+        return logits_1CV[0]
+
     def _run(self, run: _Pass) -> Tensor:
-        token = _pass.set(run)
-        try:
-            output = decoder_of(self.model)(
-                input_ids=run.batch.ids_M[None],
-                position_ids=run.batch.positions_M[None],
-                use_cache=False,
-                return_dict=True,
-            )
-            states: Tensor = output.last_hidden_state[0]
-        except _Reached as news:
-            states = news.tensors[0]
-        finally:
-            _pass.reset(token)
+        with _under_way(run):
+            try:
+                states: Tensor = decoder_of(self.model)(**_inputs(run.batch)).last_hidden_state[0]
+            except _Reached as news:
+                states = news.tensors[0]
         return states
+
+
+@contextmanager
+def _under_way(run: _Pass) -> Iterator[None]:
+    token = _pass.set(run)
+    try:
+        yield
+    finally:
+        _pass.reset(token)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    ids_1M, positions_1M = batch.ids_M[None], batch.positions_M[None]
+    return {"input_ids": ids_1M, "position_ids": positions_1M, "use_cache": False, "return_dict": True}
+
+
+def _predicting(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook of the decoder: hands its head what is to be predicted from."""
+    rows_C = _pass.get().predicts_C
+    return output if rows_C is None else only(output, (0, rows_C))
 
 
 @dataclass

@@ -65,17 +65,10 @@ def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL
     Raises:
         BellmError: The model has no language-model head.
     """
-    if model.get_output_embeddings() is None:
-        raise BellmError(
-            f"{type(model).__name__} has no language-model head to predict tokens with. Load a checkpoint of a causal "
-            "language model."
-        )
+    check_head(model)
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0][chosen_BL][None], *output[1:])
-        output.last_hidden_state = output.last_hidden_state[chosen_BL][None]
-        return output
+        return only(output, chosen_BL)
 
     hook = decoder_of(model).register_forward_hook(keep)
     try:
@@ -83,6 +76,27 @@ def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL
     finally:
         hook.remove()
     return logits_1MV[0]
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Make sure that the model can predict tokens.
+
+    Raises:
+        BellmError: The model has no language-model head.
+    """
+    if model.get_output_embeddings() is None:
+        raise BellmError(
+            f"{type(model).__name__} has no language-model head to predict tokens with. Load a checkpoint of a causal "
+            "language model."
+        )
+
+
+def only(output: Any, chosen: Tensor | tuple[int, Tensor]) -> Any:
+    """A decoder's output with some of its states (B, L, D) alone, (1, M, D); chosen as an index of B and L."""
+    if isinstance(output, tuple):
+        return (output[0][chosen][None], *output[1:])
+    output.last_hidden_state = output.last_hidden_state[chosen][None]
+    return output
 
 
 def width_of(model: PreTrainedModel) -> int:

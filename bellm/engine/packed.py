@@ -3,7 +3,7 @@
 Rows are sorted, so that those which begin alike stand together. A row's path takes what it shares with the row before
 it from there, and adds tokens of its own. What all rows begin with is computed once for all batches.
 
-Shapes: B texts, L tokens of the longest, D width.
+Shapes: B texts, L tokens of the longest, D width, M chosen positions, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -86,6 +86,22 @@ class Packed:
         if self._pooling == "mean-text":
             mask_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
         return POOLERS[self._pooling](hidden_BLD, mask_BL)
+
+    def logits(self, numbers: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (M, V) at some positions of some rows, row after row; the model's own end, nothing begun before.
+
+        Args:
+            numbers: Rows, in the order of `batches`.
+            positions: Where, for each of them.
+
+        Raises:
+            BellmError: The model has no language-model head.
+        """
+        assert not self._start
+        assert self._stop == self._model.depth
+        batch, paths = self._batch([self._tokens.ids[number] for number in numbers], 0, last_only=False)
+        chosen = [path[at] for path, where in zip(paths, positions, strict=True) for at in where]
+        return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
 
     def _begin(self, start: Row) -> Beginning:
         batch, _ = self._batch([start], 0, last_only=False)

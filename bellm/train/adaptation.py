@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone.states import device_of, logits_at
+from bellm.engine.packed import Packed
 from bellm.engine.padded import pad
 from bellm.errors import BellmError
 
@@ -42,6 +43,11 @@ class Masked:
     """Where tokens are hidden, per row, ascending."""
     hidden: list[list[int]]
     """The tokens that were there."""
+
+    @property
+    def predicting(self) -> list[list[int]]:
+        """Where each hidden token is predicted from: one before it."""
+        return [[position - 1 for position in positions] for positions in self.positions]
 
     def some(self, numbers: Sequence[int]) -> "Masked":
         """Some of the rows."""
@@ -112,25 +118,31 @@ def mask_tokens(
     return masked
 
 
-def mntp_losses(model: PreTrainedModel, masked: Masked) -> Tensor:
+def mntp_losses(model: PreTrainedModel | Packed, masked: Masked, numbers: Sequence[int]) -> Tensor:
     """Cross-entropy of each hidden token, predicted from the state one before it, in nats, float32 (M,).
 
     Their mean is the objective of LLM2Vec; losses of several batches can be added up before they are divided. The
     order is that of rows and positions. The head runs only where it predicts.
 
     Args:
-        model: A language model with its layers open as they are to be trained.
-        masked: One batch of `mask_tokens`.
+        model: A language model with its layers open as they are to be trained; or the packed way of the masked rows.
+        masked: Rows of `mask_tokens`.
+        numbers: Those of one batch.
 
     Raises:
         BellmError: The model has no language-model head.
     """
-    ids_BL, mask_BL = pad(masked.ids, 0, device_of(model))
-    predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
-    for number, positions in enumerate(masked.positions):
-        predicts_BL[number, [position - 1 for position in positions]] = True
-    hidden_M = torch.tensor(list(chain.from_iterable(masked.hidden)), dtype=torch.long, device=ids_BL.device)
-    return cross_entropy(logits_at(model, ids_BL, mask_BL, predicts_BL).float(), hidden_M, reduction="none")
+    batch = masked.some(numbers)
+    if isinstance(model, Packed):
+        logits_MV = model.logits(numbers, batch.predicting)
+    else:
+        ids_BL, mask_BL = pad(batch.ids, 0, device_of(model))
+        predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
+        for number, positions in enumerate(batch.predicting):
+            predicts_BL[number, positions] = True
+        logits_MV = logits_at(model, ids_BL, mask_BL, predicts_BL)
+    hidden_M = torch.tensor(list(chain.from_iterable(batch.hidden)), dtype=torch.long, device=logits_MV.device)
+    return cross_entropy(logits_MV.float(), hidden_M, reduction="none")
 
 
 def opened_at(

@@ -71,7 +71,7 @@ class Learner:
             sharded: Leave each process a part of every weight; see `Sharded`. The encoder is of no other use then, and
                 texts run in padded batches.
         """
-        self.encoder = encoder
+        self.encoder = self._adapted = encoder
         self.objective = objective
         self.processes = processes or Processes()
         self.autocast = autocast
@@ -130,14 +130,10 @@ class Learner:
             layers: Which layers are open; where weights are shared out, those of the encoder.
         """
         parts = self._parts(examples)
-        encoder = self.encoder
-        if tuple(layers) != encoder.settings.bidirectional:
-            assert not self.sharded
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NoOpWarning)  # A map on its way.
-                encoder = encoder.replace(bidirectional=layers, verify=False)
+        encoder = self._opened(tuple(layers))
+        own = self.processes.rank % len(parts)
         with self._at_work(encoder.model):
-            work = masked_of(encoder, parts, self.processes.rank % len(parts), share, seed, self.chunk_tokens)
+            work = masked_of(encoder, parts, own, share, seed, self.chunk_tokens, packs=self.packs)
 
             def mean(answers: Sequence[Tensor]) -> Tensor:
                 losses_M = torch.cat(list(answers))
@@ -199,13 +195,22 @@ class Learner:
         """The numbers of all processes, where each part of the batch has so many rows."""
         return [own] if len(sizes) == 1 else self.processes.joined(own, sizes)
 
+    def _opened(self, layers: tuple[int, ...]) -> Encoder:
+        """The encoder with these layers open: the one of the step before, where they are the same."""
+        if layers != self._adapted.settings.bidirectional:
+            assert not self.sharded
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NoOpWarning)  # A map on its way.
+                self._adapted = self.encoder.replace(bidirectional=layers, verify=False)
+        return self._adapted
+
     def _causal(self) -> PreTrainedModel:
         with self.encoder.causal() as model:
             return model
 
     @contextmanager
     def _at_work(self, *models: PreTrainedModel) -> Iterator[None]:
-        twin = packed(self.encoder.model).twin if self.packs else None
+        twin = packed(models[0]).twin if self.packs else None
         with (
             torch.autocast(
                 self.encoder.device.type,

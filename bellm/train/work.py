@@ -105,7 +105,14 @@ def answers_of(
 
 
 def masked_of(
-    encoder: Encoder, parts: Sequence[Sequence[Example]], number: int, share: float, seed: int, chunk_tokens: int
+    encoder: Encoder,
+    parts: Sequence[Sequence[Example]],
+    number: int,
+    share: float,
+    seed: int,
+    chunk_tokens: int,
+    *,
+    packs: bool = True,
 ) -> Work:
     """Losses of masked tokens of all texts in one part of a batch, without a prompt, in any order.
 
@@ -116,19 +123,22 @@ def masked_of(
         share: Of the tokens that are masked.
         seed: Of what is masked.
         chunk_tokens: Most tokens of one forward pass.
+        packs: Whether texts may be laid end to end.
     """
     texts = ([text for one in part for text in one.texts] for part in parts)
     tokens = [tokenise(encoder.tokenizer, each, SLOT, encoder.settings.max_tokens) for each in texts]
     own, start = tokens[number], sum(map(len, tokens[:number]))
     ids, generator = [row for each in tokens for row in each.ids], torch.Generator().manual_seed(seed)
-    masked = mask_tokens(ids, vocabulary_of(encoder.tokenizer), share=share, generator=generator)
-    groups = Padded(encoder.model, own, "last", -1, 0).batches(range(len(own)), chunk_tokens)
-
-    def losses(group: Sequence[int]) -> Tensor:
-        return mntp_losses(encoder.model, masked.some([start + row for row in group]))
-
-    count = sum(map(len, masked.positions[start : start + len(own)]))
-    return Work(own, [partial(losses, group) for group in groups], torch.arange(count))
+    every = mask_tokens(ids, vocabulary_of(encoder.tokenizer), share=share, generator=generator)
+    masked = every.some(range(start, start + len(own)))
+    model = encoder.model
+    twin = packed(model).twin if packs else None
+    hidden = Tokens(masked.ids, own.spans, own.num_truncated)
+    way = way_of(model, hidden, packed=twin, pooling="last", layer=-1, pad_id=0, begins=False)
+    groups = way.batches(range(len(own)), chunk_tokens)
+    through = way if isinstance(way, Packed) else model
+    chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]
+    return Work(own, chunks, torch.arange(sum(map(len, masked.positions))), isinstance(way, Packed))
 
 
 def reference_of(causal: PreTrainedModel, answers: Work, chunk_tokens: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Masking, its loss against full logits, and what only a model that looks both ways can learn from it."""
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -10,10 +11,14 @@ from tiny import tiny
 from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm.backbone.attention import opened
+from bellm.backbone.layers import depth_of
+from bellm.backbone.packed import PackedModel
+from bellm.engine.packed import Packed
 from bellm.engine.padded import pad
+from bellm.engine.tokens import Tokens
 from bellm.errors import BellmError
 from bellm.train.adaptation import (
     Masked,
@@ -118,9 +123,11 @@ def test_impossible_shares_are_refused(share: float) -> None:
 # Loss
 
 
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_losses_and_gradients_are_those_of_the_full_logits(name: str) -> None:
-    model = opened(tiny(name), (1, 3))
+def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tuple[int, ...], packs: bool) -> None:
+    model = opened(tiny(name), layers)
     masked = mask_tokens(TEXTS, Vocabulary(4, torch.arange(3, 99)), generator=seeded())
     ids_BL, mask_BL = pad(masked.ids, 0, CPU)
     labels_BL = torch.full_like(ids_BL, -100)
@@ -129,7 +136,16 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str) -> None:
     logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     wanted = cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none")
     wanted = wanted[labels_BL[:, 1:].flatten() != -100]
-    found = mntp_losses(model, masked)
+    order: Sequence[int] = range(len(TEXTS))
+    through: PreTrainedModel | Packed = model
+    if packs:
+        spans = [(0, len(ids)) for ids in masked.ids]
+        through = Packed(PackedModel(model), Tokens(masked.ids, spans, 0), "last", depth_of(model), begins=False)
+        (order,) = through.batches(order, 1 << 20)
+    found = mntp_losses(through, masked, order)
+    found = torch.cat(
+        [found.split([len(masked.hidden[row]) for row in order])[order.index(row)] for row in sorted(order)]
+    )
     assert found.dtype == torch.float32
     assert torch.allclose(found, wanted, atol=1e-5, rtol=0)
     weights = list(model.parameters())
@@ -144,12 +160,12 @@ def gradients(losses: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def test_nothing_hidden_is_nothing_lost() -> None:
-    assert mntp_losses(tiny("llama"), Masked([[1, 2], [1]], [[], []], [[], []])).shape == (0,)
+    assert mntp_losses(tiny("llama"), Masked([[1, 2], [1]], [[], []], [[], []]), [0, 1]).shape == (0,)
 
 
 def test_a_model_without_head_is_refused() -> None:
     with pytest.raises(BellmError, match="LlamaModel has no language-model head"):
-        mntp_losses(LlamaModel(tiny("llama").config), mask_tokens(TEXTS, TOY, generator=seeded()))
+        mntp_losses(LlamaModel(tiny("llama").config), mask_tokens(TEXTS, TOY, generator=seeded()), [0])
 
 
 # What it teaches
@@ -190,7 +206,8 @@ def trained(numbers: tuple[int, ...], steps: int) -> LlamaForCausalLM:
     generator = seeded()
     vocabulary = Vocabulary(BLANK, torch.arange(FIRST, FIRST + SYMBOLS))
     for _ in range(steps):
-        loss = mntp_losses(model, mask_tokens(pairs(32, generator), vocabulary, generator=generator)).mean()
+        masked = mask_tokens(pairs(32, generator), vocabulary, generator=generator)
+        loss = mntp_losses(model, masked, range(32)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -206,7 +223,7 @@ def test_open_layers_learn_what_only_the_next_token_tells(
     """Without the token after it a symbol is one of eight: no causal model is below log 8 = 2.08 on average."""
     model = trained(numbers, steps)
     with torch.no_grad():
-        assert low < float(mntp_losses(model, firsts_masked()).mean()) < high
+        assert low < float(mntp_losses(model, firsts_masked(), range(200)).mean()) < high
 
 
 # Opening
