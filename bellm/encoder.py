@@ -1,5 +1,6 @@
 """The Encoder: texts in, vectors out."""
 
+import copy
 import dataclasses
 import logging
 import sys
@@ -280,7 +281,8 @@ class Encoder:
     def save(self, path: str | Path, *, notes: str = "") -> None:
         """Write weights (safetensors), tokenizer, settings and fingerprint to a new folder.
 
-        Of an encoder with adapters that are not merged only these are written: loading it takes the base model too.
+        Of an encoder with adapters that are not merged only these are written: loading it takes the base model too, and
+        merges them. So does saving, in a copy, because that is what the fingerprint has to be of.
 
         Args:
             path: The folder.
@@ -289,7 +291,12 @@ class Encoder:
         Raises:
             SourceError: Something is there already, or the disk refuses.
         """
-        record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, self.fingerprint())
+        loaded = self.replace(verify=False)
+        if hasattr(self._model, "peft_config"):
+            from bellm.backbone import adapters  # It needs peft, which brought these.
+
+            loaded.model = adapters.merge(copy.deepcopy(self._model))
+        record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
         with folder.fresh_folder(Path(path)) as draft:
             folder.write(draft, plain_twin(self._model), self.tokenizer, record, __version__, notes)
 

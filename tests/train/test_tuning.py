@@ -19,6 +19,7 @@ from bellm.errors import BellmError
 from bellm.train.learner import Learner
 from bellm.train.recipe import Full, Lora, Recipe
 from bellm.train.tuning import finished, prepared
+from bellm.types import Vectors
 from tests.train.rows import triplets
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
@@ -124,14 +125,24 @@ def test_products_are_in_the_dtype_that_was_asked_for(
     assert autocast == wanted
 
 
-def test_adapters_may_be_saved_alone(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe(model=str(tiny_folder), tuning=Lora(rank=3, merged=False))
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 0.1)])
+def test_adapters_may_be_saved_alone(tiny_folder: Path, tmp_path: Path, dtype: str, rounding: float) -> None:
+    """The fingerprint is that of merged adapters, because merging rounds as coarsely as the weights are."""
+    recipe = Recipe(model=str(tiny_folder), settings={"dtype": dtype}, tuning=Lora(rank=3, merged=False))
     encoder = finished(taught(recipe), recipe)
     encoder.save(tmp_path / "saved")
     size = sum(path.stat().st_size for path in (tmp_path / "saved").glob("*.safetensors"))
     assert size < 0.5 * (tiny_folder / "model.safetensors").stat().st_size
-    found = Encoder.load(tmp_path / "saved").encode(TEXTS)
-    np.testing.assert_allclose(found, encoder.encode(TEXTS), atol=1e-5 * np.abs(found).max(), rtol=1e-5)
+    loaded = Encoder.load(tmp_path / "saved", dtype=dtype)
+    np.testing.assert_allclose(loaded.fingerprint(), fingerprint_in(tmp_path / "saved"), atol=1e-6)
+    found, wanted = loaded.encode(TEXTS), encoder.encode(TEXTS)
+    assert np.linalg.norm(found - wanted) < rounding * np.linalg.norm(wanted)
+    assert any("lora" in name for name, _ in encoder.model.named_parameters())
+
+
+def fingerprint_in(folder: Path) -> Vectors:
+    found: Vectors = load_file(folder / "fingerprint.safetensors")["vectors"].numpy()
+    return found
 
 
 def test_weights_of_four_bits_learn_and_adapters_go_onto_whole_ones(
