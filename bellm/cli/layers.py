@@ -51,8 +51,12 @@ def layers(
             show_default=False,
         ),
     ] = None,
-    train_steps: Annotated[int, typer.Option(min=1, help="Steps of the maps that come to the end.")] = 64,
-    train_batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
+    train_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the maps that come to the end; default 64.", show_default=False)
+    ] = None,
+    train_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a step; default 64.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -79,6 +83,10 @@ def layers(
     """
     if options.bidirectional is not None:
         raise BellmError(f"bellm layers chooses the layers itself: leave out --bidirectional {options.bidirectional}.")
+    if not train and (train_steps or train_batch_size):
+        raise BellmError(
+            "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."
+        )
     folder = Path(output)
     _refuse_others(folder, source)
     started = time.monotonic()
@@ -91,7 +99,7 @@ def layers(
     del encoder  # Training loads its own.
     if sources:
         settings = {name: choice for name, choice in options.given().items() if name != "bidirectional"}
-        choices = {"settings": settings, "max_steps": train_steps, "batch_size": train_batch_size}
+        choices = {"settings": settings, "max_steps": train_steps or 64, "batch_size": train_batch_size or 64}
         finding = _train(finding, source, choices, sources, pairs, folder / RUNS)
     found = _record(finding, known)
     found["seconds"] = round(time.monotonic() - started, 1)
