@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from bellm.errors import SourceError
+from bellm.evaluate.tables import BETTER, WORSE
 from bellm.layers.finder import Finding
 from bellm.layers.page import write_page
 from bellm.layers.search import Search
 from bellm.layers.turning import Turning
-from tests.layers.findings import LAYERS, candidate, finding, record_of
+from tests.layers.findings import LAYERS, candidate, finding, record_of, trained
 from tests.page.browser import HOSTILE, complaints, find, find_all, overlaps, requests, values, visit
 
 STRAIGHT = Turning(None, None, None, 0.4, "the curve turns no more than noise can make it (p = 0.40)")
@@ -68,8 +69,9 @@ def point_at(driver: Any, svg: Any, share: float) -> str:
         (finding(), ["curve", "layers", "others", "candidates", "again"], 4),
         (finding(turning=STRAIGHT), ["curve", "layers", "others", "candidates", "again"], 4),
         (nothing_open(), ["curve", "layers", "candidates", "again"], 2),
+        (trained(), ["curve", "layers", "others", "trained", "candidates", "again"], 4),
     ],
-    ids=["turning", "no turning point", "nothing to open"],
+    ids=["turning", "no turning point", "nothing to open", "trained"],
 )
 def test_the_page_renders_alone_and_without_complaint(
     driver: Any, tmp_path: Path, found: Finding, sections: list[str], panels: int, scheme: str
@@ -165,6 +167,24 @@ def test_the_table_of_candidates_says_what_they_are(driver: Any, tmp_path: Path)
     )
 
 
+def test_the_table_of_trained_maps_has_every_round(driver: Any, tmp_path: Path) -> None:
+    open_page(driver, tmp_path, trained(data="<b>herons</b>.jsonl"))
+    head, *rows = [" ".join(row.text.split()) for row in find_all(driver, "section[aria-labelledby=trained] tr")]
+    dash, minus = "\N{EN DASH}", "\N{MINUS SIGN}"
+    assert head == "Map Step 8 Step 16 Over causal p Over all"
+    assert rows == [
+        f"last:4 71.0 68.0 to 73.0 74.0 71.0 to 76.0 +4.0 {BETTER} 3.0 to 5.0 0.010 +20.0 18.0 to 22.0",
+        "causal baseline 70.0 67.0 to 72.0 70.0 67.0 to 72.0 +20.0 18.0 to 22.0",
+        f"all 50.0 47.0 to 52.0 58.0 55.0 to 60.0 {minus}12.0 {WORSE} {minus}13.0 to {minus}11.0 0.001 +20.0 18.0 to 22.0",
+        f"layer 2 70.2 67.2 to 72.2 {dash} +0.2 {minus}0.8 to 1.2 1.000 +20.0 18.0 to 22.0",
+    ]
+    note = find(driver, "section[aria-labelledby=trained] .note").text
+    assert note.startswith(
+        "4 maps to step 8, 3 to 16 (causal and all open stay to the end): 56 steps of 64 rows, learned"
+    )
+    assert "from <b>herons</b>.jsonl." in note
+
+
 def test_what_it_takes_to_do_it_again(driver: Any, tmp_path: Path) -> None:
     open_page(driver, tmp_path, finding())
     facts = {line.split("\n")[0]: line.split("\n")[1] for line in (each.text for each in find_all(driver, "dl div"))}
@@ -176,7 +196,7 @@ def test_what_it_takes_to_do_it_again(driver: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("found", [finding(), nothing_open()], ids=["finding", "nothing to open"])
+@pytest.mark.parametrize("found", [trained(), nothing_open()], ids=["trained", "nothing to open"])
 def test_the_page_fits_its_screen_and_no_words_lie_on_others(
     driver: Any, tmp_path: Path, found: Finding, width: int
 ) -> None:
