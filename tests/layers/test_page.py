@@ -175,7 +175,8 @@ def test_the_table_of_trained_maps_has_every_round(driver: Any, tmp_path: Path) 
     assert rows == [
         f"last:4 71.0 68.0 to 73.0 74.0 71.0 to 76.0 +4.0 {BETTER} 3.0 to 5.0 0.010 +20.0 18.0 to 22.0",
         "causal baseline 70.0 67.0 to 72.0 70.0 67.0 to 72.0 +20.0 18.0 to 22.0",
-        f"all 50.0 47.0 to 52.0 58.0 55.0 to 60.0 {minus}12.0 {WORSE} {minus}13.0 to {minus}11.0 0.001 +20.0 18.0 to 22.0",
+        f"all 50.0 47.0 to 52.0 58.0 55.0 to 60.0 {minus}12.0 {WORSE} {minus}13.0 to {minus}11.0 0.001 "
+        "+20.0 18.0 to 22.0",
         f"layer 2 70.2 67.2 to 72.2 {dash} +0.2 {minus}0.8 to 1.2 1.000 +20.0 18.0 to 22.0",
     ]
     note = find(driver, "section[aria-labelledby=trained] .note").text
