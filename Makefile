@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fix bench docs clean
+.PHONY: demo test check fix bench docs study clean
 
 demo: .venv/installed  ## open layers of SmolLM2, embed sentences, show what came of it
 	$(BIN)/python examples/first_result.py
@@ -23,6 +23,9 @@ bench: .venv/installed-bench  ## every benchmark, the quick way
 
 docs: .venv/installed-dev  ## rewrite docs/architectures.md from measurements
 	$(BIN)/python benchmarks/measure_architectures.py --markdown docs/architectures.md
+
+study: .venv/installed-dev  ## measure what docs/study.md still lacks, cell by cell: hours, and it goes on where it was
+	$(BIN)/python benchmarks/study.py
 
 clean:
 	rm -rf .venv demo

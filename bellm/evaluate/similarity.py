@@ -11,6 +11,9 @@ from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.subject import Subject
 from bellm.tensors.similarity import paired_cosine
 
+SPEARMAN = "Spearman of cosine"
+"""What rated pairs are scored by."""
+
 
 def score_pairs(subject: Subject, pairs: Pairs) -> Outcome:
     """Cosines of a set's pairs beside their ratings.
@@ -31,7 +34,7 @@ def score_pairs(subject: Subject, pairs: Pairs) -> Outcome:
         also["weighted mean of parts"] = 100 * float(np.average(spearman, weights=sizes))
     return Outcome(
         task=pairs.name,
-        metric="Spearman of cosine",
+        metric=SPEARMAN,
         items_N=items_N,
         gold_N=pairs.gold_N,
         texts=tuple(zip(pairs.left, pairs.right, strict=True)),

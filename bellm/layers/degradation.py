@@ -22,6 +22,7 @@ from bellm.evaluate import statistics
 from bellm.evaluate.cache import Cache
 from bellm.evaluate.results import Score
 from bellm.evaluate.sets.pairs import Pairs
+from bellm.evaluate.similarity import SPEARMAN
 from bellm.facts import identity
 from bellm.layers.turning import Turning, turning_point
 from bellm.tensors.similarity import paired_cosine
@@ -75,9 +76,8 @@ def degrade(
     turning = turning_point(
         np.array([one.value for one in estimates]), np.stack([one.resamples_R for one in estimates], axis=1)
     )
-    metric = "Spearman of cosine"
     return Degradation(
-        tuple(Score(metric, one.value, one.low, one.high, len(pairs.left)) for one in estimates), turning
+        tuple(Score(SPEARMAN, one.value, one.low, one.high, len(pairs.left)) for one in estimates), turning
     )
 
 
