@@ -24,8 +24,8 @@ from bellm.backbone.layers import depth_of, layers_of
 from bellm.backbone.probe import check_open, probe_ids
 from bellm.backbone.states import device_of, width_of
 from bellm.config import Settings
-from bellm.engine.embed import Encoded, embed
-from bellm.engine.plan import one_ahead, windows
+from bellm.engine.embed import Encoded, embed_parts
+from bellm.engine.plan import windows
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
 from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
@@ -231,26 +231,19 @@ class Encoder:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         template = self.settings.prompt.template_for(role)
         model = self.model
-        twin = packed(model).twin if texts else None
-        vectors: list[Vectors] = [np.empty((0, self.dim), dtype=np.float32)]
-        num_tokens = num_truncated = 0
         rows = (tokenise(self.tokenizer, part, template, self.settings.max_tokens) for part in windows(texts))
         with tqdm(total=len(texts), unit="text", disable=not progress, leave=False) as bar:
-            for tokens in one_ahead(rows):
-                found = embed(
-                    model,
-                    tokens,
-                    packed=twin,
-                    pooling=self.settings.pooling,
-                    layer=self.settings.layer,
-                    max_batch_tokens=max_batch_tokens,
-                    pad_id=stand_in(self.tokenizer),
-                    bar=bar,
-                )
-                vectors.append(unit_length(found) if normalise else found)
-                num_tokens += sum(map(len, tokens.ids))
-                num_truncated += tokens.num_truncated
-        return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
+            encoded = embed_parts(
+                model,
+                rows,
+                packed=packed(model).twin if texts else None,
+                pooling=self.settings.pooling,
+                layer=self.settings.layer,
+                max_batch_tokens=max_batch_tokens,
+                pad_id=stand_in(self.tokenizer),
+                bar=bar,
+            )
+        return dataclasses.replace(encoded, vectors=unit_length(encoded.vectors)) if normalise else encoded
 
     def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
@@ -291,10 +284,11 @@ class Encoder:
         Raises:
             SourceError: Something is there already, or the disk refuses.
         """
-        loaded = self.replace(verify=False)
+        loaded = self
         if hasattr(self._model, "peft_config"):
             from bellm.backbone import adapters  # It needs peft, which brought these.
 
+            loaded = self.replace(verify=False)
             loaded.model = adapters.merge(copy.deepcopy(self._model))
         record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
         with folder.fresh_folder(Path(path)) as draft:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -18,7 +18,7 @@ from bellm.backbone.packed import PackedModel
 from bellm.backbone.states import width_of
 from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded
-from bellm.engine.plan import suitable_tokens, without_doubles
+from bellm.engine.plan import one_ahead, suitable_tokens, without_doubles
 from bellm.engine.tokens import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import PoolingName, Vectors
@@ -99,6 +99,37 @@ def embed(
             vectors[group] = found
             bar.update(int(copies[group].sum()))
     return vectors[where]
+
+
+def embed_parts(
+    model: PreTrainedModel,
+    parts: Iterator[Tokens],
+    *,
+    packed: PackedModel | None,
+    pooling: PoolingName,
+    layer: int,
+    max_batch_tokens: int | None,
+    pad_id: int,
+    bar: "tqdm[None]",
+) -> Encoded:
+    """Embed part after part of a long list, the next being tokenised meanwhile; see `embed`."""
+    vectors: list[Vectors] = [np.empty((0, width_of(model)), dtype=np.float32)]
+    num_tokens = num_truncated = 0
+    for tokens in one_ahead(parts):
+        found = embed(
+            model,
+            tokens,
+            packed=packed,
+            pooling=pooling,
+            layer=layer,
+            max_batch_tokens=max_batch_tokens,
+            pad_id=pad_id,
+            bar=bar,
+        )
+        vectors.append(found)
+        num_tokens += sum(map(len, tokens.ids))
+        num_truncated += tokens.num_truncated
+    return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
 
 
 def way_of(

@@ -8,14 +8,13 @@ Shapes: N texts, D width.
 
 from collections.abc import Sequence
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from bellm import folder
 from bellm.backbone.prepending import PLACEHOLDER, prepended
 from bellm.directions import describe
 from bellm.encoder import Encoder, check_texts
-from bellm.engine.embed import Encoded, embed
+from bellm.engine.embed import Encoded, embed_parts
 from bellm.engine.plan import windows
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
 from bellm.errors import DirectionError
@@ -84,25 +83,17 @@ class Prepending:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
         check_texts(texts)
         settings = self._encoder.settings
-        vectors = [np.empty((0, self._encoder.dim), dtype=np.float32)]
-        num_tokens = num_truncated = 0
         with tqdm(disable=True) as bar:
-            for part in windows(texts):
-                tokens = self.tokenise(part, role)
-                found = embed(
-                    self._model,
-                    tokens,
-                    packed=None,
-                    pooling=settings.pooling,
-                    layer=settings.layer,
-                    max_batch_tokens=None,
-                    pad_id=self._pad_id,
-                    bar=bar,
-                )
-                vectors.append(found)
-                num_tokens += sum(map(len, tokens.ids))
-                num_truncated += tokens.num_truncated
-        return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
+            return embed_parts(
+                self._model,
+                (self.tokenise(part, role) for part in windows(texts)),
+                packed=None,
+                pooling=settings.pooling,
+                layer=settings.layer,
+                max_batch_tokens=None,
+                pad_id=self._pad_id,
+                bar=bar,
+            )
 
     def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
         """Token ids as the encoder has them, with `PLACEHOLDER` before the first that belongs to the text."""
