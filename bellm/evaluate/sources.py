@@ -107,10 +107,20 @@ def of_encoder(encoder: Encoder, source: str, cache: Path | None = None) -> Subj
     fingerprint = encoder.fingerprint()
     known = {**facts(source, encoder), "fingerprint": _digest(fingerprint), "way": encoder.way}
     views = {role: _view(encoder, role) for role in ROLES}
-    kept = None
-    if cache:
-        kept = Cache(cache, identity(encoder), fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
-    return Subject(source, views, known, kept)
+    return Subject(source, views, known, kept_of(encoder, cache, fingerprint) if cache else None)
+
+
+def kept_of(encoder: Encoder, cache: Path, fingerprint: Vectors, what: str = "") -> Cache:
+    """What a folder keeps of an encoder.
+
+    Args:
+        encoder: Whose vectors they are, or what is made of them.
+        cache: The folder.
+        fingerprint: Vectors of a few fixed texts, made in the same way: kept ones are given up where it is another.
+        what: What is kept instead of the encoder's own vectors.
+    """
+    name = f"{identity(encoder)} {what}".rstrip()
+    return Cache(cache, name, fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
 
 
 def _view(encoder: Encoder, role: Role) -> View:

@@ -19,11 +19,10 @@ from bellm.engine.padded import Padded
 from bellm.engine.plan import suitable_tokens
 from bellm.engine.tokens import stand_in
 from bellm.evaluate import statistics
-from bellm.evaluate.cache import Cache
 from bellm.evaluate.results import Score
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.similarity import SPEARMAN
-from bellm.facts import identity
+from bellm.evaluate.sources import kept_of
 from bellm.layers.turning import Turning, turning_point
 from bellm.tensors.similarity import paired_cosine
 from bellm.types import Vectors
@@ -115,8 +114,7 @@ def _kept(encoder: Encoder, pairs: Pairs, place: Path, done: Callable[[int], Non
             done(len(part))
         return np.concatenate(found)
 
-    name = f"{identity(encoder)} cosines after each layer"
     fingerprint = cosines(encoder, list(pairwise(folder.FINGERPRINT_TEXTS)))
-    cache = Cache(place, name, fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
+    cache = kept_of(encoder, place, fingerprint, "cosines after each layer")
     names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
     return cache.vectors(names, encoder.settings.prompt.template, embed)

@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bellm import directions, folder
+from bellm import directions
 from bellm.backbone.layers import layers_of
 from bellm.encoder import Encoder
 from bellm.evaluate import statistics
-from bellm.evaluate.cache import Cache
 from bellm.evaluate.results import Difference, Outcome, Score
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.similarity import score_pairs
-from bellm.evaluate.sources import of_encoder
+from bellm.evaluate.sources import kept_of, of_encoder
 from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.subject import Subject, View
-from bellm.facts import identity
 from bellm.layers.prepending import Prepending
 from bellm.tensors.similarity import normalise
 from bellm.types import Vectors
@@ -196,9 +194,7 @@ def _with_prepending(encoder: Encoder, depth: int, cache: Path) -> Subject:
         lambda texts: prepending.encode_counted(texts).vectors,
         lambda texts: prepending.tokenise(texts).num_truncated,
     )
-    tolerance = folder.tolerance(encoder.dtype_name, encoder.dtype_name)
-    kept = Cache(cache, f"{identity(encoder)} {name}", prepending.fingerprint(), tolerance)
-    return Subject(name, {"text": view}, cache=kept)
+    return Subject(name, {"text": view}, cache=kept_of(encoder, cache, prepending.fingerprint(), name))
 
 
 def _specs(num_layers: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from bellm.evaluate.page import write_page
 from bellm.evaluate.record import record
 from bellm.evaluate.results import Outcome, Report
 from tests.evaluate.reports import TRANSFER, report
-from tests.page.browser import HOSTILE, complaints, find, find_all, requests, sorts, values, visit
+from tests.page.browser import HOSTILE, complaints, find, find_all, is_light, requests, sorts, values, visit
 
 
 def open_page(driver: Any, folder: Path, found: Report, **screen: Any) -> None:
@@ -74,10 +74,7 @@ def test_the_page_renders_alone_and_without_complaint(
     assert len(find_all(driver, ".scores tbody tr")) == len(found.runs)
     assert complaints(driver) == []
     assert requests(driver) == [(tmp_path / "page.html").as_uri()]
-    ink, paper = driver.execute_script(
-        "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
-    )
-    assert (sum(map(int, ink[4:-1].split(","))) < sum(map(int, paper[4:-1].split(",")))) == (scheme == "light")
+    assert is_light(driver) == (scheme == "light")
 
 
 def test_a_click_on_a_heading_sorts_and_another_turns_the_order(driver: Any, tmp_path: Path) -> None:

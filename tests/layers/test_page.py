@@ -15,7 +15,7 @@ from bellm.layers.page import write_page
 from bellm.layers.search import Search
 from bellm.layers.turning import Turning
 from tests.layers.findings import LAYERS, candidate, finding, record_of, trained
-from tests.page.browser import HOSTILE, complaints, find, find_all, overlaps, requests, values, visit
+from tests.page.browser import HOSTILE, complaints, find, find_all, is_light, overlaps, requests, values, visit
 
 STRAIGHT = Turning(None, None, None, 0.4, "the curve turns no more than noise can make it (p = 0.40)")
 ALL = "section[aria-labelledby=candidates] .scores"
@@ -85,10 +85,7 @@ def test_the_page_renders_alone_and_without_complaint(
     assert bool(find_all(driver, "rect.reach, line.turn, line.opened")) == (found.degradation.rule is not None)
     assert complaints(driver) == []
     assert requests(driver) == [(tmp_path / "layers.html").as_uri()]
-    ink, paper = driver.execute_script(
-        "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
-    )
-    assert (sum(map(int, ink[4:-1].split(","))) < sum(map(int, paper[4:-1].split(",")))) == (scheme == "light")
+    assert is_light(driver) == (scheme == "light")
 
 
 def test_marks_say_what_a_candidate_does(driver: Any, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def requests(driver: Any) -> list[str]:
     return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
 
 
+def is_light(driver: Any) -> bool:
+    """Whether the page has dark words on light paper."""
+    ink, paper = driver.execute_script(
+        "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
+    )
+    return sum(map(int, ink[4:-1].split(","))) < sum(map(int, paper[4:-1].split(",")))
+
+
 def values(driver: Any, column: int, table: str = ".scores") -> list[float]:
     """What a column of a table holds, from top to bottom."""
     script = """
