@@ -1,7 +1,6 @@
 """Rows of token ids to vectors, the packed way where the model allows it."""
 
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from bellm.backbone.layers import depth_of
 from bellm.backbone.packed import PackedModel
 from bellm.backbone.states import width_of
+from bellm.engine.abreast import at_once, mapping
 from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded
 from bellm.engine.plan import one_ahead, suitable_tokens, without_doubles
@@ -88,16 +88,18 @@ def embed(
     budget = max_batch_tokens or suitable_tokens(model)
     with torch.inference_mode():
         way = way_of(model, rows, packed=packed, pooling=pooling, layer=layer, pad_id=pad_id)
-        waiting = deque(way.batches(range(len(rows)), budget))
-        while waiting:
-            group = waiting.popleft()
-            found = _vectors(way, group)
-            if found is None:
-                budget = _smaller([len(rows.ids[number]) for number in group])
-                waiting = deque(way.batches([*group, *chain.from_iterable(waiting)], budget))
-                continue
-            vectors[group] = found
-            bar.update(int(copies[group].sum()))
+        abreast = at_once(model) if isinstance(way, Packed) else 1
+        groups = way.batches(range(len(rows)), budget)
+        while groups:
+            done = 0
+            for group, found in zip(groups, _each(way, groups, abreast), strict=False):
+                if found is None:
+                    budget = _smaller([len(rows.ids[number]) for number in group])
+                    break
+                vectors[group] = found
+                bar.update(int(copies[group].sum()))
+                done += 1
+            groups = way.batches(list(chain.from_iterable(groups[done:])), budget)
     return vectors[where]
 
 
@@ -146,6 +148,12 @@ def way_of(
     if packed is None:
         return Padded(model, rows, pooling, layer, pad_id)
     return Packed(packed, rows, pooling, layer % (depth_of(model) + 1), begins=begins)
+
+
+def _each(way: Way, groups: Sequence[Sequence[int]], abreast: int) -> Iterator[Vectors | None]:
+    """Vectors of group after group; None where memory does not hold one."""
+    with mapping(min(abreast, len(groups))) as each:
+        yield from each(lambda number: _vectors(way, groups[number]), range(len(groups)))
 
 
 def _vectors(way: Way, group: Sequence[int]) -> Vectors | None:

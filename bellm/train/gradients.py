@@ -5,16 +5,16 @@ gradient with respect to the vectors, then embed chunk after chunk again and han
 the gradient of the whole batch, for whatever chunks; memory is that of one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Answer = TypeVar("Answer")
+from bellm.engine.abreast import mapping
 
 Chunk = Callable[[], Tensor]
 """Computes some of the numbers that the loss is made of; twice alike, but for dropout, which is seeded here."""
@@ -58,10 +58,13 @@ def accumulate(
 
     def gradients(number: int) -> Sequence[Tensor | None]:
         found, gradient = again(number)
-        return torch.autograd.grad(found, parameters, gradient, allow_unused=True)
+        answer = torch.autograd.grad(found, parameters, gradient, allow_unused=True)
+        give_back()
+        return answer
 
     numbers = range(len(chunks))
-    with _kept_randomness(), _mapping(abreast) as each:
+    give_back = _give_back if cached else lambda: None
+    with _kept_randomness(), mapping(abreast) as each:
         answers = list(each(partial(answer, graph=not cached), numbers))
         leaves = [found.detach().requires_grad_() for found in answers]
         value = loss(leaves)
@@ -69,41 +72,26 @@ def accumulate(
         if abreast == 1:
             for number in numbers:
                 torch.autograd.backward(*again(number))
+                give_back()
         else:
             for found in each(gradients, numbers):
                 _add(found, parameters)
     return value.detach()
 
 
+def _give_back() -> None:
+    """Hand the system what the C library keeps of freed memory, where it keeps any.
+
+    Chunks differ in size: what is left between the pieces of one does not fit the next, and would add up.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none.
+        trim(0)
+
+
 def _add(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
     for gradient, parameter in zip(gradients, parameters, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-
-
-class _Mapping(Protocol):
-    """`map`, or one that computes several answers at once."""
-
-    def __call__(self, function: Callable[[int], Answer], numbers: Iterable[int], /) -> Iterator[Answer]: ...
-
-
-@contextmanager
-def _mapping(abreast: int) -> Iterator[_Mapping]:
-    if abreast == 1:
-        yield map
-        return
-    threads, dtype, casts = torch.get_num_threads(), torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
-
-    def inside(function: Callable[[int], Answer], number: int) -> Answer:
-        # What has been cast is kept for all threads, and given up when one of them is done.
-        with torch.autocast("cpu", dtype, enabled=casts, cache_enabled=False):
-            return function(number)
-
-    try:
-        with ThreadPoolExecutor(abreast, "bellm", torch.set_num_threads, (max(1, threads // abreast),)) as pool:
-            yield lambda function, numbers: pool.map(partial(inside, function), numbers)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

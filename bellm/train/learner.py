@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from bellm.backbone import adapters
 from bellm.backbone.layers import layers_of
 from bellm.encoder import Encoder
+from bellm.engine.abreast import at_once
 from bellm.engine.plan import held_tokens, suitable_tokens
 from bellm.engine.proof import packed
 from bellm.errors import NoOpWarning
@@ -26,9 +27,6 @@ from bellm.train.objectives import Grl, Objective
 from bellm.train.processes import Processes
 from bellm.train.sharded import Sharded
 from bellm.train.work import Work, answers_of, check_comparable, masked_of, reference_of, vectors_of
-
-_ABREAST = 2
-"""Chunks at once on a processor: while one waits for its threads to meet, the other computes."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ class Learner:
             enable({"use_reentrant": False})
         self.sharded = Sharded(encoder.model, self.processes) if sharded else None
         self.packs = not (gradient_checkpointing or sharded)
-        self.chunk_tokens = chunk_tokens or suitable_tokens(encoder.model)
+        # Chunks at once share the processor's caches.
+        self.chunk_tokens = chunk_tokens or suitable_tokens(encoder.model) // at_once(encoder.model)
         self.max_held_tokens = held_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.parameters = {name: each for name, each in encoder.model.named_parameters() if each.requires_grad}
 
@@ -174,9 +173,8 @@ class Learner:
 
     def _abreast(self, works: Sequence[Work]) -> int:
         """How many chunks at once; it does not hang on free memory, which must not decide a rounding."""
-        on_processor = self.encoder.device.type == "cpu"
         alone = adapters.drop_out(self.encoder.model) or not all(work.abreast for work in works)
-        return 1 if alone or not on_processor else min(_ABREAST, torch.get_num_threads())
+        return 1 if alone else at_once(self.encoder.model)
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's share; those of all, end to end, are the batch.

@@ -113,7 +113,7 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
     torch.set_num_threads(2)
     try:
         for most in (1, 2):
-            monkeypatch.setattr(learner, "_ABREAST", most)
+            monkeypatch.setattr("bellm.engine.abreast._ABREAST", most)
             results.append(found(encoder, triplets(6), held=held, seed=7))
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,74 @@
+"""Several batches at once: the same answers in order, and threads and modes as they were."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bellm.backbone.packed import PackedModel
+from bellm.engine.abreast import at_once, mapping
+from bellm.engine.embed import embed
+from bellm.engine.tokens import Tokens
+from bellm.types import Vectors
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_answers_come_in_order_with_modes_and_threads_as_outside() -> None:
+    def found(number: int) -> tuple[int, int, bool, torch.dtype]:
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        return number, torch.get_num_threads(), torch.is_inference_mode_enabled(), product.dtype
+
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), mapping(2) as each:
+        assert list(each(found, range(5))) == [(number, 1, True, torch.bfloat16) for number in range(5)]
+    assert torch.get_num_threads() == 2
+    with mapping(2) as each:
+        assert list(each(found, [7])) == [(7, 1, False, torch.float32)]
+
+
+def test_one_thread_has_nothing_to_share() -> None:
+    torch.set_num_threads(1)
+    with mapping(2) as each:
+        assert each is map
+
+
+def test_two_batches_at_once_are_computed_as_one_by_one(
+    tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(3, 90, length).tolist() for length in draw.integers(2, 30, 40)]
+    tokens, twin = Tokens(rows, [(0, len(row)) for row in rows], 0), PackedModel(tiny_model)
+
+    def vectors() -> Vectors:
+        bar = tqdm(disable=True)
+        return embed(tiny_model, tokens, packed=twin, pooling="mean", layer=-1, max_batch_tokens=64, pad_id=0, bar=bar)
+
+    two = vectors()
+    monkeypatch.setattr("bellm.engine.abreast._ABREAST", 1)
+    torch.set_num_threads(1)
+    assert (vectors() == two).all()
+
+
+def test_frequencies_that_change_with_the_batch_are_not_shared() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    plain = LlamaConfig(vocab_size=16, **shape)
+    assert at_once(LlamaForCausalLM(plain)) == 2
+    longrope = LlamaConfig(vocab_size=16, max_position_embeddings=64, rope_parameters=LONGROPE, **shape)
+    assert at_once(LlamaForCausalLM(longrope)) == 1
