@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,15 @@ class Beginning:
     """What the first open layer gets; the last states where no layer is open."""
 
 
+@dataclass(frozen=True)
+class Reached:
+    """How far the causal layers have brought a batch: the same for every model of the same weights that opens later."""
+
+    layer: int
+    states_ND: Tensor
+    """What this layer gets, beginnings once and without the one of all texts."""
+
+
 @dataclass
 class _Pass:
     """One forward pass under way."""
@@ -89,6 +99,12 @@ class _Pass:
     stops_at_keys: bool = False
     predicts_C: Tensor | None = None
     """Which of the last states go through the language-model head; None where there is no such end."""
+    start: int = 0
+    """The first layer to run."""
+    entering_ND: Tensor | None = None
+    """What the first layer to run gets; None for the token embeddings."""
+    trunk_ND: Tensor | None = None
+    """What has reached the first open layer, beginnings once."""
 
 
 class _Reached(Exception):  # noqa: N818 - news, not an error
@@ -127,6 +143,7 @@ class PackedModel:
         text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
         for layer in layers_of(self.model):
             layer.module.register_forward_pre_hook(_Before(layer.number, self.num_shared), with_kwargs=True)
+            layer.module.forward = _Skippable(layer)
         decoder_of(self.model).register_forward_hook(_predicting)
 
     def begin(self, batch: Batch, stop: int) -> Beginning:
@@ -136,9 +153,26 @@ class PackedModel:
         keys, values = zip(*run.kept, strict=True) if run.kept else ((), ())
         return Beginning(keys, values, states_PD)
 
-    def states(self, batch: Batch, beginning: Beginning | None, stop: int) -> Tensor:
-        """States before layer `stop`, or the final, normed ones for the depth: (rows of the last stage, D)."""
-        return self._run(_Pass(batch, beginning, stop, self.windows, batch.shared))
+    def states(
+        self, batch: Batch, beginning: Beginning | None, stop: int, known: "Reached | None" = None
+    ) -> tuple[Tensor, "Reached | None"]:
+        """States before layer `stop`, or the final, normed ones for the depth: (rows of the last stage, D).
+
+        Args:
+            batch: What goes through.
+            beginning: What its texts begin with.
+            stop: Layer before which to stop.
+            known: How far the batch is known to come, at most to the first open layer: layers below are left out.
+
+        Returns:
+            The states, and what reached the first open layer, if one opened below `stop`.
+        """
+        run = _Pass(batch, beginning, stop, self.windows, batch.shared)
+        if known:
+            assert known.layer <= self.num_shared
+            run.start, run.entering_ND = known.layer, known.states_ND
+        states = self._run(run)
+        return states, None if run.trunk_ND is None else Reached(self.num_shared, run.trunk_ND)
 
     def logits(self, batch: Batch, rows_C: Tensor) -> Tensor:
         """Logits at some rows of the last stage, (C, V), with whatever the model does around its head.
@@ -193,9 +227,14 @@ class _Before:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         run = _pass.get()
         run.layer = self.number
+        if self.number < run.start:
+            return args, kwargs
         call = _Call(args, kwargs, len(run.batch.ids_M))
         states = call.states if self.number else _rows(call.states, run.stage.rows_N)
+        if self.number == run.start and run.entering_ND is not None:
+            states = run.entering_ND
         if self.number == self.num_shared and run.batch.whole:
+            run.trunk_ND = states
             if run.beginning:
                 states = torch.cat([run.beginning.states_PD, states])
             run.stage = run.batch.whole
@@ -209,6 +248,26 @@ class _Before:
             states = _rows(states, run.stage.rows_N)
             rows_N = run.stage.rows_N if rows_N is None else _rows(rows_N, run.stage.rows_N)
         return call.on(states, rows_N)
+
+
+class _Skippable:
+    """Forward of a decoder layer, left out in a pass that starts behind it."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._number = layer.number
+        self._own = vars(layer.module).get("forward")  # Of libraries that place a layer's weights as it runs.
+        self._module = ref(layer.module)  # A cycle would keep the weights until the garbage is collected.
+        self._in_tuple = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._number < _pass.get().start:
+            states = args[0] if args else kwargs["hidden_states"]
+            return (states,) if self._in_tuple else states
+        module = self._module()
+        assert module is not None
+        output = self._own(*args, **kwargs) if self._own else type(module).forward(module, *args, **kwargs)
+        self._in_tuple = isinstance(output, tuple)
+        return output
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded
 from bellm.engine.plan import one_ahead, suitable_tokens, without_doubles
 from bellm.engine.tokens import Tokens
+from bellm.engine.trunk import trunk_in_use
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import PoolingName, Vectors
 
@@ -147,7 +148,8 @@ def way_of(
     """The packed way where the model has a packed twin, else the padded one; see `embed` and `Packed`."""
     if packed is None:
         return Padded(model, rows, pooling, layer, pad_id)
-    return Packed(packed, rows, pooling, layer % (depth_of(model) + 1), begins=begins)
+    trunk = trunk_in_use() if begins else None
+    return Packed(packed, rows, pooling, layer % (depth_of(model) + 1), begins=begins, trunk=trunk)
 
 
 def _each(way: Way, groups: Sequence[Sequence[int]], abreast: int) -> Iterator[Vectors | None]:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bellm.backbone.packed import Batch, Beginning, PackedModel, Stage
 from bellm.backbone.states import device_of
 from bellm.engine.tokens import Tokens, text_mask
+from bellm.engine.trunk import Trunk
 from bellm.tensors.packing import Index, Packing, Path
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
@@ -27,7 +28,14 @@ class Packed:
     """Embeds rows of token ids with a packed model."""
 
     def __init__(
-        self, model: PackedModel, tokens: Tokens, pooling: PoolingName, stop: int, *, begins: bool = True
+        self,
+        model: PackedModel,
+        tokens: Tokens,
+        pooling: PoolingName,
+        stop: int,
+        *,
+        begins: bool = True,
+        trunk: Trunk | None = None,
     ) -> None:
         """Sort the rows and compute what all of them begin with.
 
@@ -38,11 +46,13 @@ class Packed:
             stop: Layer whose input states are pooled; the depth for the final, normed ones.
             begins: Whether what all rows begin with is computed once for all batches. Otherwise each batch computes
                 it for itself, and is a graph of its own to autograd.
+            trunk: What models of the same weights have made of the same batches, to begin with.
         """
         self._model = model
         self._tokens = tokens
         self._pooling = pooling
         self._stop = stop
+        self._trunk = trunk
         self._shares = min(model.num_shared, stop) > 0
         self._opens = 0 < model.num_shared < stop
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
@@ -75,7 +85,7 @@ class Packed:
         """Pooled states of some rows, in the order of `batches`, float32 (B, D)."""
         last_only = self._pooling == "last" and self._stop > 0
         batch, paths = self._batch([self._tokens.ids[number] for number in numbers], len(self._start), last_only)
-        states = self._model.states(batch, self._beginning, self._stop)
+        states = self._states(batch)
         if last_only:
             return states.float()
         if self._beginning and not self._opens:
@@ -102,6 +112,11 @@ class Packed:
         batch, paths = self._batch([self._tokens.ids[number] for number in numbers], 0, last_only=False)
         chosen = [path[at] for path, where in zip(paths, positions, strict=True) for at in where]
         return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
+
+    def _states(self, batch: Batch) -> Tensor:
+        if self._trunk is None:
+            return self._model.states(batch, self._beginning, self._stop)[0]
+        return self._trunk.states(self._model, batch, self._beginning, self._stop)
 
     def _begin(self, start: Row) -> Beginning:
         batch, _ = self._batch([start], 0, last_only=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from bellm import directions
 from bellm.backbone.layers import layers_of
 from bellm.encoder import Encoder
+from bellm.engine.trunk import one_trunk
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Outcome, Score
 from bellm.evaluate.sets.pairs import Pairs
@@ -148,10 +149,12 @@ def search(
     outcomes: dict[str, Outcome] = {}
     moved: dict[str, float] = {}
     causal_ND: Vectors | None = None
-    for number, (name, layers) in enumerate(tried.items()):
-        progress(name, number, len(tried))
-        if not no_ops[name]:
-            opened = encoder.replace(bidirectional=layers)
+    with one_trunk():
+        for number, name in enumerate(sorted(tried, key=lambda name: (name != CAUSAL, min(tried[name], default=0)))):
+            progress(name, number, len(tried))
+            if no_ops[name]:
+                continue
+            opened = encoder.replace(bidirectional=tried[name])
             subject = (
                 _with_prepending(opened, depth_of[name], cache) if name in depth_of else of_encoder(opened, name, cache)
             )

@@ -1,0 +1,105 @@
+"""Batches go on from where another map's model brought them, to the same vectors bit by bit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from bellm.backbone.attention import opened
+from bellm.backbone.layers import layers_of
+from bellm.engine.embed import way_of
+from bellm.engine.packed import Packed
+from bellm.engine.proof import packed
+from bellm.engine.tokens import Tokens
+from bellm.engine.trunk import one_trunk, trunk_in_use
+
+from ..decoders import CASES, decoder, openable
+
+STEM = [7, 8, 9, 10, 11, 12]
+ROWS = [[*STEM, 13], [*STEM, 14, 15, 16], [*STEM, 14, 15, 17, 18, 19], [7, 8, 30], [7, 8, 30, 31], [7, 40, 41, 42, 43]]
+TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
+
+
+def vectors(model: PreTrainedModel, layer: int = -1) -> Tensor:
+    twin = packed(model).twin
+    way = way_of(model, TOKENS, packed=twin, pooling="last", layer=layer, pad_id=0)
+    return torch.cat([way.vectors(group) for group in way.batches(range(len(TOKENS)), 16)])
+
+
+def maps(model: PreTrainedModel) -> list[Sequence[int]]:
+    """From the bottom up, one that goes back, and one that is asked for again."""
+    numbers = openable(model)
+    return [[], numbers, *([number] for number in numbers), numbers[-2:], numbers[1:2], numbers[-1:]]
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+@torch.inference_mode()
+def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str) -> None:
+    models = [opened(decoder(name, attention), chosen) for chosen in maps(decoder(name, attention))]
+    wanted = [vectors(model) for model in models]
+    with one_trunk():
+        assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
+    assert trunk_in_use() is None
+
+
+def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
+    twin = packed(model).twin
+    assert twin is not None
+    alone = Packed(twin, TOKENS, "last", layer % 5)
+    return torch.cat([alone.vectors(group) for group in alone.batches(range(len(TOKENS)), 16)])
+
+
+@torch.inference_mode()
+def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM) -> None:
+    with one_trunk():
+        vectors(opened(tiny_model, [2]))
+        for layer in range(5):
+            with_trunk = vectors(opened(tiny_model, [3]), layer)
+            assert torch.equal(with_trunk, without_trunk(opened(tiny_model, [3]), layer))
+
+
+@torch.inference_mode()
+def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) -> None:
+    runs: list[int] = []
+    counts: list[list[int]] = []
+    with one_trunk():
+        for chosen in ([1], [3], [2], [3]):
+            model = opened(tiny_model, chosen)
+            twin = packed(model).twin
+            assert twin is not None
+            for layer in layers_of(twin.model):
+
+                def count(*_: Any, number: int = layer.number) -> None:
+                    runs.append(number)
+
+                layer.module.get_submodule("mlp").register_forward_pre_hook(count)
+            runs.clear()
+            way = Packed(twin, TOKENS, "mean", 4, begins=False, trunk=trunk_in_use())
+            for group in way.batches(range(len(TOKENS)), 16):
+                way.vectors(group)
+            counts.append([runs.count(number) for number in range(4)])
+    # Three batches; a model that goes on from another's states computes its first one both ways besides.
+    assert counts == [[3, 3, 3, 3], [1, 5, 5, 5], [3, 3, 3, 3], [1, 1, 5, 5]]
+
+
+@torch.inference_mode()
+def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: LlamaForCausalLM) -> None:
+    plain = opened(tiny_model, [])
+    seen: dict[int, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[output.shape[1]] = output
+
+    def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + seen.pop(output.shape[1])
+
+    first, _, third, _ = layers_of(plain)
+    first.module.register_forward_hook(keep)
+    third.module.register_forward_hook(add)
+    models = [opened(plain, chosen) for chosen in ([2], [3])]
+    wanted = [vectors(model) for model in models]
+    with one_trunk():
+        assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
