@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -171,10 +172,16 @@ class Bench:
         num = min(len(texts.ids), (24 if workload.documents else 128) // (4 if self.quick else 1))
         reference = np.stack([exact_vector(self.exact, ids, opened, workload.pooling) for ids in texts.ids[:num]])
         causal = "causal" if opened else ""
+
+        def one_by_one() -> Vectors:
+            with patch("bellm.engine.abreast._ABREAST", 1):
+                return encoder.encode(texts.bare, progress=False)
+
         ours = System("bellm", lambda: encoder.encode(texts.bare, progress=False), len(texts.bare))
+        alone = System("bellm, one batch at a time", one_by_one, len(texts.bare))
         loop = System("transformers", lambda: self.plain_loop(texts.filled, workload.pooling), len(texts.bare))
         loop.note = ", ".join(filter(None, (f"batch {PLAIN_BATCH_SIZE}", causal)))
-        systems = [ours, self.peer(texts, workload.pooling, causal), loop]
+        systems = [ours, alone, self.peer(texts, workload.pooling, causal), loop]
         if self.with_llama_cpp:
             few = self.tokenizer.batch_decode(texts.ids[: 4 if workload.documents else 16])  # cut as for the others
             systems.append(llama_cpp(few, workload.pooling, causal))
