@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bellm import durable
+from bellm.engine.trunk import one_trunk
 from bellm.errors import NoOpWarning
 from bellm.evaluate import statistics
 from bellm.evaluate.cache import default_folder
@@ -77,7 +78,9 @@ def cells() -> Iterator[Cell]:
     """The untrained ones. With every layer open the parallel reading has nothing to add: it is the sequential one."""
     for reading in READINGS:
         for setting in SETTINGS:
-            yield from (Cell(setting, spec, reading) for spec in MAPS if reading == "sequential" or spec != "all")
+            # From the bottom up, so that each goes on from the causal layers of the one before.
+            upwards = (Cell(setting, spec, reading) for spec in reversed(MAPS))
+            yield from (cell for cell in upwards if reading == "sequential" or cell.bidirectional != "all")
 
 
 def main() -> None:
@@ -109,7 +112,8 @@ def main() -> None:
             durable.write(options.json, (json.dumps(found, indent=1) + "\n").encode())
 
     if not options.tables:
-        go_through(list(cells()), found["untrained"], lambda cell: measure(cell, ["sts"]))
+        with one_trunk():
+            go_through(list(cells()), found["untrained"], lambda cell: measure(cell, ["sts"]))
     if options.train and not options.tables:
         learned = [Cell(setting, spec) for setting in SETTINGS for spec in TRAINED]
         go_through(learned, found["trained"], lambda cell: trained(cell, options.train, options.runs, options.steps))
