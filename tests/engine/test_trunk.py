@@ -10,11 +10,12 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from bellm.backbone.attention import opened
 from bellm.backbone.layers import layers_of
+from bellm.backbone.packed import PackedModel
 from bellm.engine.embed import way_of
 from bellm.engine.packed import Packed
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens
-from bellm.engine.trunk import one_trunk, trunk_in_use
+from bellm.engine.trunk import Trunk, one_trunk, trunk_in_use
 
 from ..decoders import CASES, decoder, openable
 
@@ -88,18 +89,24 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
 @torch.inference_mode()
 def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: LlamaForCausalLM) -> None:
     plain = opened(tiny_model, [])
-    seen: dict[int, Tensor] = {}
+    seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[output.shape[1]] = output
+        seen.append(output)
 
     def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + seen.pop(output.shape[1])
+        return output + seen.pop()
 
-    first, _, third, _ = layers_of(plain)
+    first, second, _, _ = layers_of(plain)
     first.module.register_forward_hook(keep)
-    third.module.register_forward_hook(add)
-    models = [opened(plain, chosen) for chosen in ([2], [3])]
-    wanted = [vectors(model) for model in models]
-    with one_trunk():
-        assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
+    second.module.register_forward_hook(add)
+    unlike = Tokens([[3, 4, 5, 6], [7, 8, 9], [10, 11]], [(0, 4), (0, 3), (0, 2)], 0)
+
+    def found(chosen: Sequence[int], trunk: Trunk | None) -> Tensor:
+        return Packed(PackedModel(opened(plain, chosen)), unlike, "mean", 4, begins=False, trunk=trunk).vectors(
+            range(3)
+        )
+
+    trunk = Trunk()
+    assert torch.equal(found([1], trunk), found([1], None))
+    assert torch.equal(found([3], trunk), found([3], None))
