@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from bellm.backbone.layers import depth_of, layers_of
 from bellm.backbone.probe import check_open, probe_ids
 from bellm.backbone.states import device_of, width_of
 from bellm.config import Settings
-from bellm.engine.embed import Encoded, embed_parts
+from bellm.engine.embed import Encoded, embed, embed_parts
 from bellm.engine.plan import windows
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
@@ -233,9 +234,9 @@ class Encoder:
         model = self.model
         rows = (tokenise(self.tokenizer, part, template, self.settings.max_tokens) for part in windows(texts))
         with tqdm(total=len(texts), unit="text", disable=not progress, leave=False) as bar:
-            encoded = embed_parts(
+            each = partial(
+                embed,
                 model,
-                rows,
                 packed=packed(model).twin if texts else None,
                 pooling=self.settings.pooling,
                 layer=self.settings.layer,
@@ -243,6 +244,7 @@ class Encoder:
                 pad_id=stand_in(self.tokenizer),
                 bar=bar,
             )
+            encoded = embed_parts(rows, each, self.dim)
         return dataclasses.replace(encoded, vectors=unit_length(encoded.vectors)) if normalise else encoded
 
     def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:

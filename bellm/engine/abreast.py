@@ -32,7 +32,7 @@ def at_once(model: PreTrainedModel) -> int:
 
     One by one where the model sets its rotary frequencies anew for each batch.
     """
-    rotary = (getattr(module, "rope_type", None) for module in model.modules())
+    rotary = (vars(module).get("rope_type") for module in model.modules())
     kinds = {kind for each in rotary for kind in (each.values() if isinstance(each, dict) else [each])}
     return _ABREAST if device_of(model).type == "cpu" and kinds.isdisjoint(_SET_ANEW) else 1
 

@@ -1,7 +1,7 @@
 """Rows of token ids to vectors, the packed way where the model allows it."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -89,8 +89,8 @@ def embed(
     budget = max_batch_tokens or suitable_tokens(model)
     with torch.inference_mode():
         way = way_of(model, rows, packed=packed, pooling=pooling, layer=layer, pad_id=pad_id)
-        abreast = at_once(model) if isinstance(way, Packed) else 1
         groups = way.batches(range(len(rows)), budget)
+        abreast = at_once(model) if isinstance(way, Packed) and len(groups) > 1 else 1
         while groups:
             done = 0
             for group, found in zip(groups, _each(way, groups, abreast), strict=False):
@@ -104,32 +104,18 @@ def embed(
     return vectors[where]
 
 
-def embed_parts(
-    model: PreTrainedModel,
-    parts: Iterator[Tokens],
-    *,
-    packed: PackedModel | None,
-    pooling: PoolingName,
-    layer: int,
-    max_batch_tokens: int | None,
-    pad_id: int,
-    bar: "tqdm[None]",
-) -> Encoded:
-    """Embed part after part of a long list, the next being tokenised meanwhile; see `embed`."""
-    vectors: list[Vectors] = [np.empty((0, width_of(model)), dtype=np.float32)]
+def embed_parts(parts: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> Encoded:
+    """Embed part after part of a long list, the next being tokenised meanwhile.
+
+    Args:
+        parts: Rows of token ids.
+        embed: Gives a part's vectors.
+        width: Of a vector.
+    """
+    vectors: list[Vectors] = [np.empty((0, width), dtype=np.float32)]
     num_tokens = num_truncated = 0
     for tokens in one_ahead(parts):
-        found = embed(
-            model,
-            tokens,
-            packed=packed,
-            pooling=pooling,
-            layer=layer,
-            max_batch_tokens=max_batch_tokens,
-            pad_id=pad_id,
-            bar=bar,
-        )
-        vectors.append(found)
+        vectors.append(embed(tokens))
         num_tokens += sum(map(len, tokens.ids))
         num_truncated += tokens.num_truncated
     return Encoded(np.concatenate(vectors), num_tokens, num_truncated)

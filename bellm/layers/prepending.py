@@ -7,6 +7,7 @@ Shapes: N texts, D width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from tqdm.auto import tqdm
 
@@ -14,7 +15,7 @@ from bellm import folder
 from bellm.backbone.prepending import PLACEHOLDER, prepended
 from bellm.directions import describe
 from bellm.encoder import Encoder, check_texts
-from bellm.engine.embed import Encoded, embed_parts
+from bellm.engine.embed import Encoded, embed, embed_parts
 from bellm.engine.plan import windows
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
 from bellm.errors import DirectionError
@@ -84,9 +85,9 @@ class Prepending:
         check_texts(texts)
         settings = self._encoder.settings
         with tqdm(disable=True) as bar:
-            return embed_parts(
+            each = partial(
+                embed,
                 self._model,
-                (self.tokenise(part, role) for part in windows(texts)),
                 packed=None,
                 pooling=settings.pooling,
                 layer=settings.layer,
@@ -94,6 +95,7 @@ class Prepending:
                 pad_id=self._pad_id,
                 bar=bar,
             )
+            return embed_parts((self.tokenise(part, role) for part in windows(texts)), each, self._encoder.dim)
 
     def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
         """Token ids as the encoder has them, with `PLACEHOLDER` before the first that belongs to the text."""

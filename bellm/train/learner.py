@@ -174,7 +174,7 @@ class Learner:
     def _abreast(self, works: Sequence[Work]) -> int:
         """How many chunks at once; it does not hang on free memory, which must not decide a rounding."""
         alone = adapters.drop_out(self.encoder.model) or not all(work.abreast for work in works)
-        return 1 if alone else at_once(self.encoder.model)
+        return 1 if alone else min(at_once(self.encoder.model), torch.get_num_threads())
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's share; those of all, end to end, are the batch.
