@@ -115,6 +115,18 @@ def plain_twin(model: Model) -> Model:
     return copied
 
 
+def rejoin(model: PreTrainedModel) -> bool:
+    """Take the parallel reading's hooks out of a model, in place, and say whether there were any.
+
+    Its open layers stay open, in one stack with the others.
+    """
+    found = [(module, number, hook) for module in model.modules() for number, hook in _hooks(module)]
+    branched = [(module, number) for module, number, hook in found if not isinstance(hook, LookBothWays)]
+    for module, number in branched:
+        _remove(module, number)
+    return bool(branched)
+
+
 def open_layers(model: PreTrainedModel) -> tuple[int, ...]:
     """Numbers of the layers that are open in this model now."""
     return tuple(

@@ -5,6 +5,9 @@ the paths of a `Packing`. Layers below the first open one are causal: a token's 
 before it and on nothing else, so texts that begin alike share their beginning. From the first open layer on every text
 has rows of its own, and in the last layer only pooled rows ask.
 
+With the parallel reading a layer works on its own branch's states. The other branch's wait aside until the branches are
+added, so that both together take what one stack takes.
+
 Shapes: M tokens that the decoder is given, N of them that a layer works on, H heads, G key heads, E width of a head,
 D width, C chosen rows, V vocabulary.
 """
@@ -22,9 +25,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bellm.backbone.attention import LookBothWays, open_layers, twin
+from bellm.backbone.attention import LookBothWays, open_layers, rejoin, twin
 from bellm.backbone.layers import Layer, decoder_of, layers_of, text_config
-from bellm.backbone.parallel import Branch
 from bellm.backbone.states import check_head, only
 from bellm.errors import DirectionError
 from bellm.tensors.packing import Packing, Reach
@@ -70,6 +72,8 @@ class Beginning:
     values: tuple[Tensor, ...]
     states_PD: Tensor
     """What the first open layer gets; the last states where no layer is open."""
+    aside_PD: Tensor | None
+    """Of the other branch, where there are two and a layer opens."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,13 @@ class _Pass:
     """What the first layer to run gets; None for the token embeddings."""
     trunk_ND: Tensor | None = None
     """What has reached the first open layer, beginnings once."""
+    aside_ND: Tensor | None = None
+    """States of the branch that the layer under way is not of; None where there are no branches, or no more."""
+    aside_is_open: bool = True
+
+    def sum_of(self, states_ND: Tensor) -> Tensor:
+        """Of both branches."""
+        return states_ND if self.aside_ND is None else states_ND + self.aside_ND
 
 
 class _Reached(Exception):  # noqa: N818 - news, not an error
@@ -139,11 +150,15 @@ class PackedModel:
         self.num_shared = opened[0] if opened else self.depth
         self.windows = tuple(_window(layer) for layer in layers)
         self.model = twin(model)
+        branches = rejoin(self.model)
         AttentionInterface.register(f"{_NAME}_{how}", _ATTENTION[how])
         text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
         for layer in layers_of(self.model):
-            layer.module.register_forward_pre_hook(_Before(layer.number, self.num_shared), with_kwargs=True)
+            before = _Before(layer.number, self.num_shared, branches, layer.number in opened)
+            layer.module.register_forward_pre_hook(before, with_kwargs=True)
             layer.module.forward = _Skippable(layer)
+            if branches and layer.number == self.depth - 1:
+                layer.module.register_forward_hook(_added)
         decoder_of(self.model).register_forward_hook(_predicting)
 
     def begin(self, batch: Batch, stop: int) -> Beginning:
@@ -151,7 +166,9 @@ class PackedModel:
         run = _Pass(batch, None, min(self.num_shared, stop), self.windows, batch.shared)
         states_PD = self._run(run)
         keys, values = zip(*run.kept, strict=True) if run.kept else ((), ())
-        return Beginning(keys, values, states_PD)
+        if stop > self.num_shared:
+            return Beginning(keys, values, states_PD, run.aside_ND)
+        return Beginning(keys, values, run.sum_of(states_PD), None)
 
     def states(
         self, batch: Batch, beginning: Beginning | None, stop: int, known: "Reached | None" = None
@@ -171,7 +188,7 @@ class PackedModel:
         if known:
             assert known.layer <= self.num_shared
             run.start, run.entering_ND = known.layer, known.states_ND
-        states = self._run(run)
+        states = run.sum_of(self._run(run))
         return states, None if run.trunk_ND is None else Reached(self.num_shared, run.trunk_ND)
 
     def logits(self, batch: Batch, rows_C: Tensor) -> Tensor:
@@ -221,6 +238,8 @@ class _Before:
 
     number: int
     num_shared: int
+    branches: bool
+    is_open: bool
 
     def __call__(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -230,24 +249,38 @@ class _Before:
         if self.number < run.start:
             return args, kwargs
         call = _Call(args, kwargs, len(run.batch.ids_M))
-        states = call.states if self.number else _rows(call.states, run.stage.rows_N)
-        if self.number == run.start and run.entering_ND is not None:
-            states = run.entering_ND
+        states = call.states
+        if self.number == run.start:
+            embeddings = _rows(states, run.stage.rows_N)
+            states = embeddings if run.entering_ND is None else run.entering_ND
+            run.aside_ND = embeddings if self.branches else None
         if self.number == self.num_shared and run.batch.whole:
             run.trunk_ND = states
-            if run.beginning:
-                states = torch.cat([run.beginning.states_PD, states])
             run.stage = run.batch.whole
-            states = _rows(states, run.stage.rows_N)
+            begun, aside = (run.beginning.states_PD, run.beginning.aside_PD) if run.beginning else (None, None)
+            states = _rows(_behind(begun, states), run.stage.rows_N)
+            if run.aside_ND is not None:
+                run.aside_ND = _rows(_behind(aside, run.aside_ND), run.stage.rows_N)
         if self.number == run.stop:
             raise _Reached(states)
+        if run.aside_ND is not None and self.is_open == run.aside_is_open:
+            states, run.aside_ND, run.aside_is_open = run.aside_ND, states, not self.is_open
         rows_N = run.stage.rows_N
         if self.number == run.stop - 1 and run.batch.pooled:
             run.answers_for = _keys(run, layer, call.on(states, rows_N))
             run.stage = run.batch.pooled
             states = _rows(states, run.stage.rows_N)
+            run.aside_ND = None if run.aside_ND is None else _rows(run.aside_ND, run.stage.rows_N)
             rows_N = run.stage.rows_N if rows_N is None else _rows(rows_N, run.stage.rows_N)
         return call.on(states, rows_N)
+
+
+def _added(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook of the last layer: adds the other branch."""
+    run = _pass.get()
+    states = output if isinstance(output, Tensor) else output[0]
+    states, run.aside_ND = run.sum_of(states), None
+    return states if isinstance(output, Tensor) else (states, *output[1:])
 
 
 class _Skippable:
@@ -305,6 +338,10 @@ def _rows(tensor: Tensor, rows_N: Tensor | None) -> Tensor:
     return tensor if rows_N is None else tensor.index_select(0, rows_N)
 
 
+def _behind(begun_PD: Tensor | None, states_ND: Tensor) -> Tensor:
+    return states_ND if begun_PD is None else torch.cat([begun_PD, states_ND])
+
+
 def _keys(run: _Pass, layer: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer, and nothing else of it."""
     run.stops_at_keys = True
@@ -326,8 +363,6 @@ def _refuse(layers: Sequence[Layer], how: str) -> None:
             raise Unpackable(f"layer {layer.number} has {len(layer.attention)} attention modules")
         if not layer.attention or not (layer.kind == "full" or layer.kind.startswith("sliding:")):
             raise Unpackable(f"layer {layer.number} is of kind {layer.kind}, which does not know where a text ends")
-        if any(isinstance(hook, Branch) for hook in layer.module._forward_hooks.values()):
-            raise Unpackable("the parallel reading runs two branches as one batch")
 
 
 def _window(layer: Layer) -> int | None:

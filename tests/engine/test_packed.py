@@ -17,10 +17,12 @@ from bellm.engine.packed import Packed, common
 from bellm.engine.padded import Padded
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens
-from bellm.types import PoolingName
+from bellm.types import PoolingName, Reading, Window
 
 from ..decoders import CASES, decoder, openable
 
+WINDOWS: tuple[Window, ...] = ("keep", "open")
+READINGS: tuple[Reading, ...] = ("sequential", "parallel")
 POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "mean-text", "weighted-mean", "first", "max")
 
 PADDED = {"bloom", "codegen", "falcon", "gpt2", "gptj", "jamba", "lfm2", "llama4_text", "mpt", "qwen3_next"}
@@ -63,17 +65,19 @@ def rows(draw: st.DrawFn) -> list[tuple[int, ...]]:
     pooling=st.sampled_from(POOLINGS),
     layer=st.integers(-1, 4),
     budget=st.sampled_from([1, 7, 20, 1000]),
+    reading=st.sampled_from(READINGS),
 )
 @torch.inference_mode()
-def test_any_rows_map_pooling_and_layer(
+def test_any_rows_map_pooling_layer_and_reading(
     tiny_model: LlamaForCausalLM,
     rows: list[tuple[int, ...]],
     layers: set[int],
     pooling: PoolingName,
     layer: int,
     budget: int,
+    reading: Reading,
 ) -> None:
-    model = opened(tiny_model, sorted(layers))
+    model = opened(tiny_model, sorted(layers), reading=reading)
     tokens = tokens_of(rows)
     wanted = one_by_one(model, tokens, pooling, layer)
     assert apart(together(model, tokens, pooling, layer, budget), wanted) <= 1e-5
@@ -90,22 +94,20 @@ ROWS = tokens_of(
 def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: str) -> None:
     plain = decoder(name, attention)
     numbers = openable(plain)
-    for window in ("keep", "open"):
-        for chosen in ([], numbers[len(numbers) // 2 :], numbers):
-            model = opened(plain, chosen, window=window)  # type: ignore[arg-type]
-            proof = packed(model)
-            if name in PADDED:
-                assert proof.twin is None
-                assert proof.reason
-                continue
-            assert proof.twin is not None, proof.reason
-            for pooling in ("last", "mean"):
-                wanted = one_by_one(model, ROWS, pooling)  # type: ignore[arg-type]
-                assert apart(together(model, ROWS, pooling, -1, 12), wanted) <= 1e-5  # type: ignore[arg-type]
+    upper = numbers[len(numbers) // 2 :]
+    models = [opened(plain, chosen, window=window) for window in WINDOWS for chosen in ([], upper, numbers)]
+    for model in [*models, opened(plain, upper, reading="parallel")]:
+        proof = packed(model)
+        if name in PADDED:
+            assert proof.twin is None
+            assert proof.reason
+            continue
+        assert proof.twin is not None, proof.reason
+        for pooling in POOLINGS[:2]:
+            assert apart(together(model, ROWS, pooling, -1, 12), one_by_one(model, ROWS, pooling)) <= 1e-5
 
 
-def test_the_parallel_reading_and_kernels_of_their_own_run_padded(tiny_model: LlamaForCausalLM) -> None:
-    assert "parallel reading" in packed(opened(tiny_model, [2, 3], reading="parallel")).reason
+def test_kernels_of_their_own_run_padded() -> None:
     assert (
         "attention='flex_attention' leaves padding out in its own way"
         in packed(decoder("llama", "flex_attention")).reason
@@ -140,6 +142,8 @@ def test_nothing_is_computed_twice(tiny_model: LlamaForCausalLM) -> None:
     whole = sum(map(len, tokens.ids))
     assert counted(PackedModel(opened(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
     assert counted(PackedModel(opened(tiny_model, [0])), tokens, "mean", 100) == [whole] * 4
+    # Two branches take what one stack takes.
+    assert counted(PackedModel(opened(tiny_model, [2], reading="parallel")), tokens, "last", 100) == [10, 10, whole, 4]
 
 
 def test_layers_above_the_pooled_one_do_not_run(tiny_model: LlamaForCausalLM) -> None:

@@ -16,9 +16,11 @@ from bellm.engine.packed import Packed
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens
 from bellm.engine.trunk import Trunk, one_trunk, trunk_in_use
+from bellm.types import Reading
 
 from ..decoders import CASES, decoder, openable
 
+READINGS: tuple[Reading, ...] = ("sequential", "parallel")
 STEM = [7, 8, 9, 10, 11, 12]
 ROWS = [[*STEM, 13], [*STEM, 14, 15, 16], [*STEM, 14, 15, 17, 18, 19], [7, 8, 30], [7, 8, 30, 31], [7, 40, 41, 42, 43]]
 TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
@@ -39,7 +41,8 @@ def maps(model: PreTrainedModel) -> list[Sequence[int]]:
 @pytest.mark.parametrize(("name", "attention"), CASES)
 @torch.inference_mode()
 def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str) -> None:
-    models = [opened(decoder(name, attention), chosen) for chosen in maps(decoder(name, attention))]
+    plain = decoder(name, attention)
+    models = [opened(plain, chosen, reading=reading) for reading in READINGS for chosen in maps(plain)]
     wanted = [vectors(model) for model in models]
     with one_trunk():
         assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
@@ -53,13 +56,14 @@ def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
     return torch.cat([alone.vectors(group) for group in alone.batches(range(len(TOKENS)), 16)])
 
 
+@pytest.mark.parametrize("reading", READINGS)
 @torch.inference_mode()
-def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM) -> None:
+def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM, reading: Reading) -> None:
+    model = opened(tiny_model, [3], reading=reading)
     with one_trunk():
         vectors(opened(tiny_model, [2]))
         for layer in range(5):
-            with_trunk = vectors(opened(tiny_model, [3]), layer)
-            assert torch.equal(with_trunk, without_trunk(opened(tiny_model, [3]), layer))
+            assert torch.equal(vectors(model, layer), without_trunk(model, layer))
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tiny import tiny
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -25,7 +26,7 @@ from bellm.train.examples import Example
 from bellm.train.gradients import accumulate
 from bellm.train.learner import Learner
 from bellm.train.objectives import Contrastive, Grl, Ranked
-from bellm.types import PoolingName
+from bellm.types import PoolingName, Reading
 from tests.train import reference
 from tests.train.rows import triplets
 
@@ -133,9 +134,16 @@ def test_adapters_alone_learn_and_as_autograd_says(own: Encoder) -> None:
     assert all(parameter.grad is None for parameter in own.model.parameters())
 
 
-def test_the_padded_way_learns_the_same(own: Encoder) -> None:
-    encoder = own.replace(reading="parallel", pooling="mean")
-    assert encoder.way.startswith("padded")
+@pytest.mark.parametrize(
+    ("name", "reading", "way"), [("gpt2", "sequential", "padded"), ("llama", "parallel", "packed")]
+)
+def test_either_way_learns_what_padded_batches_do(
+    name: str, reading: Reading, way: str, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = tiny(name)
+    model.resize_token_embeddings(len(tiny_tokenizer))
+    encoder = Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional="last:2", reading=reading, pooling="mean")
+    assert encoder.way.startswith(way)
     examples = triplets(5)
     texts = [one.anchor for one in examples] + [one.positives[0] for one in examples]
     tokens = encoder.tokenise([*texts, *(one.negatives[0] for one in examples)])
