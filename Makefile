@@ -24,7 +24,7 @@ bench: .venv/installed-bench  ## every benchmark, the quick way
 docs: .venv/installed-dev  ## rewrite docs/architectures.md from measurements
 	$(BIN)/python benchmarks/measure_architectures.py --markdown docs/architectures.md
 
-study: .venv/installed-dev  ## measure what docs/study.md still lacks, cell by cell: hours, and it goes on where it was
+study: .venv/installed-bench  ## measure what docs/study.md still lacks, cell by cell: hours, and it goes on where it was
 	$(BIN)/python benchmarks/study.py
 
 clean:

@@ -8,16 +8,19 @@ training a file of triplets.
 """
 
 import argparse
+import io
 import json
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import matplotlib
+import matplotlib.pyplot as plt
 import transformers
 from flops import machine
 from measure_sts import data_folder
@@ -33,10 +36,11 @@ from bellm.evaluate.record import record
 from bellm.evaluate.results import Difference, Score
 from bellm.evaluate.sources import Sources
 from bellm.evaluate.statistics import Estimate
-from bellm.evaluate.suite import STS, evaluate
+from bellm.evaluate.suite import evaluate
 from bellm.evaluate.tables import interval, mark, points
 from bellm.facts import versions
 from bellm.layers.verdict import p_value
+from bellm.page.words import tick
 from bellm.train.loop import train
 from bellm.train.reading import load
 from bellm.train.recipe import Recipe
@@ -46,9 +50,12 @@ MAPS = ("last:1", "last:2", "last:4", "last:8", "last:15", "first:8", "10-19", "
 SETTINGS = {"PromptEOL, last token": "prompt=prompteol&pooling=last", "raw text, mean": "prompt=raw&pooling=mean"}
 READINGS = ("sequential", "parallel")
 AVERAGE = "STS average"
+TICKS = (-50, -10, -3, -1, 0, 1, 3, 10)
 
 TRAINED = ("last:8", "last:15", "first:8", "all")
 SEEDS = (42, 43, 44)
+TESTS = ("STSBenchmark", "SICK-R")
+"""Of what was trained: thirty models on all seven would take as long again as their training."""
 
 Results = dict[str, dict[str, Any]]
 """What was measured of each cell, by its source."""
@@ -67,6 +74,11 @@ class Cell:
         """As `bellm evaluate` takes it."""
         opened = "" if self.bidirectional == "none" else f"&bidirectional={self.bidirectional}&reading={self.reading}"
         return f"smollm2?{SETTINGS[self.setting]}{opened}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """As `Encoder.load` takes them."""
+        return dict(parse_qsl(self.source.partition("?")[2]))
 
     @property
     def causal(self) -> "Cell":
@@ -89,9 +101,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=DOCS / "study.json", help="what was measured (docs/study.json)")
     parser.add_argument("--markdown", type=Path, default=DOCS / "study.md", help="whose tables are rewritten")
     parser.add_argument("--only", default="", help="cells whose source has this in it")
-    parser.add_argument("--train", type=Path, metavar="FILE", help="triplets: train too, for days on a processor")
+    parser.add_argument("--train", type=Path, metavar="FILE", help="triplets: train too, thirty models")
     parser.add_argument("--runs", type=Path, default=Path("study"), help="folder of the trainings (study)")
-    parser.add_argument("--steps", type=int, default=64, help="of each training, of 64 triplets (64)")
+    parser.add_argument("--steps", type=int, default=32, help="of each training (32)")
+    parser.add_argument("--batch-size", type=int, default=32, help="triplets of a step (32)")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
     parser.add_argument("--quick", action="store_true", help="one cell on one task, printed and not kept")
     options = parser.parse_args()
@@ -116,7 +129,11 @@ def main() -> None:
             go_through(list(cells()), found["untrained"], lambda cell: measure(cell, ["sts"]))
     if options.train and not options.tables:
         learned = [Cell(setting, spec) for setting in SETTINGS for spec in TRAINED]
-        go_through(learned, found["trained"], lambda cell: trained(cell, options.train, options.runs, options.steps))
+        recipe = Recipe(max_steps=options.steps, batch_size=options.batch_size)
+        go_through(learned, found["trained"], lambda cell: trained(cell, recipe, options.train, options.runs))
+    for kind, specs in {"untrained": MAPS, "trained": TRAINED}.items():
+        if found[kind]:
+            durable.write(options.markdown.with_name(f"study-{kind}.svg"), figure(found[kind], specs))
     page = options.markdown.read_text(encoding="utf-8")
     for name, setting in zip(("last", "mean"), SETTINGS, strict=True):
         page = with_table(page, name, table(setting, found["untrained"]))
@@ -141,35 +158,36 @@ def measure(cell: Cell, tasks: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def trained(cell: Cell, file: Path, runs: Path, steps: int) -> dict[str, Any]:
+def trained(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> dict[str, Any]:
     """Train a cell and the causal model of its setting with every seed, and score them all; what is there stays."""
     started = time.monotonic()
-    estimates = {each: [_score(each, seed, file, runs, steps) for seed in SEEDS] for each in (cell.causal, cell)}
+    estimates = {
+        each: [_score(each, replace(recipe, settings=each.settings, seed=seed), file, runs) for seed in SEEDS]
+        for each in (cell.causal, cell)
+    }
     causal, ours = (statistics.over_seeds(each) for each in estimates.values())
     return {
         "causal": _as_score(causal),
         "score": _as_score(ours),
         "difference": asdict(statistics.difference(ours, causal)),
         "seeds": {seed: [both[0].value, both[1].value] for seed, *both in zip(SEEDS, *estimates.values(), strict=True)},
-        "steps": steps,
+        "steps": recipe.max_steps,
+        "batch_size": recipe.batch_size,
         **_circumstances(started),
     }
 
 
-def _score(cell: Cell, seed: int, file: Path, runs: Path, steps: int) -> Estimate:
-    """The average over the tasks after one training."""
-    settings = dict(parse_qsl(cell.source.partition("?")[2]))
-    recipe = Recipe(settings=settings, max_steps=steps, seed=seed)
-    name = re.sub(r"[^\w-]+", "-", f"{cell.setting} {cell.bidirectional} {seed} {steps}")
-    train(recipe, [(load(file), 1.0)], runs / name)
-    (outcomes,) = evaluate(
-        [Sources(default_folder()).open(str(runs / name / "model"))], STS, data=data_folder()
-    ).outcomes
+def _score(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> Estimate:
+    """The mean over the tests after one training."""
+    named = f"{cell.setting} {cell.bidirectional} {recipe.seed} {recipe.max_steps} {recipe.batch_size}"
+    run = runs / re.sub(r"[^\w-]+", "-", named)
+    train(recipe, [(load(file), 1.0)], run)
+    (outcomes,) = evaluate([Sources(default_folder()).open(str(run / "model"))], TESTS, data=data_folder()).outcomes
     return statistics.average([statistics.estimate(each.items_N, each.gold_N) for each in outcomes.values()])
 
 
 def _as_score(estimate: Estimate) -> dict[str, Any]:
-    return asdict(Score("mean", estimate.value, estimate.low, estimate.high, len(STS)))
+    return asdict(Score("mean", estimate.value, estimate.low, estimate.high, len(TESTS)))
 
 
 def _circumstances(started: float) -> dict[str, Any]:
@@ -208,7 +226,7 @@ def table_of_trained(found: Mapping[str, Any]) -> str:
     if not found:
         return "Not measured yet."
     gains = statistics.corrected({source: Difference(**one["difference"]) for source, one in found.items()})
-    lines = ["| | open layers | steps | seeds | score | over causal | p |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | open layers | triplets | seeds | score | over causal | p |", "|---|---|---|---|---|---|---|"]
     for setting in SETTINGS:
         known = {spec: found.get(Cell(setting, spec).source) for spec in TRAINED}
         baselines = [("none", one["causal"], "", one) for one in known.values() if one][:1]
@@ -218,13 +236,46 @@ def table_of_trained(found: Mapping[str, Any]) -> str:
         for spec, score, told, one in [*baselines, *rows]:
             scored = Score(**score)
             values = f"{points(scored.value)} ({interval(scored)})"
-            lines.append(f"| {setting} | {spec} | {one['steps']} | {len(one['seeds'])} | {values} | {told or '| '} |")
+            triplets = f"{one['steps']} x {one['batch_size']}"
+            lines.append(f"| {setting} | {spec} | {triplets} | {len(one['seeds'])} | {values} | {told or '| '} |")
     return "\n".join(lines)
 
 
 def _told(gain: Difference) -> str:
     value = f"{mark(gain)} {points(gain.value, signed=True)} ({interval(gain)})".strip()
     return f"{value} | {p_value(gain.p_value)}"
+
+
+def figure(found: Results, specs: Sequence[str]) -> bytes:
+    """Differences to causal with their intervals as SVG, a panel for each setting."""
+    # Letters stay letters, and the same numbers give the same file.
+    style = {"svg.fonttype": "none", "svg.hashsalt": "bellm", "font.size": 9, "axes.spines.right": False}
+    looks = dict(zip(READINGS, ({"color": "#0069a8", "fmt": "o"}, {"color": "#c14e00", "fmt": "s"}), strict=True))
+    with matplotlib.rc_context(style | {"axes.spines.top": False}), io.BytesIO() as file:
+        page, panels = plt.subplots(
+            1, len(SETTINGS), sharex=True, sharey=True, figsize=(9, 1.2 + 0.32 * len(specs)), layout="constrained"
+        )
+        for panel, setting in zip(panels, SETTINGS, strict=True):
+            panel.set(title=setting, xlabel="points over causal (logarithmic beyond 1)")
+            panel.set_xscale("symlog", linthresh=1)
+            panel.set_xticks(TICKS, [tick(value, signed=True) for value in TICKS])
+            panel.minorticks_off()
+            panel.set_yticks(range(len(specs)), specs)
+            panel.set_ylim(len(specs) - 0.5, -0.5)
+            panel.axvline(0, color="#5c646c", linewidth=0.8)
+            for reading, shift in zip(READINGS, (-0.12, 0.12), strict=True):
+                places = {row + shift: Cell(setting, spec, reading).source for row, spec in enumerate(specs)}
+                known = {row: Difference(**found[one]["difference"]) for row, one in places.items() if one in found}
+                if known:
+                    ends = [[abs(getattr(one, end) - one.value) for one in known.values()] for end in ("low", "high")]
+                    values = [one.value for one in known.values()]
+                    panel.errorbar(values, list(known), xerr=ends, label=reading, markersize=4, **looks[reading])
+        handles, names = panels[-1].get_legend_handles_labels()
+        if len(names) > 1:
+            page.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+        page.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
+        plt.close(page)
+        return file.getvalue()
 
 
 def with_table(page: str, name: str, table: str) -> str:
