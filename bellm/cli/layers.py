@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,14 +27,35 @@ RESULTS, RUNS = "layers.json", "runs"
 PAGE = "layers.html"
 
 
+class Method(StrEnum):
+    """What to do with the layers."""
+
+    DEGRADATION = "degradation"
+    PROFILE = "profile"
+    SEARCH = "search"
+
+
 @takes_model
 def layers(
     source: Source,
     output: Annotated[str, typer.Option("--output", "-o", help=f"Folder for {RESULTS}, {PAGE}.", show_default=False)],
     *,
     dev: Annotated[
-        str, typer.Option(metavar="TASK", help="What maps are chosen by: STSBenchmark-dev or STSBenchmark-train.")
+        str,
+        typer.Option(
+            metavar="TASK|FILE",
+            help="What layers are judged by: STSBenchmark-dev, STSBenchmark-train, or a file of rated pairs "
+            "(sentence1, sentence2, score).",
+        ),
     ] = "STSBenchmark-dev",
+    method: Annotated[
+        list[Method] | None,
+        typer.Option(
+            help="Only this, or these if given again: degradation (drop layers from the top), profile (what each layer "
+            "shares, and where it would look), search (open layers); default all.",
+            show_default=False,
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Folder of data sets; default BELLM_DATA, else the Hub.", show_default=False),
@@ -77,6 +99,8 @@ def layers(
 
     Example: bellm layers smollm2 --dev STSBenchmark-dev -o layers/
 
+    Example: bellm layers smollm2 --dev pairs.csv -o curve/ --method degradation
+
     Example: bellm layers smollm2 --data data/ -o layers-mean/ --prompt raw --pooling mean
 
     Example: bellm layers smollm2 -o layers-trained/ --train triplets.csv --train-steps 64
@@ -91,10 +115,13 @@ def layers(
     _refuse_others(folder, source)
     started = time.monotonic()
     sources = read_data([train]) if train else []
+    methods = frozenset(method or Method)
+    if train and Method.SEARCH not in methods:
+        raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
     pairs = _development_set(dev, data)
     encoder = dataclasses.replace(options, bidirectional="none").load(source)
     with _progress("dropping layers") as progress:
-        finding = _find(encoder, pairs, cache, progress)
+        finding = _find(encoder, pairs, cache, methods, progress)
     known = _facts(source, encoder)
     del encoder  # Training loads its own.
     if sources:
@@ -133,12 +160,17 @@ def _development_set(name: str, data: str | None) -> "Pairs":
 
 
 def _find(
-    encoder: "Encoder", pairs: "Pairs", cache: str | None, progress: Callable[[str, int, int], None]
+    encoder: "Encoder",
+    pairs: "Pairs",
+    cache: str | None,
+    methods: frozenset[Method],
+    progress: Callable[[str, int, int], None],
 ) -> "Finding":
     from bellm.evaluate.cache import default_folder
-    from bellm.layers.finder import find
+    from bellm.layers.finder import METHODS, find
 
-    return find(encoder, pairs, Path(cache) if cache else default_folder(), progress=progress)
+    wanted = [one for one in METHODS if one in methods]
+    return find(encoder, pairs, Path(cache) if cache else default_folder(), methods=wanted, progress=progress)
 
 
 def _train(
@@ -152,8 +184,10 @@ def _train(
     from bellm.layers.halving import halve, plan
     from bellm.train.recipe import Recipe
 
+    assert finding.search
+    rule = finding.degradation.rule if finding.degradation else None
     recipe = Recipe(model=source, **choices)
-    planned = plan(finding.search, finding.degradation.rule, recipe)
+    planned = plan(finding.search, rule, recipe)
     typer.echo(f"{planned.budget}.", err=True)
     with _progress("training") as progress:
         return dataclasses.replace(finding, trained=halve(planned, recipe, sources, pairs, folder, progress=progress))
@@ -184,9 +218,14 @@ def _show(finding: "Finding") -> None:
     from bellm.layers.tables import candidates, curve, training
 
     console = Console()
-    trained = [training(finding.trained)] if finding.trained else []
-    for part in (curve(finding.degradation, finding.profile), candidates(finding.search), *trained):
-        console.print(part)
+    degradation, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
+    tables = (
+        curve(degradation, profile) if degradation or profile else None,
+        candidates(search) if search else None,
+        training(trained) if trained else None,
+    )
+    for table in filter(None, tables):
+        console.print(table)
         console.print()
     console.print(finding.verdict, highlight=False, markup=False)
 

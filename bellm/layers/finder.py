@@ -1,12 +1,14 @@
 """The layer finder: which layers of a model to open, by what can be measured without training or after a little."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from bellm.encoder import Encoder
-from bellm.errors import BellmError
+from bellm.errors import BellmError, SourceError
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.facts import versions
@@ -14,12 +16,19 @@ from bellm.layers.degradation import Degradation, degrade
 from bellm.layers.profile import Profile, profile
 from bellm.layers.search import Search, depths_of, maps_of, search
 from bellm.layers.verdict import trained, turn, verdict
+from bellm.train.reading import load
 
 if TYPE_CHECKING:
     from bellm.layers.halving import Halving
 
+Method = Literal["degradation", "profile", "search"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""Scores with the top layers dropped; what each layer's states share and where it would look; scores of maps."""
+
 DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
 """Sets of rated pairs by which layers may be chosen. All other tasks are what a choice is judged by."""
+
+_FEWEST_PAIRS = 3
 
 PROFILED = 200
 """Texts of which each layer's profile is the mean."""
@@ -27,11 +36,14 @@ PROFILED = 200
 
 @dataclass(frozen=True)
 class Finding:
-    """What the finder found."""
+    """What the finder found; None for what it was not asked for."""
 
-    degradation: Degradation
-    profile: Profile
-    search: Search
+    dev: str
+    """What layers are judged by."""
+    num_layers: int
+    degradation: Degradation | None
+    profile: Profile | None
+    search: Search | None
     seed: int = 0
     """Of the bootstrap."""
     trained: "Halving | None" = None
@@ -40,28 +52,55 @@ class Finding:
     @property
     def verdict(self) -> str:
         """In plain sentences."""
-        untrained = f"{verdict(self.search)}\n{turn(self.degradation, self.search)}"
-        return f"{untrained}\n{trained(self.trained)}" if self.trained else untrained
+        said = [
+            verdict(self.search) if self.search else "",
+            turn(self.degradation, self.search) if self.degradation else "",
+            trained(self.trained) if self.trained else "",
+        ]
+        return "\n".join(filter(None, said)) or "No layer was opened and none dropped: a profile chooses nothing."
 
 
 def development_set(name: str, data: Path | None = None) -> Pairs:
     """Read a set of rated pairs by which layers may be chosen.
 
     Args:
-        name: One of `DEVELOPMENT`.
+        name: One of `DEVELOPMENT`, or a file of rated pairs as `bellm.train.reading` reads them.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
 
     Raises:
-        BellmError: It is none of them: a test set, or unknown.
-        SourceError: It is not there.
+        BellmError: It is neither: a test set, or unknown.
+        SourceError: It is not there, or a row of the file is no rated pair.
     """
     known = {one.lower(): one for one in DEVELOPMENT}
-    if name.lower() not in known:
+    if name.lower() in known:
+        return pairs.read(known[name.lower()], data)
+    if not Path(name).is_file():
         raise BellmError(
-            f"{name!r} is not a development set: layers that are chosen by a test set leave nothing to test them "
-            f"with. Choose by {' or '.join(DEVELOPMENT)}."
+            f"{name!r} is neither a file of rated pairs nor a development set: layers that are chosen by a test set "
+            f"leave nothing to test them with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
         )
-    return pairs.read(known[name.lower()], data)
+    return _own_pairs(name)
+
+
+def _own_pairs(file: str) -> Pairs:
+    """All rows of a file: a score on fewer pairs than somebody rated would be another score."""
+    rows = load(file)
+    if rows.rejections:
+        first = rows.rejections[0]
+        raise SourceError(f"{first.place}: {first.reason} Layers are judged by every row or by none.")
+    examples = [rows[number] for number in range(len(rows))]
+    if len(examples) < _FEWEST_PAIRS or any(one.score is None for one in examples):
+        raise SourceError(
+            f"{file} has {len(examples)} rows. Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: "
+            "columns sentence1, sentence2 and score."
+        )
+    return Pairs(
+        rows.name,
+        tuple(one.anchor for one in examples),
+        tuple(one.positives[0] for one in examples),
+        np.array([one.score for one in examples], dtype=np.float64),
+        (rows.name,) * len(examples),
+    )
 
 
 def find(
@@ -69,6 +108,7 @@ def find(
     dev: Pairs,
     cache: Path,
     *,
+    methods: Collection[Method] = METHODS,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Finding:
@@ -83,6 +123,7 @@ def find(
         encoder: Whose weights, prompt, pooling and reading are used.
         dev: What maps are chosen by.
         cache: Folder that keeps vectors; `bellm evaluate` shares it.
+        methods: What to do; without the curve the paper's rule is not among the maps.
         seed: Of the bootstrap.
         progress: Told what is next, how much of it is done, and how much there is.
     """
@@ -93,14 +134,17 @@ def find(
         done += count
         progress("dropping layers", done, len(dev.left))
 
-    texts = list(dict.fromkeys((*dev.left, *dev.right)))
-    degradation = degrade(encoder, dev, cache, seed=seed, done=dropped)
-    more = [degradation.rule] if degradation.rule else []
-    progress("looking at layers", 0, 1)
-    layers = profile(encoder, texts[:: -(-len(texts) // PROFILED)])
-    maps, depths = maps_of(encoder, more), depths_of(encoder)
-    found = search(encoder, dev, maps, cache, depths=depths, seed=seed, progress=progress)
-    return Finding(degradation, layers, found, seed)
+    degradation = layers = found = None
+    if "degradation" in methods:
+        degradation = degrade(encoder, dev, cache, seed=seed, done=dropped)
+    if "profile" in methods:
+        progress("looking at layers", 0, 1)
+        texts = list(dict.fromkeys((*dev.left, *dev.right)))
+        layers = profile(encoder, texts[:: -(-len(texts) // PROFILED)])
+    if "search" in methods:
+        maps = maps_of(encoder, [degradation.rule] if degradation and degradation.rule else [])
+        found = search(encoder, dev, maps, cache, depths=depths_of(encoder), seed=seed, progress=progress)
+    return Finding(dev.name, encoder.num_layers, degradation, layers, found, seed)
 
 
 def record(finding: Finding, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,15 +154,19 @@ def record(finding: Finding, known: Mapping[str, Any]) -> dict[str, Any]:
         finding: What was found.
         known: `bellm.facts.facts` of the encoder.
     """
+    curve, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
+    found = {
+        "degradation": {**asdict(curve), "rule": curve.rule} if curve else None,
+        "profile": asdict(profile) if profile else None,
+        "candidates": [asdict(one) for one in search.candidates] if search else None,
+        "trained": asdict(trained) if trained else None,
+    }
     return {
         "model": known["source"],
         "facts": known,
-        "dev": finding.search.task,
+        "dev": finding.dev,
         "seed": finding.seed,
         "versions": versions(),
         "verdict": finding.verdict,
-        "degradation": {**asdict(finding.degradation), "rule": finding.degradation.rule},
-        "profile": asdict(finding.profile),
-        "candidates": [asdict(one) for one in finding.search.candidates],
-        **({"trained": asdict(finding.trained)} if finding.trained else {}),
+        **{name: part for name, part in found.items() if part},
     }

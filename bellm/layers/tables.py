@@ -1,5 +1,6 @@
 """A finding as tables for a terminal."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -17,28 +18,40 @@ if TYPE_CHECKING:
 _BAR = 20  # Characters of the longest bar.
 
 
-def curve(degradation: Degradation, profile: Profile) -> Table:
-    """Score and profile by number of layers, all layers first, with the turning point marked."""
-    caption = (
-        f"{_PLUS_MINUS} Dependency: what the last token has in common with the others after so many layers. Ahead: "
-        "share of its attention that the last of these layers pays to later tokens if it alone is open. Both in "
-        f"percent, means over {profile.num_texts} texts."
-    )
-    table = _table("layers", "score", "dependency", "ahead", caption=caption)
-    table.add_column("")
-    highest = max(score.value for score in degradation.scores)
-    for depth, score in reversed(list(enumerate(degradation.scores, 1))):
-        bar = "\N{FULL BLOCK}" * round(_BAR * max(score.value, 0) / highest) if highest > 0 else ""
-        here = depth == degradation.turning.depth
-        dependency, ahead = profile.dependency[depth - 1], profile.looks_ahead[depth - 1]
-        table.add_row(
-            str(depth),
-            _with_half(score),
-            points(dependency),
-            "-" if ahead is None else points(ahead),
-            f"{bar} \N{LEFTWARDS ARROW} turning point" if here else bar,
+def curve(degradation: Degradation | None, profile: Profile | None) -> Table:
+    """Score and profile by number of layers, all layers first, with the turning point marked; what there is of them."""
+    columns: dict[str, Sequence[str]] = {}
+    captions: list[str] = []
+    if degradation:
+        columns["score"] = [_with_half(score) for score in degradation.scores]
+        captions.append(_PLUS_MINUS)
+    if profile:
+        columns["dependency"] = [points(share) for share in profile.dependency]
+        columns["ahead"] = ["-" if share is None else points(share) for share in profile.looks_ahead]
+        captions.append(
+            "Dependency: what the last token has in common with the others after so many layers. Ahead: share of its "
+            "attention that the last of these layers pays to later tokens if it alone is open. Both in percent, means "
+            f"over {profile.num_texts} texts."
         )
+    table = _table("layers", *columns, caption=" ".join(captions))
+    if degradation:
+        table.add_column("")
+        columns["bar"] = _bars(degradation)
+    rows = list(enumerate(zip(*columns.values(), strict=True), 1))
+    for depth, cells in reversed(rows):
+        table.add_row(str(depth), *cells)
     return table
+
+
+def _bars(degradation: Degradation) -> list[str]:
+    highest = max(score.value for score in degradation.scores)
+    bars = [
+        "\N{FULL BLOCK}" * round(_BAR * max(score.value, 0) / highest) if highest > 0 else ""
+        for score in degradation.scores
+    ]
+    if degradation.turning.depth is not None:
+        bars[degradation.turning.depth - 1] += " \N{LEFTWARDS ARROW} turning point"
+    return bars
 
 
 def candidates(search: Search) -> Table:

@@ -35,17 +35,19 @@ def verdict(search: Search) -> str:
     return f"{said} {_no_ops(search)}".strip()
 
 
-def turn(degradation: Degradation, search: Search) -> str:
-    """Where the degradation curve turns, and what came of the map that the paper's rule opens."""
+def turn(degradation: Degradation, search: Search | None) -> str:
+    """Where the degradation curve turns, and what came of the map that the paper's rule opens, if it was tried."""
     turning = degradation.turning
     if degradation.rule is None:
         return f"No turning point: {turning.reason}. The paper's rule opens nothing."
-    one = search.find(degradation.rule)
-    return (
+    said = (
         f"Turning point: {turning.depth} of {len(degradation.scores)} layers (95 % interval {turning.low} to "
-        f"{turning.high}). The paper's rule opens the layers after it, {degradation.rule}: "
-        f"{'a no-op' if one.no_op else _gain(one.over_causal)}."
+        f"{turning.high}). The paper's rule opens the layers after it, {degradation.rule}"
     )
+    if search is None:
+        return f"{said}; whether that helps was not tried."
+    one = search.find(degradation.rule)
+    return f"{said}: {'a no-op' if one.no_op else _gain(one.over_causal)}."
 
 
 def trained(halving: "Halving") -> str:

@@ -23,7 +23,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_teaches() -> None:
     result = bellm("layers", "--help")
     assert result.exit_code == 0
-    assert result.stdout.count("Example: bellm layers smollm2") == 3
+    assert result.stdout.count("Example: bellm layers smollm2") == 4
 
 
 def test_tables_and_record(tiny_folder: Path) -> None:
@@ -67,6 +67,40 @@ def test_scores_are_those_of_evaluate(tiny_folder: Path) -> None:
     assert json.loads(evaluated.stdout)["scores"]["STSBenchmark-dev"]["value"] == pytest.approx(
         scores["first:2"], abs=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("methods", "keys", "words"),
+    [
+        (["degradation"], {"degradation"}, "No turning point"),
+        (["profile"], {"profile"}, "a profile chooses nothing"),
+        (["search", "profile"], {"profile", "candidates"}, "causal"),
+    ],
+    ids=str,
+)
+def test_only_what_is_asked_for(tiny_folder: Path, methods: list[str], keys: set[str], words: str) -> None:
+    asked = [f"--method={method}" for method in methods]
+    result = bellm("layers", tiny_folder, "--data=data", "-o", "out", *asked)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(Path("out/layers.json").read_text())
+    assert {"degradation", "profile", "candidates"} & set(found) == keys
+    assert words in found["verdict"]
+    assert words in " ".join(result.stdout.split())
+    assert Path("out/layers.html").exists()
+
+
+def test_a_file_of_rated_pairs_is_a_development_set(tiny_folder: Path) -> None:
+    rows = [line.split("\t")[4:7] for line in Path("data/stsbenchmark/sts-dev.csv").read_text().splitlines()]
+    Path("own.jsonl").write_text(
+        "".join(json.dumps({"sentence1": one, "sentence2": other, "score": score}) + "\n" for score, one, other in rows)
+    )
+    command = ("layers", tiny_folder, "--method=degradation", "--json")
+    known, own = (
+        json.loads(bellm(*command, *more).stdout)
+        for more in (("--data=data", "-o", "one"), ("--dev=own.jsonl", "-o", "other"))
+    )
+    assert own["dev"] == "own.jsonl"
+    assert own["degradation"] == known["degradation"]
 
 
 TRAINED = ("--train=rows.jsonl", "--train-steps=2", "--train-batch-size=4")
@@ -124,8 +158,18 @@ def _ctrl_c(*_: object) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("MODEL --dev STSBenchmark --data data -o out", "'STSBenchmark' is not a development set"),
-        ("MODEL --dev sts --data data -o out", "Choose by STSBenchmark-dev or STSBenchmark-train."),
+        (
+            "MODEL --dev STSBenchmark --data data -o out",
+            "'STSBenchmark' is neither a file of rated pairs nor a development set",
+        ),
+        (
+            "MODEL --dev sts --data data -o out",
+            "Choose by STSBenchmark-dev or STSBenchmark-train, or by a file of your own.",
+        ),
+        ("MODEL --dev few.jsonl -o out", "few.jsonl has 1 rows. Layers are judged by 3 pairs or more"),
+        ("MODEL --dev unrated.jsonl -o out", "each with a score: columns sentence1, sentence2 and score."),
+        ("MODEL --dev broken.jsonl -o out", "broken.jsonl, line 2: "),
+        ("MODEL --data data -o out --method profile --train few.jsonl", "add --method search"),
         ("MODEL --data nowhere -o out", "nowhere"),
         ("none/there --data data -o out", "none/there"),
         ("MODEL --data data -o out --train-steps 8", "give it too"),
@@ -140,6 +184,10 @@ def _ctrl_c(*_: object) -> None:
 def test_mistakes_are_one_line_and_leave_nothing(tiny_folder: Path, arguments: str, message: str) -> None:
     Path("taken").touch()
     Path("bad.jsonl").write_text("{}\n")
+    rated = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
+    Path("few.jsonl").write_text(rated)
+    Path("unrated.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n' * 4)
+    Path("broken.jsonl").write_text(rated + "{}\n" + rated * 3)
     for folder, text in (("known", '{"model": "another"}'), ("broken", "[]")):
         Path(folder).mkdir()
         Path(folder, "layers.json").write_text(text)

@@ -39,7 +39,8 @@ def finding(*, turning: Turning = TURNING, task: str = "STSBenchmark-dev") -> Fi
         replace(candidate("none", (), 1.5, 0.2), prepending=8),
     ]
     candidates = sorted([*singles, *others], key=lambda one: -one.score.value)
-    return Finding(Degradation(scores, turning), profile, Search(task, LAYERS, tuple(candidates)))
+    search = Search(task, LAYERS, tuple(candidates))
+    return Finding(task, LAYERS, Degradation(scores, turning), profile, search)
 
 
 def trained(*, data: str = "triplets.jsonl") -> Finding:
@@ -93,10 +94,12 @@ def record_of(found: Finding, source: str = "models/heron") -> dict[str, object]
     return {
         "model": source,
         "facts": facts,
-        "dev": found.search.task,
+        "dev": found.dev,
         "seed": 0,
         "versions": {"bellm": "0.4.0", "torch": "2.9.0"},
         "verdict": found.verdict,
-        "candidates": [{"bidirectional": one.bidirectional} for one in found.search.candidates],
+        "candidates": [
+            {"bidirectional": one.bidirectional} for one in (found.search.candidates if found.search else ())
+        ],
         "seconds": 61.5,
     }

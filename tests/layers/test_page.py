@@ -33,7 +33,8 @@ def nothing_open() -> Finding:
     found = finding(turning=STRAIGHT)
     some = [candidate("none", (), 0, 1), candidate("all", (0,), 0, 1, no_op="Only the last token is pooled.")]
     nowhere = dataclasses.replace(found.profile, looks_ahead=(None,) * LAYERS)
-    return Finding(found.degradation, nowhere, Search(found.search.task, LAYERS, tuple(some)))
+    search = Search(found.search.task, LAYERS, tuple(some))
+    return dataclasses.replace(found, profile=nowhere, search=search)
 
 
 def hostile() -> Finding:
@@ -86,6 +87,37 @@ def test_the_page_renders_alone_and_without_complaint(
     assert complaints(driver) == []
     assert requests(driver) == [(tmp_path / "layers.html").as_uri()]
     assert is_light(driver) == (scheme == "light")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "heading", "sections", "panels", "columns"),
+    [
+        (["profile", "search"], "The score breaks away below 8 of 12 layers", ["curve", "layers", "again"], 0, 2),
+        (["degradation", "search"], "What the layers share, and where they look", ["layers", "again"], 2, 3),
+        (["degradation", "profile"], None, ["layers", "others", "candidates", "again"], 2, 3),
+        (["search"], "The score breaks away below 8 of 12 layers", ["curve", "layers", "again"], 2, 4),
+    ],
+    ids=str,
+)
+def test_what_was_not_asked_for_has_no_place(
+    driver: Any,
+    tmp_path: Path,
+    left_out: list[str],
+    heading: str | None,
+    sections: list[str],
+    panels: int,
+    columns: int,
+) -> None:
+    found = dataclasses.replace(finding(), **dict.fromkeys(left_out))
+    open_page(driver, tmp_path, found)
+    assert [one.get_attribute("id") for one in find_all(driver, "h2")] == sections
+    assert find_all(driver, "h1")[0].text == (heading or "Without training, layer 2 beats causal")
+    assert len(find_all(driver, ".stack .plot > svg")) == panels
+    assert len(find_all(driver, "section[aria-labelledby=layers] thead th")) == columns
+    assert [line.text for line in find_all(driver, ".verdicts li")] == found.verdict.splitlines()
+    assert complaints(driver) == []
+    words = [line.text for line in find_all(driver, ".verdicts li")]
+    assert any("was not tried" in line for line in words) == ("search" in left_out and "degradation" not in left_out)
 
 
 def test_marks_say_what_a_candidate_does(driver: Any, tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_a_curve_below_zero_has_no_bars() -> None:
     assert "\N{FULL BLOCK}" not in "".join(found)
 
 
+def test_columns_of_what_was_not_measured_are_left_out() -> None:
+    scores = (Score("", 10, 9, 12, 9),) * 2
+    alone = lines(curve(Degradation(scores, Turning(None, None, None, 1, "short")), None))
+    assert alone[0] == "layers score"
+    assert alone[1].startswith("2 10.0")
+    profile = lines(curve(None, Profile(7, (20, 30), (None, 5))))
+    assert profile[:3] == ["layers dependency ahead", "2 30.0 5.0", "1 20.0 -"]
+    assert not any("bootstrap" in line for line in profile)
+
+
 def test_candidates_say_what_they_are() -> None:
     score, better = Score("", 70, 68, 72, 9), Difference(10, 8, 12, 0.0004)
     same, worse = Difference(0, 0, 0, 1), Difference(-10, -12, -8, 0.04)

@@ -105,7 +105,8 @@ class Stack:
     """Of the layers."""
     singles: list[Candidate | None]
     """What opens each layer alone."""
-    alone: Alone
+    alone: Alone | None
+    """None where no map was tried."""
     panels: list[Panel]
 
 
@@ -133,17 +134,21 @@ def curve(degradation: Degradation) -> Curve:
 
 def stack(finding: Finding) -> Stack:
     """Draw what is known of each layer; a number that no layer has gets no panel."""
-    profile, number = finding.profile, finding.search.num_layers
-    across = axis((0, number - 1), least_step=1)
-    places = [across.percent(layer) for layer in range(number)]
-    opened = {one.open_layers[0]: one for one in finding.search.candidates if len(one.open_layers) == 1}
-    singles = [opened.get(layer) for layer in range(number)]
+    search, profile = finding.search, finding.profile
+    across = axis((0, finding.num_layers - 1), least_step=1)
+    places = [across.percent(layer) for layer in range(finding.num_layers)]
+    opened = {one.open_layers[0]: one for one in search.candidates if len(one.open_layers) == 1} if search else {}
+    singles = [opened.get(layer) for layer in range(finding.num_layers)]
     panels = [
-        _logarithmic("How far opening it alone moves the vectors", "mean of 1 \N{MINUS SIGN} cosine", places, singles),
-        _percent("Attention to later tokens, opened alone", places, profile.looks_ahead),
-        _percent("What the last token has in common with the others", places, profile.dependency),
+        _logarithmic("How far opening it alone moves the vectors", "mean of 1 \N{MINUS SIGN} cosine", places, singles)
     ]
-    return Stack(across, places, singles, _alone(places, singles), [one for one in panels if any(one.marks)])
+    if profile:
+        panels += [
+            _percent("Attention to later tokens, opened alone", places, profile.looks_ahead),
+            _percent("What the last token has in common with the others", places, profile.dependency),
+        ]
+    alone = _alone(places, singles) if search else None
+    return Stack(across, places, singles, alone, [one for one in panels if any(one.marks)])
 
 
 def forest(search: Search) -> Forest:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bellm.evaluate.tables import BETTER, WORSE, interval, mark, points
+from bellm.layers.degradation import Degradation
 from bellm.layers.finder import Finding
 from bellm.layers.page import figures
-from bellm.layers.search import Candidate, Search
+from bellm.layers.search import Candidate
 from bellm.layers.verdict import p_value
 from bellm.page import house
 from bellm.page.words import in_words
@@ -31,18 +32,19 @@ def write_page(finding: Finding, found: Mapping[str, Any], file: Path) -> None:
 
 def render(finding: Finding, found: Mapping[str, Any]) -> str:
     """The page's HTML."""
-    search = finding.search
+    degradation, search = finding.degradation, finding.search
     facts = {**found["facts"], **{name: found[name] for name in _BESIDES if name in found}}
     return house.render(
         Path(__file__).parent,
         (effect, interval, mark, p_value, points),
-        heading=_heading(search),
+        heading=_heading(finding),
         model=found["model"],
         finding=finding,
         search=search,
-        curve=figures.curve(finding.degradation),
+        profile=finding.profile,
+        curve=figures.curve(degradation) if degradation else None,
         stack=figures.stack(finding),
-        forest=figures.forest(search),
+        forest=figures.forest(search) if search else None,
         facts=in_words(facts),
         results=house.for_script(found),
         BETTER=BETTER,
@@ -57,8 +59,16 @@ def effect(one: Candidate) -> str:
     return {BETTER: "better", WORSE: "worse"}.get(mark(one.over_causal), "unclear")
 
 
-def _heading(search: Search) -> str:
-    if not search.tested:
+def _heading(finding: Finding) -> str:
+    if finding.search is None:
+        return _of_curve(finding.degradation) if finding.degradation else "What the layers share, and where they look"
+    if not finding.search.tested:
         return "No candidate can change the vectors"
-    best = search.tested[0]
+    best = finding.search.tested[0]
     return f"Without training, {best.name if effect(best) == 'better' else 'no candidate'} beats causal"
+
+
+def _of_curve(degradation: Degradation) -> str:
+    if degradation.turning.depth is None:
+        return "The score has no turning point"
+    return f"The score breaks away below {degradation.turning.depth} of {len(degradation.scores)} layers"
