@@ -24,8 +24,8 @@ bench: .venv/installed-bench  ## every benchmark, the quick way
 docs: .venv/installed-dev  ## rewrite docs/architectures.md from measurements
 	$(BIN)/python benchmarks/measure_architectures.py --markdown docs/architectures.md
 
-study: .venv/installed-bench  ## measure what docs/study.md still lacks, cell by cell: hours, and it goes on where it was
-	$(BIN)/python benchmarks/study.py
+study: .venv/installed-bench  ## measure what docs/study.md still lacks, cell by cell: hours, and it goes on where it was; TRIPLETS=FILE trains too
+	$(BIN)/python benchmarks/study.py $(if $(TRIPLETS),--train $(TRIPLETS))
 
 clean:
 	rm -rf .venv demo
