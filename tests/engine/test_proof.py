@@ -30,8 +30,9 @@ def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
     assert packed(opened(tiny_model, [2])) is not proof
 
 
-def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM) -> None:
-    model = opened(tiny_model, [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, dtype: torch.dtype) -> None:
+    model = opened(copy.deepcopy(tiny_model).to(dtype), [])
 
     def leak(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return output + output.mean(1, keepdim=True) if isinstance(output, torch.Tensor) else output
@@ -40,6 +41,15 @@ def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM) 
     proof = packed(model)
     assert proof.twin is None
     assert "packed vectors differ from padded ones by" in proof.reason
+
+
+def test_what_makes_much_of_rounding_is_packed_all_the_same() -> None:
+    model = Encoder.load("smollm2", dtype="bfloat16", bidirectional="every:2", reading="parallel").model
+    proof = packed(model)
+    assert proof.twin is not None, proof.reason
+    precise = packed(copy.deepcopy(model).float())
+    assert precise.distance is not None
+    assert precise.distance <= 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
