@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from tiny import EAGER_ONLY, tiny
+from tiny import EAGER_ONLY, configuration, tiny
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from bellm.backbone.layers import layers_of
 from bellm.backbone.states import token_states
@@ -90,3 +90,17 @@ def apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Largest ‖a - b‖ / ‖b‖ over all tokens; infinite where a value is missing."""
     distances = [(a - b).norm(dim=-1) / b.norm(dim=-1) for a, b in zip(found, wanted, strict=True)]
     return torch.cat(distances).nan_to_num(nan=torch.inf).max().item()
+
+
+def longrope(context: int) -> PreTrainedModel:
+    """A tiny model whose rotary frequencies are halved when a text is longer than its context."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = configuration("llama")
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "original_max_position_embeddings": context,
+        **factors,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()

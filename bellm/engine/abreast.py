@@ -9,14 +9,12 @@ from typing import Protocol, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from bellm.backbone.rotary import sets_frequencies_anew
 from bellm.backbone.states import device_of
 
 Answer = TypeVar("Answer")
 
 _ABREAST = 2
-
-_SET_ANEW = {"dynamic", "longrope"}
-"""Kinds of rotary embeddings whose frequencies hang on the longest text of a batch."""
 
 
 class Mapping(Protocol):
@@ -32,9 +30,7 @@ def at_once(model: PreTrainedModel) -> int:
 
     One by one where the model sets its rotary frequencies anew for each batch.
     """
-    rotary = (vars(module).get("rope_type") for module in model.modules())
-    kinds = {kind for each in rotary for kind in (each.values() if isinstance(each, dict) else [each])}
-    return _ABREAST if device_of(model).type == "cpu" and kinds.isdisjoint(_SET_ANEW) else 1
+    return _ABREAST if device_of(model).type == "cpu" and not sets_frequencies_anew(model) else 1
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bellm.backbone.packed import Batch, Beginning, PackedModel, Stage
+from bellm.backbone.rotary import short_context
 from bellm.backbone.states import device_of
+from bellm.engine.plan import apart
 from bellm.engine.tokens import Tokens, text_mask
 from bellm.engine.trunk import Trunk
 from bellm.tensors.packing import Index, Packing, Path
@@ -55,24 +57,31 @@ class Packed:
         self._trunk = trunk
         self._shares = min(model.num_shared, stop) > 0
         self._opens = 0 < model.num_shared < stop
+        self._lengths = [len(ids) for ids in tokens.ids]
+        self._context = short_context(model.model)
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
         rows = [tokens.ids[number] for number in self._order]
         self._known = [0, *map(common, rows, rows[1:])] if self._shares else [0] * len(rows)
         start: Row = []
-        if begins and self._shares:
+        one_context = self._context is None or max(self._lengths) <= self._context
+        if begins and self._shares and one_context:
             start = rows[0][: min(common(rows[0], rows[-1]), *(len(row) - 1 for row in rows))]
         self._start = start
         self._beginning = self._begin(start) if start else None
 
     def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group rows, neighbours together, so that no layer works on more than `max_tokens`; longest rows first."""
+        parts = apart(numbers, self._lengths, self._context)
+        return [group for part in parts for group in self._batches(part, max_tokens)]
+
+    def _batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
         wanted = set(numbers)
         groups: list[list[int]] = []
         sizes: list[int] = []
         for number, known in zip(self._order, self._known, strict=True):
             if number not in wanted:
                 continue
-            length = len(self._tokens.ids[number])
+            length = self._lengths[number]
             size = length if self._opens else length - known
             if not groups or sizes[-1] + size > max_tokens:
                 groups.append([])

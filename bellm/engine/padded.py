@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bellm.backbone.rotary import short_context
 from bellm.backbone.states import all_states, device_of, token_states
+from bellm.engine.plan import apart
 from bellm.engine.tokens import Tokens, text_mask
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
@@ -24,15 +26,18 @@ class Padded:
         self._pooling = pooling
         self._layer = layer
         self._pad_id = pad_id
+        self._context = short_context(model)
 
     def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group rows of similar length, longest first, so that a batch has at most `max_tokens` with its padding."""
         lengths = [len(ids) for ids in self._tokens.ids]
         groups: list[list[int]] = []
-        for number in sorted(numbers, key=lambda number: -lengths[number]):
-            if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > max_tokens:
-                groups.append([])
-            groups[-1].append(number)
+        for part in apart(numbers, lengths, self._context):
+            begun = len(groups)
+            for number in sorted(part, key=lambda number: -lengths[number]):
+                if len(groups) == begun or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > max_tokens:
+                    groups.append([])
+                groups[-1].append(number)
         return groups
 
     def vectors(self, numbers: Sequence[int]) -> Tensor:

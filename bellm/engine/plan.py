@@ -45,6 +45,13 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield cast(Item, item)
 
 
+def apart(numbers: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
+    """Rows that are longer than a context, and the others; what there is of both. All in one without a context."""
+    longer = [number for number in numbers if context is not None and lengths[number] > context]
+    within = [number for number in numbers if context is None or lengths[number] <= context]
+    return [part for part in (longer, within) if part]
+
+
 def without_doubles(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
     """Each different row once, and for every row where it is among them.
 

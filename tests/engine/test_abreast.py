@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from bellm.backbone.packed import PackedModel
 from bellm.engine.abreast import at_once, mapping
@@ -14,13 +14,7 @@ from bellm.engine.embed import embed
 from bellm.engine.tokens import Tokens
 from bellm.types import Vectors
 
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10_000.0,
-    "original_max_position_embeddings": 16,
-    "short_factor": [1.0] * 4,
-    "long_factor": [2.0] * 4,
-}
+from ..decoders import decoder, longrope
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +61,5 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
 
 
 def test_frequencies_that_change_with_the_batch_are_not_shared() -> None:
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    plain = LlamaConfig(vocab_size=16, **shape)
-    assert at_once(LlamaForCausalLM(plain)) == 2
-    longrope = LlamaConfig(vocab_size=16, max_position_embeddings=64, rope_parameters=LONGROPE, **shape)
-    assert at_once(LlamaForCausalLM(longrope)) == 1
+    assert at_once(decoder("llama")) == 2
+    assert at_once(longrope(16)) == 1

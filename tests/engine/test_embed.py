@@ -17,6 +17,8 @@ from bellm.engine.tokens import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import Vectors
 
+from ..decoders import longrope
+
 ROWS = [[7, 8, 9, 10], [7, 8, 11], [12], [7, 8, 9, 10], [7, 8, 9, 10, 13, 14, 15], [12]]
 TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
@@ -47,6 +49,19 @@ def test_vectors_are_those_of_each_row_alone(tiny_model: LlamaForCausalLM, packe
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert (found[0] == found[3]).all()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("rows", [ROWS, [row for row in ROWS if len(row) > 1]], ids=["some begin alike", "all do"])
+def test_frequencies_of_a_row_are_not_those_of_its_batch_mates(rows: list[list[int]], packed: bool) -> None:
+    model, tokens = longrope(3), Tokens(rows, [(0, len(row)) for row in rows], 0)
+    way = Padded(model, tokens, "mean", -1, 0)
+    with torch.inference_mode():
+        wanted = torch.cat([way.vectors([number]) for number in range(len(rows))]).numpy()
+    twin = PackedModel(model) if packed else None
+    bar = tqdm(disable=True)
+    found = embed(model, tokens, packed=twin, pooling="mean", layer=-1, max_batch_tokens=None, pad_id=0, bar=bar)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", [Packed, Padded])

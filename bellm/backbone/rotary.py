@@ -1,0 +1,36 @@
+"""Rotary embeddings whose frequencies hang on the longest text of a batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def sets_frequencies_anew(model: PreTrainedModel) -> bool:
+    """Whether a forward pass of the model changes its rotary frequencies, so that two cannot run at once."""
+    return any(kind in ("dynamic", "longrope") for kind, _ in _rotary(model))
+
+
+def short_context(model: PreTrainedModel) -> int | None:
+    """Most tokens for which longrope (arXiv 2402.13753) takes its short factors; None where there is no longrope.
+
+    transformers goes by the longest text of a batch, and gives a short one beside a long one the long factors.
+    """
+    contexts = (told["original_max_position_embeddings"] for kind, told in _rotary(model) if kind == "longrope")
+    return min(contexts, default=None)
+
+
+def _rotary(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Kind of each rotary embedding, and its parameters."""
+    for module in model.modules():
+        if (kind := vars(module).get("rope_type")) is not None:
+            yield from _kinds(module, kind)
+
+
+def _kinds(module: nn.Module, kind: str | dict[str, str]) -> Iterator[tuple[str, Any]]:
+    told: Any = getattr(module.config, "rope_parameters", None) or {}
+    if isinstance(kind, dict):  # By type of layer.
+        yield from ((one, told.get(layers, {})) for layers, one in kind.items())
+    else:
+        yield kind, told
