@@ -67,10 +67,12 @@ def describe(layers: Sequence[int]) -> str:
 
 
 def no_op(layers: Sequence[int], *, num_layers: int, reading: Reading, pooling: PoolingName, layer: int) -> str | None:
-    """Say why the open layers cannot change the vectors, or None when they can.
+    """Say why looking both ways cannot change the vectors, or None when it can.
 
     The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
-    last; these reach the last token through the next layer, and the last layer has none.
+    last; these reach the last token through the next layer, and the last layer has none. With the sequential reading
+    the vectors are then the causal model's. The parallel one is another model whichever way its layers look: it takes
+    them out of the stack.
 
     Args:
         layers: Open layers.
@@ -84,16 +86,21 @@ def no_op(layers: Sequence[int], *, num_layers: int, reading: Reading, pooling: 
     computed = layer % (num_layers + 1)
     effective = [number for number in layers if number < computed]
     if not effective:
-        return (
+        reason = (
             f"Layers {describe(layers)} are open, but the state that is pooled (layer={layer}) is taken below them: "
             "nothing changes. Open lower layers or pool a later state."
         )
-    if pooling == "last" and (effective == [computed - 1] or (reading == "parallel" and len(effective) == 1)):
-        return (
+    elif pooling == "last" and (effective == [computed - 1] or (reading == "parallel" and len(effective) == 1)):
+        reason = (
             f"Opening only layer {effective[0]} changes nothing with last-token pooling: the last token of a causal "
             "layer already sees every token. Open more layers (last:8) or pool the mean."
         )
-    return None
+    else:
+        return None
+    return f"{reason}{_BESIDE if reading == 'parallel' else ''}"
+
+
+_BESIDE = " (The vectors are not the causal model's: a layer beside the stack is no longer in it.)"
 
 
 def _counted(word: str, count: int, num_layers: int) -> tuple[int, ...]:

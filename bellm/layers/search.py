@@ -3,6 +3,7 @@
 Shapes: N texts, D width.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from bellm import directions
 from bellm.backbone.layers import layers_of
 from bellm.encoder import Encoder
 from bellm.engine.trunk import one_trunk
+from bellm.errors import NoOpWarning
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Outcome, Score
 from bellm.evaluate.sets.pairs import Pairs
@@ -154,7 +156,9 @@ def search(
             progress(name, number, len(tried))
             if no_ops[name]:
                 continue
-            opened = encoder.replace(bidirectional=tried[name])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NoOpWarning)  # Said of all layers that are alone beside the stack.
+                opened = encoder.replace(bidirectional=tried[name])
             subject = (
                 _with_prepending(opened, depth_of[name], cache) if name in depth_of else of_encoder(opened, name, cache)
             )
@@ -213,6 +217,8 @@ def _specs(num_layers: int) -> Iterator[str]:
 
 def _no_op(encoder: Encoder, layers: Sequence[int]) -> str | None:
     settings = encoder.settings
+    if settings.reading == "parallel":
+        return None  # Open or not, what leaves the stack changes the vectors.
     return directions.no_op(
         layers,
         num_layers=encoder.num_layers,

@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.directions import parse
+from bellm.errors import NoOpWarning
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Score
 from bellm.evaluate.sets import pairs
@@ -129,6 +130,18 @@ def test_the_last_layer_with_the_last_token_is_causal_to_the_bit(
         tiny_encoder.replace(pooling="mean"), dev, {"none": (), "all": (0, 1, 2, 3), "last:1": (3,)}, tmp_path
     )
     assert by_mean.find("last:1").over_causal.value != 0
+
+
+def test_beside_the_stack_no_layer_leaves_the_causal_vectors(tiny_encoder: Encoder, dev: Pairs, tmp_path: Path) -> None:
+    encoder = tiny_encoder.replace(reading="parallel")
+    found = search(encoder, dev, {"none": (), "all": (0, 1, 2, 3), "last:1": (3,)}, tmp_path, resamples=200)
+    last = found.find("last:1")
+    assert last.no_op is None
+    assert last.moved > 1e-3
+    with pytest.warns(NoOpWarning, match=r"Opening only layer 3 .* \(The vectors are not the causal model's"):
+        alone = encoder.replace(bidirectional="last:1")
+    items_N = paired_cosine(*(alone.encode(side) for side in (dev.left, dev.right))).astype(np.float64)
+    assert last.score.value == pytest.approx(100 * spearmanr(items_N, dev.gold_N).statistic, abs=0.1)
 
 
 def test_prepending_is_judged_beside_the_maps(tiny_encoder: Encoder, dev: Pairs, tmp_path: Path) -> None:
