@@ -120,8 +120,12 @@ def rejoin(model: PreTrainedModel) -> bool:
 
     Its open layers stay open, in one stack with the others.
     """
-    found = [(module, number, hook) for module in model.modules() for number, hook in _hooks(module)]
-    branched = [(module, number) for module, number, hook in found if not isinstance(hook, LookBothWays)]
+    branched = [
+        (module, number)
+        for module in model.modules()
+        for number, hook in _hooks(module)
+        if not isinstance(hook, LookBothWays)
+    ]
     for module, number in branched:
         _remove(module, number)
     return bool(branched)

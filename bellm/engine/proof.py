@@ -30,7 +30,6 @@ _ROUNDINGS = 3
 _UNEXPLAINED = 0.5
 _DRAWS = 3
 
-
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 
 
@@ -128,9 +127,10 @@ def _rounding(model: PreTrainedModel) -> float:
         return output + output * steps.to(output)
 
     stirred.get_input_embeddings().register_forward_hook(stir)
+    wanted = {pooling: _padded(model, tokens, pooling) for pooling in _POOLINGS}
     return max(
-        _apart(_padded(stirred, tokens, pooling), _padded(model, tokens, pooling))
-        for pooling in _POOLINGS
+        _apart(_padded(stirred, tokens, pooling), wanted_BD)
+        for pooling, wanted_BD in wanted.items()
         for _ in range(_DRAWS)
     )
 
