@@ -13,7 +13,7 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,17 @@ def cells() -> Iterator[Cell]:
             yield from (cell for cell in upwards if reading == "sequential" or cell.bidirectional != "all")
 
 
+def learned() -> Iterator[Cell]:
+    """The trained ones."""
+    yield from (Cell(setting, spec) for setting in SETTINGS for spec in TRAINED)
+
+
 def main() -> None:
     """Measure what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=DOCS / "study.json", help="what was measured (docs/study.json)")
     parser.add_argument("--markdown", type=Path, default=DOCS / "study.md", help="whose tables are rewritten")
-    parser.add_argument("--only", default="", help="cells whose source has this in it")
+    parser.add_argument("--again", metavar="SOURCE", help="one cell once more, printed beside what is known, not kept")
     parser.add_argument("--train", type=Path, metavar="FILE", help="triplets: train too, thirty models")
     parser.add_argument("--runs", type=Path, default=Path("study"), help="folder of the trainings (study)")
     parser.add_argument("--steps", type=int, default=32, help="of each training (32)")
@@ -118,19 +123,29 @@ def main() -> None:
     if options.json.exists():
         found = json.loads(options.json.read_text(encoding="utf-8"))
 
-    def go_through(wanted: Sequence[Cell], known: Results, measured: Callable[[Cell], dict[str, Any]]) -> None:
-        missing = [cell for cell in wanted if cell.source not in known and options.only in cell.source]
-        for cell in track(missing, "cells"):
-            known[cell.source] = measured(cell)
+    wanted = {"untrained": list(cells()), "trained": list(learned()) if options.train else []}
+    recipe = Recipe(max_steps=options.steps, batch_size=options.batch_size)
+
+    def measured(kind: str, cell: Cell) -> dict[str, Any]:
+        return trained(cell, recipe, options.train, options.runs) if kind == "trained" else measure(cell, ["sts"])
+
+    def go_through(kind: str) -> None:
+        for cell in track([one for one in wanted[kind] if one.source not in found[kind]], f"{kind} cells"):
+            found[kind][cell.source] = measured(kind, cell)
             durable.write(options.json, (json.dumps(found, indent=1) + "\n").encode())
 
+    if options.again:
+        kind = "trained" if options.train else "untrained"
+        by_source = {cell.source: cell for cell in wanted[kind]}
+        if options.again not in by_source:
+            parser.error(f"{options.again!r} is none of the {kind} cells: {', '.join(by_source)}")
+        print("known:", _in_full(found[kind].get(options.again)))
+        print("again:", _in_full(measured(kind, by_source[options.again])))
+        return
     if not options.tables:
         with one_trunk():
-            go_through(list(cells()), found["untrained"], lambda cell: measure(cell, ["sts"]))
-    if options.train and not options.tables:
-        learned = [Cell(setting, spec) for setting in SETTINGS for spec in TRAINED]
-        recipe = Recipe(max_steps=options.steps, batch_size=options.batch_size)
-        go_through(learned, found["trained"], lambda cell: trained(cell, recipe, options.train, options.runs))
+            go_through("untrained")
+        go_through("trained")
     for kind, specs in {"untrained": MAPS, "trained": TRAINED}.items():
         if found[kind]:
             durable.write(options.markdown.with_name(f"study-{kind}.svg"), figure(found[kind], specs))
@@ -226,7 +241,7 @@ def table_of_trained(found: Mapping[str, Any]) -> str:
     if not found:
         return "Not measured yet."
     gains = statistics.corrected({source: Difference(**one["difference"]) for source, one in found.items()})
-    lines = ["| | open layers | triplets | seeds | score | over causal | p |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | open layers | triplets | score | over causal | p | with each seed |", "|---|---|---|---|---|---|---|"]
     for setting in SETTINGS:
         known = {spec: found.get(Cell(setting, spec).source) for spec in TRAINED}
         baselines = [("none", one["causal"], "", one) for one in known.values() if one][:1]
@@ -237,8 +252,23 @@ def table_of_trained(found: Mapping[str, Any]) -> str:
             scored = Score(**score)
             values = f"{points(scored.value)} ({interval(scored)})"
             triplets = f"{one['steps']} x {one['batch_size']}"
-            lines.append(f"| {setting} | {spec} | {triplets} | {len(one['seeds'])} | {values} | {told or '| '} |")
+            each = _each_seed(one) if told else ""
+            lines.append(f"| {setting} | {spec} | {triplets} | {values} | {told or '| '} | {each} |")
     return "\n".join(lines)
+
+
+def _in_full(one: Mapping[str, Any] | None) -> str:
+    """A cell to two decimals."""
+    if one is None:
+        return "not measured yet"
+    score, causal, gain = one["score"]["value"], one["causal"]["value"], one["difference"]
+    said = f"{score:.2f}, causal {causal:.2f}, {gain['value']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})"
+    return f"{said}; with each seed {_each_seed(one)}" if "seeds" in one else said
+
+
+def _each_seed(one: Mapping[str, Any]) -> str:
+    """What a trained cell has over causal after the same rows in the same order."""
+    return ", ".join(points(ours - causal, signed=True) for causal, ours in one["seeds"].values())
 
 
 def _told(gain: Difference) -> str:
