@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
     parser.add_argument("--quick", action="store_true", help="one cell on one task, printed and not kept")
     options = parser.parse_args()
+    if options.train and not options.train.is_file():
+        parser.error(f"--train: {options.train} is no file")  # Not after hours of untrained cells.
     warnings.simplefilter("ignore", NoOpWarning)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
