@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm import directions, folder, prompts
@@ -30,6 +29,7 @@ from bellm.engine.plan import windows
 from bellm.engine.proof import packed
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
 from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
+from bellm.progress import progress_bar
 from bellm.prompts import Prompt
 from bellm.tensors.similarity import normalise as unit_length
 from bellm.types import PoolingName, Reading, Role, Vectors, Window
@@ -233,7 +233,7 @@ class Encoder:
         template = self.settings.prompt.template_for(role)
         model = self.model
         rows = (tokenise(self.tokenizer, part, template, self.settings.max_tokens) for part in windows(texts))
-        with tqdm(total=len(texts), unit="text", disable=not progress, leave=False) as bar:
+        with progress_bar(len(texts), unit="text", shown=progress) as done:
             each = partial(
                 embed,
                 model,
@@ -242,7 +242,7 @@ class Encoder:
                 layer=self.settings.layer,
                 max_batch_tokens=max_batch_tokens,
                 pad_id=stand_in(self.tokenizer),
-                bar=bar,
+                done=done,
             )
             encoded = embed_parts(rows, each, self.dim)
         return dataclasses.replace(encoded, vectors=unit_length(encoded.vectors)) if normalise else encoded

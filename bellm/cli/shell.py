@@ -45,7 +45,9 @@ def working(what: str) -> Iterator[None]:
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status(escape(what)):
+    console = Console(stderr=True)
+    # A status line refreshes itself in a thread.
+    with console.status(escape(what)) if console.is_terminal else contextlib.nullcontext():
         # Read by tqdm when it is first imported; bars that bellm asks for are shown nevertheless.
         os.environ.setdefault("TQDM_DISABLE", "1")
         from transformers.utils import logging as transformers_logging

@@ -14,14 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from bellm import durable
 from bellm.corpus import manifest, shards
 from bellm.corpus.arrow import pa
 from bellm.corpus.job import locked
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine, normalise
 from bellm.types import Vectors
 
@@ -152,9 +151,11 @@ def build(out: str | Path, *, approximate: bool | None = None, progress: bool = 
         if gone := had - keys.keys():
             table.delete(f"shard IN ({', '.join(map(repr, sorted(gone)))})")
         missing = [key for key in keys if key not in had]
-        for start in tqdm(range(0, len(missing), _SHARDS_AT_ONCE), disable=not progress, unit="part"):
-            some = {key: keys[key] for key in missing[start : start + _SHARDS_AT_ONCE]}
-            table.add(pa.RecordBatchReader.from_batches(table.schema, _batches(some, table.schema)))
+        with progress_bar(len(missing), unit="shard", shown=progress) as done:
+            for start in range(0, len(missing), _SHARDS_AT_ONCE):
+                some = {key: keys[key] for key in missing[start : start + _SHARDS_AT_ONCE]}
+                table.add(pa.RecordBatchReader.from_batches(table.schema, _batches(some, table.schema)))
+                done(len(some))
         rows = table.count_rows()
         is_approximate = rows > EXACT_ROWS if approximate is None else approximate
         _approximate(table, is_approximate)

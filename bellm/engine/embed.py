@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from bellm.backbone.layers import depth_of
@@ -58,7 +57,7 @@ def embed(
     layer: int,
     max_batch_tokens: int | None,
     pad_id: int,
-    bar: "tqdm[None]",
+    done: Callable[[int], object],
 ) -> Vectors:
     """Embed every row of tokens, in order, as float32 of shape (rows, width).
 
@@ -73,7 +72,7 @@ def embed(
         layer: State to pool: 0 the embeddings, k after layer k, -1 the final, normed one.
         max_batch_tokens: Most tokens of one forward pass; None for what suits the hardware.
         pad_id: Token that fills padding.
-        bar: Progress bar, one step a row.
+        done: Called with the number of rows that were embedded, batch after batch.
 
     Raises:
         MemoryLimitError: Not even a single row fits in memory.
@@ -92,15 +91,15 @@ def embed(
         groups = way.batches(range(len(rows)), budget)
         abreast = at_once(model) if isinstance(way, Packed) and len(groups) > 1 else 1
         while groups:
-            done = 0
+            num_done = 0
             for group, found in zip(groups, _each(way, groups, abreast), strict=False):
                 if found is None:
                     budget = _smaller([len(rows.ids[number]) for number in group])
                     break
                 vectors[group] = found
-                bar.update(int(copies[group].sum()))
-                done += 1
-            groups = way.batches(list(chain.from_iterable(groups[done:])), budget)
+                done(int(copies[group].sum()))
+                num_done += 1
+            groups = way.batches(list(chain.from_iterable(groups[num_done:])), budget)
     return vectors[where]
 
 

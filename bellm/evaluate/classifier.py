@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot, pad, softplus
-from tqdm.auto import tqdm
 
+from bellm.progress import progress_bar
 from bellm.types import Vectors
 
 Rows = NDArray[np.intp]
@@ -88,10 +88,12 @@ def search(
     ends = np.cumsum([len(one.trials) + 1 for one in searches])[:-1]
     choices: list[list[Choice]] = [[] for _ in searches]
     solutions = zip(strengths, logits(vectors_ND, labels_N, fits, strengths), strict=True)
-    for strength, logits_NMK in tqdm(solutions, total=len(strengths), disable=not progress, unit="strength"):
-        predicted = np.split(_classes(logits_NMK), ends, axis=1)
-        for one, mine_NM, found in zip(searches, predicted, choices, strict=True):
-            found.append(_choice(strength, one, mine_NM, labels_N))
+    with progress_bar(len(strengths), unit="strength", shown=progress) as done:
+        for strength, logits_NMK in solutions:
+            predicted = np.split(_classes(logits_NMK), ends, axis=1)
+            for one, mine_NM, found in zip(searches, predicted, choices, strict=True):
+                found.append(_choice(strength, one, mine_NM, labels_N))
+            done(1)
     return [max(found, key=lambda choice: choice.accuracy) for found in choices]
 
 

@@ -9,8 +9,6 @@ Shapes: N texts, D width.
 from collections.abc import Sequence
 from functools import partial
 
-from tqdm.auto import tqdm
-
 from bellm import folder
 from bellm.backbone.prepending import PLACEHOLDER, prepended
 from bellm.directions import describe
@@ -84,18 +82,17 @@ class Prepending:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
         check_texts(texts)
         settings = self._encoder.settings
-        with tqdm(disable=True) as bar:
-            each = partial(
-                embed,
-                self._model,
-                packed=None,
-                pooling=settings.pooling,
-                layer=settings.layer,
-                max_batch_tokens=None,
-                pad_id=self._pad_id,
-                bar=bar,
-            )
-            return embed_parts((self.tokenise(part, role) for part in windows(texts)), each, self._encoder.dim)
+        each = partial(
+            embed,
+            self._model,
+            packed=None,
+            pooling=settings.pooling,
+            layer=settings.layer,
+            max_batch_tokens=None,
+            pad_id=self._pad_id,
+            done=lambda _: None,
+        )
+        return embed_parts((self.tokenise(part, role) for part in windows(texts)), each, self._encoder.dim)
 
     def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
         """Token ids as the encoder has them, with `PLACEHOLDER` before the first that belongs to the text."""

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
 from bellm.backbone.packed import PackedModel
@@ -51,8 +50,16 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
     tokens, twin = Tokens(rows, [(0, len(row)) for row in rows], 0), PackedModel(tiny_model)
 
     def vectors() -> Vectors:
-        bar = tqdm(disable=True)
-        return embed(tiny_model, tokens, packed=twin, pooling="mean", layer=-1, max_batch_tokens=64, pad_id=0, bar=bar)
+        return embed(
+            tiny_model,
+            tokens,
+            packed=twin,
+            pooling="mean",
+            layer=-1,
+            max_batch_tokens=64,
+            pad_id=0,
+            done=lambda _: None,
+        )
 
     two = vectors()
     monkeypatch.setattr("bellm.engine.abreast._ABREAST", 1)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from bellm.backbone.packed import PackedModel
@@ -24,19 +23,19 @@ TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
 
 def embedded(model: LlamaForCausalLM, *, packed: bool, budget: int | None = None) -> Vectors:
-    with tqdm(total=len(ROWS), disable=None) as bar:
-        vectors = embed(
-            model,
-            TOKENS,
-            packed=PackedModel(model) if packed else None,
-            pooling="mean",
-            layer=-1,
-            max_batch_tokens=budget,
-            pad_id=0,
-            bar=bar,
-        )
-        assert bar.disable or bar.n == len(ROWS)
-        return vectors
+    counts: list[int] = []
+    vectors = embed(
+        model,
+        TOKENS,
+        packed=PackedModel(model) if packed else None,
+        pooling="mean",
+        layer=-1,
+        max_batch_tokens=budget,
+        pad_id=0,
+        done=counts.append,
+    )
+    assert sum(counts) == len(ROWS)
+    return vectors
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -59,8 +58,9 @@ def test_frequencies_of_a_row_are_not_those_of_its_batch_mates(rows: list[list[i
     with torch.inference_mode():
         wanted = torch.cat([way.vectors([number]) for number in range(len(rows))]).numpy()
     twin = PackedModel(model) if packed else None
-    bar = tqdm(disable=True)
-    found = embed(model, tokens, packed=twin, pooling="mean", layer=-1, max_batch_tokens=None, pad_id=0, bar=bar)
+    found = embed(
+        model, tokens, packed=twin, pooling="mean", layer=-1, max_batch_tokens=None, pad_id=0, done=lambda _: None
+    )
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 

@@ -1,0 +1,53 @@
+"""Progress bars, and that no fork is held up by one."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from bellm import Encoder
+from bellm.progress import _bar_class, progress_bar
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("bar", ["hidden", "shown"])
+def test_a_fork_killed_in_its_encode_holds_nobody_up(bar: str, tiny_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_forks", str(tiny_folder), bar],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+        # A fork must not inherit OpenMP's threads, which it does not have.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout) == (0, "." * 50), done.stderr
+
+
+def test_where_no_bar_is_shown_there_is_none(tiny_folder: Path) -> None:
+    program = (
+        "import sys, threading, tqdm.std; from bellm import Encoder\n"
+        "encoder = Encoder.load(sys.argv[1]); tqdm.std.tqdm.__new__ = None; threads = threading.active_count()\n"
+        "encoder.encode(['Snow fell.'] * 600); encoder.fingerprint(); assert threading.active_count() == threads"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program, str(tiny_folder)], check=True, timeout=120, env=environment)
+
+
+def test_a_bar_counts_and_starts_no_thread(capsys: pytest.CaptureFixture[str], tiny_encoder: Encoder) -> None:
+    threads = threading.active_count()
+    with progress_bar(3, unit="text", shown=True) as done:
+        done(1)
+        done(2)
+        assert done.__self__.n == 3  # type: ignore[attr-defined]
+        assert threading.active_count() == threads
+    assert "0/3" in capsys.readouterr().err
+    assert isinstance(_bar_class().get_lock(), type(threading.RLock()))
+    tiny_encoder.encode(["Snow fell."] * 3, progress=True)
+    assert "0/3" in capsys.readouterr().err
