@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm import directions, folder
-from bellm.backbone.attention import open_layers, opened, plain_twin, twin
-from bellm.backbone.layers import decoder_of, layers_of, text_config
-from bellm.backbone.probe import Sight, probe_ids, sights, tolerance
+from bellm import folder, layer_spec
+from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
+from bellm.backbone.attention import causal_copy, get_open_layers, open_layers, shared_copy
+from bellm.backbone.leakage import LayerLeakage, leakage_tolerance, measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.encoder import Encoder
 from bellm.engine.padded import pad
@@ -50,7 +50,7 @@ class LayerSight:
     layer: int
     kind: str
     is_open: bool
-    sight: Sight
+    sight: LayerLeakage
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def examine(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], pad_id: int
 ) -> tuple[tuple[LayerSight, ...], list[Check]]:
     """Examine a model without a tokenizer: what its layers see, and its invariances on texts of token ids."""
-    measured = sights(model, probe_ids(model))
-    chosen = set(open_layers(model))
+    measured = measure_leakage(model, sample_token_ids(model))
+    chosen = set(get_open_layers(model))
     rows = tuple(
         LayerSight(layer.number, layer.kind, layer.number in chosen, sight)
-        for layer, sight in zip(layers_of(model), measured, strict=True)
+        for layer, sight in zip(get_layers(model), measured, strict=True)
     )
     case = _Case(model, texts, pad_id, _limit(model))
-    return rows, [_directions(rows, tolerance(model)), *(check(case) for check in _STATE_CHECKS)]
+    return rows, [_directions(rows, leakage_tolerance(model)), *(check(case) for check in _STATE_CHECKS)]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _batch(case: _Case) -> Check:
 
 def _left(case: _Case) -> Check:
     name = "left padding equals right padding"
-    plain = plain_twin(case.model)
+    plain = causal_copy(case.model)
     upstream = _apart(case.states(plain, case.texts, left=True), case.states(plain, case.texts))
     if upstream > case.limit:
         return Check(
@@ -185,7 +185,7 @@ def _backends(case: _Case) -> Check:
     name = "eager equals sdpa"
     runs = []
     for backend in ("eager", "sdpa"):
-        model = twin(case.model)
+        model = shared_copy(case.model)
         try:
             model.set_attn_implementation(backend)
         except (ValueError, ImportError):
@@ -205,29 +205,29 @@ def _packed(case: _Case) -> Check:
 
 
 def _closed(case: _Case) -> Check:
-    plain = plain_twin(case.model)
+    plain = causal_copy(case.model)
     difference = 0.0
-    for text, ours_LD in zip(case.texts, case.alone(opened(plain, ())), strict=True):
+    for text, ours_LD in zip(case.texts, case.alone(open_layers(plain, ())), strict=True):
         ids_1L = torch.tensor([list(text)], device=plain.device)
-        untouched_1LD = decoder_of(plain)(input_ids=ids_1L, use_cache=False).last_hidden_state
+        untouched_1LD = get_decoder(plain)(input_ids=ids_1L, use_cache=False).last_hidden_state
         difference = max(difference, (ours_LD - untouched_1LD[0].float()).abs().max().item())
-    leak = max(sight.future for sight in sights(plain, probe_ids(plain)))
-    good = difference == 0 and leak <= tolerance(plain)
+    leak = max(sight.future for sight in measure_leakage(plain, sample_token_ids(plain)))
+    good = difference == 0 and leak <= leakage_tolerance(plain)
     return Check(
         "no open layer equals the plain model",
         "pass" if good else "fail",
         "with K=0, and closed again, against transformers called directly, texts alone",
         "" if good else "Closing a layer does not give the causal model back. Reload the model, and report it.",
-        max(difference, leak if leak > tolerance(plain) else 0.0),
+        max(difference, leak if leak > leakage_tolerance(plain) else 0.0),
         0.0,
     )
 
 
 def _official(case: _Case) -> Check:
     name = "all open equals transformers' switch"
-    numbers = [layer.number for layer in layers_of(case.model) if layer.can_open]
-    official = plain_twin(case.model)
-    config = text_config(official)
+    numbers = [layer.number for layer in get_layers(case.model) if layer.can_open]
+    official = causal_copy(case.model)
+    config = get_text_config(official)
     setattr(config, "is_causal", False)  # noqa: B010 - configurations are untyped
     if isinstance(window := getattr(config, "sliding_window", None), int):
         # transformers' bidirectional window reaches W tokens either side, its causal one and its flash kernel W-1.
@@ -235,8 +235,8 @@ def _official(case: _Case) -> Check:
     try:
         seen = {
             number
-            for number, sight in enumerate(sights(official, probe_ids(official)))
-            if sight.future > tolerance(official)
+            for number, sight in enumerate(measure_leakage(official, sample_token_ids(official)))
+            if sight.future > leakage_tolerance(official)
         }
         wanted = case.alone(official)
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -245,11 +245,11 @@ def _official(case: _Case) -> Check:
         return Check(
             name,
             "skip",
-            f"transformers' own is_causal=False leaves layers {directions.describe(sorted(missing))} causal",
+            f"transformers' own is_causal=False leaves layers {layer_spec.format_layers(sorted(missing))} causal",
         )
     return case.compare(
         name,
-        case.alone(opened(plain_twin(case.model), numbers)),
+        case.alone(open_layers(causal_copy(case.model), numbers)),
         wanted,
         "every attention layer open, texts alone, against config.is_causal=False",
         "bellm and transformers disagree on what bidirectional means here; report the model.",
@@ -271,13 +271,13 @@ _STATE_CHECKS: tuple[Callable[[_Case], Check], ...] = (
 def _directions(rows: Sequence[LayerSight], limit: float) -> Check:
     blind = [row.layer for row in rows if row.is_open and row.sight.future <= limit]
     leaky = [row.layer for row in rows if not row.is_open and row.sight.future > limit]
-    chosen = directions.describe([row.layer for row in rows if row.is_open])
+    chosen = layer_spec.format_layers([row.layer for row in rows if row.is_open])
     name = "open layers, and only they, see the future"
     leak = max((row.sight.future for row in rows if not row.is_open), default=0.0)
     if not blind and not leaky:
         return Check(name, "pass", f"open: {chosen}; largest leak of a closed layer", "", leak, limit)
-    said = [f"open but causal: {directions.describe(blind)}"] if blind else []
-    said += [f"closed but leaking: {directions.describe(leaky)}"] if leaky else []
+    said = [f"open but causal: {layer_spec.format_layers(blind)}"] if blind else []
+    said += [f"closed but leaking: {layer_spec.format_layers(leaky)}"] if leaky else []
     return Check(
         name,
         "fail",
@@ -290,8 +290,8 @@ def _directions(rows: Sequence[LayerSight], limit: float) -> Check:
 
 
 def _settings(encoder: Encoder, rows: Sequence[LayerSight]) -> Check:
-    asked = directions.describe(encoder.settings.bidirectional)
-    found = directions.describe([row.layer for row in rows if row.is_open])
+    asked = layer_spec.format_layers(encoder.settings.bidirectional)
+    found = layer_spec.format_layers([row.layer for row in rows if row.is_open])
     name = "the model is what the settings say"
     if asked == found:
         return Check(name, "pass", f"{asked} open")
@@ -317,14 +317,14 @@ def _vectors(encoder: Encoder) -> Check:
 def _kinds(rows: Sequence[LayerSight]) -> Check:
     names = sorted({row.kind for row in rows})
     said = "; ".join(
-        f"{kind}: {directions.describe([row.layer for row in rows if row.kind == kind])}" for kind in names
+        f"{kind}: {layer_spec.format_layers([row.layer for row in rows if row.kind == kind])}" for kind in names
     )
     return Check("kinds of layers", "pass", said)
 
 
 def _no_op(encoder: Encoder) -> Check:
     settings = encoder.settings
-    reason = directions.no_op(
+    reason = layer_spec.no_op_reason(
         settings.bidirectional,
         num_layers=encoder.num_layers,
         reading=settings.reading,

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bellm import directions, folder, prompts
+from bellm import folder, layer_spec, prompts
 from bellm.backbone import loading
-from bellm.backbone.attention import opened, plain_twin
-from bellm.backbone.layers import depth_of, layers_of
-from bellm.backbone.probe import check_open, probe_ids
-from bellm.backbone.states import device_of, width_of
+from bellm.backbone.architecture import count_layers, get_layers
+from bellm.backbone.attention import causal_copy, open_layers
+from bellm.backbone.leakage import check_open_layers, sample_token_ids
+from bellm.backbone.states import hidden_size, input_device
 from bellm.config import Settings
 from bellm.engine.embed import Encoded, embed, embed_parts
 from bellm.engine.plan import windows
@@ -31,7 +31,7 @@ from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
 from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
 from bellm.progress import progress_bar
 from bellm.prompts import Prompt
-from bellm.tensors.similarity import normalise as unit_length
+from bellm.tensors.similarity import normalize_rows as unit_length
 from bellm.types import PoolingName, Reading, Role, Vectors, Window
 from bellm.version import __version__
 
@@ -126,10 +126,10 @@ class Encoder:
         }
         place = None if isinstance(source, PreTrainedModel) else folder.locate(str(source))
         if place is None:
-            loaded = loading.load(source, dtype=dtype, **options)
+            loaded = loading.load_pretrained(source, dtype=dtype, **options)
             limit = loading.max_positions(loaded.model, loaded.tokenizer)
             start = Settings(prompt=prompts.PROMPTS["prompteol"], pooling="last", max_tokens=limit)
-            plain = cls(plain_twin(loaded.model).eval(), loaded.tokenizer, start, loaded.name)
+            plain = cls(causal_copy(loaded.model).eval(), loaded.tokenizer, start, loaded.name)
             encoder = plain.replace(**given, verify=verify)
         else:
             record = folder.read(place)
@@ -161,7 +161,7 @@ class Encoder:
         if prompt is not None:
             changes["prompt"] = _prompt(prompt, self.tokenizer)
         if bidirectional is not None:
-            changes["bidirectional"] = self._openable(directions.parse(bidirectional, self.num_layers))
+            changes["bidirectional"] = self._openable(layer_spec.parse_layers(bidirectional, self.num_layers))
         settings = dataclasses.replace(self.settings, **changes)
         self._refuse_misfits(settings)
         return self._open(self.model, self.tokenizer, settings, self.name, verify=verify)
@@ -259,7 +259,7 @@ class Encoder:
         Inside the block `encoder.model` is that model too, in this thread alone, and `encode` gives the causal
         baseline. Hand the model that is yielded to threads of your own.
         """
-        plain = plain_twin(self._model)
+        plain = causal_copy(self._model)
         token = _causal.set({**_causal.get(), id(self): plain})
         try:
             yield plain
@@ -291,10 +291,10 @@ class Encoder:
             from bellm.backbone import adapters  # It needs peft, which brought these.
 
             loaded = self.replace(verify=False)
-            loaded.model = adapters.merge(copy.deepcopy(self._model))
+            loaded.model = adapters.merge_adapters(copy.deepcopy(self._model))
         record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
         with folder.fresh_folder(Path(path)) as draft:
-            folder.write(draft, plain_twin(self._model), self.tokenizer, record, __version__, notes)
+            folder.write(draft, causal_copy(self._model), self.tokenizer, record, __version__, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Save to a Hub repository, made if it is not there; returns the commit's address.
@@ -324,17 +324,17 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Width of the vectors."""
-        return width_of(self.model)
+        return hidden_size(self.model)
 
     @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
-        return depth_of(self.model)
+        return count_layers(self.model)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return device_of(self.model)
+        return input_device(self.model)
 
     @property
     def dtype_name(self) -> str:
@@ -345,7 +345,7 @@ class Encoder:
         """Say everything that decides the vectors, in one line."""
         settings = self.settings
         return (
-            f"Encoder({self.name}, open layers {directions.describe(settings.bidirectional)} of {self.num_layers} "
+            f"Encoder({self.name}, open layers {layer_spec.format_layers(settings.bidirectional)} of {self.num_layers} "
             f"({settings.reading}, windows {settings.window}), prompt {settings.prompt.name}, pooling "
             f"{settings.pooling}, layer {settings.layer}, at most {settings.max_tokens} tokens, {self.dim} "
             f"dimensions, {self.dtype_name} on {self.device})"
@@ -362,9 +362,9 @@ class Encoder:
         verify: bool,
     ) -> "Encoder":
         layers = settings.bidirectional
-        model = opened(model, layers, reading=settings.reading, window=settings.window)
+        model = open_layers(model, layers, reading=settings.reading, window=settings.window)
         encoder = cls(model, tokenizer, settings, name)
-        reason = directions.no_op(
+        reason = layer_spec.no_op_reason(
             layers,
             num_layers=encoder.num_layers,
             reading=settings.reading,
@@ -374,15 +374,15 @@ class Encoder:
         if reason:
             warnings.warn(reason, NoOpWarning, stacklevel=3)
         if verify:
-            check_open(model, probe_ids(model))
+            check_open_layers(model, sample_token_ids(model))
         return encoder
 
     def _openable(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
-        layers = layers_of(self.model)
+        layers = get_layers(self.model)
         closed = [layers[number] for number in chosen if not layers[number].can_open]
         if closed and len(closed) < len(chosen):
             warnings.warn(
-                f"Layers {directions.describe([layer.number for layer in closed])} have no attention to open "
+                f"Layers {layer_spec.format_layers([layer.number for layer in closed])} have no attention to open "
                 f"({', '.join(sorted({layer.kind for layer in closed}))}) and stay causal.",
                 NoOpWarning,
                 stacklevel=3,

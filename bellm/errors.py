@@ -21,7 +21,7 @@ class BellmError(ValueError):
     """Base of all errors that bellm raises for its users."""
 
 
-class DirectionError(BellmError):
+class LayerError(BellmError):
     """A direction map does not fit the model, or a chosen layer cannot be opened."""
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from bellm.directions import describe
 from bellm.encoder import Encoder
+from bellm.layer_spec import format_layers
 
 _SAMPLE = 1024  # Numbers of each weight that are looked at; training changes all of them.
 
@@ -32,7 +32,7 @@ def facts(source: str, encoder: Encoder) -> dict[str, Any]:
     settings = encoder.settings
     return {
         "source": source,
-        "bidirectional": describe(settings.bidirectional),
+        "bidirectional": format_layers(settings.bidirectional),
         "open_layers": list(settings.bidirectional),
         "num_layers": encoder.num_layers,
         "reading": settings.reading,

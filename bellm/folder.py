@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
 from bellm.config import Settings
-from bellm.directions import describe
 from bellm.errors import FingerprintError, SourceError
+from bellm.layer_spec import format_layers
 from bellm.types import Vectors
 
 SETTINGS_FILE = "bellm.json"
@@ -172,7 +172,7 @@ def read(folder: Path) -> Record:
     return Record(settings, names["base_model"], names["dtype"], num_layers, vectors)
 
 
-def load(folder: Path, record: Record, **options: Any) -> loading.Loaded:
+def load(folder: Path, record: Record, **options: Any) -> loading.LoadedModel:
     """Load a saved encoder's model and tokenizer; where only adapters were saved, merge them into the base model.
 
     Args:
@@ -184,16 +184,16 @@ def load(folder: Path, record: Record, **options: Any) -> loading.Loaded:
         SourceError: The model cannot be loaded, or its base model, or what adapters need is not installed.
     """
     if not (folder / _ADAPTER_FILE).is_file():
-        return loading.load(folder, **options)
+        return loading.load_pretrained(folder, **options)
     try:
         from bellm.backbone import adapters
 
-        loaded = loading.load(record.base_model, **options)
+        loaded = loading.load_pretrained(record.base_model, **options)
     except ImportError as error:
         raise SourceError(f"{folder} holds adapters, which need peft: pip install 'bellm[train]'.") from error
     except SourceError as error:
         raise SourceError(f"{folder} holds adapters, and their base model is not there: {error}") from error
-    return replace(loaded, model=adapters.load(loaded.model, folder))
+    return replace(loaded, model=adapters.load_adapters(loaded.model, folder))
 
 
 def distance(saved: Vectors, found: Vectors) -> float:
@@ -237,7 +237,7 @@ tags: [bellm, sentence-embeddings, bidirectional-attention]
 | | |
 |---|---|
 | base model | `{record.base_model}` |
-| open (bidirectional) layers | `{describe(settings.bidirectional)}` of {record.num_layers} |
+| open (bidirectional) layers | `{format_layers(settings.bidirectional)}` of {record.num_layers} |
 | reading, window | {settings.reading}, {settings.window} |
 | prompt | `{settings.prompt.template}` |
 | pooling | {settings.pooling}, state of layer {settings.layer} |

@@ -38,7 +38,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from workloads import MAX_TOKENS, WORKLOADS, Texts, Workload, draw
 
 from bellm import Encoder
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import PoolingName, Vectors
 
 BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)  # that sentence-transformers may choose from
@@ -296,7 +296,7 @@ def row(task: Task, system: System) -> Row:
     peer = next(one for one in task.systems if one.name == "sentence-transformers")
     peer_rate = task.texts.num_tokens / statistics.median(peer.seconds)
     num = min(len(task.reference), system.num)
-    cosines = paired_cosine(system.vectors[:num], task.reference[:num])
+    cosines = paired_cosine_similarity(system.vectors[:num], task.reference[:num])
     return Row(
         workload=task.workload.name,
         system=system.name,
@@ -319,7 +319,7 @@ def spearman(system: System, texts: Texts) -> float | None:
     """Spearman x100 of cosine with gold, where all pairs were embedded."""
     if not len(texts.gold) or system.num < len(texts.bare) or system.vectors is None:
         return None
-    cosines = paired_cosine(system.vectors[texts.left], system.vectors[texts.right])
+    cosines = paired_cosine_similarity(system.vectors[texts.left], system.vectors[texts.right])
     return float(100 * spearmanr(cosines, texts.gold).statistic)
 
 

@@ -15,11 +15,11 @@ import torch
 import transformers
 from rich.progress import track
 
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import layers_of
-from bellm.backbone.probe import check_open, probe_ids
+from bellm.backbone.architecture import get_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.leakage import check_open_layers, sample_token_ids
 from bellm.doctor import Check, examine
-from bellm.errors import DirectionError
+from bellm.errors import LayerError
 
 QUICK = ("llama", "gemma2", "gpt2", "gpt_neo", "stablelm", "qwen3_next", "qwen3_moe", "llama4_text")
 
@@ -82,13 +82,13 @@ def measure(name: str, backend: str) -> Row:
     """Open the upper half of the attention layers and examine."""
     model = tiny.tiny(name, attention=backend)
     try:
-        layers = layers_of(model)
+        layers = get_layers(model)
         numbers = [layer.number for layer in layers if layer.can_open]
         upper = numbers[len(numbers) // 2 :]
         kinds = ", ".join(dict.fromkeys(layer.kind for layer in layers))
-        model = opened(model, upper)
-        check_open(model, probe_ids(model))
-    except DirectionError as error:
+        model = open_layers(model, upper)
+        check_open_layers(model, sample_token_ids(model))
+    except LayerError as error:
         return Row(name, backend, "", False, (), str(error))
     return Row(name, backend, kinds, _runs_parallel(model, upper), tuple(examine(model, texts(), pad_id=0)[1]))
 
@@ -176,9 +176,9 @@ def _check(row: Row, name: str) -> Check:
 
 def _runs_parallel(model: transformers.PreTrainedModel, numbers: Sequence[int]) -> bool:
     try:
-        branched = opened(model, numbers, reading="parallel")
-        check_open(branched, probe_ids(branched))
-    except DirectionError:
+        branched = open_layers(model, numbers, reading="parallel")
+        check_open_layers(branched, sample_token_ids(branched))
+    except LayerError:
         return False
     return True
 

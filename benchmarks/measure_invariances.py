@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm import Encoder, folder
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import decoder_of, layers_of
+from bellm.backbone.architecture import get_decoder, get_layers
+from bellm.backbone.attention import open_layers
 from bellm.backbone.states import token_states
 from bellm.doctor import diagnose
 from bellm.engine.padded import pad
@@ -56,14 +56,14 @@ def parallel_difference(encoder: Encoder, ids_BL: Tensor, mask_BL: Tensor) -> fl
     """Distance of the parallel reading to h = norm(closed layers(x) + open layers(x)), layer by layer."""
     chosen = encoder.settings.bidirectional
     with encoder.causal() as plain:
-        ours_BLD = token_states(opened(plain, chosen, reading="parallel"), ids_BL, mask_BL)
-        decoder: Any = decoder_of(plain)
+        ours_BLD = token_states(open_layers(plain, chosen, reading="parallel"), ids_BL, mask_BL)
+        decoder: Any = get_decoder(plain)
         embedded_BLD = decoder.embed_tokens(ids_BL)
         positions_1L = torch.arange(ids_BL.shape[1])[None]
         rotary = decoder.rotary_emb(embedded_BLD, positions_1L)
         real_B11L = mask_BL.bool()[:, None, None, :].expand(-1, 1, ids_BL.shape[1], -1)
         causal_BLD, both_BLD = embedded_BLD, embedded_BLD
-        for layer in layers_of(plain):
+        for layer in get_layers(plain):
             if layer.number in chosen:
                 both_BLD = layer.module(both_BLD, attention_mask=real_B11L, position_embeddings=rotary)
             else:

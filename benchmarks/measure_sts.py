@@ -22,7 +22,7 @@ from rich.table import Table
 from scipy.stats import bootstrap, spearmanr
 
 from bellm import Encoder
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 
 SETTINGS = (
     ("raw", "last", "none"),
@@ -102,7 +102,7 @@ def measure(encoder: Encoder, pairs: Pairs, prompt: str, pooling: str, bidirecti
     started = time.perf_counter()
     vectors = variant.encode([*pairs.left, *pairs.right])
     seconds = time.perf_counter() - started
-    cosines = paired_cosine(vectors[: len(pairs.gold)], vectors[len(pairs.gold) :])
+    cosines = paired_cosine_similarity(vectors[: len(pairs.gold)], vectors[len(pairs.gold) :])
     interval = bootstrap(
         (cosines, pairs.gold),
         lambda a, b: spearmanr(a, b).statistic,

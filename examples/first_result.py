@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bellm import Encoder
-from bellm.backbone.probe import probe_ids, sights, tolerance
-from bellm.directions import describe
-from bellm.tensors.similarity import cosine, paired_cosine
+from bellm.backbone.leakage import leakage_tolerance, measure_leakage, sample_token_ids
+from bellm.layer_spec import format_layers
+from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 from bellm.types import Vectors
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ def main() -> None:
 
 def nearest_pairs(sentences: list[str], vectors: Vectors, count: int = 6) -> Table:
     """The most similar pairs of sentences."""
-    similarity = cosine(vectors, vectors)
+    similarity = cosine_similarity(vectors, vectors)
     left, right = np.triu_indices(len(vectors), k=1)
     table = Table("cosine", "one", "other", title="Nearest pairs", title_justify="left")
     for pair in np.argsort(-similarity[left, right])[:count]:
@@ -73,7 +73,7 @@ def nearest_pairs(sentences: list[str], vectors: Vectors, count: int = 6) -> Tab
 
 def heat_map(vectors: Vectors) -> Text:
     """Cosine of every sentence with every other; shades follow ranks, so that every map has contrast."""
-    similarity = cosine(vectors, vectors)
+    similarity = cosine_similarity(vectors, vectors)
     others = np.sort(similarity[~np.eye(len(vectors), dtype=bool)])
     steps = others[np.linspace(0, len(others) - 1, len(SHADES) + 1).astype(int)][1:-1]
     picture = Text("\nSimilarity of all sentences, dark to bright\n", style="italic")
@@ -87,19 +87,20 @@ def heat_map(vectors: Vectors) -> Text:
 
 def proof(encoder: Encoder) -> str:
     """Which layers were measured to see the future."""
-    limit = tolerance(encoder.model)
-    measured = sights(encoder.model, probe_ids(encoder.model))
+    limit = leakage_tolerance(encoder.model)
+    measured = measure_leakage(encoder.model, sample_token_ids(encoder.model))
     seeing = [layer for layer, sight in enumerate(measured) if sight.future > limit]
     blind = [layer for layer, sight in enumerate(measured) if sight.future <= limit]
     return (
-        f"Measured: later tokens move earlier ones in layers {describe(seeing)}, and not in layers {describe(blind)}."
+        f"Measured: later tokens move earlier ones in layers {format_layers(seeing)}, "
+        f"and not in layers {format_layers(blind)}."
     )
 
 
 def change(vectors: Vectors, causal: Vectors) -> str:
     """How far the vectors moved, and whose nearest neighbour is another one now."""
-    moved = paired_cosine(vectors, causal)
-    now, before = (np.argmax(cosine(v, v) - 2 * np.eye(len(v)), axis=1) for v in (vectors, causal))
+    moved = paired_cosine_similarity(vectors, causal)
+    now, before = (np.argmax(cosine_similarity(v, v) - 2 * np.eye(len(v)), axis=1) for v in (vectors, causal))
     return (
         f"The same sentence, open against causal: cosine {moved.mean():.4f} on average, {moved.min():.4f} at least. "
         f"{int((now != before).sum())} of {len(vectors)} sentences have another nearest neighbour."

@@ -9,7 +9,7 @@ from tiny import EAGER_ONLY, configuration, tiny
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.backbone.states import token_states
 from bellm.engine.padded import pad
 
@@ -66,7 +66,7 @@ def decoder(name: str, attention: str = "sdpa") -> PreTrainedModel:
 
 
 def openable(model: PreTrainedModel) -> list[int]:
-    return [layer.number for layer in layers_of(model) if layer.can_open]
+    return [layer.number for layer in get_layers(model) if layer.can_open]
 
 
 @torch.inference_mode()

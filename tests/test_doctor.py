@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bellm import Encoder, folder
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.doctor import Check, Diagnosis, diagnose
 from bellm.errors import NoOpWarning
 
@@ -43,7 +43,7 @@ def plant(encoder: Encoder, fault: Fault, *, layers: tuple[int, ...]) -> Encoder
         return args, fault(kwargs)
 
     for number in layers:
-        layers_of(sick.model)[number].attention[0].register_forward_pre_hook(hook, with_kwargs=True)
+        get_layers(sick.model)[number].attention[0].register_forward_pre_hook(hook, with_kwargs=True)
     return sick
 
 

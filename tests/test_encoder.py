@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from bellm import Encoder, Prompt
 from bellm.backbone import adapters
-from bellm.backbone.attention import open_layers
-from bellm.backbone.layers import decoder_of
-from bellm.errors import BellmError, DirectionError, NoOpWarning, PromptError, SourceError, TruncationWarning
+from bellm.backbone.architecture import get_decoder
+from bellm.backbone.attention import get_open_layers
+from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError, SourceError, TruncationWarning
 from bellm.folder import FINGERPRINT_TEXTS
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?", "A heron."]
@@ -71,7 +71,7 @@ def test_no_text_gives_no_row_of_the_right_width(tiny_encoder: Encoder) -> None:
 def test_empty_text_without_prompt_is_the_bos_token(tiny_encoder: Encoder) -> None:
     encoder = tiny_encoder.replace(prompt="raw")
     with torch.inference_mode():
-        wanted = decoder_of(encoder.model)(torch.tensor([[1]]), use_cache=False).last_hidden_state[0, -1]
+        wanted = get_decoder(encoder.model)(torch.tensor([[1]]), use_cache=False).last_hidden_state[0, -1]
     assert relative(encoder.encode([""])[0], wanted.numpy()) <= 1e-6
 
 
@@ -167,8 +167,8 @@ def test_replace_shares_weights_and_leaves_the_first_as_it_is(tiny_encoder: Enco
     other = tiny_encoder.replace(bidirectional="all", pooling="mean")
     assert relative(other.encode(TEXTS), before) > 1e-2
     assert np.array_equal(tiny_encoder.encode(TEXTS), before)
-    assert open_layers(tiny_encoder.model) == (2, 3)
-    assert open_layers(other.model) == (0, 1, 2, 3)
+    assert get_open_layers(tiny_encoder.model) == (2, 3)
+    assert get_open_layers(other.model) == (0, 1, 2, 3)
     for ours, theirs in zip(other.model.parameters(), tiny_encoder.model.parameters(), strict=True):
         assert ours is theirs
 
@@ -197,7 +197,7 @@ def test_every_layer_pools_the_state_of_transformers(tiny_encoder: Encoder, laye
     encoder = encoder or tiny_encoder.replace(bidirectional="none", layer=layer, pooling="mean")
     ids = torch.tensor(encoder.tokenise(TEXTS[1:2]).ids)
     with torch.inference_mode():
-        output = decoder_of(encoder.model)(ids, use_cache=False, output_hidden_states=True)
+        output = get_decoder(encoder.model)(ids, use_cache=False, output_hidden_states=True)
     assert relative(encoder.encode(TEXTS[1:2])[0], output.hidden_states[layer][0].mean(0).numpy()) <= 1e-6
 
 
@@ -209,7 +209,7 @@ def test_state_beyond_the_last_is_refused(tiny_encoder: Encoder, layer: int) -> 
 
 @pytest.mark.parametrize("spec", ["last:5", "4", "0-9", "every:0", "half", ""])
 def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> None:
-    with pytest.raises(DirectionError, match="Direction map"):
+    with pytest.raises(LayerError, match="Direction map"):
         tiny_encoder.replace(bidirectional=spec)
 
 
@@ -235,7 +235,7 @@ def test_adapters_that_are_switched_off_and_on_count_each_time(
             torch.nn.init.normal_(weight, std=0.1)
     with_them = encoder.encode(texts)
     assert not np.allclose(with_them, plain, atol=0.01)
-    with adapters.adapters_off(encoder.model):
+    with adapters.disable_adapters(encoder.model):
         np.testing.assert_allclose(encoder.encode(texts), plain, atol=1e-5)
     np.testing.assert_array_equal(encoder.encode(texts), with_them)
 
@@ -274,13 +274,13 @@ def test_layers_without_attention_stay_closed_and_are_named(
     model = built(name, tiny_tokenizer)
     with pytest.warns(NoOpWarning, match=rf"Layers 0,2 have no attention to open \({kind}\) and stay causal"):
         encoder = Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional="all", pooling="mean")
-    assert encoder.settings.bidirectional == (1, 3) == open_layers(encoder.model)
-    with pytest.raises(DirectionError, match="None of the layers 0,2 has attention to open"):
+    assert encoder.settings.bidirectional == (1, 3) == get_open_layers(encoder.model)
+    with pytest.raises(LayerError, match="None of the layers 0,2 has attention to open"):
         Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional=(0, 2))
 
 
 def test_model_that_does_not_heed_its_mask_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DirectionError, match="GPTNeoForCausalLM were opened but still do not see the future"):
+    with pytest.raises(LayerError, match="GPTNeoForCausalLM were opened but still do not see the future"):
         Encoder.load(built("gpt_neo", tiny_tokenizer), tokenizer=tiny_tokenizer, bidirectional="last:2")
 
 
@@ -297,7 +297,7 @@ def test_loaded_model_stays_as_it_was(tiny_tokenizer: PreTrainedTokenizerFast) -
         assert torch.equal(model(ids_1L).logits, before)
     assert model.training
     assert not encoder.model.training
-    assert open_layers(model) == ()
+    assert get_open_layers(model) == ()
     assert all(ours is theirs for ours, theirs in zip(encoder.model.parameters(), model.parameters(), strict=True))
 
 
@@ -324,7 +324,7 @@ def test_generation_works_inside_causal_and_is_refused_outside(
     with tiny_encoder.causal() as model:
         written = model.generate(ids_1L, **options)
     assert torch.equal(written, tiny_model.generate(ids_1L, **options))
-    with pytest.raises(DirectionError, match=r"encoder\.causal\(\)"):
+    with pytest.raises(LayerError, match=r"encoder\.causal\(\)"):
         tiny_encoder.model.generate(ids_1L, **options)
 
 
@@ -342,10 +342,10 @@ def test_causal_holds_in_its_own_thread_alone(tiny_encoder: Encoder) -> None:
 def test_causal_ends_when_the_block_fails_and_may_be_nested(tiny_encoder: Encoder) -> None:
     other = tiny_encoder.replace(bidirectional="all")
     with pytest.raises(ZeroDivisionError), tiny_encoder.causal(), other.causal():
-        assert open_layers(tiny_encoder.model) == open_layers(other.model) == ()
+        assert get_open_layers(tiny_encoder.model) == get_open_layers(other.model) == ()
         raise ZeroDivisionError
-    assert open_layers(tiny_encoder.model) == (2, 3)
-    assert open_layers(other.model) == (0, 1, 2, 3)
+    assert get_open_layers(tiny_encoder.model) == (2, 3)
+    assert get_open_layers(other.model) == (0, 1, 2, 3)
 
 
 def test_four_threads_on_open_and_causal_encoders_at_once(tiny_encoder: Encoder) -> None:

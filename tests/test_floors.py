@@ -12,7 +12,7 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"tensors", "directions", "prompts", "durable", "progress"},
+    {"tensors", "layer_spec", "prompts", "durable", "progress"},
     {"config", "backbone", "page"},
     {"engine", "folder"},
     {"encoder"},

@@ -5,7 +5,7 @@ from flops import Shape, needed_flops
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaModel
 
-from bellm.backbone.attention import opened
+from bellm.backbone.attention import open_layers
 
 CONFIG = LlamaConfig(
     vocab_size=64,
@@ -21,7 +21,7 @@ SHAPE = Shape.of(CONFIG)
 def test_one_text_through_open_layers_needs_what_torch_counts() -> None:
     model = LlamaModel._from_config(CONFIG, attn_implementation="eager").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        opened(model, (0, 1, 2))(torch.tensor([[1, 2, 3, 4, 5]]))
+        open_layers(model, (0, 1, 2))(torch.tensor([[1, 2, 3, 4, 5]]))
     assert needed_flops([[1, 2, 3, 4, 5]], SHAPE, first_open=0, last_only=False) == counter.get_total_flops()
 
 

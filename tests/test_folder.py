@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from bellm import Encoder, folder
-from bellm.backbone.attention import open_layers
+from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]
@@ -67,7 +67,7 @@ def test_every_setting_comes_back(tiny_encoder: Encoder, tmp_path: Path, choices
     loaded = Encoder.load(tmp_path / "encoder", device="cpu")
     assert loaded.settings == encoder.settings
     assert loaded.name == encoder.name
-    assert open_layers(loaded.model) == encoder.settings.bidirectional
+    assert get_open_layers(loaded.model) == encoder.settings.bidirectional
     assert np.array_equal(loaded.encode_query(TEXTS), encoder.encode_query(TEXTS))
 
 

@@ -18,7 +18,7 @@ from bellm.backbone import loading
 from bellm.doctor import diagnose
 from bellm.engine.padded import pad
 from bellm.engine.tokens import stand_in
-from bellm.tensors.similarity import cosine, paired_cosine
+from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 
 SENTENCES = (Path(__file__).parents[1] / "examples" / "sentences.txt").read_text(encoding="utf-8").splitlines()
 
@@ -48,13 +48,13 @@ def test_checkpointing_with_two_forwards_gives_the_same_gradients(smollm2: Encod
 
 
 def test_near_sentences_are_near(smollm2: Encoder) -> None:
-    similarity = cosine(*[smollm2.encode(SENTENCES)] * 2) - 2 * np.eye(len(SENTENCES))
+    similarity = cosine_similarity(*[smollm2.encode(SENTENCES)] * 2) - 2 * np.eye(len(SENTENCES))
     for left, right in ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11), (12, 13), (15, 16)):
         assert right in np.argsort(-similarity[left])[:2], SENTENCES[left]
 
 
 def test_it_still_generates_as_the_untouched_model_does(smollm2: Encoder) -> None:
-    untouched = loading.load("smollm2", dtype="float32").model
+    untouched = loading.load_pretrained("smollm2", dtype="float32").model
     prompt = smollm2.tokenizer("The capital of France is", return_tensors="pt")
     greedy = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=2)
     with smollm2.causal() as plain, torch.inference_mode():
@@ -89,7 +89,9 @@ def test_prompteol_beats_raw_text_on_sts_benchmark(smollm2: Encoder) -> None:
     scores = {}
     for prompt, pooling in (("raw", "last"), ("raw", "mean"), ("prompteol", "last")):
         vectors = plain.replace(prompt=prompt, pooling=pooling).encode([*pairs.left, *pairs.right])  # type: ignore[arg-type]
-        scores[prompt, pooling] = 100 * spearmanr(paired_cosine(vectors[:150], vectors[150:]), pairs.gold).statistic
+        scores[prompt, pooling] = (
+            100 * spearmanr(paired_cosine_similarity(vectors[:150], vectors[150:]), pairs.gold).statistic
+        )
     sys.stdout.write(f"{scores}\n")
     assert scores["prompteol", "last"] > scores["raw", "mean"] + 15
     assert scores["prompteol", "last"] > scores["raw", "last"] + 15

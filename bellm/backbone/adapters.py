@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError, SourceError
 
 
@@ -45,7 +45,7 @@ def add_lora(
     return cast(PreTrainedModel, adapted.eval())  # Dropout is for `at_work` alone.
 
 
-def quantise(model: PreTrainedModel) -> None:
+def quantize_4bit(model: PreTrainedModel) -> None:
     """Keep the weights of all linear layers of the decoder in four bits (NF4 twice quantised, arXiv 2305.14314).
 
     Raises:
@@ -55,7 +55,7 @@ def quantise(model: PreTrainedModel) -> None:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError as error:
         raise BellmError("Weights of four bits need bitsandbytes: pip install 'bellm[qlora]'.") from error
-    for layer in layers_of(model):
+    for layer in get_layers(model):
         for module in list(layer.module.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:
@@ -68,7 +68,7 @@ def quantise(model: PreTrainedModel) -> None:
     vars(model)["is_loaded_in_4bit"] = True  # So PEFT knows.
 
 
-def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with adapters that `save_pretrained` of PEFT wrote merged into its weights.
 
     Raises:
@@ -82,16 +82,16 @@ def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UserWarning) as error:
         words = " ".join(str(error).split())[:240]
         raise SourceError(f"The adapters in {folder} do not fit their base model: {words}") from error
-    return merge(cast(PreTrainedModel, adapted))
+    return merge_adapters(cast(PreTrainedModel, adapted))
 
 
-def merge(model: PreTrainedModel) -> PreTrainedModel:
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its adapters added to its weights, for good; one without adapters comes back as it is."""
     return cast(PreTrainedModel, model.merge_and_unload()) if isinstance(model, PeftModel) else model
 
 
 @contextmanager
-def at_work(*models: nn.Module) -> Iterator[None]:
+def training_adapters(*models: nn.Module) -> Iterator[None]:
     """Inside, adapters drop out inputs, and take states in the dtype they come in rather than a copy in float32."""
     layers = [layer for model in models for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
@@ -105,14 +105,14 @@ def at_work(*models: nn.Module) -> Iterator[None]:
             layer.cast_input_dtype_enabled = True
 
 
-def drop_out(model: nn.Module) -> bool:
+def has_dropout(model: nn.Module) -> bool:
     """Whether its adapters leave out inputs while they are `at_work`."""
     layers = (module for module in model.modules() if isinstance(module, LoraLayer))
     return any(isinstance(each, nn.Dropout) for layer in layers for each in layer.lora_dropout.values())
 
 
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
+def disable_adapters(model: nn.Module) -> Iterator[None]:
     """Let the model compute without peft's adapters; afterwards all is as it was, also what takes gradients.
 
     Raises:

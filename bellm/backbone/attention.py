@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import Layer, decoder_of, layers_of, parameters_of
-from bellm.backbone.parallel import Branch, double_batch
-from bellm.directions import describe
-from bellm.errors import DirectionError
-from bellm.tensors.masks import both_ways
+from bellm.backbone.architecture import DecoderLayer, forward_parameters, get_decoder, get_layers
+from bellm.backbone.parallel import BranchHook, double_batch
+from bellm.errors import LayerError
+from bellm.layer_spec import format_layers
+from bellm.tensors.masks import bidirectional_mask
 from bellm.types import Reading, Window
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 @dataclass
-class LookBothWays:
+class BidirectionalMaskHook:
     """Forward pre-hook of an attention module: the causal mask of a call becomes a bidirectional one."""
 
     keep_window: bool
@@ -55,7 +55,7 @@ class LookBothWays:
         return args, {**kwargs, "is_causal": False} if self.takes_is_causal else kwargs
 
 
-def opened(
+def open_layers(
     model: Model,
     numbers: Sequence[int],
     *,
@@ -77,18 +77,18 @@ def opened(
     Raises:
         DirectionError: The model has no such layer, or none of the chosen layers has attention.
     """
-    copied = plain_twin(model)
+    copied = causal_copy(model)
     if not numbers:
         return copied
-    layers = layers_of(copied)
+    layers = get_layers(copied)
     if max(numbers) >= len(layers):
-        raise DirectionError(f"Layer {max(numbers)} does not exist: the model has {len(layers)} layers.")
+        raise LayerError(f"Layer {max(numbers)} does not exist: the model has {len(layers)} layers.")
     chosen = [layers[number] for number in numbers if layers[number].can_open]
     if not chosen:
-        raise DirectionError(
-            f"None of the layers {describe(numbers)} has attention to open: "
+        raise LayerError(
+            f"None of the layers {format_layers(numbers)} has attention to open: "
             f"{', '.join(sorted({layers[number].kind for number in numbers}))}. "
-            f"Layers with attention: {describe([layer.number for layer in layers if layer.can_open])}."
+            f"Layers with attention: {format_layers([layer.number for layer in layers if layer.can_open])}."
         )
     for layer in chosen:
         for module in layer.attention:
@@ -98,24 +98,24 @@ def opened(
     return copied
 
 
-def twin(model: Model) -> Model:
+def shared_copy(model: Model) -> Model:
     """Copy a model, hooks and all, but for its weights, which both share."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
-def plain_twin(model: Model) -> Model:
+def causal_copy(model: Model) -> Model:
     """Give a causal model that shares every weight with this one, open or not."""
-    copied = twin(model)
+    copied = shared_copy(model)
     for module in copied.modules():
         for number, hook in list(_hooks(module)):
             _remove(module, number)
-            if isinstance(hook, LookBothWays):
+            if isinstance(hook, BidirectionalMaskHook):
                 vars(module).update(hook.closed)
     return copied
 
 
-def rejoin(model: PreTrainedModel) -> bool:
+def remove_branches(model: PreTrainedModel) -> bool:
     """Take the parallel reading's hooks out of a model, in place, and say whether there were any.
 
     Its open layers stay open, in one stack with the others.
@@ -124,26 +124,26 @@ def rejoin(model: PreTrainedModel) -> bool:
         (module, number)
         for module in model.modules()
         for number, hook in _hooks(module)
-        if not isinstance(hook, LookBothWays)
+        if not isinstance(hook, BidirectionalMaskHook)
     ]
     for module, number in branched:
         _remove(module, number)
     return bool(branched)
 
 
-def open_layers(model: PreTrainedModel) -> tuple[int, ...]:
+def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
     """Numbers of the layers that are open in this model now."""
     return tuple(
         layer.number
-        for layer in layers_of(model)
-        if any(isinstance(hook, LookBothWays) for module in layer.attention for _, hook in _hooks(module))
+        for layer in get_layers(model)
+        if any(isinstance(hook, BidirectionalMaskHook) for module in layer.attention for _, hook in _hooks(module))
     )
 
 
 def _open(module: nn.Module, *, keep_window: bool) -> None:
-    parameters = parameters_of(module)
+    parameters = forward_parameters(module)
     takes_is_causal = "is_causal" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hook = LookBothWays(keep_window, list(parameters).index("attention_mask"), takes_is_causal)
+    hook = BidirectionalMaskHook(keep_window, list(parameters).index("attention_mask"), takes_is_causal)
     changes: dict[str, Any] = {"is_causal": False}
     if not keep_window:
         # Flash attention is told its window by the module, which has it from itself or from its configuration.
@@ -169,16 +169,16 @@ class _Windowless:
         return getattr(self.whole, name)
 
 
-def _branch(model: PreTrainedModel, layers: Sequence[Layer], chosen: set[int]) -> None:
-    decoder_of(model).register_forward_pre_hook(double_batch, with_kwargs=True)
+def _branch(model: PreTrainedModel, layers: Sequence[DecoderLayer], chosen: set[int]) -> None:
+    get_decoder(model).register_forward_pre_hook(double_batch, with_kwargs=True)
     for layer in layers:
-        branch = Branch(bidirectional=layer.number in chosen, merges=layer is layers[-1])
+        branch = BranchHook(bidirectional=layer.number in chosen, merges=layer is layers[-1])
         layer.module.register_forward_hook(branch, with_kwargs=True, prepend=True)  # Before transformers records it.
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[int, object]]:
     for number, hook in (*module._forward_pre_hooks.items(), *module._forward_hooks.items()):
-        if isinstance(hook, LookBothWays | Branch) or hook is double_batch:
+        if isinstance(hook, BidirectionalMaskHook | BranchHook) or hook is double_batch:
             yield number, hook
 
 
@@ -199,7 +199,7 @@ def _opened(mask: Any, keep_window: bool) -> Any:
         return _opened_block(mask, keep_window)
     if mask is None or mask.ndim < 4:
         return mask  # Flash attention: the mask is the padding alone, and `is_causal` decides.
-    return both_ways(mask, keep_window=keep_window)
+    return bidirectional_mask(mask, keep_window=keep_window)
 
 
 def _opened_block(block: BlockMask, keep_window: bool) -> BlockMask:
@@ -221,7 +221,7 @@ def _refuse_cache(module: nn.Module, kwargs: dict[str, Any]) -> None:
     if cache is None or torch.compiler.is_compiling():
         return
     if cache.get_seq_length(getattr(module, "layer_idx", 0)):
-        raise DirectionError(
+        raise LayerError(
             "An open layer cannot read a growing KV cache: the tokens already cached would have to see the new ones. "
             "Generate with the causal model: `with encoder.causal() as model: model.generate(...)`."
         )

@@ -15,7 +15,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-class RootMeanSquareNorm(Function):
+class RMSNormFunction(Function):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
 
     @staticmethod
@@ -37,7 +37,7 @@ class RootMeanSquareNorm(Function):
         return gradient.addcmul_(unit, along, value=-1).mul_(scale).to(states.dtype), for_weight, None
 
 
-class GatedSilu(Function):
+class GatedSiLUFunction(Function):
     """silu(gate) * up."""
 
     @staticmethod
@@ -54,7 +54,7 @@ class GatedSilu(Function):
         return for_gate, functional.silu(gate).mul_(gradient)
 
 
-class Adapted(Function):
+class LoRALinearFunction(Function):
     """x W^T + (x A^T) (scale B)^T + bias: a frozen product and its low-rank adapter."""
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from bellm.backbone.fused import Adapted, GatedSilu, RootMeanSquareNorm
+from bellm.backbone.fused import GatedSiLUFunction, LoRALinearFunction, RMSNormFunction
 
 _SCALES = (1.0, 1e-3)
 """Sizes of the states on which modules are compared; at the small one the epsilon of a norm shows."""
@@ -28,7 +28,7 @@ class _GatedMLP(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # A gradient needs what would be overwritten.
-            states = GatedSilu.apply(self.gate_proj(states), self.up_proj(states))  # type: ignore[no-untyped-call]
+            states = GatedSiLUFunction.apply(self.gate_proj(states), self.up_proj(states))  # type: ignore[no-untyped-call]
             return cast(Tensor, self.down_proj(states))
         gate: Tensor = functional.silu(self.gate_proj(states), inplace=True)
         down: Tensor = self.down_proj(gate.mul_(self.up_proj(states)))
@@ -45,7 +45,7 @@ class _Norm(nn.RMSNorm):
     def forward(self, states: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(states)
-        return cast(Tensor, RootMeanSquareNorm.apply(states, self.weight, self.eps))  # type: ignore[no-untyped-call]
+        return cast(Tensor, RMSNormFunction.apply(states, self.weight, self.eps))  # type: ignore[no-untyped-call]
 
 
 class _AdaptedLinear(nn.Module):
@@ -62,11 +62,11 @@ class _AdaptedLinear(nn.Module):
         if layer.disable_adapters or drops_out:
             return cast(Tensor, layer(states))
         base, up = layer.base_layer, layer.lora_B[name].weight * layer.scaling[name]
-        answer = Adapted.apply(states, base.weight, base.bias, layer.lora_A[name].weight, up)  # type: ignore[no-untyped-call]
+        answer = LoRALinearFunction.apply(states, base.weight, base.bias, layer.lora_A[name].weight, up)  # type: ignore[no-untyped-call]
         return cast(Tensor, answer)
 
 
-def lean(model: PreTrainedModel) -> None:
+def fuse_modules(model: PreTrainedModel) -> None:
     """Put a leaner module, on the same weights, in the place of every one that it equals; the model changes."""
     for leaner in (_norm, _mlp, _adapted):
         for module in list(model.modules()):

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bellm.backbone.layers import text_config
+from bellm.backbone.architecture import get_text_config
 from bellm.errors import SourceError
 
 # Alias -> the package that carries the weights, and the GGUF file in it.
@@ -30,7 +30,7 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model with its tokenizer and the name it goes by."""
 
     model: PreTrainedModel
@@ -38,7 +38,7 @@ class Loaded:
     name: str
 
 
-def load(
+def load_pretrained(
     source: str | os.PathLike[str] | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -46,7 +46,7 @@ def load(
     device: str = "auto",
     attention: str = "auto",
     trust_remote_code: bool = False,
-) -> Loaded:
+) -> LoadedModel:
     """Load a decoder-only model, ready for inference.
 
     Args:
@@ -66,7 +66,7 @@ def load(
             raise SourceError("A loaded model needs its tokenizer: Encoder.load(model, tokenizer=tokenizer).")
         if (dtype, device, attention) != ("auto", "auto", "auto"):
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
-        return Loaded(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
+        return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
     place, gguf = _locate(os.fspath(source))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf:
@@ -88,7 +88,7 @@ def load(
         model.to(target)
     except (RuntimeError, AssertionError) as error:
         raise SourceError(f"{source} cannot be moved to {target}: {_brief(error)}") from error
-    return Loaded(model.eval(), _checked(tokenizer), os.fspath(source))
+    return LoadedModel(model.eval(), _checked(tokenizer), os.fspath(source))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -124,7 +124,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Longest input that model and tokenizer both declare."""
-    declared = getattr(text_config(model), "max_position_embeddings", None) or 1 << 20
+    declared = getattr(get_text_config(model), "max_position_embeddings", None) or 1 << 20
     return min(int(declared), int(tokenizer.model_max_length), 1 << 20)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Branch:
+class BranchHook:
     """Forward hook of a decoder layer: only its own branch's half of the batch goes through."""
 
     bidirectional: bool

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import decoder_of, depth_of, parameters_of, text_config
+from bellm.backbone.architecture import count_layers, forward_parameters, get_decoder, get_text_config
 from bellm.errors import BellmError
 
 
@@ -23,23 +23,23 @@ def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer:
         layer: 0 for the embeddings, k after layer k, -1 for the last, normed state. With the parallel reading, the
             sum of both branches' states.
     """
-    depth = depth_of(model)
+    depth = count_layers(model)
     layer %= depth + 1
     if layer < depth:
-        return all_states(model, ids_BL, mask_BL)[layer]
+        return all_layer_states(model, ids_BL, mask_BL)[layer]
     return _whole(_run(model, ids_BL, mask_BL).last_hidden_state, len(ids_BL))
 
 
-def all_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
+def all_layer_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
     """The token embeddings and the states after every layer, the last of them normed, each (B, L, D)."""
     output = _run(model, ids_BL, mask_BL, output_hidden_states=True)
-    hidden = [*output.hidden_states[: depth_of(model)], output.last_hidden_state]
+    hidden = [*output.hidden_states[: count_layers(model)], output.last_hidden_state]
     return [_whole(states, len(ids_BL)) for states in hidden]
 
 
 def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: Any) -> Any:
-    decoder = decoder_of(model)
-    if "position_ids" in parameters_of(decoder):
+    decoder = get_decoder(model)
+    if "position_ids" in forward_parameters(decoder):
         # Left padding must not shift learned positions (gpt2 is off by 2.3 without).
         arguments["position_ids"] = (mask_BL.cumsum(1) - 1).clamp(min=0)
     return decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, return_dict=True, **arguments)
@@ -65,12 +65,12 @@ def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL
     Raises:
         BellmError: The model has no language-model head.
     """
-    check_head(model)
+    check_lm_head(model)
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return only(output, chosen_BL)
+        return select_states(output, chosen_BL)
 
-    hook = decoder_of(model).register_forward_hook(keep)
+    hook = get_decoder(model).register_forward_hook(keep)
     try:
         logits_1MV: Tensor = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     finally:
@@ -78,7 +78,7 @@ def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL
     return logits_1MV[0]
 
 
-def check_head(model: PreTrainedModel) -> None:
+def check_lm_head(model: PreTrainedModel) -> None:
     """Make sure that the model can predict tokens.
 
     Raises:
@@ -91,7 +91,7 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
-def only(output: Any, chosen: Tensor | tuple[int, Tensor]) -> Any:
+def select_states(output: Any, chosen: Tensor | tuple[int, Tensor]) -> Any:
     """A decoder's output with some of its states (B, L, D) alone, (1, M, D); chosen as an index of B and L."""
     if isinstance(output, tuple):
         return (output[0][chosen][None], *output[1:])
@@ -99,11 +99,11 @@ def only(output: Any, chosen: Tensor | tuple[int, Tensor]) -> Any:
     return output
 
 
-def width_of(model: PreTrainedModel) -> int:
+def hidden_size(model: PreTrainedModel) -> int:
     """Width of the token states."""
-    return int(getattr(text_config(model), "hidden_size"))  # noqa: B009 - configurations are untyped
+    return int(getattr(get_text_config(model), "hidden_size"))  # noqa: B009 - configurations are untyped
 
 
-def device_of(model: PreTrainedModel) -> torch.device:
+def input_device(model: PreTrainedModel) -> torch.device:
     """Device that takes the token ids."""
     return torch.device(model.get_input_embeddings().weight.device)

@@ -30,12 +30,12 @@ def similarity(
     left, right = _pairs(a, b, column)
     encoder = options.load(model)
     from bellm.facts import facts
-    from bellm.tensors.similarity import paired_cosine
+    from bellm.tensors.similarity import paired_cosine_similarity
 
     both = encoder.encode(
         left + right, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty() and len(left) > 1
     )
-    cosines = paired_cosine(both[: len(left)], both[len(left) :]).tolist()
+    cosines = paired_cosine_similarity(both[: len(left)], both[len(left) :]).tolist()
     if as_json:
         typer.echo(json.dumps({"cosines": cosines, "encoder": facts(model, encoder)}, ensure_ascii=False))
     else:

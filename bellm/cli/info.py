@@ -44,12 +44,12 @@ def _model_facts(source: str, encoder: "Encoder") -> dict[str, Any]:
 
 def _kinds(encoder: "Encoder") -> dict[str, str]:
     """Layer numbers of each kind, as in `{"full": "0-29"}`."""
-    from bellm.backbone.layers import layers_of
-    from bellm.directions import describe
+    from bellm.backbone.architecture import get_layers
+    from bellm.layer_spec import format_layers
 
-    layers = layers_of(encoder.model)
+    layers = get_layers(encoder.model)
     kinds = dict.fromkeys(layer.kind for layer in layers)
-    return {kind: describe([layer.number for layer in layers if layer.kind == kind]) for kind in kinds}
+    return {kind: format_layers([layer.number for layer in layers if layer.kind == kind]) for kind in kinds}
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -96,10 +96,10 @@ def _in_file(
     texts = files.read_texts(file, column)
     encoder = options.load(model)
     from bellm.facts import facts
-    from bellm.tensors.similarity import cosine
+    from bellm.tensors.similarity import cosine_similarity
 
     documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty())
-    scores = cosine(encoder.encode_query([query]), documents)[0]
+    scores = cosine_similarity(encoder.encode_query([query]), documents)[0]
     best = (-scores).argsort(kind="stable")[:top].tolist()
     hits = [{"score": float(scores[row]), "row": row + 1, "text": texts[row]} for row in best]
     return {"hits": hits, "exact": True}, facts(model, encoder)

@@ -21,7 +21,7 @@ from bellm.corpus.job import locked
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.progress import progress_bar
-from bellm.tensors.similarity import cosine, normalise
+from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import Vectors
 
 try:
@@ -117,7 +117,7 @@ class Index:
         width = self._table.schema.field("vector").type.list_size
         if query.shape != (width,):
             raise BellmError(f"The query has {query.size} numbers, and the corpus has vectors of {width}.")
-        unit = normalise(query[None])
+        unit = normalize_rows(query[None])
         # Distances in half precision could swap neighbours: a few more are fetched and put in order here.
         ask = self._table.search(unit[0]).distance_type("cosine").limit(2 * top)
         if self.record.is_approximate and not exact:
@@ -125,7 +125,7 @@ class Index:
         else:
             ask = ask.bypass_vector_index()
         found = ask.select([name for name in self._table.schema.names if name != "shard"] + ["_distance"]).to_arrow()
-        scores = cosine(unit, shards.vectors_of(found))[0]
+        scores = cosine_similarity(unit, shards.vectors_of(found))[0]
         rows = found.drop_columns(["vector", "_distance"]).to_pylist()
         best = (-scores).argsort(kind="stable")[:top].tolist()
         return [Hit(float(scores[hit]), **{"text": None} | rows[hit]) for hit in best]

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from bellm.backbone.rotary import sets_frequencies_anew
-from bellm.backbone.states import device_of
+from bellm.backbone.rope import has_dynamic_frequencies
+from bellm.backbone.states import input_device
 
 Answer = TypeVar("Answer")
 
@@ -30,7 +30,7 @@ def at_once(model: PreTrainedModel) -> int:
 
     One by one where the model sets its rotary frequencies anew for each batch.
     """
-    return _ABREAST if device_of(model).type == "cpu" and not sets_frequencies_anew(model) else 1
+    return _ABREAST if input_device(model).type == "cpu" and not has_dynamic_frequencies(model) else 1
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import depth_of
-from bellm.backbone.packed import PackedModel
-from bellm.backbone.states import width_of
+from bellm.backbone.architecture import count_layers
+from bellm.backbone.packed_model import PackedModel
+from bellm.backbone.states import hidden_size
 from bellm.engine.abreast import at_once, mapping
 from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded
@@ -82,7 +82,7 @@ def embed(
     """
     rows, where = without_doubles(tokens, by_span=pooling == "mean-text")
     copies = np.bincount(where, minlength=len(rows))
-    vectors = np.empty((len(rows), width_of(model)), dtype=np.float32)
+    vectors = np.empty((len(rows), hidden_size(model)), dtype=np.float32)
     if not len(rows):
         return vectors
     budget = max_batch_tokens or suitable_tokens(model)
@@ -134,7 +134,7 @@ def way_of(
     if packed is None:
         return Padded(model, rows, pooling, layer, pad_id)
     trunk = trunk_in_use() if begins else None
-    return Packed(packed, rows, pooling, layer % (depth_of(model) + 1), begins=begins, trunk=trunk)
+    return Packed(packed, rows, pooling, layer % (count_layers(model) + 1), begins=begins, trunk=trunk)
 
 
 def _each(way: Way, groups: Sequence[Sequence[int]], abreast: int) -> Iterator[Vectors | None]:

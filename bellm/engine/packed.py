@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bellm.backbone.packed import Batch, Beginning, PackedModel, Stage
-from bellm.backbone.rotary import short_context
-from bellm.backbone.states import device_of
+from bellm.backbone.packed_model import LayerRange, PackedBatch, PackedModel, SharedPrefix
+from bellm.backbone.rope import longrope_short_context
+from bellm.backbone.states import input_device
 from bellm.engine.plan import apart
 from bellm.engine.tokens import Tokens, text_mask
 from bellm.engine.trunk import Trunk
-from bellm.tensors.packing import Index, Packing, Path
+from bellm.tensors.packing import Index, Packing, TokenPath
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
 
@@ -58,7 +58,7 @@ class Packed:
         self._shares = min(model.num_shared, stop) > 0
         self._opens = 0 < model.num_shared < stop
         self._lengths = [len(ids) for ids in tokens.ids]
-        self._context = short_context(model.model)
+        self._context = longrope_short_context(model.model)
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
         rows = [tokens.ids[number] for number in self._order]
         self._known = [0, *map(common, rows, rows[1:])] if self._shares else [0] * len(rows)
@@ -122,16 +122,16 @@ class Packed:
         chosen = [path[at] for path, where in zip(paths, positions, strict=True) for at in where]
         return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
 
-    def _states(self, batch: Batch) -> Tensor:
+    def _states(self, batch: PackedBatch) -> Tensor:
         if self._trunk is None:
             return self._model.states(batch, self._beginning, self._stop)[0]
         return self._trunk.states(self._model, batch, self._beginning, self._stop)
 
-    def _begin(self, start: Row) -> Beginning:
+    def _begin(self, start: Row) -> SharedPrefix:
         batch, _ = self._batch([start], 0, last_only=False)
-        return self._model.begin(batch, self._stop)
+        return self._model.prefill(batch, self._stop)
 
-    def _batch(self, rows: Sequence[Row], begun: int, last_only: bool) -> tuple[Batch, list[Index]]:
+    def _batch(self, rows: Sequence[Row], begun: int, last_only: bool) -> tuple[PackedBatch, list[Index]]:
         """Lay rows end to end; also where each row's tokens are among the states that come out.
 
         Args:
@@ -139,32 +139,34 @@ class Packed:
             begun: How many tokens of the rows have been computed before.
             last_only: Whether only each row's last state is wanted.
         """
-        device = device_of(self._model.model)
+        device = input_device(self._model.model)
         ids, positions = list(rows[0][:begun]), list(range(begun))
         path, before = np.arange(begun), rows[0][:begun]
         paths: list[Index] = []
-        asked: list[Path] = []
+        asked: list[TokenPath] = []
         for row in rows:
             known = common(before, row) if self._shares else 0
             path = np.concatenate([path[:known], np.arange(len(ids), len(ids) + len(row) - known)])
             ids += row[known:]
             positions += range(known, len(row))
             paths.append(path)
-            asked.append(Path(path, path[known:] - begun))
+            asked.append(TokenPath(path, path[known:] - begun))
             before = row
         rows_N = torch.arange(begun, len(ids), device=device) if begun else None
-        shared, whole = Stage(rows_N, Packing.of(asked, device)), None
+        shared, whole = LayerRange(rows_N, Packing.of(asked, device)), None
         if self._opens:
             rows_T = torch.from_numpy(np.concatenate(paths)).to(device)
             ends = np.cumsum([len(row) for row in rows])
             paths = [np.arange(end - len(row), end) for end, row in zip(ends, rows, strict=True)]
-            whole, begun = Stage(rows_T, Packing.of([Path(path, path) for path in paths], device)), 0
+            whole, begun = LayerRange(rows_T, Packing.of([TokenPath(path, path) for path in paths], device)), 0
         pooled = None
         if last_only:
             ends_B = torch.tensor([int(path[-1]) - begun for path in paths], device=device)
-            pooled = Stage(ends_B, Packing.of([Path(path, np.array([n])) for n, path in enumerate(paths)], device))
+            pooled = LayerRange(
+                ends_B, Packing.of([TokenPath(path, np.array([n])) for n, path in enumerate(paths)], device)
+            )
         ids_M, positions_M = (torch.tensor(table, device=device) for table in (ids, positions))
-        return Batch(ids_M, positions_M, shared, whole, pooled), paths
+        return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths
 
 
 def common(a: Row, b: Row) -> int:

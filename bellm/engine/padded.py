@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.rotary import short_context
-from bellm.backbone.states import all_states, device_of, token_states
+from bellm.backbone.rope import longrope_short_context
+from bellm.backbone.states import all_layer_states, input_device, token_states
 from bellm.engine.plan import apart
 from bellm.engine.tokens import Tokens, text_mask
 from bellm.tensors.pooling import POOLERS
@@ -26,7 +26,7 @@ class Padded:
         self._pooling = pooling
         self._layer = layer
         self._pad_id = pad_id
-        self._context = short_context(model)
+        self._context = longrope_short_context(model)
 
     def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group rows of similar length, longest first, so that a batch has at most `max_tokens` with its padding."""
@@ -42,13 +42,13 @@ class Padded:
 
     def vectors(self, numbers: Sequence[int]) -> Tensor:
         """Pooled states of some rows, float32 (B, D), or (B, layers + 1, D)."""
-        ids_BL, mask_BL = pad([self._tokens.ids[number] for number in numbers], self._pad_id, device_of(self._model))
+        ids_BL, mask_BL = pad([self._tokens.ids[number] for number in numbers], self._pad_id, input_device(self._model))
         pooled_BL = mask_BL
         if self._pooling == "mean-text":
             pooled_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
         pooler = POOLERS[self._pooling]
         if self._layer is None:
-            states = all_states(self._model, ids_BL, mask_BL)
+            states = all_layer_states(self._model, ids_BL, mask_BL)
             return torch.stack([pooler(hidden_BLD, pooled_BL.bool()) for hidden_BLD in states], 1)
         return pooler(token_states(self._model, ids_BL, mask_BL, self._layer), pooled_BL.bool())
 

@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 import torch
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import depth_of, text_config
-from bellm.backbone.states import device_of, width_of
+from bellm.backbone.architecture import count_layers, get_text_config
+from bellm.backbone.states import hidden_size, input_device
 from bellm.engine.tokens import Tokens
 
 Item = TypeVar("Item")
@@ -76,8 +76,8 @@ def suitable_tokens(model: PreTrainedModel) -> int:
 
     On a processor as many as its caches hold; on an accelerator as many as a quarter of its free memory holds.
     """
-    device, width = device_of(model), width_of(model)
-    widest = int(getattr(text_config(model), "intermediate_size", None) or 4 * width)
+    device, width = input_device(model), hidden_size(model)
+    widest = int(getattr(get_text_config(model), "intermediate_size", None) or 4 * width)
     bytes_per_token: int = 2 * widest * model.dtype.itemsize
     if device.type == "cpu":
         return min(max(_CACHE // bytes_per_token, 256), 4096)
@@ -88,9 +88,9 @@ def suitable_tokens(model: PreTrainedModel) -> int:
 
 def held_tokens(model: PreTrainedModel) -> int:
     """How many tokens' graphs a quarter of the free memory holds, for training."""
-    device, width = device_of(model), width_of(model)
-    widest = int(getattr(text_config(model), "intermediate_size", None) or 4 * width)
-    bytes_per_token = depth_of(model) * (16 * width + 4 * widest) * 2
+    device, width = input_device(model), hidden_size(model)
+    widest = int(getattr(get_text_config(model), "intermediate_size", None) or 4 * width)
+    bytes_per_token = count_layers(model) * (16 * width + 4 * widest) * 2
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
     return int(free * _SHARE_OF_MEMORY) // bytes_per_token
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.attention import twin as twin_of
-from bellm.backbone.layers import depth_of
-from bellm.backbone.lean import lean
-from bellm.backbone.packed import PackedModel, Unpackable
-from bellm.backbone.probe import probe_ids
+from bellm.backbone.architecture import count_layers
+from bellm.backbone.attention import shared_copy as twin_of
+from bellm.backbone.leakage import sample_token_ids
+from bellm.backbone.lean import fuse_modules
+from bellm.backbone.packed_model import NotPackableError, PackedModel
 from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded
 from bellm.engine.tokens import Tokens
@@ -87,7 +87,7 @@ def _prove(model: PreTrainedModel) -> Proof:
     try:
         twin = PackedModel(model)
         distance = _distance(model, twin)
-    except Unpackable as reason:
+    except NotPackableError as reason:
         return Proof(None, str(reason))
     except Exception as error:  # Models fail in ways of their own, and the padded way is open to all of them.
         return Proof(None, f"{type(model).__name__} does not run packed ({type(error).__name__})")
@@ -96,7 +96,7 @@ def _prove(model: PreTrainedModel) -> Proof:
     if not distance <= limit:
         said = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
         return Proof(None, said, distance, limit)
-    lean(twin.model)  # Each part compared on its own; before, packed and padded round alike.
+    fuse_modules(twin.model)  # Each part compared on its own; before, packed and padded round alike.
     return Proof(twin, "", distance, limit)
 
 
@@ -110,7 +110,7 @@ def _distance(model: PreTrainedModel, twin: PackedModel) -> float:
     tokens, largest = _tokens(model), 0.0
     for pooling in _POOLINGS:
         wanted = _padded(model, tokens, pooling)
-        way = Packed(twin, tokens, pooling, depth_of(model))
+        way = Packed(twin, tokens, pooling, count_layers(model))
         for group in way.batches(range(len(tokens)), 12):
             largest = max(largest, _apart(way.vectors(group), wanted[group]))
     return largest
@@ -137,7 +137,7 @@ def _rounding(model: PreTrainedModel) -> float:
 
 def _tokens(model: PreTrainedModel) -> Tokens:
     """Rows that share and do not share beginnings."""
-    ids = probe_ids(model)
+    ids = sample_token_ids(model)
     rows = [ids[:10], [*ids[:5], *ids[10:15]], [*ids[:5], *ids[10:13], *ids[15:20]], [*ids[:2], *ids[14:]]]
     return Tokens(rows, [(0, len(row)) for row in rows], 0)
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from bellm.backbone.packed import Batch, Beginning, PackedModel, Reached
+from bellm.backbone.packed_model import LayerState, PackedBatch, PackedModel, SharedPrefix
 
 _in_use: ContextVar["Trunk | None"] = ContextVar("trunk", default=None)
 
@@ -42,10 +42,10 @@ class Trunk:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._reached: dict[bytes, Reached] = {}
+        self._reached: dict[bytes, LayerState] = {}
         self._holds: WeakKeyDictionary[PackedModel, bool] = WeakKeyDictionary()
 
-    def states(self, model: PackedModel, batch: Batch, beginning: Beginning | None, stop: int) -> Tensor:
+    def states(self, model: PackedModel, batch: PackedBatch, beginning: SharedPrefix | None, stop: int) -> Tensor:
         """As `PackedModel.states`, without the layers whose outcome is known.
 
         A model's first batch is computed both ways; where they differ by a bit, it goes all the way.
@@ -64,7 +64,7 @@ class Trunk:
         return states
 
 
-def _same(model: PackedModel, batch: Batch, beginning: Beginning | None, stop: int, known: Reached) -> bool:
+def _same(model: PackedModel, batch: PackedBatch, beginning: SharedPrefix | None, stop: int, known: LayerState) -> bool:
     try:
         one, other = (model.states(batch, beginning, stop, start)[0] for start in (None, known))
     except Exception:  # Models hand on more than states in ways of their own.

@@ -11,7 +11,7 @@ from bellm.errors import SourceError
 from bellm.evaluate.results import Outcome
 from bellm.evaluate.sets.search import Collection
 from bellm.evaluate.subject import Subject
-from bellm.tensors.similarity import cosine
+from bellm.tensors.similarity import cosine_similarity
 from bellm.types import Vectors
 
 _RANKED = 100
@@ -53,7 +53,7 @@ def _ranked(collection: Collection, queries_QD: Vectors, documents_ND: Vectors) 
     run: dict[str, dict[str, float]] = {}
     step = max(1, _SCORES // max(1, len(documents_ND)))
     for start in range(0, len(queries_QD), step):
-        scores_QN = cosine(queries_QD[start : start + step], documents_ND)
+        scores_QN = cosine_similarity(queries_QD[start : start + step], documents_ND)
         best_QK = np.argsort(-scores_QN, axis=1, kind="stable")[:, :_RANKED]
         for row, name in enumerate(collection.query_ids[start : start + step]):
             run[name] = {collection.document_ids[hit]: float(scores_QN[row, hit]) for hit in best_QK[row]}

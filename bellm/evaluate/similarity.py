@@ -9,7 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from bellm.evaluate.results import Outcome
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.subject import Subject
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 
 SPEARMAN = "Spearman of cosine"
 """What rated pairs are scored by."""
@@ -23,7 +23,7 @@ def score_pairs(subject: Subject, pairs: Pairs) -> Outcome:
     """
     texts = [*pairs.left, *pairs.right]
     vectors = subject.vectors(texts)
-    items_N = paired_cosine(vectors[: len(pairs.left)], vectors[len(pairs.left) :]).astype(np.float64)
+    items_N = paired_cosine_similarity(vectors[: len(pairs.left)], vectors[len(pairs.left) :]).astype(np.float64)
     also = {"Pearson": 100 * float(pearsonr(items_N, pairs.gold_N).statistic)}
     parts = np.array(pairs.parts)
     names = sorted(set(pairs.parts))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bellm import folder
-from bellm.backbone.exits import with_exits
+from bellm.backbone.early_exit import with_early_exits
 from bellm.encoder import Encoder
 from bellm.engine.padded import Padded
 from bellm.engine.plan import suitable_tokens
@@ -24,7 +24,7 @@ from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.similarity import SPEARMAN
 from bellm.evaluate.sources import kept_of
 from bellm.layers.turning import Turning, turning_point
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import Vectors
 
 _PART = 256  # Pairs whose states after every layer are in memory at once.
@@ -87,12 +87,13 @@ def cosines(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vectors:
     vectors_NKD = _vectors(encoder, texts)
     left, right = ([place[text] for text in side] for side in zip(*pairs, strict=True))
     return np.stack(
-        [paired_cosine(vectors_ND[left], vectors_ND[right]) for vectors_ND in vectors_NKD.swapaxes(0, 1)], axis=1
+        [paired_cosine_similarity(vectors_ND[left], vectors_ND[right]) for vectors_ND in vectors_NKD.swapaxes(0, 1)],
+        axis=1,
     )
 
 
 def _vectors(encoder: Encoder, texts: Sequence[str]) -> Vectors:
-    model, tokens = with_exits(encoder.model), encoder.tokenise(texts)
+    model, tokens = with_early_exits(encoder.model), encoder.tokenise(texts)
     way = Padded(model, tokens, encoder.settings.pooling, None, stand_in(encoder.tokenizer))
     # States of all layers are alive at once.
     budget = max(suitable_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bellm import directions, durable
+from bellm import durable, layer_spec
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Outcome, Score
@@ -254,7 +254,7 @@ class _Runs:
             self.progress(what, sum(self.done.values()), self.plan.steps)
 
         tell(self.done.get(one.bidirectional, 0))
-        settings = {**self.recipe.settings, "bidirectional": directions.describe(one.open_layers)}
+        settings = {**self.recipe.settings, "bidirectional": layer_spec.format_layers(one.open_layers)}
         encoder = train(
             replace(self.recipe, settings=settings),
             self.sources,

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from bellm import folder
-from bellm.backbone.prepending import PLACEHOLDER, prepended
-from bellm.directions import describe
+from bellm.backbone.token_prepending import PLACEHOLDER, with_token_prepending
 from bellm.encoder import Encoder, check_texts
 from bellm.engine.embed import Encoded, embed, embed_parts
 from bellm.engine.plan import windows
 from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
-from bellm.errors import DirectionError
+from bellm.errors import LayerError
+from bellm.layer_spec import format_layers
 from bellm.types import Role, Vectors
 
 
@@ -49,13 +49,13 @@ class Prepending:
             DirectionError: The encoder has open layers, or no such layer.
         """
         if encoder.settings.bidirectional:
-            raise DirectionError(
-                f"Token Prepending is for a causal model, and layers {describe(encoder.settings.bidirectional)} are "
-                "open. Take encoder.replace(bidirectional='none')."
+            raise LayerError(
+                f"Token Prepending is for a causal model, and layers {format_layers(encoder.settings.bidirectional)} "
+                "are open. Take encoder.replace(bidirectional='none')."
             )
         self._encoder = encoder
         self._pad_id = stand_in(encoder.tokenizer)
-        self._model = prepended(encoder.model, depth, self._pad_id)
+        self._model = with_token_prepending(encoder.model, depth, self._pad_id)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed texts, in their order, float32 (N, D).

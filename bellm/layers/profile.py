@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bellm.backbone.ahead import LooksAhead
-from bellm.backbone.exits import with_exits
-from bellm.backbone.states import all_states
+from bellm.backbone.early_exit import with_early_exits
+from bellm.backbone.lookahead import FutureAttention
+from bellm.backbone.states import all_layer_states
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.tensors.geometry import sentence_dependency
@@ -42,14 +42,14 @@ def profile(encoder: Encoder, texts: Sequence[str]) -> Profile:
     rows = [ids for ids in encoder.tokenise(texts).ids if len(ids) >= _FEWEST_TOKENS]
     if not rows:
         raise BellmError(f"None of {len(texts)} texts has {_FEWEST_TOKENS} tokens, a pivot and another.")
-    model, ahead = with_exits(encoder.model), LooksAhead(encoder.model)
+    model, ahead = with_early_exits(encoder.model), FutureAttention(encoder.model)
     dependency_NK, ahead_NK = [], []
     for ids in rows:
         ids_1L = torch.tensor([ids], device=encoder.device)
         with torch.inference_mode():
-            states = all_states(model, ids_1L, torch.ones_like(ids_1L))[1:]
+            states = all_layer_states(model, ids_1L, torch.ones_like(ids_1L))[1:]
         dependency_NK.append([sentence_dependency(hidden[0].float().cpu().numpy()) for hidden in states])
-        ahead_NK.append(ahead.shares(ids_1L))
+        ahead_NK.append(ahead.future_attention_mass(ids_1L))
     dependency_K, ahead_K = (
         100 * np.array(table, dtype=np.float64).mean(axis=0) for table in (dependency_NK, ahead_NK)
     )

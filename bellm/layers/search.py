@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bellm import directions
-from bellm.backbone.layers import layers_of
+from bellm import layer_spec
+from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
 from bellm.engine.trunk import one_trunk
 from bellm.errors import NoOpWarning
@@ -21,14 +21,14 @@ from bellm.evaluate.sources import kept_of, of_encoder
 from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.subject import Subject, View
 from bellm.layers.prepending import Prepending
-from bellm.tensors.similarity import normalise
+from bellm.tensors.similarity import normalize_rows
 from bellm.types import Vectors
 
 CAUSAL, ALL = "none", "all"
 """The baselines of every map."""
 
 Maps = Mapping[str, tuple[int, ...]]
-"""Maps in the grammar of `bellm.directions`, and the layers that they open."""
+"""Maps in the grammar of `bellm.layer_spec`, and the layers that they open."""
 
 _DEPTHS = (4, 8)
 _DECIMALS = 2  # Of points; scores that agree so far are equal.
@@ -84,7 +84,7 @@ class Search:
     def find(self, bidirectional: str) -> Candidate:
         """The candidate that opens the layers of a map."""
         (openable,) = (one.open_layers for one in self.candidates if one.bidirectional == ALL)
-        wanted = set(directions.parse(bidirectional, self.num_layers)) & set(openable)
+        wanted = set(layer_spec.parse_layers(bidirectional, self.num_layers)) & set(openable)
         return next(one for one in self.candidates if set(one.open_layers) == wanted and not one.prepending)
 
     @property
@@ -102,10 +102,10 @@ def maps_of(encoder: Encoder, more: Sequence[str] = ()) -> Maps:
         encoder: Whose layers they are.
         more: Other maps to try besides.
     """
-    openable = {layer.number for layer in layers_of(encoder.model) if layer.can_open}
+    openable = {layer.number for layer in get_layers(encoder.model) if layer.can_open}
     found: dict[tuple[int, ...], str] = {(): CAUSAL}
     for spec in (*_specs(encoder.num_layers), *more):
-        layers = tuple(number for number in directions.parse(spec, encoder.num_layers) if number in openable)
+        layers = tuple(number for number in layer_spec.parse_layers(spec, encoder.num_layers) if number in openable)
         found.setdefault(layers, spec)
     return {spec: layers for layers, spec in found.items()}
 
@@ -210,7 +210,7 @@ def _specs(num_layers: int) -> Iterator[str]:
     yield from (f"last:{count}" for count in powers)
     yield from (f"first:{count}" for count in powers)
     if num_layers > 2:
-        yield directions.describe(range(num_layers // 3, 2 * num_layers // 3))
+        yield layer_spec.format_layers(range(num_layers // 3, 2 * num_layers // 3))
     yield from ("every:2",) if num_layers > 1 else ()
     yield from map(str, range(num_layers))
 
@@ -219,7 +219,7 @@ def _no_op(encoder: Encoder, layers: Sequence[int]) -> str | None:
     settings = encoder.settings
     if settings.reading == "parallel":
         return None  # Open or not, what leaves the stack changes the vectors.
-    return directions.no_op(
+    return layer_spec.no_op_reason(
         layers,
         num_layers=encoder.num_layers,
         reading=settings.reading,
@@ -237,4 +237,4 @@ def _over(estimates: Mapping[str, Estimate], baseline: str) -> dict[str, Differe
 
 def _moved(vectors_ND: Vectors, causal_ND: Vectors) -> float:
     """Mean of 1 - cosine of rows, as half the squared distance of unit vectors, which is 0 for equal rows."""
-    return float(((normalise(vectors_ND) - normalise(causal_ND)) ** 2).sum(axis=1).mean() / 2)
+    return float(((normalize_rows(vectors_ND) - normalize_rows(causal_ND)) ** 2).sum(axis=1).mean() / 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, finfo
 
 
-def both_ways(mask_BHLL: Tensor, *, keep_window: bool = True) -> Tensor:
+def bidirectional_mask(mask_BHLL: Tensor, *, keep_window: bool = True) -> Tensor:
     """Let two tokens see each other wherever the causal mask lets one of them see the other; never padding.
 
     A window of W causal tokens becomes W-1 tokens on either side. A row that would see nothing (padding) sees every

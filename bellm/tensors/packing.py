@@ -25,7 +25,7 @@ _EVEN = 16
 
 
 @dataclass(frozen=True)
-class Reach:
+class MaskSpec:
     """What the queries of a layer may see of their path."""
 
     causal: bool
@@ -35,7 +35,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Path:
+class TokenPath:
     """One text: where its tokens are, and which of them it asks for."""
 
     keys: Index
@@ -45,7 +45,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Block:
+class QueryBlock:
     """Some queries of a group, and what they may see."""
 
     queries: slice
@@ -58,7 +58,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Group:
+class PathGroup:
     """Texts of similar length, padded to one shape for attention alone."""
 
     queries_BQ: Tensor
@@ -66,7 +66,7 @@ class Group:
     positions_BQ: Tensor
     lengths_B: Tensor
 
-    def allowed(self, reach: Reach) -> Tensor:
+    def allowed(self, reach: MaskSpec) -> Tensor:
         """Which keys each query may see, (B, Q, K)."""
         key_K = torch.arange(self.keys_BK.shape[1], device=self.keys_BK.device)
         allowed_BQK = (key_K < self.lengths_B[:, None])[:, None]
@@ -84,15 +84,15 @@ class Group:
 class Packing:
     """Paths in groups, and the way back from the groups' slots to rows."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[PathGroup, ...]
     slots_N: Tensor
     """Where each query's answer lies among the slots of all groups."""
-    _blocks: dict[tuple[Reach, torch.dtype], list[list[Block]]] = field(default_factory=dict)
+    _blocks: dict[tuple[MaskSpec, torch.dtype], list[list[QueryBlock]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, paths: Sequence[Path], device: torch.device) -> "Packing":
+    def of(cls, paths: Sequence[TokenPath], device: torch.device) -> "Packing":
         """Group paths of similar length; together their queries are the rows 0 to N-1, each once."""
-        groups: list[Group] = []
+        groups: list[PathGroup] = []
         slots = np.empty(sum(len(path.queries) for path in paths), dtype=np.int64)
         done = 0
         for members in _similar(paths):
@@ -105,17 +105,19 @@ class Packing:
             lengths = np.array([len(path.keys) for path in members])
             firsts = np.array([len(path.keys) - len(path.queries) for path in members])
             positions = np.minimum(firsts[:, None] + np.arange(width), lengths[:, None] - 1)
-            groups.append(Group(*(torch.from_numpy(table).to(device) for table in (queries, keys, positions, lengths))))
+            groups.append(
+                PathGroup(*(torch.from_numpy(table).to(device) for table in (queries, keys, positions, lengths)))
+            )
             done += queries.size
         return cls(tuple(groups), torch.from_numpy(slots).to(device))
 
-    def blocks(self, reach: Reach, dtype: torch.dtype) -> list[list[Block]]:
+    def blocks(self, reach: MaskSpec, dtype: torch.dtype) -> list[list[QueryBlock]]:
         """Blocks of every group, with their masks, made once for all layers of a kind."""
         if (reach, dtype) not in self._blocks:
             self._blocks[reach, dtype] = [_blocks(group, reach, dtype) for group in self.groups]
         return self._blocks[reach, dtype]
 
-    def attend(self, reach: Reach, query_NHE: Tensor, key_MGE: Tensor, value_MGE: Tensor, scaling: float) -> Tensor:
+    def attend(self, reach: MaskSpec, query_NHE: Tensor, key_MGE: Tensor, value_MGE: Tensor, scaling: float) -> Tensor:
         """Softmax attention of every query along its path, (N, H, E of the values).
 
         The heads that share a key head are folded into one product, so that no key is copied for them.
@@ -130,7 +132,7 @@ class Packing:
     def attend_with(
         self,
         padded: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-        reach: Reach,
+        reach: MaskSpec,
         query_NHE: Tensor,
         key_MGE: Tensor,
         value_MGE: Tensor,
@@ -158,9 +160,9 @@ def _even(num_keys: int) -> int:
     return -(-num_keys // _EVEN) * _EVEN
 
 
-def _similar(paths: Sequence[Path]) -> list[list[Path]]:
+def _similar(paths: Sequence[TokenPath]) -> list[list[TokenPath]]:
     """Longest first; a group ends where its paths would be less than two thirds of the longest."""
-    groups: list[list[Path]] = []
+    groups: list[list[TokenPath]] = []
     for path in sorted(paths, key=lambda path: (-len(path.keys), -len(path.queries))):
         if not groups or 3 * len(path.keys) < 2 * len(groups[-1][0].keys):
             groups.append([])
@@ -168,7 +170,7 @@ def _similar(paths: Sequence[Path]) -> list[list[Path]]:
     return groups
 
 
-def _blocks(group: Group, reach: Reach, dtype: torch.dtype) -> list[Block]:
+def _blocks(group: PathGroup, reach: MaskSpec, dtype: torch.dtype) -> list[QueryBlock]:
     allowed_BQK = group.allowed(reach)
     all_K = allowed_BQK.all(0)
     any_K = allowed_BQK.any(0)
@@ -182,11 +184,13 @@ def _blocks(group: Group, reach: Reach, dtype: torch.dtype) -> list[Block]:
         first_masked = int(barred[0]) if len(barred) else num_keys
         part_BQK = allowed_BQK[:, queries, first_masked:num_keys]
         mask = part_BQK.new_zeros(part_BQK.shape, dtype=dtype).masked_fill(~part_BQK, -torch.inf)
-        blocks.append(Block(queries, num_keys, first_masked, mask[:, None] if len(barred) else None))
+        blocks.append(QueryBlock(queries, num_keys, first_masked, mask[:, None] if len(barred) else None))
     return blocks
 
 
-def _attend(group: Group, blocks: Sequence[Block], query_NHE: Tensor, key_MGE: Tensor, value_MGE: Tensor) -> Tensor:
+def _attend(
+    group: PathGroup, blocks: Sequence[QueryBlock], query_NHE: Tensor, key_MGE: Tensor, value_MGE: Tensor
+) -> Tensor:
     """Answers of a group's slots, (B*Q, H, E)."""
     texts, width = group.queries_BQ.shape
     depth = group.keys_BK.shape[1]

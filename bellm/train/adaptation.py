@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bellm.backbone.states import device_of, logits_at
+from bellm.backbone.states import input_device, logits_at
 from bellm.engine.packed import Packed
 from bellm.engine.padded import pad
 from bellm.errors import BellmError
@@ -136,7 +136,7 @@ def mntp_losses(model: PreTrainedModel | Packed, masked: Masked, numbers: Sequen
     if isinstance(model, Packed):
         logits_MV = model.logits(numbers, batch.predicting)
     else:
-        ids_BL, mask_BL = pad(batch.ids, 0, device_of(model))
+        ids_BL, mask_BL = pad(batch.ids, 0, input_device(model))
         predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
         for number, positions in enumerate(batch.predicting):
             predicts_BL[number, positions] = True

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bellm.backbone.adapters import adapters_off
-from bellm.backbone.states import device_of, logits_at
+from bellm.backbone.adapters import disable_adapters
+from bellm.backbone.states import input_device, logits_at
 from bellm.engine.padded import Padded, pad
 from bellm.engine.tokens import Tokens, stand_in
 from bellm.errors import BellmError
@@ -106,13 +106,13 @@ def reference_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_toke
     Raises:
         BellmError: The model has no adapter, or no language-model head.
     """
-    with torch.no_grad(), adapters_off(model):
+    with torch.no_grad(), disable_adapters(model):
         return response_log_probs(model, turns, max_batch_tokens=max_batch_tokens)
 
 
 def _sums(model: PreTrainedModel, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> Tensor:
     """Log-probability of each row's span, (B,)."""
-    ids_BL, mask_BL = pad(rows, _PAD, device_of(model))
+    ids_BL, mask_BL = pad(rows, _PAD, input_device(model))
     predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
     for number, (start, end) in enumerate(spans):
         predicts_BL[number, start - 1 : end - 1] = True

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.backbone import adapters
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
 from bellm.engine.abreast import at_once
 from bellm.engine.plan import held_tokens, suitable_tokens
@@ -173,7 +173,7 @@ class Learner:
 
     def _abreast(self, works: Sequence[Work]) -> int:
         """How many chunks at once; it does not hang on free memory, which must not decide a rounding."""
-        alone = adapters.drop_out(self.encoder.model) or not all(work.abreast for work in works)
+        alone = adapters.has_dropout(self.encoder.model) or not all(work.abreast for work in works)
         return 1 if alone else min(at_once(self.encoder.model), torch.get_num_threads())
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
@@ -216,7 +216,7 @@ class Learner:
                 enabled=self.autocast is not None,
                 cache_enabled=not self.sharded,  # It would hold what is to be whole in its turn only.
             ),
-            adapters.at_work(*models, *([twin.model] if twin else [])),
+            adapters.training_adapters(*models, *([twin.model] if twin else [])),
             _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):
             yield
@@ -225,7 +225,7 @@ class Learner:
 @contextmanager
 def _checkpointed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
     """Layers set checkpoints where they think that they are in training; what is inside them stays as it is."""
-    layers = [layer.module for model in models for layer in layers_of(model)]
+    layers = [layer.module for model in models for layer in get_layers(model)]
     for layer in layers:
         layer.training = True
     try:

@@ -151,7 +151,7 @@ class _Run:
     def standing(self) -> Encoder:
         """The encoder with the last weights, its adapters in them as when a saved one is loaded."""
         encoder = finished(self.encoder, self.recipe)
-        encoder.model = adapters.merge(encoder.model)
+        encoder.model = adapters.merge_adapters(encoder.model)
         return encoder
 
     def finish(self, described: Mapping[str, Any]) -> None:

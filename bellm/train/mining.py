@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellm.errors import BellmError
-from bellm.tensors.similarity import normalise
+from bellm.tensors.similarity import normalize_rows
 from bellm.train.examples import Example, key
 from bellm.types import Vectors
 
@@ -128,7 +128,7 @@ class _Space:
         vectors_TD = encode(list(different.values()))
         if len(vectors_TD) != len(different) or not np.isfinite(vectors_TD).all():
             raise BellmError("The vectors to mine with are not one a text, or not finite.")
-        self._vectors_TD = normalise(vectors_TD)
+        self._vectors_TD = normalize_rows(vectors_TD)
         self._number = {each: number for number, each in enumerate(different)}
         self._texts_ND = self._vectors_TD[: len(pool.texts)]
 

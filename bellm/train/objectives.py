@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, distillation, generation, masking, nested, ranking
-from bellm.tensors.losses.cosines import unit
+from bellm.tensors.losses import contrastive, distillation, masking, nested, preferences, ranking
+from bellm.tensors.losses.cosines import normalize
 from bellm.train.embedded import Embedded, Written
 
 Objective = Callable[[Embedded], Tensor]
@@ -175,7 +175,7 @@ class Grl:
     """Of the contrastive loss, the preference and the divergence."""
     beta: float = 0.1
     """How much a gain on the reference counts."""
-    direction: generation.Direction = "paper"
+    direction: preferences.Direction = "paper"
     """Of the divergence: the paper's KL(found || written), or the reverse of the released code."""
 
     def __call__(self, batch: Embedded) -> Tensor:
@@ -190,16 +190,18 @@ class Grl:
     def _preference(self, written: Written) -> Tensor:
         if self.preference == "sft":
             return -written.mean_BK[:, 0].mean()
-        loss = generation.dpo if self.preference == "dpo" else generation.kto_pair
+        loss = preferences.dpo if self.preference == "dpo" else preferences.kto_pair
         policy_BK, reference_BK = written.sum_BK, written.reference_BK
         return loss(policy_BK[:, 0], policy_BK[:, 1], reference_BK[:, 0], reference_BK[:, 1], beta=self.beta)
 
     def _divergence(self, batch: Embedded, written: Written) -> Tensor:
         rows, width = batch.anchors_BD.shape
         candidates_BKD = torch.cat([batch.positives_PD[:, None], batch.negatives_ND.view(rows, -1, width)], 1)
-        found_BK = torch.einsum("bd,bkd->bk", unit(batch.anchors_BD), unit(candidates_BKD))
+        found_BK = torch.einsum("bd,bkd->bk", normalize(batch.anchors_BD), normalize(candidates_BKD))
         temperature = self.contrastive.temperature
-        return generation.alignment(found_BK, written.mean_BK, temperature=temperature, direction=self.direction)
+        return preferences.retrieval_generation_kl(
+            found_BK, written.mean_BK, temperature=temperature, direction=self.direction
+        )
 
 
 def _refuse_cold(temperature: float) -> None:

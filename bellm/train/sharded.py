@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
 from bellm.train.gradients import Chunk
 from bellm.train.processes import Processes
@@ -35,7 +35,7 @@ class Sharded(nn.Module):
         self.model = model
         self._processes = processes
         mesh = init_device_mesh(processes.device.type, (processes.world,))
-        for module in (*(layer.module for layer in layers_of(model)), self):
+        for module in (*(layer.module for layer in get_layers(model)), self):
             unit = fully_shard(module, mesh=mesh, reshard_after_forward=True)
             unit.set_gradient_divide_factor(1.0)  # Gradients add up to that of the batch; the usual is their mean.
             unit.set_force_sum_reduction_for_comms(True)

@@ -31,7 +31,7 @@ def prepared(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     if isinstance(recipe.tuning, Lora):
         lora = recipe.tuning
         if lora.four_bit:
-            adapters.quantise(encoder.model)
+            adapters.quantize_4bit(encoder.model)
         torch.manual_seed(recipe.seed)
         encoder.model = adapters.add_lora(
             encoder.model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets
@@ -61,5 +61,5 @@ def finished(encoder: Encoder, recipe: Recipe) -> Encoder:
         learned = {name: weight for name, weight in encoder.model.named_parameters() if weight.requires_grad}
         encoder = whole(replace(recipe, tuning=replace(tuning, four_bit=False)), learned)
     if isinstance(tuning, Lora) and tuning.merged:
-        encoder.model = adapters.merge(encoder.model)
+        encoder.model = adapters.merge_adapters(encoder.model)
     return encoder

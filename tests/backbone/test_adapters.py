@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone import adapters
-from bellm.backbone.lean import _AdaptedLinear, _GatedMLP, lean
+from bellm.backbone.lean import _AdaptedLinear, _GatedMLP, fuse_modules
 from bellm.errors import BellmError
 
 
@@ -46,7 +46,7 @@ def test_only_adapters_learn_and_nothing_changes_at_first() -> None:
 def test_lean_adapters_give_pefts_answers_and_gradients() -> None:
     model = adapted()
     leaner = copy.deepcopy(model)
-    lean(leaner)
+    fuse_modules(leaner)
     replaced = [module for module in leaner.modules() if isinstance(module, _AdaptedLinear)]
     assert len(replaced) == 7 * model.config.num_hidden_layers
     assert sum(isinstance(module, _GatedMLP) for module in leaner.modules()) == model.config.num_hidden_layers
@@ -60,10 +60,10 @@ def test_lean_adapters_give_pefts_answers_and_gradients() -> None:
 def test_lean_adapters_switch_off_and_drop_out_as_pefts_do() -> None:
     model = adapted(dropout=0.5)
     leaner = copy.deepcopy(model)
-    lean(leaner)
-    with adapters.adapters_off(leaner), adapters.adapters_off(model):
+    fuse_modules(leaner)
+    with adapters.disable_adapters(leaner), adapters.disable_adapters(model):
         torch.testing.assert_close(leaner(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
-    with adapters.at_work(model, leaner):
+    with adapters.training_adapters(model, leaner):
         torch.manual_seed(1)
         wanted = model(IDS).logits
         torch.manual_seed(1)
@@ -73,7 +73,7 @@ def test_lean_adapters_switch_off_and_drop_out_as_pefts_do() -> None:
 
 def test_at_work_only_adapters_drop_out() -> None:
     model = adapted(dropout=0.5)
-    with adapters.at_work(model):
+    with adapters.training_adapters(model):
         dropping = [name for name, module in model.named_modules() if module.training and not list(module.children())]
     assert dropping
     assert all("lora_dropout" in name for name in dropping)
@@ -83,9 +83,9 @@ def test_at_work_only_adapters_drop_out() -> None:
 def test_merging_keeps_the_answers() -> None:
     model = adapted()
     wanted = model(IDS).logits
-    merged = adapters.merge(model)
+    merged = adapters.merge_adapters(model)
     torch.testing.assert_close(merged(IDS).logits, wanted, rtol=1e-5, atol=1e-5)
-    assert adapters.merge(merged) is merged
+    assert adapters.merge_adapters(merged) is merged
 
 
 def test_targets_that_are_not_there_are_refused_in_one_line() -> None:

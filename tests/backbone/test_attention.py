@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bellm.backbone.attention import LookBothWays, open_layers, opened, plain_twin, twin
-from bellm.backbone.layers import decoder_of, layers_of, text_config
-from bellm.backbone.probe import probe_ids, sights
+from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
+from bellm.backbone.attention import BidirectionalMaskHook, causal_copy, get_open_layers, open_layers, shared_copy
+from bellm.backbone.leakage import measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.engine.padded import pad
-from bellm.errors import DirectionError
+from bellm.errors import LayerError
 from bellm.types import Reading, Window
 from tests.decoders import CASES, CPU, TEXTS, alone, apart, decoder, openable, together
 
@@ -41,8 +41,8 @@ def upper_half(model: PreTrainedModel) -> list[int]:
 
 def switched(model: PreTrainedModel) -> PreTrainedModel:
     """The model opened by transformers' own switch, its windows of W tokens reaching W-1 as the causal ones do."""
-    official = plain_twin(model)
-    config: Any = text_config(official)
+    official = causal_copy(model)
+    config: Any = get_text_config(official)
     config.is_causal = False
     if isinstance(getattr(config, "sliding_window", None), int):
         config.sliding_window -= 1
@@ -61,9 +61,9 @@ def test_no_open_layer_equals_the_untouched_model_exactly(name: str, backend: st
     model = decoder(name, backend)
     ids_1L = torch.tensor(TEXTS[:1])
     with torch.inference_mode():
-        plain = decoder_of(model)(input_ids=ids_1L, use_cache=False).last_hidden_state
-        closed = decoder_of(opened(model, ()))(input_ids=ids_1L, use_cache=False).last_hidden_state
-        reclosed = decoder_of(plain_twin(opened(model, openable(model))))(input_ids=ids_1L, use_cache=False)
+        plain = get_decoder(model)(input_ids=ids_1L, use_cache=False).last_hidden_state
+        closed = get_decoder(open_layers(model, ()))(input_ids=ids_1L, use_cache=False).last_hidden_state
+        reclosed = get_decoder(causal_copy(open_layers(model, openable(model))))(input_ids=ids_1L, use_cache=False)
     assert torch.equal(closed, plain)
     assert torch.equal(reclosed.last_hidden_state, plain)
 
@@ -71,7 +71,7 @@ def test_no_open_layer_equals_the_untouched_model_exactly(name: str, backend: st
 @pytest.mark.parametrize(("name", "backend"), [case for case in CASES if case not in FAILS_UPSTREAM])
 def test_all_open_equals_the_switch_of_transformers_exactly_without_padding(name: str, backend: str) -> None:
     model = decoder(name, backend)
-    everything, official = opened(model, openable(model)), switched(model)
+    everything, official = open_layers(model, openable(model)), switched(model)
     for text in TEXTS:
         assert torch.equal(alone(everything, text), alone(official, text))
     assert apart([alone(everything, TEXTS[0])], [alone(model, TEXTS[0])]) > 1e-2
@@ -80,28 +80,28 @@ def test_all_open_equals_the_switch_of_transformers_exactly_without_padding(name
 @pytest.mark.parametrize(("name", "backend"), [case for case in CASES if case[0] != "llama4_text"])
 def test_all_open_equals_the_switch_of_transformers_with_padding(name: str, backend: str) -> None:
     model = decoder(name, backend)
-    assert apart(together(opened(model, openable(model)), TEXTS), together(switched(model), TEXTS)) <= 1e-6
+    assert apart(together(open_layers(model, openable(model)), TEXTS), together(switched(model), TEXTS)) <= 1e-6
 
 
 @ARCHITECTURES
 def test_chosen_layers_and_only_they_see_the_future(name: str, backend: str) -> None:
     model = decoder(name, backend)
     chosen = upper_half(model)
-    measured = sights(opened(model, chosen), probe_ids(model))
+    measured = measure_leakage(open_layers(model, chosen), sample_token_ids(model))
     assert [number for number, sight in enumerate(measured) if sight.future > 1e-2] == chosen
     assert all(sight.future <= 1e-6 for number, sight in enumerate(measured) if number not in chosen)
 
 
 @ARCHITECTURES
 def test_padding_is_never_attended(name: str, backend: str) -> None:
-    model = opened(decoder(name, backend), upper_half(decoder(name, backend)))
+    model = open_layers(decoder(name, backend), upper_half(decoder(name, backend)))
     assert apart(together(model, TEXTS, pad_id=50), together(model, TEXTS)) <= 1e-6
     assert apart(together(model, TEXTS, pad_id=50, left=True), together(model, TEXTS, left=True)) <= 1e-6
 
 
 @ARCHITECTURES
 def test_alone_equals_in_a_batch_padded_on_either_side(name: str, backend: str) -> None:
-    model = opened(decoder(name, backend), upper_half(decoder(name, backend)))
+    model = open_layers(decoder(name, backend), upper_half(decoder(name, backend)))
     wanted = [alone(model, text) for text in TEXTS]
     assert apart(together(model, TEXTS), wanted) <= 5e-6
     if name != "llama4_text":  # Its chunks are cut by place in the row, in the untouched model too.
@@ -116,27 +116,27 @@ def test_left_padding_shifts_the_chunks_of_untouched_llama4_too() -> None:
 @pytest.mark.parametrize(("name", "reach"), [("mistral", 3), ("phi3", 3), ("gemma3_text", 3), ("llama4_text", 1)])
 def test_opened_window_reaches_every_token_and_a_kept_one_does_not(name: str, reach: int) -> None:
     model = decoder(name)
-    kept, free = opened(model, (0,)), opened(model, (0,), window="open")
-    assert sights(kept, probe_ids(model))[0].reach == reach
-    assert sights(free, probe_ids(model))[0].reach == 13
+    kept, free = open_layers(model, (0,)), open_layers(model, (0,), window="open")
+    assert measure_leakage(kept, sample_token_ids(model))[0].reach == reach
+    assert measure_leakage(free, sample_token_ids(model))[0].reach == 13
 
 
 def test_opened_window_equals_a_model_without_window() -> None:
     model = decoder("mistral")
-    free = opened(model, range(4), window="open")
+    free = open_layers(model, range(4), window="open")
     windowless = switched(model)
     windowless.config.sliding_window = None
     assert apart(together(free, TEXTS), together(windowless, TEXTS)) <= 1e-6
 
 
 def test_closing_gives_windows_and_triangles_back() -> None:
-    free = opened(decoder("gemma3_text"), (0, 2), window="open")
-    closed = plain_twin(free)
-    assert [layer.attention[0].sliding_window for layer in layers_of(free)] == [None] * 4
-    assert [layer.attention[0].is_causal for layer in layers_of(free)] == [False, True, False, True]
-    assert [layer.attention[0].sliding_window for layer in layers_of(closed)] == [4, None, 4, None]
-    assert [layer.attention[0].is_causal for layer in layers_of(closed)] == [True] * 4
-    assert [layer.kind for layer in layers_of(plain_twin(opened(decoder("mistral"), (0,), window="open")))] == [
+    free = open_layers(decoder("gemma3_text"), (0, 2), window="open")
+    closed = causal_copy(free)
+    assert [layer.attention[0].sliding_window for layer in get_layers(free)] == [None] * 4
+    assert [layer.attention[0].is_causal for layer in get_layers(free)] == [False, True, False, True]
+    assert [layer.attention[0].sliding_window for layer in get_layers(closed)] == [4, None, 4, None]
+    assert [layer.attention[0].is_causal for layer in get_layers(closed)] == [True] * 4
+    assert [layer.kind for layer in get_layers(causal_copy(open_layers(decoder("mistral"), (0,), window="open")))] == [
         "sliding:4"
     ] * 4
 
@@ -154,7 +154,7 @@ def test_kernels_that_read_no_mask_are_told_what_to_see(
         return sdpa_attention_forward(module, *args, **kwargs)
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", kernel)
-    plain, model = decoder(name), opened(decoder(name), (0, 1), window=window)
+    plain, model = decoder(name), open_layers(decoder(name), (0, 1), window=window)
     alone(plain, TEXTS[0])
     alone(model, TEXTS[0])
     windows = [width for width, _ in told[:4]]
@@ -164,13 +164,13 @@ def test_kernels_that_read_no_mask_are_told_what_to_see(
 
 
 def test_layers_without_attention_cannot_open_alone() -> None:
-    with pytest.raises(DirectionError, match="None of the layers 0,2 has attention to open"):
-        opened(decoder("lfm2"), (0, 2))
+    with pytest.raises(LayerError, match="None of the layers 0,2 has attention to open"):
+        open_layers(decoder("lfm2"), (0, 2))
 
 
 def test_layer_beyond_the_last_is_refused() -> None:
-    with pytest.raises(DirectionError, match="Layer 4 does not exist: the model has 4 layers"):
-        opened(decoder("llama"), (4,))
+    with pytest.raises(LayerError, match="Layer 4 does not exist: the model has 4 layers"):
+        open_layers(decoder("llama"), (4,))
 
 
 # The model that was given
@@ -181,14 +181,14 @@ def test_opening_leaves_the_users_model_untouched() -> None:
     ids_1L = torch.tensor(TEXTS[:1])
     with torch.inference_mode():
         before = model(ids_1L).logits
-        opened(model, range(4))(ids_1L)
-        opened(model, (1, 2), reading="parallel")(ids_1L)
+        open_layers(model, range(4))(ids_1L)
+        open_layers(model, (1, 2), reading="parallel")(ids_1L)
         assert torch.equal(model(ids_1L).logits, before)
     assert hooks_of(model) == 0
-    assert all(layer.attention[0].is_causal for layer in layers_of(model))
+    assert all(layer.attention[0].is_causal for layer in get_layers(model))
 
 
-@pytest.mark.parametrize("make", [twin, plain_twin, lambda model: opened(model, (1, 2))])
+@pytest.mark.parametrize("make", [shared_copy, causal_copy, lambda model: open_layers(model, (1, 2))])
 def test_twin_shares_every_weight(make: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
     model = decoder("gpt2")
     copied = make(model)
@@ -200,22 +200,22 @@ def test_twin_shares_every_weight(make: Callable[[PreTrainedModel], PreTrainedMo
 
 
 def test_opening_an_open_model_replaces_its_open_layers() -> None:
-    model = opened(opened(decoder("llama"), (0, 1)), (2,))
-    assert open_layers(model) == (2,)
+    model = open_layers(open_layers(decoder("llama"), (0, 1)), (2,))
+    assert get_open_layers(model) == (2,)
     assert hooks_of(model) == 1
 
 
 def test_twin_keeps_layers_open_and_plain_twin_closes_them() -> None:
-    model = opened(decoder("llama"), (1, 3), reading="parallel")
-    assert open_layers(twin(model)) == (1, 3)
-    assert open_layers(plain_twin(model)) == ()
-    assert hooks_of(plain_twin(model)) == 0
+    model = open_layers(decoder("llama"), (1, 3), reading="parallel")
+    assert get_open_layers(shared_copy(model)) == (1, 3)
+    assert get_open_layers(causal_copy(model)) == ()
+    assert hooks_of(causal_copy(model)) == 0
 
 
 def test_deepcopy_of_an_open_model_is_open_and_gives_the_same_states() -> None:
-    model = opened(decoder("llama"), (1, 2))
+    model = open_layers(decoder("llama"), (1, 2))
     copied = copy.deepcopy(model)
-    assert open_layers(copied) == (1, 2)
+    assert get_open_layers(copied) == (1, 2)
     assert next(copied.parameters()) is not next(model.parameters())
     for found, wanted in zip(together(copied, TEXTS), together(model, TEXTS), strict=True):
         assert torch.equal(found, wanted)
@@ -224,7 +224,7 @@ def test_deepcopy_of_an_open_model_is_open_and_gives_the_same_states() -> None:
 @pytest.mark.parametrize("reading", ["sequential", "parallel"])
 def test_threads_do_not_disturb_each_other(reading: Reading) -> None:
     model = decoder("gemma3_text")
-    models = [opened(model, (0, 1, 2), reading=reading), model, opened(model, range(4)), plain_twin(model)]
+    models = [open_layers(model, (0, 1, 2), reading=reading), model, open_layers(model, range(4)), causal_copy(model)]
     wanted = [[alone(each, text) for text in TEXTS] for each in models]
     found: list[list[list[Tensor]]] = [[] for _ in models]
     barrier = threading.Barrier(len(models))
@@ -244,7 +244,7 @@ def test_threads_do_not_disturb_each_other(reading: Reading) -> None:
 
 
 def test_threads_can_share_one_open_model() -> None:
-    model = opened(decoder("llama"), (1, 2))
+    model = open_layers(decoder("llama"), (1, 2))
     wanted = [alone(model, text) for text in TEXTS]
     found: dict[int, Tensor] = {}
     threads = [
@@ -271,26 +271,26 @@ def lora(model: PreTrainedModel) -> Any:
 @RENAMED
 @pytest.mark.parametrize("reading", ["sequential", "parallel"])
 def test_layers_stay_open_through_lora_and_its_merge(reading: Reading) -> None:
-    model = opened(decoder("llama"), (1, 2), reading=reading)
+    model = open_layers(decoder("llama"), (1, 2), reading=reading)
     adapted = lora(model)
-    assert open_layers(adapted) == (1, 2)
+    assert get_open_layers(adapted) == (1, 2)
     wrapped = together(adapted, TEXTS)
     assert apart(wrapped, together(model, TEXTS)) > 1e-2
     merged = adapted.merge_and_unload()
-    assert open_layers(merged) == (1, 2)
+    assert get_open_layers(merged) == (1, 2)
     assert apart(together(merged, TEXTS), wrapped) <= 1e-5
-    wanted = opened(plain_twin(merged), (1, 2), reading=reading)
+    wanted = open_layers(causal_copy(merged), (1, 2), reading=reading)
     assert apart(together(merged, TEXTS), together(wanted, TEXTS)) == 0.0
 
 
 @RENAMED
 def test_a_model_with_lora_opens_like_any_other() -> None:
     adapted = lora(decoder("llama"))
-    model = opened(adapted, (1, 2))
-    assert open_layers(model) == (1, 2)
-    assert open_layers(adapted) == ()
+    model = open_layers(adapted, (1, 2))
+    assert get_open_layers(model) == (1, 2)
+    assert get_open_layers(adapted) == ()
     merged = copy.deepcopy(adapted).merge_and_unload()
-    assert apart(together(model, TEXTS), together(opened(merged, (1, 2)), TEXTS)) <= 1e-5
+    assert apart(together(model, TEXTS), together(open_layers(merged, (1, 2)), TEXTS)) <= 1e-5
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -309,12 +309,12 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 def test_gradient_checkpointing_gives_the_same_gradients(
     name: str, options: dict[str, bool] | None, reading: Reading
 ) -> None:
-    model = copy.deepcopy(opened(decoder(name), (1, 2), reading=reading))
+    model = copy.deepcopy(open_layers(decoder(name), (1, 2), reading=reading))
     wanted = gradients(model)
     model.gradient_checkpointing_enable(options)
     model.enable_input_require_grads()
     calls = []
-    layers_of(model)[1].attention[0].register_forward_hook(lambda *_: calls.append(1))
+    get_layers(model)[1].attention[0].register_forward_hook(lambda *_: calls.append(1))
     found = gradients(model)
     assert len(calls) == 4  # Two forwards, and each once more on the way back.
     assert wanted.keys() == found.keys()
@@ -323,9 +323,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(
 
 
 def test_gradients_reach_the_past_from_the_future_only_through_open_layers() -> None:
-    for model, sees in ((decoder("llama"), False), (opened(decoder("llama"), (1,)), True)):
+    for model, sees in ((decoder("llama"), False), (open_layers(decoder("llama"), (1,)), True)):
         embeddings = model.get_input_embeddings()(torch.tensor(TEXTS[:1])).detach().requires_grad_()
-        decoder_of(model)(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0, 0].sum().backward()
+        get_decoder(model)(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0, 0].sum().backward()
         assert embeddings.grad is not None
         assert bool(embeddings.grad[0, 1:].any()) is sees
 
@@ -336,7 +336,7 @@ def test_gradients_reach_the_past_from_the_future_only_through_open_layers() -> 
 @pytest.mark.parametrize("reading", ["sequential", "parallel"])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_compiled_without_graph_breaks_gives_the_same_states(name: str, reading: Reading) -> None:
-    model = decoder_of(opened(decoder(name), (1, 2), reading=reading))
+    model = get_decoder(open_layers(decoder(name), (1, 2), reading=reading))
     ids_BL, mask_BL = pad(TEXTS, 0, CPU)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -358,7 +358,7 @@ class Exportable(nn.Module):
 
 @pytest.mark.parametrize("reading", ["sequential", "parallel"])
 def test_exported_program_gives_the_same_states(reading: Reading) -> None:
-    model = Exportable(decoder_of(opened(decoder("llama"), (1, 2), reading=reading))).eval()
+    model = Exportable(get_decoder(open_layers(decoder("llama"), (1, 2), reading=reading))).eval()
     ids_BL, mask_BL = pad(TEXTS, 0, CPU)
     program = torch.export.export(model, (ids_BL, mask_BL), strict=False)
     with torch.no_grad():
@@ -372,12 +372,12 @@ def test_exported_program_gives_the_same_states(reading: Reading) -> None:
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
 def test_packed_documents_do_not_leak_into_each_other(name: str, backend: str) -> None:
-    model = opened(decoder(name, backend), (0, 1, 2))
+    model = open_layers(decoder(name, backend), (0, 1, 2))
     documents = TEXTS[:3]
     ids_1L = torch.tensor([[token for text in documents for token in text]])
     positions_1L = torch.tensor([[place for text in documents for place in range(len(text))]])
     with torch.inference_mode():
-        packed = decoder_of(model)(input_ids=ids_1L, position_ids=positions_1L, use_cache=False).last_hidden_state[0]
+        packed = get_decoder(model)(input_ids=ids_1L, position_ids=positions_1L, use_cache=False).last_hidden_state[0]
     assert apart(packed.split(list(map(len, documents))), [alone(model, text) for text in documents]) <= 5e-6
 
 
@@ -386,8 +386,8 @@ def test_packed_documents_do_not_leak_into_each_other(name: str, backend: str) -
 @pytest.mark.parametrize("window", ["keep", "open"])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_flex_attention_equals_sdpa(name: str, window: Any) -> None:
-    model = opened(decoder(name), (1, 2), window=window)
-    flexible = twin(model)
+    model = open_layers(decoder(name), (1, 2), window=window)
+    flexible = shared_copy(model)
     flexible.set_attn_implementation("flex_attention")
     with torch.compiler.set_stance("force_eager"):
         found = together(flexible, TEXTS)
@@ -396,25 +396,25 @@ def test_flex_attention_equals_sdpa(name: str, window: Any) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text"])
 def test_growing_cache_is_refused_with_the_way_to_generate(name: str) -> None:
-    model = opened(decoder(name), (1, 2))
+    model = open_layers(decoder(name), (1, 2))
     with torch.inference_mode():
         first = model(torch.tensor(TEXTS[:1]), use_cache=True)
-        with pytest.raises(DirectionError, match=r"encoder\.causal\(\)"):
+        with pytest.raises(LayerError, match=r"encoder\.causal\(\)"):
             model(torch.tensor([[5]]), past_key_values=first.past_key_values, use_cache=True)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_empty_cache_changes_nothing(name: str) -> None:
-    model = opened(decoder(name), (1, 2))
+    model = open_layers(decoder(name), (1, 2))
     with torch.inference_mode():
         ids_1L = torch.tensor(TEXTS[:1])
         assert torch.equal(model(ids_1L, use_cache=True).logits, model(ids_1L, use_cache=False).logits)
 
 
 def test_hook_keeps_nothing_from_call_to_call() -> None:
-    model = opened(decoder("llama"), (1,))
-    hook = next(iter(layers_of(model)[1].attention[0]._forward_pre_hooks.values()))
-    assert isinstance(hook, LookBothWays)
+    model = open_layers(decoder("llama"), (1,))
+    hook = next(iter(get_layers(model)[1].attention[0]._forward_pre_hooks.values()))
+    assert isinstance(hook, BidirectionalMaskHook)
     before = dict(vars(hook))
     together(model, TEXTS)
     assert vars(hook) == before
@@ -426,7 +426,7 @@ def test_hook_keeps_nothing_from_call_to_call() -> None:
 def called(
     *args: Any, takes_is_causal: bool = True, keep_window: bool = True, **kwargs: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    hook = LookBothWays(keep_window, mask_position=1, takes_is_causal=takes_is_causal)
+    hook = BidirectionalMaskHook(keep_window, mask_position=1, takes_is_causal=takes_is_causal)
     return hook(nn.Identity(), args, kwargs)
 
 
@@ -464,6 +464,6 @@ def test_missing_mask_becomes_one_that_lets_all_meet_where_nothing_else_would_op
 
 def test_callers_arguments_are_not_written_to() -> None:
     given = {"attention_mask": CAUSAL_11LL.clone()}
-    LookBothWays(True, 1, True)(nn.Identity(), (HIDDEN_BLD,), given)
+    BidirectionalMaskHook(True, 1, True)(nn.Identity(), (HIDDEN_BLD,), given)
     assert given.keys() == {"attention_mask"}
     assert torch.equal(given["attention_mask"], CAUSAL_11LL)

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from bellm.backbone.lean import lean
+from bellm.backbone.lean import fuse_modules
 
 
 class Gated(nn.Module):
@@ -39,7 +39,7 @@ def test_a_models_norms_become_torchs_own_on_the_same_weights(dtype: torch.dtype
     weights = {name: norm.weight for name, norm in norms.items()}
     states = {name: torch.randn(3, len(weight), dtype=dtype) for name, weight in weights.items()}
     wanted = {name: norm(states[name]) for name, norm in norms.items()}
-    lean(model)
+    fuse_modules(model)
     for name, weight in weights.items():
         fused = model.get_submodule(name)
         assert isinstance(fused, nn.RMSNorm)
@@ -53,7 +53,7 @@ def test_a_norm_that_does_something_else_stays() -> None:
     model["wrong_eps"].variance_epsilon = 1e-5
     model["hooked"] = WholeRMSNorm(offset=0.0)
     model["hooked"].register_forward_hook(lambda *_: None)
-    lean(model)  # type: ignore[arg-type]
+    fuse_modules(model)  # type: ignore[arg-type]
     assert [name for name, module in model.items() if isinstance(module, nn.RMSNorm)] == ["plain"]
 
 
@@ -61,7 +61,7 @@ def test_a_norm_that_does_something_else_stays() -> None:
 def test_a_gated_mlp_works_in_one_room_on_the_same_weights(dtype: torch.dtype) -> None:
     model = nn.ModuleDict({"silu": Gated(nn.SiLU()), "gelu": Gated(nn.GELU())}).to(dtype)
     before = dict(model.items())
-    lean(model)  # type: ignore[arg-type]
+    fuse_modules(model)  # type: ignore[arg-type]
     assert model["gelu"] is before["gelu"]
     assert model["silu"] is not before["silu"]
     assert model["silu"].down_proj is before["silu"].down_proj
@@ -72,5 +72,5 @@ def test_a_gated_mlp_works_in_one_room_on_the_same_weights(dtype: torch.dtype) -
 
 def test_the_mlps_of_a_model_are_found() -> None:
     model = tiny("llama")
-    lean(model)
+    fuse_modules(model)
     assert {type(layer.mlp).__name__ for layer in model.model.layers} == {"_GatedMLP"}

@@ -21,7 +21,7 @@ def plain_folder(
 
 
 def test_a_folder_gives_its_model_ready_for_inference(plain_folder: Path, tiny_model: LlamaForCausalLM) -> None:
-    loaded = loading.load(plain_folder, dtype="float32", device="cpu")
+    loaded = loading.load_pretrained(plain_folder, dtype="float32", device="cpu")
     assert isinstance(loaded.model, LlamaForCausalLM)
     assert not loaded.model.training
     assert loaded.name == str(plain_folder)
@@ -35,30 +35,30 @@ def test_a_checkpoint_without_head_is_loaded_without_one(
 ) -> None:
     AutoModel.from_config(tiny_model.config).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    assert isinstance(loading.load(tmp_path, device="cpu").model, LlamaModel)
+    assert isinstance(loading.load_pretrained(tmp_path, device="cpu").model, LlamaModel)
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_and_attention_are_those_asked_for(plain_folder: Path, dtype: str, backend: str) -> None:
-    model = loading.load(plain_folder, dtype=dtype, device="cpu", attention=backend).model
+    model = loading.load_pretrained(plain_folder, dtype=dtype, device="cpu", attention=backend).model
     assert model.dtype == getattr(torch, dtype)
     assert model.config._attn_implementation == backend
 
 
 def test_given_tokenizer_replaces_the_folders_own(plain_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert loading.load(plain_folder, tokenizer=tiny_tokenizer, device="cpu").tokenizer is tiny_tokenizer
+    assert loading.load_pretrained(plain_folder, tokenizer=tiny_tokenizer, device="cpu").tokenizer is tiny_tokenizer
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/no/where", "nowhere", "a/b/c", "~/nowhere"])
 def test_nothing_there_is_said_with_what_would_do(source: str) -> None:
     with pytest.raises(SourceError, match=r"is no folder, GGUF file, Hub id \(owner/name\) or alias \(smollm2\)"):
-        loading.load(source)
+        loading.load_pretrained(source)
 
 
 def test_a_file_that_is_no_gguf_is_refused(plain_folder: Path) -> None:
     with pytest.raises(SourceError, match="is a file, but not a GGUF file"):
-        loading.load(plain_folder / "config.json")
+        loading.load_pretrained(plain_folder / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_spoilt_files_are_refused_in_one_line(plain_folder: Path, tmp_path: Path
     for path in plain_folder.iterdir():
         (tmp_path / path.name).write_bytes(content if path.name == name else path.read_bytes())
     with pytest.raises(SourceError, match="cannot be loaded") as caught:
-        loading.load(tmp_path, device="cpu")
+        loading.load_pretrained(tmp_path, device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -88,7 +88,7 @@ def test_missing_files_are_refused(plain_folder: Path, tmp_path: Path, missing: 
         if path.name != missing:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(BellmError):
-        loading.load(tmp_path, device="cpu")
+        loading.load_pretrained(tmp_path, device="cpu")
 
 
 def test_pickled_weights_are_not_read(plain_folder: Path, tiny_model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_pickled_weights_are_not_read(plain_folder: Path, tiny_model: LlamaForCa
             (tmp_path / path.name).write_bytes(path.read_bytes())
     torch.save(tiny_model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(SourceError, match="cannot be loaded"):
-        loading.load(tmp_path, device="cpu")
+        loading.load_pretrained(tmp_path, device="cpu")
 
 
 def test_dtype_and_device_that_do_not_exist_are_refused(plain_folder: Path) -> None:
     with pytest.raises(SourceError, match="dtype='int7' is not one of auto, float32, bfloat16, float16"):
-        loading.load(plain_folder, dtype="int7", device="cpu")
+        loading.load_pretrained(plain_folder, dtype="int7", device="cpu")
     with pytest.raises(SourceError, match="device='abacus' is not known to torch"):
-        loading.load(plain_folder, device="abacus")
+        loading.load_pretrained(plain_folder, device="abacus")
 
 
 def test_auto_dtype_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_tokenizer_without_offsets_is_refused(tiny_model: LlamaForCausalLM) ->
 
     slow: Any = Slow()
     with pytest.raises(SourceError, match="Slow gives no character offsets"):
-        loading.load(tiny_model, tokenizer=slow)
+        loading.load_pretrained(tiny_model, tokenizer=slow)
 
 
 def test_longest_input_is_the_shorter_of_model_and_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -146,10 +146,10 @@ def test_longest_input_is_the_shorter_of_model_and_tokenizer(tiny_tokenizer: Pre
 )
 def test_a_device_that_is_not_there_is_one_line(tiny_folder: Path, device: str, said: str) -> None:
     with pytest.raises(SourceError, match=said) as caught:
-        loading.load(tiny_folder, device=device)
+        loading.load_pretrained(tiny_folder, device=device)
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_source_is_refused() -> None:
     with pytest.raises(SourceError, match="names no model"):
-        loading.load("")
+        loading.load_pretrained("")

@@ -6,9 +6,9 @@ from tiny import tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import decoder_of, layers_of
-from bellm.backbone.probe import probe_ids, sights
+from bellm.backbone.architecture import get_decoder, get_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.leakage import measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.engine.padded import pad
 from tests.decoders import CPU, TEXTS, alone, apart, decoder, together
@@ -39,9 +39,9 @@ def by_hand(model: PreTrainedModel, chosen: set[int]) -> list[Tensor]:
 @pytest.mark.parametrize("chosen", [(3,), (2, 3), (0,), (0, 2), (1, 2), (0, 1, 2)], ids=str)
 def test_parallel_reading_is_the_equation(chosen: tuple[int, ...]) -> None:
     model = decoder("llama")
-    branched = opened(model, chosen, reading="parallel")
+    branched = open_layers(model, chosen, reading="parallel")
     assert apart(together(branched, TEXTS), by_hand(model, set(chosen))) <= 1e-6
-    assert apart(together(branched, TEXTS), together(opened(model, chosen), TEXTS)) > 1e-2
+    assert apart(together(branched, TEXTS), together(open_layers(model, chosen), TEXTS)) > 1e-2
 
 
 @pytest.mark.parametrize("chosen", [(), range(4)], ids=["none", "all"])
@@ -49,13 +49,13 @@ def test_parallel_reading_is_the_equation(chosen: tuple[int, ...]) -> None:
 def test_a_branch_without_layers_adds_nothing(name: str, chosen: tuple[int, ...]) -> None:
     model = decoder(name)
     for text in TEXTS:
-        sequential, parallel = (opened(model, chosen, reading=reading) for reading in ("sequential", "parallel"))
+        sequential, parallel = (open_layers(model, chosen, reading=reading) for reading in ("sequential", "parallel"))
         assert torch.equal(alone(parallel, text), alone(sequential, text))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "bloom", "qwen3_moe", "falcon", "qwen3_next"])
 def test_padding_and_batch_mates_do_not_matter(name: str) -> None:
-    model = opened(decoder(name, "eager"), (1, 3), reading="parallel")
+    model = open_layers(decoder(name, "eager"), (1, 3), reading="parallel")
     wanted = [alone(model, text) for text in TEXTS]
     for left in (False, True):
         assert apart(together(model, TEXTS, left=left, pad_id=50), wanted) <= 5e-6
@@ -63,13 +63,13 @@ def test_padding_and_batch_mates_do_not_matter(name: str) -> None:
 
 def test_each_layer_sees_what_its_branch_sees() -> None:
     model = decoder("llama")
-    measured = sights(opened(model, (0, 2), reading="parallel"), probe_ids(model))
+    measured = measure_leakage(open_layers(model, (0, 2), reading="parallel"), sample_token_ids(model))
     assert [sight.future > 1e-2 for sight in measured] == [True, False, True, False]
 
 
 def test_states_between_the_layers_are_the_sum_of_both_branches() -> None:
     model = decoder("llama")
-    branched = opened(model, (1, 3), reading="parallel")
+    branched = open_layers(model, (1, 3), reading="parallel")
     ids_1L, mask_1L = pad(TEXTS[:1], 0, CPU)
     with torch.inference_mode():
         embedded_1LD = model.get_input_embeddings()(ids_1L)
@@ -79,29 +79,29 @@ def test_states_between_the_layers_are_the_sum_of_both_branches() -> None:
 
 
 def test_embeddings_can_go_in_and_logits_come_out_in_the_callers_batch() -> None:
-    model = opened(decoder("llama"), (1, 3), reading="parallel")
+    model = open_layers(decoder("llama"), (1, 3), reading="parallel")
     ids_BL, mask_BL = pad(TEXTS, 0, CPU)
     with torch.inference_mode():
         from_ids = model(ids_BL, attention_mask=mask_BL).logits
         embedded = model.get_input_embeddings()(ids_BL)
         from_embeddings = model(inputs_embeds=embedded, attention_mask=mask_BL).logits
-        by_position = decoder_of(model)(ids_BL, mask_BL).last_hidden_state
+        by_position = get_decoder(model)(ids_BL, mask_BL).last_hidden_state
     assert from_ids.shape == (*ids_BL.shape, 99)
     assert torch.equal(from_embeddings, from_ids)
-    assert torch.equal(by_position, decoder_of(model)(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state)
+    assert torch.equal(by_position, get_decoder(model)(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state)
 
 
 def test_users_model_does_not_branch() -> None:
     model = tiny("llama")
-    opened(model, (1, 3), reading="parallel")
-    assert not decoder_of(model)._forward_pre_hooks
-    assert not any(layer.module._forward_hooks for layer in layers_of(model))
+    open_layers(model, (1, 3), reading="parallel")
+    assert not get_decoder(model)._forward_pre_hooks
+    assert not any(layer.module._forward_hooks for layer in get_layers(model))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text"])
 def test_states_do_not_depend_on_what_was_recorded_before_opening(name: str) -> None:
     used = tiny(name)
     alone(used, TEXTS[0], layer=1)  # transformers leaves hooks that record states in the layers, and twins keep them.
-    late, fresh = (opened(model, (1, 3), reading="parallel") for model in (used, tiny(name)))
+    late, fresh = (open_layers(model, (1, 3), reading="parallel") for model in (used, tiny(name)))
     for layer in range(5):
         assert torch.equal(alone(late, TEXTS[0], layer), alone(fresh, TEXTS[0], layer))

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bellm.backbone.layers import decoder_of
-from bellm.backbone.states import device_of, token_states, width_of
+from bellm.backbone.architecture import get_decoder
+from bellm.backbone.states import hidden_size, input_device, token_states
 from bellm.engine.padded import pad
 from tests.decoders import CPU, TEXTS, apart, decoder
 
@@ -13,7 +13,7 @@ def test_every_state_is_that_of_transformers(name: str, layer: int) -> None:
     model = decoder(name, "eager")
     ids_BL, mask_BL = pad([TEXTS[0], TEXTS[2]], 0, CPU)
     with torch.inference_mode():
-        states = decoder_of(model)(
+        states = get_decoder(model)(
             input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, output_hidden_states=True
         ).hidden_states
         found = token_states(model, ids_BL, mask_BL, layer)
@@ -34,7 +34,7 @@ def test_no_cache_is_kept_and_no_head_is_run(monkeypatch: pytest.MonkeyPatch) ->
     model = decoder("llama")
     monkeypatch.setattr(model.lm_head, "forward", lambda *_: pytest.fail("the head was run"))
     seen = []
-    handle = decoder_of(model).register_forward_hook(lambda module, args, output: seen.append(output))
+    handle = get_decoder(model).register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.inference_mode():
         token_states(model, *pad(TEXTS, 0, CPU))
     handle.remove()
@@ -42,5 +42,5 @@ def test_no_cache_is_kept_and_no_head_is_run(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_width_and_device() -> None:
-    assert width_of(decoder("gpt2")) == 32
-    assert device_of(decoder("gpt2")) == CPU
+    assert hidden_size(decoder("gpt2")) == 32
+    assert input_device(decoder("gpt2")) == CPU

@@ -19,7 +19,7 @@ from bellm import Encoder
 from bellm.cli import app
 from bellm.cli.shell import Commands
 from bellm.errors import NoOpWarning
-from bellm.tensors.similarity import cosine, paired_cosine
+from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 
 TEXTS = ["A heron stands in the shallow water.", "", "Snow fell  all night.", "The invoice was paid twice."]
 
@@ -153,7 +153,7 @@ def test_warnings_of_others_are_silent() -> None:
 def test_similarity_of_two_texts(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     result = bellm("similarity", TEXTS[0], TEXTS[2], "--model", tiny_folder)
     left, right = tiny_encoder.encode([TEXTS[0], TEXTS[2]])
-    expected = cosine(left[None], right[None])[0, 0]
+    expected = cosine_similarity(left[None], right[None])[0, 0]
     assert result.stdout == f"{expected:.4f}\n"
     assert result.stderr == ""
 
@@ -166,7 +166,7 @@ def test_similarity_of_two_files(tiny_folder: Path, tiny_encoder: Encoder, texts
         "similarity", tmp_path / "a.csv", tmp_path / "b.jsonl", "--model", tiny_folder, "--column=phrase", "--json"
     )
     found = json.loads(result.stdout)
-    expected = paired_cosine(tiny_encoder.encode(TEXTS), tiny_encoder.encode(TEXTS[::-1]))
+    expected = paired_cosine_similarity(tiny_encoder.encode(TEXTS), tiny_encoder.encode(TEXTS[::-1]))
     np.testing.assert_allclose(found["cosines"], expected, rtol=1e-5)
     assert found["encoder"]["bidirectional"] == "2-3"
 
@@ -175,7 +175,7 @@ def test_search_ranks_by_cosine(tiny_folder: Path, tiny_encoder: Encoder, texts_
     arguments = ("search", "white street", "--in", texts_file, "--model", tiny_folder, "--prompt=instruct", "--top=3")
     hits = json.loads(bellm(*arguments, "--json").stdout)["hits"]
     other = tiny_encoder.replace(prompt="instruct")
-    scores = cosine(other.encode_query(["white street"]), other.encode_document(TEXTS))[0]
+    scores = cosine_similarity(other.encode_query(["white street"]), other.encode_document(TEXTS))[0]
     assert [hit["row"] - 1 for hit in hits] == np.argsort(-scores)[:3].tolist()
     np.testing.assert_allclose([hit["score"] for hit in hits], np.sort(scores)[::-1][:3], rtol=1e-4)
     assert [hit["text"] for hit in hits] == [TEXTS[hit["row"] - 1] for hit in hits]

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 from bellm import Encoder
 from bellm.cli import app
 from bellm.corpus.index import Index
-from bellm.tensors.similarity import cosine
+from bellm.tensors.similarity import cosine_similarity
 
 TEXTS = ["A heron stands in the shallow water.", "Snow fell all night.", "The invoice was paid twice."]
 
@@ -33,7 +33,7 @@ def test_search_of_a_corpus_uses_its_encoder(corpus: Path, tiny_encoder: Encoder
     result = bellm("search", "white street", "--in", corpus, "--top=2", "--json")
     found = json.loads(result.stdout)
     other = tiny_encoder.replace(prompt="instruct", pooling="mean")
-    scores = cosine(other.encode_query(["white street"]), other.encode_document(TEXTS))[0]
+    scores = cosine_similarity(other.encode_query(["white street"]), other.encode_document(TEXTS))[0]
     assert [hit["row"] - 1 for hit in found["hits"]] == np.argsort(-scores)[:2].tolist()
     np.testing.assert_allclose([hit["score"] for hit in found["hits"]], np.sort(scores)[::-1][:2], rtol=1e-5)
     assert [hit["text"] for hit in found["hits"]] == [TEXTS[hit["row"] - 1] for hit in found["hits"]]

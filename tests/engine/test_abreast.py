@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from bellm.backbone.packed import PackedModel
+from bellm.backbone.packed_model import PackedModel
 from bellm.engine.abreast import at_once, mapping
 from bellm.engine.embed import embed
 from bellm.engine.tokens import Tokens

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from bellm.backbone.packed import PackedModel
+from bellm.backbone.packed_model import PackedModel
 from bellm.engine.embed import embed
 from bellm.engine.packed import Packed
 from bellm.engine.padded import Padded

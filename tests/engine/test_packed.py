@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import depth_of, layers_of
-from bellm.backbone.packed import PackedModel
+from bellm.backbone.architecture import count_layers, get_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.packed_model import PackedModel
 from bellm.engine.packed import Packed, common
 from bellm.engine.padded import Padded
 from bellm.engine.proof import packed
@@ -39,7 +39,7 @@ def one_by_one(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, lay
 
 
 def together(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int, budget: int) -> Tensor:
-    way = Packed(PackedModel(model), tokens, pooling, layer % (depth_of(model) + 1))
+    way = Packed(PackedModel(model), tokens, pooling, layer % (count_layers(model) + 1))
     groups = way.batches(range(len(tokens)), budget)
     assert sorted(number for group in groups for number in group) == list(range(len(tokens)))
     vectors = torch.cat([way.vectors(group) for group in groups])
@@ -77,7 +77,7 @@ def test_any_rows_map_pooling_layer_and_reading(
     budget: int,
     reading: Reading,
 ) -> None:
-    model = opened(tiny_model, sorted(layers), reading=reading)
+    model = open_layers(tiny_model, sorted(layers), reading=reading)
     tokens = tokens_of(rows)
     wanted = one_by_one(model, tokens, pooling, layer)
     assert apart(together(model, tokens, pooling, layer, budget), wanted) <= 1e-5
@@ -95,8 +95,8 @@ def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: 
     plain = decoder(name, attention)
     numbers = openable(plain)
     upper = numbers[len(numbers) // 2 :]
-    models = [opened(plain, chosen, window=window) for window in WINDOWS for chosen in ([], upper, numbers)]
-    for model in [*models, opened(plain, upper, reading="parallel")]:
+    models = [open_layers(plain, chosen, window=window) for window in WINDOWS for chosen in ([], upper, numbers)]
+    for model in [*models, open_layers(plain, upper, reading="parallel")]:
         proof = packed(model)
         if name in PADDED:
             assert proof.twin is None
@@ -118,7 +118,7 @@ def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: in
     """How many tokens the MLP of each layer gets, in all."""
     counts = [0] * model.depth
     with ExitStack() as hooks, torch.inference_mode():
-        for layer in layers_of(model.model):
+        for layer in get_layers(model.model):
 
             def count(_: nn.Module, args: tuple[Tensor], number: int = layer.number) -> None:
                 counts[number] += args[0].shape[1]
@@ -134,22 +134,27 @@ def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: in
 def test_nothing_is_computed_twice(tiny_model: LlamaForCausalLM) -> None:
     tokens = tokens_of([[*STEM, 13], [*STEM, 13, 14], [*STEM, 13, 15], [*STEM, 16]])
     # The beginning once (6), then 13, 14, 15 and 16; in the last layer four pooled rows.
-    assert counted(PackedModel(opened(tiny_model, [])), tokens, "last", 2) == [11, 11, 11, 10]
-    assert counted(PackedModel(opened(tiny_model, [])), tokens, "last", 100) == [10, 10, 10, 10]
+    assert counted(PackedModel(open_layers(tiny_model, [])), tokens, "last", 2) == [11, 11, 11, 10]
+    assert counted(PackedModel(open_layers(tiny_model, [])), tokens, "last", 100) == [10, 10, 10, 10]
     mixed = tokens_of([[*STEM, 13, 14], [*STEM, 16], [*STEM, 13], [*STEM, 13, 15]])
-    assert counted(PackedModel(opened(tiny_model, [])), mixed, "last", 100) == [10, 10, 10, 10]
+    assert counted(PackedModel(open_layers(tiny_model, [])), mixed, "last", 100) == [10, 10, 10, 10]
     # From the first open layer on every token of every text.
     whole = sum(map(len, tokens.ids))
-    assert counted(PackedModel(opened(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
-    assert counted(PackedModel(opened(tiny_model, [0])), tokens, "mean", 100) == [whole] * 4
+    assert counted(PackedModel(open_layers(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
+    assert counted(PackedModel(open_layers(tiny_model, [0])), tokens, "mean", 100) == [whole] * 4
     # Two branches take what one stack takes.
-    assert counted(PackedModel(opened(tiny_model, [2], reading="parallel")), tokens, "last", 100) == [10, 10, whole, 4]
+    assert counted(PackedModel(open_layers(tiny_model, [2], reading="parallel")), tokens, "last", 100) == [
+        10,
+        10,
+        whole,
+        4,
+    ]
 
 
 def test_layers_above_the_pooled_one_do_not_run(tiny_model: LlamaForCausalLM) -> None:
-    model = PackedModel(opened(tiny_model, []))
+    model = PackedModel(open_layers(tiny_model, []))
     with ExitStack() as hooks, torch.inference_mode():
-        layer = layers_of(model.model)[3].module.get_submodule("mlp")
+        layer = get_layers(model.model)[3].module.get_submodule("mlp")
 
         def never(*_: object) -> None:
             raise AssertionError

@@ -12,32 +12,32 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from bellm import Encoder
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
+from bellm.backbone.attention import open_layers
 from bellm.engine.proof import packed
 
 TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all night."]
 
 
 def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
-    model = opened(tiny_model, [2])
+    model = open_layers(tiny_model, [2])
     proof = packed(model)
     assert proof.twin is not None
     assert proof.distance is not None
     assert proof.limit is not None
     assert proof.distance <= proof.limit
     assert packed(model) is proof
-    assert packed(opened(tiny_model, [2])) is not proof
+    assert packed(open_layers(tiny_model, [2])) is not proof
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, dtype: torch.dtype) -> None:
-    model = opened(copy.deepcopy(tiny_model).to(dtype), [])
+    model = open_layers(copy.deepcopy(tiny_model).to(dtype), [])
 
     def leak(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return output + output.mean(1, keepdim=True) if isinstance(output, torch.Tensor) else output
 
-    layers_of(model)[1].module.register_forward_hook(leak)
+    get_layers(model)[1].module.register_forward_hook(leak)
     proof = packed(model)
     assert proof.twin is None
     assert "packed vectors differ from padded ones by" in proof.reason
@@ -74,7 +74,7 @@ def test_new_weights_in_place_are_used(tiny_encoder: Encoder) -> None:
 
 
 def test_proofs_do_not_keep_models_alive(tiny_model: LlamaForCausalLM) -> None:
-    model = opened(tiny_model, [])
+    model = open_layers(tiny_model, [])
     packed(model)
     gone = weakref.ref(model)
     del model

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import layers_of
-from bellm.backbone.packed import PackedModel
+from bellm.backbone.architecture import get_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.packed_model import PackedModel
 from bellm.engine.embed import way_of
 from bellm.engine.packed import Packed
 from bellm.engine.proof import packed
@@ -42,7 +42,7 @@ def maps(model: PreTrainedModel) -> list[Sequence[int]]:
 @torch.inference_mode()
 def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str) -> None:
     plain = decoder(name, attention)
-    models = [opened(plain, chosen, reading=reading) for reading in READINGS for chosen in maps(plain)]
+    models = [open_layers(plain, chosen, reading=reading) for reading in READINGS for chosen in maps(plain)]
     wanted = [vectors(model) for model in models]
     with one_trunk():
         assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
@@ -59,9 +59,9 @@ def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
 @pytest.mark.parametrize("reading", READINGS)
 @torch.inference_mode()
 def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM, reading: Reading) -> None:
-    model = opened(tiny_model, [3], reading=reading)
+    model = open_layers(tiny_model, [3], reading=reading)
     with one_trunk():
-        vectors(opened(tiny_model, [2]))
+        vectors(open_layers(tiny_model, [2]))
         for layer in range(5):
             assert torch.equal(vectors(model, layer), without_trunk(model, layer))
 
@@ -72,10 +72,10 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
     counts: list[list[int]] = []
     with one_trunk():
         for chosen in ([1], [3], [2], [3]):
-            model = opened(tiny_model, chosen)
+            model = open_layers(tiny_model, chosen)
             twin = packed(model).twin
             assert twin is not None
-            for layer in layers_of(twin.model):
+            for layer in get_layers(twin.model):
 
                 def count(*_: Any, number: int = layer.number) -> None:
                     runs.append(number)
@@ -92,7 +92,7 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
 
 @torch.inference_mode()
 def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: LlamaForCausalLM) -> None:
-    plain = opened(tiny_model, [])
+    plain = open_layers(tiny_model, [])
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -101,13 +101,13 @@ def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: Ll
     def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output + seen.pop()
 
-    first, second, _, _ = layers_of(plain)
+    first, second, _, _ = get_layers(plain)
     first.module.register_forward_hook(keep)
     second.module.register_forward_hook(add)
     unlike = Tokens([[3, 4, 5, 6], [7, 8, 9], [10, 11]], [(0, 4), (0, 3), (0, 2)], 0)
 
     def found(chosen: Sequence[int], trunk: Trunk | None) -> Tensor:
-        return Packed(PackedModel(opened(plain, chosen)), unlike, "mean", 4, begins=False, trunk=trunk).vectors(
+        return Packed(PackedModel(open_layers(plain, chosen)), unlike, "mean", 4, begins=False, trunk=trunk).vectors(
             range(3)
         )
 

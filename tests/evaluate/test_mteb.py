@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from bellm import Encoder
 from bellm.errors import SourceError
-from bellm.tensors.similarity import cosine, paired_cosine
+from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 from bellm.types import Vectors
 
 pytest.importorskip("mteb", reason="mteb is not installed")
@@ -108,7 +108,7 @@ def test_it_follows_the_protocol(tiny_encoder: Encoder) -> None:
 def test_a_similarity_task_scores_what_scipy_scores(tiny_encoder: Encoder) -> None:
     scores = scores_of(MtebEncoder(tiny_encoder), OurPairs())
     left, right, gold = zip(*PAIRS, strict=True)
-    cosines = paired_cosine(tiny_encoder.encode(left), tiny_encoder.encode(right))
+    cosines = paired_cosine_similarity(tiny_encoder.encode(left), tiny_encoder.encode(right))
     expected = spearmanr(cosines, gold).statistic
     assert abs(expected) > 0.05
     assert scores["main_score"] == pytest.approx(expected, abs=1e-9)
@@ -122,7 +122,7 @@ def test_a_search_ranks_as_cosines_of_queries_and_documents_do(tiny_encoder: Enc
         own = encoder if isinstance(encoder, Encoder) else None
         queries_QD = own.encode_query(queries) if own else encoder.encode(queries)
         documents_ND = own.encode_document(documents) if own else encoder.encode(documents)
-        ranks = (-cosine(queries_QD, documents_ND)).argsort(axis=1).argsort(axis=1)
+        ranks = (-cosine_similarity(queries_QD, documents_ND)).argsort(axis=1).argsort(axis=1)
         expected = np.mean(1 / np.log2(2 + np.diag(ranks)))  # One relevant document for each query.
         assert scores_of(MtebEncoder(encoder), OurSearch())["ndcg_at_10"] == pytest.approx(expected, abs=1e-5)
 
@@ -142,8 +142,8 @@ def test_queries_and_documents_go_where_they_belong() -> None:
 def test_similarities_are_cosines() -> None:
     left, right = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
     encoder = MtebEncoder(Letters())
-    assert np.allclose(encoder.similarity(left, right), cosine(left, right), atol=1e-6)
-    assert np.allclose(encoder.similarity_pairwise(left, right), paired_cosine(left, right), atol=1e-6)
+    assert np.allclose(encoder.similarity(left, right), cosine_similarity(left, right), atol=1e-6)
+    assert np.allclose(encoder.similarity_pairwise(left, right), paired_cosine_similarity(left, right), atol=1e-6)
 
 
 def test_names_and_revisions_tell_encoders_apart(tiny_encoder: Encoder) -> None:

@@ -6,7 +6,7 @@ from bellm import Encoder
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.subject import Subject
-from bellm.tensors.similarity import cosine
+from bellm.tensors.similarity import cosine_similarity
 
 LEFT = (
     "A heron waits.",
@@ -23,7 +23,8 @@ PAIRS = Pairs("six", LEFT, RIGHT, np.array([4.5, 4, 0.5, 4.8, 0, 2]), ("one", "o
 def test_the_items_are_cosines_and_the_parts_are_scored_apart(tiny_encoder: Encoder) -> None:
     outcome = score_pairs(Subject.of(tiny_encoder), PAIRS)
     cosines = [
-        float(cosine(*(tiny_encoder.encode([text]) for text in pair))[0, 0]) for pair in zip(LEFT, RIGHT, strict=True)
+        float(cosine_similarity(*(tiny_encoder.encode([text]) for text in pair))[0, 0])
+        for pair in zip(LEFT, RIGHT, strict=True)
     ]
     np.testing.assert_allclose(outcome.items_N, cosines, atol=1e-5)
     assert outcome.items_N.dtype == np.float64

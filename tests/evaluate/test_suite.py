@@ -13,7 +13,7 @@ from bellm.evaluate.sets import pairs
 from bellm.evaluate.sources import of_encoder
 from bellm.evaluate.subject import Subject
 from bellm.evaluate.suite import STS, evaluate, tasks_of
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from tests.evaluate.sets import write_pairs
 
 TASKS = ("STSBenchmark", "STSBenchmark-dev")
@@ -44,7 +44,9 @@ def test_scores_are_spearman_with_an_interval_around(report: Report, tiny_encode
         tiny_encoder.replace(bidirectional="none").encode(list(texts)) for texts in zip(*outcome.texts, strict=True)
     ]
     score = run.scores["STSBenchmark-dev"]
-    assert score.value == pytest.approx(100 * spearmanr(paired_cosine(*vectors), outcome.gold_N).statistic, abs=0.5)
+    assert score.value == pytest.approx(
+        100 * spearmanr(paired_cosine_similarity(*vectors), outcome.gold_N).statistic, abs=0.5
+    )
     assert score.low < score.value < score.high
     assert score.n == 60
     assert run.averages == {}

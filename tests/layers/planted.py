@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.backbone.layers import decoder_of
+from bellm.backbone.architecture import get_decoder
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import train
@@ -23,7 +23,7 @@ def mixing_in(layer: int, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
     """
     planted = copy.deepcopy(model)
     with torch.no_grad():
-        for number, decoder_layer in enumerate(decoder_of(planted).layers):
+        for number, decoder_layer in enumerate(get_decoder(planted).layers):
             attention = decoder_layer.self_attn
             attention.q_proj.weight.zero_()
             if number != layer:
@@ -49,7 +49,7 @@ def trained_to_see(
     """
     random_model = copy.deepcopy(model)
     with torch.no_grad():
-        for number, decoder_layer in enumerate(decoder_of(random_model).layers):
+        for number, decoder_layer in enumerate(get_decoder(random_model).layers):
             decoder_layer.mlp.down_proj.weight.mul_(0.3)  # So that tokens are still themselves further up.
             decoder_layer.self_attn.o_proj.weight.mul_(0.3 if number <= layer else 2)
     Encoder.load(random_model, tokenizer=tokenizer).save(folder / "random")

@@ -7,14 +7,14 @@ from scipy.stats import spearmanr
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.backbone.layers import decoder_of
+from bellm.backbone.architecture import get_decoder
 from bellm.engine import padded
 from bellm.evaluate.results import Score
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.sets.pairs import Pairs
 from bellm.layers.degradation import Degradation, degrade
 from bellm.layers.turning import Turning
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from tests.evaluate.sets import write_pairs
 
 
@@ -33,10 +33,10 @@ def test_scores_are_those_of_models_with_fewer_layers(
     assert len(found.scores) == 4
     for depth, score in enumerate(found.scores, 1):
         cut = copy.deepcopy(tiny_model)
-        decoder_of(cut).layers = decoder_of(cut).layers[:depth]
+        get_decoder(cut).layers = get_decoder(cut).layers[:depth]
         cut.config.num_hidden_layers = depth
         short = Encoder.load(cut, tokenizer=tiny_tokenizer, pooling=pooling)  # type: ignore[arg-type]
-        items_N = paired_cosine(short.encode(dev.left), short.encode(dev.right))
+        items_N = paired_cosine_similarity(short.encode(dev.left), short.encode(dev.right))
         assert score.value == pytest.approx(100 * spearmanr(items_N, dev.gold_N).statistic, abs=0.1)
         assert score.low < score.value < score.high
         assert score.n == 60

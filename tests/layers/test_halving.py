@@ -10,17 +10,17 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.directions import parse
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Score
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.sets.pairs import Pairs
+from bellm.layer_spec import parse_layers
 from bellm.layers.halving import Halving, Plan, Round, Standing, Trained, halve, plan
 from bellm.layers.search import Candidate, Search, maps_of, search
 from bellm.layers.tables import training
 from bellm.layers.verdict import trained, verdict
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.train.loop import train
 from bellm.train.place import CHECKPOINT, METRICS, MODEL
 from bellm.train.recipe import Lora, Recipe
@@ -41,7 +41,7 @@ SPECS = ("none", "all", "first:2", "1", "2", "first:1")
 
 def candidate(spec: str, value: float, *, moved: float | None = None, no_op: str | None = None) -> Candidate:
     score = Score("", value, value - 1, value + 1, 9)
-    return Candidate(spec, parse(spec, 30), score, SAME, SAME, value / 1000 if moved is None else moved, no_op)
+    return Candidate(spec, parse_layers(spec, 30), score, SAME, SAME, value / 1000 if moved is None else moved, no_op)
 
 
 def searched(*candidates: Candidate) -> Search:
@@ -124,7 +124,7 @@ class Tried:
     def __init__(self, model: Path, encoder: Encoder, folder: Path) -> None:
         write_pairs(folder / "data", "dev", 60)
         self.dev = pairs.read("STSBenchmark-dev", folder / "data")
-        maps = {spec: parse(spec, 4) for spec in SPECS}
+        maps = {spec: parse_layers(spec, 4) for spec in SPECS}
         self.untrained = search(encoder.replace(pooling="mean"), self.dev, maps, folder / "cache", resamples=50)
         settings = {"pooling": "mean", "prompt": "raw"}
         self.recipe = Recipe(
@@ -198,7 +198,7 @@ def test_who_comes_to_the_end_is_as_if_trained_alone(
     alone = train(replace(tried.recipe, settings=settings, epochs=9), [(dataset(10), 1.0)], tmp_path / "alone")
     left, right = (load_file(run / CHECKPOINT) for run in (folder_of(out, one), tmp_path / "alone"))
     assert all((left[key] == right[key]).all() for key in left)
-    cosines = paired_cosine(alone.encode(tried.dev.left), alone.encode(tried.dev.right))
+    cosines = paired_cosine_similarity(alone.encode(tried.dev.left), alone.encode(tried.dev.right))
     again = statistics.estimate(cosines.astype(np.float64), tried.dev.gold_N, resamples=200)
     assert one.last.score.value == pytest.approx(again.value, abs=0.1)
     assert (one.last.score.low, one.last.score.high) == pytest.approx((again.low, again.high), abs=0.5)

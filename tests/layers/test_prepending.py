@@ -6,13 +6,13 @@ from tokenizers import processors
 from transformers import LlamaForCausalLM
 
 from bellm import Encoder
-from bellm.backbone.prepending import PLACEHOLDER
-from bellm.errors import BellmError, DirectionError, PromptError, TruncationWarning
+from bellm.backbone.token_prepending import PLACEHOLDER
+from bellm.errors import BellmError, LayerError, PromptError, TruncationWarning
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.subject import Subject
 from bellm.layers.prepending import Prepending
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from tests.backbone.test_prepending import by_hand
 from tests.conftest import train_tokenizer
 from tests.evaluate.sets import write_pairs
@@ -93,7 +93,7 @@ def test_no_texts_and_wrong_texts(causal: Encoder) -> None:
 
 
 def test_an_encoder_with_open_layers_is_refused(tiny_encoder: Encoder) -> None:
-    with pytest.raises(DirectionError, match=r"layers 2-3 are open. Take encoder.replace\(bidirectional='none'\)"):
+    with pytest.raises(LayerError, match=r"layers 2-3 are open. Take encoder.replace\(bidirectional='none'\)"):
         Prepending(tiny_encoder, 4)
 
 
@@ -102,5 +102,5 @@ def test_it_is_ready_for_evaluation(causal: Encoder, tmp_path: Path) -> None:
     dev = pairs.read("STSBenchmark-dev", tmp_path)
     prepending = Prepending(causal, 4)
     found = score_pairs(Subject.of(prepending), dev)
-    wanted = paired_cosine(prepending.encode(dev.left), prepending.encode(dev.right))
+    wanted = paired_cosine_similarity(prepending.encode(dev.left), prepending.encode(dev.right))
     np.testing.assert_allclose(found.items_N, wanted, atol=1e-5)

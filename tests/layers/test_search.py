@@ -9,18 +9,18 @@ from tokenizers import processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.directions import parse
 from bellm.errors import NoOpWarning
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Score
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.sets.pairs import Pairs
+from bellm.layer_spec import parse_layers
 from bellm.layers.degradation import Degradation
 from bellm.layers.prepending import Prepending
 from bellm.layers.search import Candidate, Search, depths_of, maps_of, search
 from bellm.layers.turning import Turning
 from bellm.layers.verdict import turn, verdict
-from bellm.tensors.similarity import paired_cosine
+from bellm.tensors.similarity import paired_cosine_similarity
 from tests.conftest import train_tokenizer
 from tests.decoders import decoder
 from tests.evaluate.sets import write_pairs
@@ -87,15 +87,15 @@ def test_the_layer_that_helps_is_found(
 
 def test_scores_and_differences_are_those_of_the_encoders(tiny_encoder: Encoder, dev: Pairs, tmp_path: Path) -> None:
     encoder = tiny_encoder.replace(pooling="mean")
-    maps = {spec: parse(spec, 4) for spec in ("none", "all", "first:2", "2")}
+    maps = {spec: parse_layers(spec, 4) for spec in ("none", "all", "first:2", "2")}
     found = search(encoder, dev, maps, tmp_path / "cache", resamples=300)
     assert len(found.candidates) == len(maps)
     items = {}
     for spec in maps:
         vectors = (encoder.replace(bidirectional=spec).encode(side) for side in (dev.left, dev.right))
-        items[spec] = paired_cosine(*vectors).astype(np.float64)
+        items[spec] = paired_cosine_similarity(*vectors).astype(np.float64)
     for one in found.candidates:
-        assert one.open_layers == parse(one.bidirectional, 4)
+        assert one.open_layers == parse_layers(one.bidirectional, 4)
         assert one.no_op is None
         wanted = 100 * spearmanr(items[one.bidirectional], dev.gold_N).statistic
         assert one.score.value == pytest.approx(wanted, abs=0.1)
@@ -116,7 +116,7 @@ def test_scores_and_differences_are_those_of_the_encoders(tiny_encoder: Encoder,
 def test_the_last_layer_with_the_last_token_is_causal_to_the_bit(
     tiny_encoder: Encoder, dev: Pairs, tmp_path: Path
 ) -> None:
-    maps = {spec: parse(spec, 4) for spec in ("none", "all", "last:1", "last:2")}
+    maps = {spec: parse_layers(spec, 4) for spec in ("none", "all", "last:1", "last:2")}
     found = search(tiny_encoder, dev, maps, tmp_path / "cache", resamples=200)
     no_op = found.find("last:1")
     assert no_op.no_op is not None
@@ -140,7 +140,7 @@ def test_beside_the_stack_no_layer_leaves_the_causal_vectors(tiny_encoder: Encod
     assert last.moved > 1e-3
     with pytest.warns(NoOpWarning, match=r"Opening only layer 3 .* \(The vectors are not the causal model's"):
         alone = encoder.replace(bidirectional="last:1")
-    items_N = paired_cosine(*(alone.encode(side) for side in (dev.left, dev.right))).astype(np.float64)
+    items_N = paired_cosine_similarity(*(alone.encode(side) for side in (dev.left, dev.right))).astype(np.float64)
     assert last.score.value == pytest.approx(100 * spearmanr(items_N, dev.gold_N).statistic, abs=0.1)
 
 
@@ -155,13 +155,13 @@ def test_prepending_is_judged_beside_the_maps(tiny_encoder: Encoder, dev: Pairs,
     assert {one.name for one in found.tested} == {"all", "prepending:2", "prepending:4"}
     assert found.causal.is_causal
     causal = tiny_encoder.replace(bidirectional="none")
-    plain = paired_cosine(causal.encode(dev.left), causal.encode(dev.right)).astype(np.float64)
+    plain = paired_cosine_similarity(causal.encode(dev.left), causal.encode(dev.right)).astype(np.float64)
     smallest = []
     for depth in (2, 4):
         [one] = [each for each in found.candidates if each.prepending == depth]
         assert (one.bidirectional, one.open_layers, one.no_op, one.is_causal) == ("none", (), None, False)
         prepending = Prepending(causal, depth)
-        items = paired_cosine(prepending.encode(dev.left), prepending.encode(dev.right)).astype(np.float64)
+        items = paired_cosine_similarity(prepending.encode(dev.left), prepending.encode(dev.right)).astype(np.float64)
         assert one.score.value == pytest.approx(100 * spearmanr(items, dev.gold_N).statistic, abs=0.1)
         alone = statistics.compare(items, plain, dev.gold_N, resamples=300)
         assert one.over_causal.value == pytest.approx(alone.value, abs=0.2)
@@ -226,7 +226,7 @@ def test_a_second_run_embeds_nothing(
 
 def planted(spec: str, value: float, p_value: float) -> Candidate:
     gain = Difference(value - 60, value - 62, value - 58, p_value)
-    return Candidate(spec, parse(spec, 30), Score("", value, 0, 0, 9), gain, gain, 0, None)
+    return Candidate(spec, parse_layers(spec, 30), Score("", value, 0, 0, 9), gain, gain, 0, None)
 
 
 def test_the_verdict_may_be_that_nothing_beats_causal() -> None:

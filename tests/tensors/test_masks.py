@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bellm.tensors.masks import both_ways
+from bellm.tensors.masks import bidirectional_mask
 
 LENGTH = 9
 
@@ -29,7 +29,7 @@ shapes = st.fixed_dictionaries(
 
 @given(shapes)
 def test_two_real_tokens_see_each_other_where_one_saw_the_other(shape: dict[str, int]) -> None:
-    before, after = causal(**shape), both_ways(causal(**shape))
+    before, after = causal(**shape), bidirectional_mask(causal(**shape))
     real = before.diagonal(dim1=-2, dim2=-1)[0, 0]
     pairs = real[:, None] & real[None, :]
     assert torch.equal(after & pairs, (before | before.mT) & pairs)
@@ -37,7 +37,7 @@ def test_two_real_tokens_see_each_other_where_one_saw_the_other(shape: dict[str,
 
 @given(shapes)
 def test_padding_is_never_seen_and_no_row_is_empty(shape: dict[str, int]) -> None:
-    before, after = causal(**shape), both_ways(causal(**shape))
+    before, after = causal(**shape), bidirectional_mask(causal(**shape))
     padding = ~before.diagonal(dim1=-2, dim2=-1)[0, 0]
     assert not after[..., padding].any()
     assert after.any(-1).all()
@@ -45,30 +45,30 @@ def test_padding_is_never_seen_and_no_row_is_empty(shape: dict[str, int]) -> Non
 
 @given(shapes, st.booleans())
 def test_opening_twice_is_opening_once(shape: dict[str, int], keep: bool) -> None:
-    once = both_ways(causal(**shape), keep_window=keep)
-    assert torch.equal(both_ways(once, keep_window=keep), once)
+    once = bidirectional_mask(causal(**shape), keep_window=keep)
+    assert torch.equal(bidirectional_mask(once, keep_window=keep), once)
 
 
 @given(shapes)
 def test_an_open_window_lets_every_real_pair_meet(shape: dict[str, int]) -> None:
     before = causal(**shape)
     real = before.diagonal(dim1=-2, dim2=-1)[:, :, None, :]
-    assert torch.equal(both_ways(before, keep_window=False), real.expand_as(before))
+    assert torch.equal(bidirectional_mask(before, keep_window=False), real.expand_as(before))
 
 
 @given(shapes, st.booleans())
 def test_additive_masks_open_as_boolean_ones_do(shape: dict[str, int], keep: bool) -> None:
     boolean = causal(**shape)
     lowest = torch.finfo(torch.float32).min
-    after = both_ways(torch.where(boolean, 0.0, lowest), keep_window=keep)
-    assert torch.equal(after, torch.where(both_ways(boolean, keep_window=keep), 0.0, lowest))
+    after = bidirectional_mask(torch.where(boolean, 0.0, lowest), keep_window=keep)
+    assert torch.equal(after, torch.where(bidirectional_mask(boolean, keep_window=keep), 0.0, lowest))
 
 
 def test_a_bias_of_the_key_rides_along() -> None:
     bias = torch.arange(LENGTH, dtype=torch.float32)
     lowest = torch.finfo(torch.float32).min
     mask = torch.where(causal(right=2), bias, lowest)
-    after = both_ways(mask)[0, 0]
+    after = bidirectional_mask(mask)[0, 0]
     assert torch.equal(after[0, : LENGTH - 2], bias[: LENGTH - 2])
     assert (after[:, LENGTH - 2 :] == lowest).all()
 
@@ -76,4 +76,4 @@ def test_a_bias_of_the_key_rides_along() -> None:
 def test_packed_documents_stay_apart() -> None:
     document = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2])
     same = document[:, None] == document[None, :]
-    assert torch.equal(both_ways((same & causal()[0, 0])[None, None])[0, 0], same)
+    assert torch.equal(bidirectional_mask((same & causal()[0, 0])[None, None])[0, 0], same)

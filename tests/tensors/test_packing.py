@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bellm.tensors.packing import Packing, Path, Reach
+from bellm.tensors.packing import MaskSpec, Packing, TokenPath
 
 CPU = torch.device("cpu")
 
 
-def tree(draw: np.random.Generator, count: int, longest: int) -> list[Path]:
+def tree(draw: np.random.Generator, count: int, longest: int) -> list[TokenPath]:
     """Paths of texts that begin like one of those before them, each asking for its own end."""
-    paths: list[Path] = []
+    paths: list[TokenPath] = []
     rows = 0
     for _ in range(count):
         known: np.ndarray = np.empty(0, dtype=np.int64)
@@ -25,11 +25,13 @@ def tree(draw: np.random.Generator, count: int, longest: int) -> list[Path]:
             known = other[: draw.integers(len(other) + 1)]
         own = np.arange(rows, rows + draw.integers(1, longest + 1))
         rows += len(own)
-        paths.append(Path(np.concatenate([known, own]), own))
+        paths.append(TokenPath(np.concatenate([known, own]), own))
     return paths
 
 
-def alone(paths: Sequence[Path], reach: Reach, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def alone(
+    paths: Sequence[TokenPath], reach: MaskSpec, query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> Tensor:
     """One text and one head at a time, straight from the formula."""
     answer = query.new_empty(*query.shape[:2], value.shape[-1])
     folds = query.shape[1] // key.shape[1]
@@ -47,34 +49,34 @@ def alone(paths: Sequence[Path], reach: Reach, query: Tensor, key: Tensor, value
     return answer
 
 
-def drawn(seed: int, count: int, longest: int) -> tuple[list[Path], tuple[Tensor, Tensor, Tensor]]:
+def drawn(seed: int, count: int, longest: int) -> tuple[list[TokenPath], tuple[Tensor, Tensor, Tensor]]:
     paths = tree(np.random.default_rng(seed), count, longest)
     rows = sum(len(path.queries) for path in paths)
     torch.manual_seed(seed)
     return paths, (torch.randn(rows, 6, 8), torch.randn(rows, 2, 8), torch.randn(rows, 2, 5))
 
 
-REACHES = st.builds(Reach, causal=st.booleans(), window=st.sampled_from([None, 1, 3, 70]))
+REACHES = st.builds(MaskSpec, causal=st.booleans(), window=st.sampled_from([None, 1, 3, 70]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 9), reach=REACHES)
-def test_paths_attend_as_texts_alone(seed: int, count: int, reach: Reach) -> None:
+def test_paths_attend_as_texts_alone(seed: int, count: int, reach: MaskSpec) -> None:
     paths, tables = drawn(seed, count, 7)
     found = Packing.of(paths, CPU).attend(reach, *tables, 0.3)
     torch.testing.assert_close(found, alone(paths, reach, *tables, 0.3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("reach", [Reach(True), Reach(False), Reach(True, 20), Reach(False, 20)])
-def test_texts_longer_than_a_block_attend_as_alone(reach: Reach) -> None:
+@pytest.mark.parametrize("reach", [MaskSpec(True), MaskSpec(False), MaskSpec(True, 20), MaskSpec(False, 20)])
+def test_texts_longer_than_a_block_attend_as_alone(reach: MaskSpec) -> None:
     paths, tables = drawn(3, 3, 300)
     assert max(len(path.queries) for path in paths) > 128
     found = Packing.of(paths, CPU).attend(reach, *tables, 0.3)
     torch.testing.assert_close(found, alone(paths, reach, *tables, 0.3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("reach", [Reach(True), Reach(False), Reach(True, 3)])
-def test_a_function_for_padded_texts_gives_the_same(reach: Reach) -> None:
+@pytest.mark.parametrize("reach", [MaskSpec(True), MaskSpec(False), MaskSpec(True, 3)])
+def test_a_function_for_padded_texts_gives_the_same(reach: MaskSpec) -> None:
     paths, (query, key, value) = drawn(5, 8, 9)
     packing = Packing.of(paths, CPU)
 
@@ -87,10 +89,10 @@ def test_a_function_for_padded_texts_gives_the_same(reach: Reach) -> None:
 
 
 def test_keys_behind_a_block_are_left_out() -> None:
-    (blocks,) = Packing.of([Path(np.arange(150), np.arange(150))], CPU).blocks(Reach(True), torch.float32)
+    (blocks,) = Packing.of([TokenPath(np.arange(150), np.arange(150))], CPU).blocks(MaskSpec(True), torch.float32)
     assert [block.num_keys for block in blocks] == [64, 128, 160]
     assert [block.first_masked for block in blocks] == [1, 65, 129]
-    (blocks,) = Packing.of([Path(np.arange(150), np.arange(150))], CPU).blocks(Reach(False), torch.float32)
+    (blocks,) = Packing.of([TokenPath(np.arange(150), np.arange(150))], CPU).blocks(MaskSpec(False), torch.float32)
     assert all(block.num_keys == 160 and block.first_masked == 150 for block in blocks)
-    (blocks,) = Packing.of([Path(np.arange(160), np.arange(160))], CPU).blocks(Reach(False), torch.float32)
+    (blocks,) = Packing.of([TokenPath(np.arange(160), np.arange(160))], CPU).blocks(MaskSpec(False), torch.float32)
     assert all(block.mask_B1QK is None and block.num_keys == 160 for block in blocks)

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bellm import Encoder
 from bellm.backbone import adapters
-from bellm.backbone.attention import plain_twin
-from bellm.backbone.layers import decoder_of
+from bellm.backbone.architecture import get_decoder
+from bellm.backbone.attention import causal_copy
 from bellm.train.examples import Example
 
 
@@ -64,7 +64,7 @@ def tokens_of(encoder: Encoder, texts: Sequence[str], template: str) -> tuple[Te
 
 def states_of(model: Any, ids_BL: Tensor, mask_BL: Tensor, layers: Collection[int]) -> Tensor:
     """Final states of a Llama, with or without adapters, some of whose layers look both ways."""
-    base: Any = decoder_of(plain_twin(model))
+    base: Any = get_decoder(causal_copy(model))
     hidden_BLD = base.embed_tokens(ids_BL)
     positions_1L = torch.arange(ids_BL.shape[1])[None]
     angles = base.rotary_emb(hidden_BLD, positions_1L)

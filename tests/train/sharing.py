@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bellm import Encoder
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.train.examples import Example
 from bellm.train.learner import Learned, Learner
 from bellm.train.loop import train
@@ -75,7 +75,7 @@ def steps(learner: Learner) -> dict[str, tuple[Learned, dict[str, Tensor]]]:
 def whole_layers(encoder: Encoder) -> list[int]:
     """How many layers are whole, each time that one computes; filled while they do."""
     counts: list[int] = []
-    layers = [layer.module for layer in layers_of(encoder.model)]
+    layers = [layer.module for layer in get_layers(encoder.model)]
 
     def count(*_: object) -> None:
         counts.append(sum(not isinstance(next(layer.parameters()), DTensor) for layer in layers))

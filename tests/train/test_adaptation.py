@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from bellm.backbone.attention import opened
-from bellm.backbone.layers import depth_of
-from bellm.backbone.packed import PackedModel
+from bellm.backbone.architecture import count_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.packed_model import PackedModel
 from bellm.engine.packed import Packed
 from bellm.engine.padded import pad
 from bellm.engine.tokens import Tokens
@@ -127,7 +127,7 @@ def test_impossible_shares_are_refused(share: float) -> None:
 @pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tuple[int, ...], packs: bool) -> None:
-    model = opened(tiny(name), layers)
+    model = open_layers(tiny(name), layers)
     masked = mask_tokens(TEXTS, Vocabulary(4, torch.arange(3, 99)), generator=seeded())
     ids_BL, mask_BL = pad(masked.ids, 0, CPU)
     labels_BL = torch.full_like(ids_BL, -100)
@@ -140,7 +140,7 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tu
     through: PreTrainedModel | Packed = model
     if packs:
         spans = [(0, len(ids)) for ids in masked.ids]
-        through = Packed(PackedModel(model), Tokens(masked.ids, spans, 0), "last", depth_of(model), begins=False)
+        through = Packed(PackedModel(model), Tokens(masked.ids, spans, 0), "last", count_layers(model), begins=False)
         (order,) = through.batches(order, 1 << 20)
     found = mntp_losses(through, masked, order)
     found = torch.cat(
@@ -201,7 +201,7 @@ def trained(numbers: tuple[int, ...], steps: int) -> LlamaForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = opened(LlamaForCausalLM(config), numbers)
+        model = open_layers(LlamaForCausalLM(config), numbers)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     generator = seeded()
     vocabulary = Vocabulary(BLANK, torch.arange(FIRST, FIRST + SYMBOLS))

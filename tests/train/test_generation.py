@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.backbone.adapters import adapters_off
-from bellm.backbone.layers import decoder_of
+from bellm.backbone.adapters import disable_adapters
+from bellm.backbone.architecture import get_decoder
 from bellm.backbone.states import logits_at
 from bellm.engine.padded import pad
 from bellm.engine.tokens import Tokens
@@ -220,7 +220,7 @@ def test_the_model_is_left_as_it_was_when_its_head_fails(tiny_model: PreTrainedM
     own.lm_head = torch.nn.Linear(7, 7)
     with pytest.raises(RuntimeError):
         response_log_probs(own, ROWS)
-    assert not decoder_of(own)._forward_hooks
+    assert not get_decoder(own)._forward_hooks
 
 
 # Adapters
@@ -322,7 +322,7 @@ def test_adapters_come_back_after_an_error_and_stay_frozen_where_they_were(adapt
         weight.requires_grad_(False)
     flags = [weight.requires_grad for weight in model.parameters()]
     before = by_hand(model, ROWS)
-    with pytest.raises(KeyError), adapters_off(model):
+    with pytest.raises(KeyError), disable_adapters(model):
         assert float((by_hand(model, ROWS) - before).abs().min()) > 1e-3
         raise KeyError
     assert torch.equal(by_hand(model, ROWS), before)
@@ -333,9 +333,9 @@ def test_adapters_come_back_after_an_error_and_stay_frozen_where_they_were(adapt
 @torch.no_grad()
 def test_adapters_that_were_off_stay_off(adapted: Encoder) -> None:
     model = adapted.model
-    with adapters_off(model):
+    with disable_adapters(model):
         before = by_hand(model, ROWS)
-        with adapters_off(model):
+        with disable_adapters(model):
             pass
         assert torch.equal(by_hand(model, ROWS), before)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.backbone.layers import layers_of
+from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, distillation, generation, masking, nested, ranking
+from bellm.tensors.losses import contrastive, distillation, masking, nested, ranking
 from bellm.train.embedded import Embedded, Written, embedded
 from bellm.train.examples import Example
 from bellm.train.learner import Learner
@@ -121,14 +121,16 @@ def test_grl_is_the_weighted_sum(batch: Embedded, preference: str) -> None:
     means = sums / 4
     joint = Grl(preference=preference, weights=(2.0, 3.0, 5.0)).joint(batch, Written(sums, means, reference))
     losses: dict[str, Callable[[], Tensor]] = {
-        "dpo": lambda: generation.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
-        "kto": lambda: generation.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "dpo": lambda: preference.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "kto": lambda: preference.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
         "sft": lambda: -means[:, 0].mean(),
     }
     cosines = torch.stack(
         [torch.cosine_similarity(batch.anchors_BD, each) for each in (batch.positives_PD, batch.negatives_ND)], 1
     )
-    wanted = 2 * Contrastive()(batch) + 3 * losses[preference]() + 5 * generation.alignment(cosines, means)
+    wanted = (
+        2 * Contrastive()(batch) + 3 * losses[preference]() + 5 * preference.retrieval_generation_kl(cosines, means)
+    )
     torch.testing.assert_close(joint, wanted)
 
 
@@ -153,7 +155,7 @@ def test_a_step_with_checkpoints_has_the_same_gradients(
 ) -> None:
     encoder = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
     calls: list[int] = []
-    layers_of(encoder.model)[1].attention[0].register_forward_hook(lambda *_: calls.append(1))
+    get_layers(encoder.model)[1].attention[0].register_forward_hook(lambda *_: calls.append(1))
     found: list[Tensor] = []
     for checkpointing in (False, True):
         calls.clear()

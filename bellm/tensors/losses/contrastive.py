@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bellm.tensors.losses.cosines import cosine
-from bellm.tensors.losses.inputs import check_rows, owned, owners
+from bellm.tensors.losses.cosines import cosine_matrix
+from bellm.tensors.losses.validation import check_rows, owned, owners
 
 
 def info_nce(
@@ -49,7 +49,7 @@ def info_nce(
     owners_P = owners(owners_P, anchors_BD, positives_PD)
     positives = len(positives_PD)
     candidates_CD = positives_PD if negatives_ND is None else torch.cat([positives_PD, negatives_ND])
-    scores_BC = cosine(anchors_BD, candidates_CD) / temperature
+    scores_BC = cosine_matrix(anchors_BD, candidates_CD) / temperature
     left_out_BC = owned(owners_P, *scores_BC.shape)
     if ignored_BC is not None:
         left_out_BC = left_out_BC | ignored_BC
@@ -88,7 +88,7 @@ def in_batch_graded(
     """
     check_rows(left=left_BD, right=right_BD, labels=labels_B)
     texts_TD = torch.cat([left_BD, right_BD])
-    scores_TT = cosine(texts_TD, texts_TD) / temperature
+    scores_TT = cosine_matrix(texts_TD, texts_TD) / temperature
     itself_TT = torch.eye(len(texts_TD), dtype=torch.bool, device=texts_TD.device)
     partners_T = torch.arange(len(texts_TD), device=texts_TD.device).roll(len(left_BD))
     loss_T = functional.cross_entropy(scores_TT.masked_fill(itself_TT, -torch.inf), partners_T, reduction="none")

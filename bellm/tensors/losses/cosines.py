@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def wide(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """The tensor in float32 where it came in half precision, else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def unit(vectors_ND: Tensor) -> Tensor:
+def normalize(vectors_ND: Tensor) -> Tensor:
     """Vectors at length 1; zeros stay zeros."""
-    return functional.normalize(wide(vectors_ND), dim=-1)
+    return functional.normalize(upcast(vectors_ND), dim=-1)
 
 
-def cosine(left_ND: Tensor, right_MD: Tensor) -> Tensor:
+def cosine_matrix(left_ND: Tensor, right_MD: Tensor) -> Tensor:
     """Cosine of every left row with every right row, shape (N, M).
 
     >>> cosine(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
@@ -26,9 +26,9 @@ def cosine(left_ND: Tensor, right_MD: Tensor) -> Tensor:
     """
     # Autocast would bring the product, and only the product, back to half precision.
     with torch.autocast(left_ND.device.type, enabled=False):
-        return unit(left_ND) @ unit(right_MD).T
+        return normalize(left_ND) @ normalize(right_MD).T
 
 
-def paired_cosine(left_ND: Tensor, right_ND: Tensor) -> Tensor:
+def row_cosines(left_ND: Tensor, right_ND: Tensor) -> Tensor:
     """Cosine of each left row with the right row of the same number, shape (N,)."""
-    return (unit(left_ND) * unit(right_ND)).sum(-1)
+    return (normalize(left_ND) * normalize(right_ND)).sum(-1)

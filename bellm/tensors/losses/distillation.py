@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.cosines import cosine, paired_cosine, wide
-from bellm.tensors.losses.inputs import check_rows
+from bellm.tensors.losses.cosines import cosine_matrix, row_cosines, upcast
+from bellm.tensors.losses.validation import check_rows
 
 
 def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
         raise BellmError(
             f"Vectors of widths {widths} have no cosine. Use similarity_kl for a teacher of another width."
         )
-    return (1 - paired_cosine(student_BD, teacher_BD.detach())).mean()
+    return (1 - row_cosines(student_BD, teacher_BD.detach())).mean()
 
 
 def similarity_kl(student_BD: Tensor, teacher_BE: Tensor, *, temperature: float = 0.05) -> Tensor:
@@ -53,7 +53,7 @@ def similarity_kl(student_BD: Tensor, teacher_BE: Tensor, *, temperature: float 
     check_rows(3, student=student_BD, teacher=teacher_BE)
     others_BB = ~torch.eye(len(student_BD), dtype=torch.bool, device=student_BD.device)
     student_BC, teacher_BC = (
-        cosine(vectors, vectors)[others_BB].view(len(vectors), -1) for vectors in (student_BD, teacher_BE)
+        cosine_matrix(vectors, vectors)[others_BB].view(len(vectors), -1) for vectors in (student_BD, teacher_BE)
     )
     return score_kl(student_BC, teacher_BC, temperature=temperature)
 
@@ -76,7 +76,7 @@ def score_kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 1.0
         BellmError: No queries, fewer than two candidates, or scores that do not match.
     """
     _check_lists(student_BC, teacher_BC)
-    student_BC, teacher_BC = wide(student_BC) / temperature, wide(teacher_BC.detach()) / temperature
+    student_BC, teacher_BC = upcast(student_BC) / temperature, upcast(teacher_BC.detach()) / temperature
     return functional.kl_div(
         student_BC.log_softmax(1), teacher_BC.log_softmax(1), reduction="batchmean", log_target=True
     )
@@ -99,7 +99,7 @@ def margin_mse(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
         BellmError: No queries, no negative, or scores that do not match.
     """
     _check_lists(student_BC, teacher_BC)
-    student_BC, teacher_BC = wide(student_BC), wide(teacher_BC.detach())
+    student_BC, teacher_BC = upcast(student_BC), upcast(teacher_BC.detach())
     return functional.mse_loss(student_BC[:, :1] - student_BC[:, 1:], teacher_BC[:, :1] - teacher_BC[:, 1:])
 
 

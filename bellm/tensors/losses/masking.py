@@ -8,8 +8,8 @@ Shapes: B anchors, P positives, N hard negatives, C = P + N candidates, D width 
 import torch
 from torch import Tensor
 
-from bellm.tensors.losses.cosines import cosine
-from bellm.tensors.losses.inputs import check_rows, owned, owners
+from bellm.tensors.losses.cosines import cosine_matrix
+from bellm.tensors.losses.validation import check_rows, owned, owners
 
 
 def false_negatives(
@@ -43,7 +43,7 @@ def false_negatives(
     """
     owners_P = owners(owners_P, guide_anchors_BD, guide_positives_PD)
     guides = [guide_positives_PD] if guide_negatives_ND is None else [guide_positives_PD, guide_negatives_ND]
-    cosines_BC = cosine(guide_anchors_BD, torch.cat(guides))
+    cosines_BC = cosine_matrix(guide_anchors_BD, torch.cat(guides))
     owned_BC = owned(owners_P, *cosines_BC.shape)
     positive_B1 = cosines_BC.masked_fill(~owned_BC, torch.inf).amin(1, keepdim=True)
     return (cosines_BC >= positive_B1 - margin) & ~owned_BC

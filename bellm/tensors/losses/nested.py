@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.cosines import unit
+from bellm.tensors.losses.cosines import normalize
 
 Loss = Callable[..., Tensor]
 
@@ -113,8 +113,8 @@ def compression(full_ND: Tensor, dims: int, *, temperature: float = 1.0) -> Tens
         BellmError: Vectors narrower than `dims`.
     """
     (slim_NK,) = _begin([full_ND], dims)
-    slim_NK = unit(slim_NK)
-    target_NK = unit(_components(full_ND.detach(), dims))
+    slim_NK = normalize(slim_NK)
+    target_NK = normalize(_components(full_ND.detach(), dims))
     divergence = functional.kl_div(
         (slim_NK / temperature).log_softmax(1),
         (target_NK / temperature).log_softmax(1),
@@ -126,7 +126,7 @@ def compression(full_ND: Tensor, dims: int, *, temperature: float = 1.0) -> Tens
 
 def _components(full_ND: Tensor, dims: int) -> Tensor:
     """Coordinates on the `dims` longest principal axes."""
-    unit_ND = unit(full_ND)
+    unit_ND = normalize(full_ND)
     left_NR, lengths_R, _ = torch.linalg.svd(unit_ND, full_matrices=False)
     coordinates_NK = (left_NR * lengths_R)[:, :dims]
     coordinates_NK = functional.pad(coordinates_NK, (0, dims - coordinates_NK.shape[1]))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bellm.errors import BellmError
 from bellm.tensors.losses.contrastive import in_batch_graded, info_nce
-from bellm.tensors.losses.cosines import paired_cosine, unit, wide
-from bellm.tensors.losses.inputs import check_choice, check_rows
+from bellm.tensors.losses.cosines import normalize, row_cosines, upcast
+from bellm.tensors.losses.validation import check_choice, check_rows
 
 AngleForm = Literal["released", "published"]
 """AnglE's angle objective as its authors' code has it, or as their paper has it; see `angle`."""
@@ -35,7 +35,7 @@ def cosent(left_BD: Tensor, right_BD: Tensor, labels_B: Tensor, *, temperature: 
         BellmError: No pairs, or not as many left, right and labels.
     """
     check_rows(left=left_BD, right=right_BD, labels=labels_B)
-    return _in_order(paired_cosine(left_BD, right_BD) / temperature, labels_B)
+    return _in_order(row_cosines(left_BD, right_BD) / temperature, labels_B)
 
 
 def angle(
@@ -79,9 +79,9 @@ def angle(
     if left_BD.shape[-1] % 2:
         raise BellmError(f"Vectors of width {left_BD.shape[-1]} have no two halves. AnglE needs an even width.")
     if form == "released":
-        real_BH, imaginary_BH = _quotient(unit(left_BD), unit(right_BD))
+        real_BH, imaginary_BH = _quotient(normalize(left_BD), normalize(right_BD))
         return _in_order((real_BH + imaginary_BH).sum(1).abs() / temperature, labels_B)
-    real_BH, imaginary_BH = _quotient(wide(left_BD), wide(right_BD))
+    real_BH, imaginary_BH = _quotient(upcast(left_BD), upcast(right_BD))
     return _in_order(-torch.atan2(imaginary_BH, real_BH).abs().mean(1) / temperature, labels_B)
 
 

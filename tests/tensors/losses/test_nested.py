@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from bellm.errors import BellmError
 from bellm.tensors.losses.contrastive import info_nce
-from bellm.tensors.losses.cosines import cosine
+from bellm.tensors.losses.cosines import cosine_matrix
 from bellm.tensors.losses.nested import compression, espresso, over_dimensions
 from bellm.tensors.losses.ranking import cosent
 
@@ -46,8 +46,10 @@ def test_labels_settings_and_nothing_are_passed_on() -> None:
     found = over_dimensions(cosent, [3])(ANCHORS, POSITIVES, labels, temperature=0.5)
     assert found == cosent(ANCHORS[:, :3], POSITIVES[:, :3], labels, temperature=0.5)
     pairs = torch.eye(6, dtype=torch.bool)  # Of two dimensions, and no vectors.
-    found = over_dimensions(lambda left, right, mask: cosine(left, right)[mask].sum(), [3])(ANCHORS, POSITIVES, pairs)
-    assert found == cosine(ANCHORS[:, :3], POSITIVES[:, :3]).diagonal().sum()
+    found = over_dimensions(lambda left, right, mask: cosine_matrix(left, right)[mask].sum(), [3])(
+        ANCHORS, POSITIVES, pairs
+    )
+    assert found == cosine_matrix(ANCHORS[:, :3], POSITIVES[:, :3]).diagonal().sum()
     ignored = torch.eye(6, dtype=torch.bool).roll(1, 1)
     found = over_dimensions(info_nce, [3])(ANCHORS, POSITIVES, None, ignored_BC=ignored)
     assert found == info_nce(ANCHORS[:, :3], POSITIVES[:, :3], ignored_BC=ignored)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.cosines import wide
-from bellm.tensors.losses.inputs import check_choice, check_rows
+from bellm.tensors.losses.cosines import upcast
+from bellm.tensors.losses.validation import check_choice, check_rows
 
 PreferenceForm = Literal["sigmoid", "hinge", "ipo"]
 Direction = Literal["paper", "reverse"]
@@ -29,7 +29,7 @@ def token_log_probs(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
     tensor([[ 0.0000, -0.6931, -0.2877]])
     """
     next_BL = ids_BL[:, 1:]
-    losses_N = functional.cross_entropy(wide(logits_BLV[:, :-1]).flatten(0, 1), next_BL.flatten(), reduction="none")
+    losses_N = functional.cross_entropy(upcast(logits_BLV[:, :-1]).flatten(0, 1), next_BL.flatten(), reduction="none")
     return functional.pad(-losses_N.view_as(next_BL), (1, 0))
 
 
@@ -44,7 +44,7 @@ def response_sums(log_probs_BL: Tensor, mask_BL: Tensor) -> Tensor:
         BellmError: A response is empty or holds the first token, or the mask has another shape.
     """
     _check_mask(log_probs_BL, mask_BL)
-    return wide(log_probs_BL).masked_fill(~mask_BL, 0.0).sum(1)
+    return upcast(log_probs_BL).masked_fill(~mask_BL, 0.0).sum(1)
 
 
 def response_means(log_probs_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def kto_pair(
     return (1 - torch.sigmoid(beta * torch.cat([good_B, bad_B]))).mean()
 
 
-def alignment(
+def retrieval_generation_kl(
     retrieval_BC: Tensor,
     generation_BC: Tensor,
     *,
@@ -193,8 +193,8 @@ def alignment(
         raise BellmError(f"Scores of shapes {came}. Give both a row a query, of two or more candidates.")
     retrieval_BC = retrieval_BC.detach() if detached == "retrieval" else retrieval_BC
     generation_BC = generation_BC.detach() if detached == "generation" else generation_BC
-    found_BC = (wide(retrieval_BC) / temperature).log_softmax(1)
-    written_BC = wide(generation_BC).log_softmax(1)
+    found_BC = (upcast(retrieval_BC) / temperature).log_softmax(1)
+    written_BC = upcast(generation_BC).log_softmax(1)
     of_BC, from_BC = (found_BC, written_BC) if direction == "paper" else (written_BC, found_BC)
     return functional.kl_div(from_BC, of_BC, reduction="batchmean", log_target=True)
 
@@ -203,7 +203,7 @@ def _gains(*log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Policy less reference, of the chosen and of the rejected responses."""
     names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
     check_rows(**dict(zip(names, log_probs, strict=True)))
-    policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B = map(wide, log_probs)
+    policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B = map(upcast, log_probs)
     return policy_chosen_B - reference_chosen_B.detach(), policy_rejected_B - reference_rejected_B.detach()
 
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.attention import open_layers
-from bellm.backbone.layers import layers_of
-from bellm.backbone.states import device_of, token_states
-from bellm.directions import describe
-from bellm.errors import DirectionError
+from bellm.backbone.architecture import get_layers
+from bellm.backbone.attention import get_open_layers
+from bellm.backbone.states import input_device, token_states
+from bellm.errors import LayerError
+from bellm.layer_spec import format_layers
 
-PROBE_TOKENS = 24
+NUM_SAMPLE_TOKENS = 24
 
 
 @dataclass(frozen=True)
-class Sight:
+class LayerLeakage:
     """What one layer sees, as largest relative change of its update at the tokens that were not touched."""
 
     future: float
@@ -35,58 +35,59 @@ class Sight:
 
 
 @torch.inference_mode()
-def sights(model: PreTrainedModel, ids: Sequence[int]) -> list[Sight]:
+def measure_leakage(model: PreTrainedModel, ids: Sequence[int]) -> list[LayerLeakage]:
     """Measure every decoder layer on one text of an even number of tokens."""
-    ids_1L = torch.tensor([list(ids)], device=device_of(model))
+    ids_1L = torch.tensor([list(ids)], device=input_device(model))
     calls = _record(model, ids_1L)
-    return [_sight(layer.module, len(ids), *calls[layer.number]) for layer in layers_of(model)]
+    return [_sight(layer.module, len(ids), *calls[layer.number]) for layer in get_layers(model)]
 
 
-def check_open(model: PreTrainedModel, ids: Sequence[int]) -> None:
+def check_open_layers(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """Make sure that the open layers, and only they, see the future.
 
     Raises:
         DirectionError: An open layer stays causal, or a closed layer sees the future.
     """
-    chosen = set(open_layers(model))
+    chosen = set(get_open_layers(model))
     if not chosen:
         return
     name = type(model).__name__
     try:
-        measured = sights(model, ids)
+        measured = measure_leakage(model, ids)
     except (RuntimeError, IndexError) as error:
-        raise DirectionError(
-            f"{name} cannot run with layers {describe(sorted(chosen))} open this way: {error}"
+        raise LayerError(
+            f"{name} cannot run with layers {format_layers(sorted(chosen))} open this way: {error}"
         ) from error
-    seen = {number for number, sight in enumerate(measured) if sight.future > tolerance(model)}
+    seen = {number for number, sight in enumerate(measured) if sight.future > leakage_tolerance(model)}
     if blind := chosen - seen:
-        raise DirectionError(
-            f"Layers {describe(sorted(blind))} of {name} were opened but still do not see the future: this attention "
-            "does not heed its mask (a built-in triangle, for instance). bellm will not pass it off as bidirectional."
+        raise LayerError(
+            f"Layers {format_layers(sorted(blind))} of {name} were opened but still do not see the future: this "
+            "attention does not heed its mask (a built-in triangle, for instance). bellm will not pass it off as "
+            "bidirectional."
         )
     if leaky := seen - chosen:
-        raise DirectionError(
-            f"Layers {describe(sorted(leaky))} of {name} see the future although they were not opened. The model is "
-            "not causal to begin with; bellm cannot say what opening would mean."
+        raise LayerError(
+            f"Layers {format_layers(sorted(leaky))} of {name} see the future although they were not opened. The model "
+            "is not causal to begin with; bellm cannot say what opening would mean."
         )
 
 
-def tolerance(model: PreTrainedModel) -> float:
+def leakage_tolerance(model: PreTrainedModel) -> float:
     """Relative change below which a layer counts as untouched: rounding, as in experts that share a product."""
     return 1e-5 if model.dtype == torch.float32 else 1e-2
 
 
-def probe_ids(model: PreTrainedModel) -> list[int]:
+def sample_token_ids(model: PreTrainedModel) -> list[int]:
     """Token ids for a probe, spread over the vocabulary and away from its special tokens at the start."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    return [(7 + 131 * number) % (vocabulary - 7) + 7 for number in range(PROBE_TOKENS)]
+    return [(7 + 131 * number) % (vocabulary - 7) + 7 for number in range(NUM_SAMPLE_TOKENS)]
 
 
 def _record(model: PreTrainedModel, ids_1L: Tensor) -> dict[int, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Arguments of every decoder layer's call while the model reads the text."""
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     with ExitStack() as hooks:
-        for layer in layers_of(model):
+        for layer in get_layers(model):
 
             def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = layer.number) -> None:
                 calls[number] = args, kwargs
@@ -97,7 +98,7 @@ def _record(model: PreTrainedModel, ids_1L: Tensor) -> dict[int, tuple[tuple[Any
     return calls
 
 
-def _sight(layer: nn.Module, num_tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sight:
+def _sight(layer: nn.Module, num_tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerLeakage:
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     axis = list(hidden.shape).index(num_tokens, 1)
     half = num_tokens // 2 + 1  # Odd, so that chunks of even length lie across it.
@@ -120,4 +121,4 @@ def _sight(layer: nn.Module, num_tokens: int, args: tuple[Any, ...], kwargs: dic
     future = (by_token(update(slice(half, None)) - plain) / scale)[:half]
     past = (by_token(update(slice(half)) - plain) / scale)[half:]
     seen = torch.nonzero(future > 1e-5)
-    return Sight(future.max().item(), past.max().item(), half - int(seen[0]) if len(seen) else 0)
+    return LayerLeakage(future.max().item(), past.max().item(), half - int(seen[0]) if len(seen) else 0)

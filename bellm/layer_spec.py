@@ -7,7 +7,7 @@ Grammar: `none`, `all`, `last:K`, `first:K`, `every:K`, and lists of numbers and
 import re
 from collections.abc import Callable, Sequence
 
-from bellm.errors import DirectionError
+from bellm.errors import LayerError
 from bellm.types import PoolingName, Reading
 
 GRAMMAR = "none, all, last:K, first:K, every:K, or layers such as 0-7 or 3,5,28-29"
@@ -19,7 +19,7 @@ _COUNTED: dict[str, Callable[[int, int], range]] = {
 }
 
 
-def parse(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
+def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
     """Resolve a direction map into sorted layer numbers.
 
     Args:
@@ -48,10 +48,10 @@ def parse(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
         return _counted(counted[1], int(counted[2]), num_layers)
     if re.fullmatch(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*", word):
         return tuple(sorted({layer for part in word.split(",") for layer in _range(part, num_layers, spec)}))
-    raise DirectionError(f"Direction map {spec!r} cannot be read. Write {GRAMMAR}.")
+    raise LayerError(f"Direction map {spec!r} cannot be read. Write {GRAMMAR}.")
 
 
-def describe(layers: Sequence[int]) -> str:
+def format_layers(layers: Sequence[int]) -> str:
     """Write resolved layers in the grammar, as short as it gets.
 
     >>> describe((3, 5, 28, 29))
@@ -66,7 +66,9 @@ def describe(layers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
 
 
-def no_op(layers: Sequence[int], *, num_layers: int, reading: Reading, pooling: PoolingName, layer: int) -> str | None:
+def no_op_reason(
+    layers: Sequence[int], *, num_layers: int, reading: Reading, pooling: PoolingName, layer: int
+) -> str | None:
     """Say why looking both ways cannot change the vectors, or None when it can.
 
     The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
@@ -87,8 +89,8 @@ def no_op(layers: Sequence[int], *, num_layers: int, reading: Reading, pooling: 
     effective = [number for number in layers if number < computed]
     if not effective:
         reason = (
-            f"Layers {describe(layers)} are open, but the state that is pooled (layer={layer}) is taken below them: "
-            "nothing changes. Open lower layers or pool a later state."
+            f"Layers {format_layers(layers)} are open, but the state that is pooled (layer={layer}) is taken below "
+            "them: nothing changes. Open lower layers or pool a later state."
         )
     elif pooling == "last" and (effective == [computed - 1] or (reading == "parallel" and len(effective) == 1)):
         reason = (
@@ -106,7 +108,7 @@ _BESIDE = " (The vectors are not the causal model's: a layer beside the stack is
 def _counted(word: str, count: int, num_layers: int) -> tuple[int, ...]:
     lowest = 1 if word == "every" else 0
     if not lowest <= count <= num_layers:
-        raise DirectionError(
+        raise LayerError(
             f"Direction map '{word}:{count}' does not fit: the model has {num_layers} layers, so K runs from "
             f"{lowest} to {num_layers}."
         )
@@ -116,7 +118,7 @@ def _counted(word: str, count: int, num_layers: int) -> tuple[int, ...]:
 def _range(part: str, num_layers: int, spec: str) -> range:
     first, _, last = part.strip().partition("-")
     if last and int(last) < int(first):
-        raise DirectionError(f"Range {part.strip()!r} runs backwards. Write the lower layer first.")
+        raise LayerError(f"Range {part.strip()!r} runs backwards. Write the lower layer first.")
     _within((int(first), int(last or first)), num_layers, spec)
     return range(int(first), int(last or first) + 1)
 
@@ -124,7 +126,7 @@ def _range(part: str, num_layers: int, spec: str) -> range:
 def _within(layers: Sequence[int], num_layers: int, spec: str) -> tuple[int, ...]:
     for layer in layers:
         if not 0 <= layer < num_layers:
-            raise DirectionError(
+            raise LayerError(
                 f"Direction map {spec!r} names layer {layer}, but the model has {num_layers} layers "
                 f"(0 to {num_layers - 1})."
             )

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.attention import opened, plain_twin
-from bellm.backbone.layers import layers_of, text_config
+from bellm.backbone.architecture import get_layers, get_text_config
+from bellm.backbone.attention import causal_copy, open_layers
 from bellm.backbone.states import token_states
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-class LooksAhead:
+class FutureAttention:
     """Measures single texts; shares the model's weights."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Make two twins that give their attention weights, a causal one and one with all layers open."""
-        numbers = [layer.number for layer in layers_of(model) if layer.can_open]
-        self._causal = _eager(plain_twin(model))
-        self._open = layers_of(_eager(opened(model, numbers)))
+        numbers = [layer.number for layer in get_layers(model) if layer.can_open]
+        self._causal = _eager(causal_copy(model))
+        self._open = get_layers(_eager(open_layers(model, numbers)))
 
     @torch.inference_mode()
-    def shares(self, ids_1L: Tensor) -> list[float | None]:
+    def future_attention_mass(self, ids_1L: Tensor) -> list[float | None]:
         """Share of its attention that each layer alone would pay to later tokens, 0 to 1.
 
         Mean over heads and over all tokens but the last, which has none after it. The layers below stay causal. None
@@ -36,7 +36,7 @@ class LooksAhead:
         """
         found: list[float | None] = [None] * len(self._open)
         with ExitStack() as hooks:
-            for layer, other in zip(layers_of(self._causal), self._open, strict=True):
+            for layer, other in zip(get_layers(self._causal), self._open, strict=True):
                 for module, twin in zip(layer.attention, other.attention, strict=True):
                     hook = partial(_look, found, layer.number, twin)
                     hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
@@ -61,5 +61,5 @@ def _look(
 
 
 def _eager(model: Model) -> Model:
-    text_config(model)._attn_implementation_internal = "eager"  # type: ignore[attr-defined]
+    get_text_config(model)._attn_implementation_internal = "eager"  # type: ignore[attr-defined]
     return model

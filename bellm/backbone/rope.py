@@ -7,12 +7,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def sets_frequencies_anew(model: PreTrainedModel) -> bool:
+def has_dynamic_frequencies(model: PreTrainedModel) -> bool:
     """Whether a forward pass of the model changes its rotary frequencies, so that two cannot run at once."""
     return any(kind in ("dynamic", "longrope") for kind, _ in _rotary(model))
 
 
-def short_context(model: PreTrainedModel) -> int | None:
+def longrope_short_context(model: PreTrainedModel) -> int | None:
     """Most tokens for which longrope (arXiv 2402.13753) takes its short factors; None where there is no longrope.
 
     transformers goes by the longest text of a batch, and gives a short one beside a long one the long factors.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.attention import plain_twin
-from bellm.backbone.layers import decoder_of, layers_of
+from bellm.backbone.architecture import get_decoder, get_layers
+from bellm.backbone.attention import causal_copy
 
 
 @dataclass
@@ -43,17 +43,17 @@ class _Exits:
         return output
 
 
-def with_exits(model: PreTrainedModel) -> PreTrainedModel:
+def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:
     """A causal twin, for `all_states`: its state after layer k is what the first k layers alone would give.
 
     This is what dropping layers from the top means in BeLLM's degradation experiment (arXiv 2311.05296): the final
     norm stays. `all_states` of the model itself has the states before that norm. The twin takes memory for K times the
     states of a batch, and one call at a time.
     """
-    copied = plain_twin(model)
-    layers = layers_of(copied)
+    copied = causal_copy(model)
+    layers = get_layers(copied)
     exits = _Exits(len(layers))
     for layer in layers:
         layer.module.register_forward_hook(partial(exits.keep, layer.number))
-    decoder_of(copied).register_forward_hook(exits.part)
+    get_decoder(copied).register_forward_hook(exits.part)
     return copied

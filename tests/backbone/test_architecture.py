@@ -3,8 +3,8 @@ from tiny import ARCHITECTURES, NO_ATTENTION, tiny
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from bellm.backbone.layers import decoder_of, layers_of, parameters_of
-from bellm.errors import DirectionError
+from bellm.backbone.architecture import forward_parameters, get_decoder, get_layers
+from bellm.errors import LayerError
 from tests.decoders import CASES, decoder
 
 NESTED = ("hrm_text",)
@@ -29,7 +29,7 @@ def model_of(name: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_kind_says_what_a_layer_mixes_tokens_with(name: str) -> None:
-    layers = layers_of(model_of(name))
+    layers = get_layers(model_of(name))
     assert [layer.kind for layer in layers] == KINDS[name]
     assert [layer.can_open for layer in layers] == [":" in kind or kind == "full" for kind in KINDS[name]]
     assert [layer.number for layer in layers] == list(range(4))
@@ -37,28 +37,28 @@ def test_kind_says_what_a_layer_mixes_tokens_with(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
 def test_each_layer_with_attention_has_one_module_that_takes_a_mask(name: str) -> None:
-    for layer in layers_of(model_of(name)):
+    for layer in get_layers(model_of(name)):
         assert len(layer.attention) == layer.can_open
-        assert all("attention_mask" in parameters_of(module) for module in layer.attention)
+        assert all("attention_mask" in forward_parameters(module) for module in layer.attention)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - NESTED))
 def test_decoder_is_found_in_every_architecture(name: str) -> None:
     model = tiny(name)
-    assert decoder_of(model) is not model
-    assert "input_ids" in parameters_of(decoder_of(model))
-    layers = layers_of(model)
+    assert get_decoder(model) is not model
+    assert "input_ids" in forward_parameters(get_decoder(model))
+    layers = get_layers(model)
     assert len(layers) >= 2
     assert any(layer.can_open for layer in layers)
 
 
 def test_decoder_is_found_without_a_head() -> None:
     bare = model_of("llama").model
-    assert decoder_of(bare) is bare
-    assert isinstance(layers_of(bare)[2].attention[0], LlamaAttention)
+    assert get_decoder(bare) is bare
+    assert isinstance(get_layers(bare)[2].attention[0], LlamaAttention)
 
 
 @pytest.mark.parametrize("name", [*NO_ATTENTION, *NESTED])
 def test_a_purely_recurrent_or_nested_model_is_refused(name: str) -> None:
-    with pytest.raises(DirectionError, match="has no single list of decoder layers with attention"):
-        layers_of(tiny(name))
+    with pytest.raises(LayerError, match="has no single list of decoder layers with attention"):
+        get_layers(tiny(name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from bellm.errors import DirectionError
+from bellm.errors import LayerError
 
 # Softmax attention by the names in use; "lightning" and "delta" attention are linear recurrences.
 _ATTENTION = re.compile(r"(?<!Lightning)(?<!Delta)(Attention\d*|MLA)$")
@@ -15,7 +15,7 @@ _MIXER = re.compile(r"(Mixer|Conv|DeltaNet|MambaLayer|RecurrentBlock|Attention)$
 
 
 @dataclass(frozen=True)
-class Layer:
+class DecoderLayer:
     """One decoder layer."""
 
     number: int
@@ -31,12 +31,12 @@ class Layer:
         return bool(self.attention)
 
 
-def text_config(model: PreTrainedModel) -> object:
+def get_text_config(model: PreTrainedModel) -> object:
     """Configuration of the text decoder, also inside a multimodal model."""
     return model.config.get_text_config(decoder=True)
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
+def get_decoder(model: nn.Module) -> nn.Module:
     """The module that embeds ids and runs the decoder layers, without a language-model head.
 
     Raises:
@@ -45,17 +45,17 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return _find(model)[0]
 
 
-def layers_of(model: PreTrainedModel) -> tuple[Layer, ...]:
+def get_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
     """All decoder layers, first to last.
 
     Raises:
         DirectionError: No list of decoder layers is found.
     """
-    config = text_config(model)
+    config = get_text_config(model)
     return tuple(_layer(number, module, config) for number, module in enumerate(_find(model)[1]))
 
 
-def depth_of(model: nn.Module) -> int:
+def count_layers(model: nn.Module) -> int:
     """Number of decoder layers.
 
     Raises:
@@ -64,7 +64,7 @@ def depth_of(model: nn.Module) -> int:
     return len(_find(model)[1])
 
 
-def parameters_of(module: nn.Module) -> dict[str, inspect.Parameter]:
+def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     """Parameters of a module's forward, by name, without `self`."""
     return dict(inspect.signature(module.forward).parameters)
 
@@ -74,18 +74,18 @@ def _find(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     for owner in model.modules():
         for stack in owner.children():
             if isinstance(stack, nn.ModuleList) and any(map(_attention_in, stack)):
-                if "input_ids" in parameters_of(owner):
+                if "input_ids" in forward_parameters(owner):
                     return owner, stack
                 break
-    raise DirectionError(
+    raise LayerError(
         f"{type(model).__name__} has no single list of decoder layers with attention: bellm opens attention layers, "
         "and purely recurrent or nested models have none."
     )
 
 
-def _layer(number: int, module: nn.Module, config: object) -> Layer:
+def _layer(number: int, module: nn.Module, config: object) -> DecoderLayer:
     attention = _attention_in(module)
-    return Layer(number, module, attention, _kind(number, attention[0], config) if attention else _mixer(module))
+    return DecoderLayer(number, module, attention, _kind(number, attention[0], config) if attention else _mixer(module))
 
 
 def _attention_in(layer: nn.Module) -> tuple[nn.Module, ...]:
@@ -98,7 +98,7 @@ def _attention_in(layer: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _takes_mask(module: nn.Module) -> bool:
-    return "attention_mask" in parameters_of(module)
+    return "attention_mask" in forward_parameters(module)
 
 
 def _kind(number: int, attention: nn.Module, config: object) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.attention import plain_twin
-from bellm.backbone.layers import decoder_of, layers_of
-from bellm.errors import DirectionError
+from bellm.backbone.architecture import get_decoder, get_layers
+from bellm.backbone.attention import causal_copy
+from bellm.errors import LayerError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -28,7 +28,7 @@ _places: ContextVar[tuple[Tensor, Tensor]] = ContextVar("places")
 """Where the placeholder and the last token of each row stand, (B,) each. Every call says it anew, in its own thread."""
 
 
-def prepended(model: Model, depth: int, token_id: int) -> Model:
+def with_token_prepending(model: Model, depth: int, token_id: int) -> Model:
     """Give a causal model that shares every weight with this one and fills the placeholders of its rows.
 
     Rows may be padded on either side. A row without a placeholder is read as by the model itself.
@@ -42,14 +42,14 @@ def prepended(model: Model, depth: int, token_id: int) -> Model:
     Raises:
         DirectionError: The model has no such layer.
     """
-    copied = plain_twin(model)
-    layers = layers_of(copied)
+    copied = causal_copy(model)
+    layers = get_layers(copied)
     if not 1 <= depth <= len(layers):
-        raise DirectionError(
+        raise LayerError(
             f"Token Prepending in {depth} layers does not fit: the model has {len(layers)} layers, so give 1 to "
             f"{len(layers)}."
         )
-    decoder_of(copied).register_forward_pre_hook(partial(_find, token_id), with_kwargs=True)
+    get_decoder(copied).register_forward_pre_hook(partial(_find, token_id), with_kwargs=True)
     for layer in layers[1:depth]:
         layer.module.register_forward_pre_hook(_fill, with_kwargs=True)
     return copied

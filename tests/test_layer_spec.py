@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellm.directions import describe, no_op, parse
-from bellm.errors import DirectionError
+from bellm.errors import LayerError
+from bellm.layer_spec import format_layers, no_op_reason, parse_layers
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from bellm.errors import DirectionError
     ],
 )
 def test_the_grammar(spec: str | list[int], layers: tuple[int, ...]) -> None:
-    assert parse(spec, 12) == layers
+    assert parse_layers(spec, 12) == layers
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_the_grammar(spec: str | list[int], layers: tuple[int, ...]) -> None:
     ],
 )
 def test_a_bad_map_is_one_clear_line(spec: str | list[int], said: str) -> None:
-    with pytest.raises(DirectionError, match=said) as caught:
-        parse(spec, 12)
+    with pytest.raises(LayerError, match=said) as caught:
+        parse_layers(spec, 12)
     assert "\n" not in str(caught.value)
 
 
 @given(st.sets(st.integers(0, 39)))
 def test_what_is_described_is_parsed_back(layers: set[int]) -> None:
-    assert parse(describe(sorted(layers)), 40) == tuple(sorted(layers))
+    assert parse_layers(format_layers(sorted(layers)), 40) == tuple(sorted(layers))
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_what_is_described_is_parsed_back(layers: set[int]) -> None:
 def test_the_no_op_is_recognised(
     layers: tuple[int, ...], reading: str, pooling: str, layer: int, changes_nothing: bool
 ) -> None:
-    reason = no_op(layers, num_layers=12, reading=reading, pooling=pooling, layer=layer)  # type: ignore[arg-type]
+    reason = no_op_reason(layers, num_layers=12, reading=reading, pooling=pooling, layer=layer)  # type: ignore[arg-type]
     assert (reason is not None) == changes_nothing

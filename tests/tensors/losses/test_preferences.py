@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.cosines import cosine
-from bellm.tensors.losses.generation import (
+from bellm.tensors.losses.cosines import cosine_matrix
+from bellm.tensors.losses.preferences import (
     PreferenceForm,
-    alignment,
     dpo,
     kto_pair,
     response_means,
     response_sums,
+    retrieval_generation_kl,
     sft,
     token_log_probs,
 )
@@ -114,15 +114,17 @@ def divergence(of: Tensor, from_: Tensor) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_alignment_in_both_directions(temperature: float) -> None:
     found, written = (RETRIEVAL / temperature).softmax(1), GENERATION.softmax(1)
-    torch.testing.assert_close(alignment(RETRIEVAL, GENERATION, temperature=temperature), divergence(found, written))
-    reverse = alignment(RETRIEVAL, GENERATION, temperature=temperature, direction="reverse")
+    torch.testing.assert_close(
+        retrieval_generation_kl(RETRIEVAL, GENERATION, temperature=temperature), divergence(found, written)
+    )
+    reverse = retrieval_generation_kl(RETRIEVAL, GENERATION, temperature=temperature, direction="reverse")
     torch.testing.assert_close(reverse, divergence(written, found))
     assert not torch.isclose(reverse, divergence(found, written))
 
 
 def test_both_sides_of_the_alignment_learn_by_its_closed_form() -> None:
     retrieval, generation = RETRIEVAL.clone().requires_grad_(), GENERATION.clone().requires_grad_()
-    alignment(retrieval, generation, temperature=0.5).backward()
+    retrieval_generation_kl(retrieval, generation, temperature=0.5).backward()
     found, written = (RETRIEVAL / 0.5).softmax(1), GENERATION.softmax(1)
     ratio = (found / written).log()
     own = found * (ratio - (found * ratio).sum(1, keepdim=True)) / 0.5 / 4
@@ -134,10 +136,10 @@ def test_both_sides_of_the_alignment_learn_by_its_closed_form() -> None:
 @pytest.mark.parametrize("direction", ["paper", "reverse"])
 def test_a_detached_side_does_not_learn_and_the_other_learns_the_same(direction: Any) -> None:
     free = [part.clone().requires_grad_() for part in (RETRIEVAL, GENERATION)]
-    alignment(*free, direction=direction).backward()
+    retrieval_generation_kl(*free, direction=direction).backward()
     for side, other in ((0, 1), (1, 0)):
         held = [part.clone().requires_grad_() for part in (RETRIEVAL, GENERATION)]
-        alignment(*held, direction=direction, detached=("retrieval", "generation")[side]).backward()
+        retrieval_generation_kl(*held, direction=direction, detached=("retrieval", "generation")[side]).backward()
         assert held[side].grad is None
         torch.testing.assert_close(held[other].grad, free[other].grad)
 
@@ -152,8 +154,10 @@ def test_every_term_of_grl_reaches_the_weights() -> None:
         "sft": sft(log_probs, MASK),
         **{form: dpo(chosen[None], rejected[None], zero, zero, form=form) for form in ("sigmoid", "ipo")},  # type: ignore[arg-type]
         "kto": kto_pair(chosen[None], rejected[None], zero, zero),
-        "retrieval": alignment(cosine((LOGITS @ weights)[:1, 0], (LOGITS @ weights)[1:, 0]), GENERATION[:1, :2]),
-        "generation": alignment(RETRIEVAL[:1], response_means(log_probs, MASK)[None]),
+        "retrieval": retrieval_generation_kl(
+            cosine_matrix((LOGITS @ weights)[:1, 0], (LOGITS @ weights)[1:, 0]), GENERATION[:1, :2]
+        ),
+        "generation": retrieval_generation_kl(RETRIEVAL[:1], response_means(log_probs, MASK)[None]),
     }
     for name, term in terms.items():
         (gradient,) = torch.autograd.grad(term, weights, retain_graph=True)
@@ -163,14 +167,14 @@ def test_every_term_of_grl_reaches_the_weights() -> None:
 def test_planted_query_and_passage_come_to_agree() -> None:
     retrieval = torch.tensor([[0.2, 0.3, 0.1]], requires_grad=True)
     generation = torch.tensor([[-3.0, -1.0, -2.0]], requires_grad=True)
-    before = alignment(retrieval, generation)
+    before = retrieval_generation_kl(retrieval, generation)
     for _ in range(200):
-        gradients = torch.autograd.grad(alignment(retrieval, generation), (retrieval, generation))
+        gradients = torch.autograd.grad(retrieval_generation_kl(retrieval, generation), (retrieval, generation))
         retrieval, generation = (
             (part - rate * gradient).detach().requires_grad_()
             for part, rate, gradient in zip((retrieval, generation), (1e-3, 0.3), gradients, strict=True)
         )
-    assert alignment(retrieval, generation) < 1e-2 * before
+    assert retrieval_generation_kl(retrieval, generation) < 1e-2 * before
 
 
 def test_half_precision_is_computed_in_full() -> None:
@@ -180,7 +184,7 @@ def test_half_precision_is_computed_in_full() -> None:
     assert dpo(*halves) == dpo(*(part.float() for part in halves))
     assert kto_pair(*halves) == kto_pair(*(part.float() for part in halves))
     scores = RETRIEVAL.bfloat16(), GENERATION.bfloat16()
-    assert alignment(*scores) == alignment(scores[0].float(), scores[1].float())
+    assert retrieval_generation_kl(*scores) == retrieval_generation_kl(scores[0].float(), scores[1].float())
 
 
 def test_responses_without_a_likelihood_are_refused() -> None:
@@ -204,10 +208,10 @@ def test_what_cannot_be_compared_is_refused() -> None:
             loss(*GAINS[:, :0])
     for scores in ((RETRIEVAL[:, :1], GENERATION[:, :1]), (RETRIEVAL, GENERATION[:3]), (RETRIEVAL[:0], GENERATION[:0])):
         with pytest.raises(BellmError, match="two or more candidates"):
-            alignment(*scores)
+            retrieval_generation_kl(*scores)
     with pytest.raises(BellmError, match="form='simpo' is not known"):
         dpo(*GAINS, form="simpo")  # type: ignore[arg-type]
     with pytest.raises(BellmError, match=r"direction='upstream' is not known\. Choose from paper, reverse"):
-        alignment(RETRIEVAL, GENERATION, direction="upstream")  # type: ignore[arg-type]
+        retrieval_generation_kl(RETRIEVAL, GENERATION, direction="upstream")  # type: ignore[arg-type]
     with pytest.raises(BellmError, match="detached='both' is not known"):
-        alignment(RETRIEVAL, GENERATION, detached="both")  # type: ignore[arg-type]
+        retrieval_generation_kl(RETRIEVAL, GENERATION, detached="both")  # type: ignore[arg-type]

@@ -25,21 +25,21 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bellm.backbone.attention import LookBothWays, open_layers, rejoin, twin
-from bellm.backbone.layers import Layer, decoder_of, layers_of, text_config
-from bellm.backbone.states import check_head, only
-from bellm.errors import DirectionError
-from bellm.tensors.packing import Packing, Reach
+from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config
+from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, remove_branches, shared_copy
+from bellm.backbone.states import check_lm_head, select_states
+from bellm.errors import LayerError
+from bellm.tensors.packing import MaskSpec, Packing
 
 _NAME = "bellm_packed"
 
 
-class Unpackable(DirectionError):  # noqa: N818 - a property of a model
+class NotPackableError(LayerError):
     """A model whose texts cannot be laid end to end; the message says why."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class LayerRange:
     """What the layers of one part of the stack work on."""
 
     rows_N: Tensor | None
@@ -49,22 +49,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """What goes through the model in one forward pass."""
 
     ids_M: Tensor
     """The beginning's tokens, and those of the batch."""
     positions_M: Tensor
-    shared: Stage
+    shared: LayerRange
     """Up to the first open layer: every beginning once."""
-    whole: Stage | None
+    whole: LayerRange | None
     """From the first open layer on: every text in full. None where no layer opens, or the first does."""
-    pooled: Stage | None
+    pooled: LayerRange | None
     """The last layer's queries; None where every state is wanted."""
 
 
 @dataclass(frozen=True)
-class Beginning:
+class SharedPrefix:
     """What all texts begin with, computed once: nothing that follows has an influence on it."""
 
     keys: tuple[Tensor, ...]
@@ -72,12 +72,12 @@ class Beginning:
     values: tuple[Tensor, ...]
     states_PD: Tensor
     """What the first open layer gets; the last states where no layer is open."""
-    aside_PD: Tensor | None
+    other_branch_PD: Tensor | None
     """Of the other branch, where there are two and a layer opens."""
 
 
 @dataclass(frozen=True)
-class Reached:
+class LayerState:
     """How far the causal layers have brought a batch: the same for every model of the same weights that opens later."""
 
     layer: int
@@ -86,15 +86,15 @@ class Reached:
 
 
 @dataclass
-class _Pass:
+class _ForwardPass:
     """One forward pass under way."""
 
-    batch: Batch
-    beginning: Beginning | None
+    batch: PackedBatch
+    beginning: SharedPrefix | None
     stop: int
     """The layer before which to stop; the depth for the model's own end."""
     windows: tuple[int | None, ...]
-    stage: Stage
+    stage: LayerRange
     layer: int = 0
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Keys and values of the layers so far, without the beginning's."""
@@ -107,25 +107,25 @@ class _Pass:
     """The first layer to run."""
     entering_ND: Tensor | None = None
     """What the first layer to run gets; None for the token embeddings."""
-    trunk_ND: Tensor | None = None
+    first_open_input_ND: Tensor | None = None
     """What has reached the first open layer, beginnings once."""
-    aside_ND: Tensor | None = None
+    other_branch_ND: Tensor | None = None
     """States of the branch that the layer under way is not of; None where there are no branches, or no more."""
-    aside_is_open: bool = True
+    other_branch_is_open: bool = True
 
     def sum_of(self, states_ND: Tensor) -> Tensor:
         """Of both branches."""
-        return states_ND if self.aside_ND is None else states_ND + self.aside_ND
+        return states_ND if self.other_branch_ND is None else states_ND + self.other_branch_ND
 
 
-class _Reached(Exception):  # noqa: N818 - news, not an error
+class _StopForward(Exception):  # noqa: N818 - news, not an error
     """All that is wanted has been computed."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
 
 
-_pass: ContextVar[_Pass] = ContextVar("pass")
+_pass: ContextVar[_ForwardPass] = ContextVar("pass")
 
 
 class PackedModel:
@@ -142,37 +142,37 @@ class PackedModel:
         Raises:
             Unpackable: Something in the model does not know where a text ends.
         """
-        layers = layers_of(model)
-        how = str(text_config(model)._attn_implementation)  # type: ignore[attr-defined]
+        layers = get_layers(model)
+        how = str(get_text_config(model)._attn_implementation)  # type: ignore[attr-defined]
         _refuse(layers, how)
-        opened = open_layers(model)
+        opened = get_open_layers(model)
         self.depth = len(layers)
         self.num_shared = opened[0] if opened else self.depth
         self.windows = tuple(_window(layer) for layer in layers)
-        self.model = twin(model)
-        branches = rejoin(self.model)
+        self.model = shared_copy(model)
+        branches = remove_branches(self.model)
         AttentionInterface.register(f"{_NAME}_{how}", _ATTENTION[how])
-        text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
-        for layer in layers_of(self.model):
+        get_text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
+        for layer in get_layers(self.model):
             before = _Before(layer.number, self.num_shared, branches, layer.number in opened)
             layer.module.register_forward_pre_hook(before, with_kwargs=True)
             layer.module.forward = _Skippable(layer)
             if branches and layer.number == self.depth - 1:
                 layer.module.register_forward_hook(_added)
-        decoder_of(self.model).register_forward_hook(_predicting)
+        get_decoder(self.model).register_forward_hook(_predicting)
 
-    def begin(self, batch: Batch, stop: int) -> Beginning:
+    def prefill(self, batch: PackedBatch, stop: int) -> SharedPrefix:
         """Compute what all texts begin with, given as a batch of one text."""
-        run = _Pass(batch, None, min(self.num_shared, stop), self.windows, batch.shared)
+        run = _ForwardPass(batch, None, min(self.num_shared, stop), self.windows, batch.shared)
         states_PD = self._run(run)
         keys, values = zip(*run.kept, strict=True) if run.kept else ((), ())
         if stop > self.num_shared:
-            return Beginning(keys, values, states_PD, run.aside_ND)
-        return Beginning(keys, values, run.sum_of(states_PD), None)
+            return SharedPrefix(keys, values, states_PD, run.other_branch_ND)
+        return SharedPrefix(keys, values, run.sum_of(states_PD), None)
 
     def states(
-        self, batch: Batch, beginning: Beginning | None, stop: int, known: "Reached | None" = None
-    ) -> tuple[Tensor, "Reached | None"]:
+        self, batch: PackedBatch, beginning: SharedPrefix | None, stop: int, known: "LayerState | None" = None
+    ) -> tuple[Tensor, "LayerState | None"]:
         """States before layer `stop`, or the final, normed ones for the depth: (rows of the last stage, D).
 
         Args:
@@ -184,36 +184,36 @@ class PackedModel:
         Returns:
             The states, and what reached the first open layer, if one opened below `stop`.
         """
-        run = _Pass(batch, beginning, stop, self.windows, batch.shared)
+        run = _ForwardPass(batch, beginning, stop, self.windows, batch.shared)
         if known:
             assert known.layer <= self.num_shared
             run.start, run.entering_ND = known.layer, known.states_ND
         states = run.sum_of(self._run(run))
-        return states, None if run.trunk_ND is None else Reached(self.num_shared, run.trunk_ND)
+        return states, None if run.first_open_input_ND is None else LayerState(self.num_shared, run.first_open_input_ND)
 
-    def logits(self, batch: Batch, rows_C: Tensor) -> Tensor:
+    def logits(self, batch: PackedBatch, rows_C: Tensor) -> Tensor:
         """Logits at some rows of the last stage, (C, V), with whatever the model does around its head.
 
         Raises:
             BellmError: The model has no language-model head.
         """
-        check_head(self.model)
-        run = _Pass(batch, None, self.depth, self.windows, batch.shared, predicts_C=rows_C)
+        check_lm_head(self.model)
+        run = _ForwardPass(batch, None, self.depth, self.windows, batch.shared, predicts_C=rows_C)
         with _under_way(run):
             logits_1CV: Tensor = self.model(**_inputs(batch)).logits
         return logits_1CV[0]
 
-    def _run(self, run: _Pass) -> Tensor:
+    def _run(self, run: _ForwardPass) -> Tensor:
         with _under_way(run):
             try:
-                states: Tensor = decoder_of(self.model)(**_inputs(run.batch)).last_hidden_state[0]
-            except _Reached as news:
+                states: Tensor = get_decoder(self.model)(**_inputs(run.batch)).last_hidden_state[0]
+            except _StopForward as news:
                 states = news.tensors[0]
         return states
 
 
 @contextmanager
-def _under_way(run: _Pass) -> Iterator[None]:
+def _under_way(run: _ForwardPass) -> Iterator[None]:
     token = _pass.set(run)
     try:
         yield
@@ -221,7 +221,7 @@ def _under_way(run: _Pass) -> Iterator[None]:
         _pass.reset(token)
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
+def _inputs(batch: PackedBatch) -> dict[str, Any]:
     ids_1M, positions_1M = batch.ids_M[None], batch.positions_M[None]
     return {"input_ids": ids_1M, "position_ids": positions_1M, "use_cache": False, "return_dict": True}
 
@@ -229,7 +229,7 @@ def _inputs(batch: Batch) -> dict[str, Any]:
 def _predicting(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Forward hook of the decoder: hands its head what is to be predicted from."""
     rows_C = _pass.get().predicts_C
-    return output if rows_C is None else only(output, (0, rows_C))
+    return output if rows_C is None else select_states(output, (0, rows_C))
 
 
 @dataclass
@@ -253,24 +253,24 @@ class _Before:
         if self.number == run.start:
             embeddings = _rows(states, run.stage.rows_N)
             states = embeddings if run.entering_ND is None else run.entering_ND
-            run.aside_ND = embeddings if self.branches else None
+            run.other_branch_ND = embeddings if self.branches else None
         if self.number == self.num_shared and run.batch.whole:
-            run.trunk_ND = states
+            run.first_open_input_ND = states
             run.stage = run.batch.whole
-            begun, aside = (run.beginning.states_PD, run.beginning.aside_PD) if run.beginning else (None, None)
+            begun, aside = (run.beginning.states_PD, run.beginning.other_branch_PD) if run.beginning else (None, None)
             states = _rows(_behind(begun, states), run.stage.rows_N)
-            if run.aside_ND is not None:
-                run.aside_ND = _rows(_behind(aside, run.aside_ND), run.stage.rows_N)
+            if run.other_branch_ND is not None:
+                run.other_branch_ND = _rows(_behind(aside, run.other_branch_ND), run.stage.rows_N)
         if self.number == run.stop:
-            raise _Reached(states)
-        if run.aside_ND is not None and self.is_open == run.aside_is_open:
-            states, run.aside_ND, run.aside_is_open = run.aside_ND, states, not self.is_open
+            raise _StopForward(states)
+        if run.other_branch_ND is not None and self.is_open == run.other_branch_is_open:
+            states, run.other_branch_ND, run.other_branch_is_open = run.other_branch_ND, states, not self.is_open
         rows_N = run.stage.rows_N
         if self.number == run.stop - 1 and run.batch.pooled:
             run.answers_for = _keys(run, layer, call.on(states, rows_N))
             run.stage = run.batch.pooled
             states = _rows(states, run.stage.rows_N)
-            run.aside_ND = None if run.aside_ND is None else _rows(run.aside_ND, run.stage.rows_N)
+            run.other_branch_ND = None if run.other_branch_ND is None else _rows(run.other_branch_ND, run.stage.rows_N)
             rows_N = run.stage.rows_N if rows_N is None else _rows(rows_N, run.stage.rows_N)
         return call.on(states, rows_N)
 
@@ -279,14 +279,14 @@ def _added(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Forward hook of the last layer: adds the other branch."""
     run = _pass.get()
     states = output if isinstance(output, Tensor) else output[0]
-    states, run.aside_ND = run.sum_of(states), None
+    states, run.other_branch_ND = run.sum_of(states), None
     return states if isinstance(output, Tensor) else (states, *output[1:])
 
 
 class _Skippable:
     """Forward of a decoder layer, left out in a pass that starts behind it."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: DecoderLayer) -> None:
         self._number = layer.number
         self._own = vars(layer.module).get("forward")  # Of libraries that place a layer's weights as it runs.
         self._module = ref(layer.module)  # A cycle would keep the weights until the garbage is collected.
@@ -342,32 +342,34 @@ def _behind(begun_PD: Tensor | None, states_ND: Tensor) -> Tensor:
     return states_ND if begun_PD is None else torch.cat([begun_PD, states_ND])
 
 
-def _keys(run: _Pass, layer: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _keys(run: _ForwardPass, layer: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer, and nothing else of it."""
     run.stops_at_keys = True
     try:
         layer.forward(*call[0], **call[1])
-    except _Reached as news:
+    except _StopForward as news:
         keys, values = news.tensors
         return keys, values
     finally:
         run.stops_at_keys = False
-    raise Unpackable("its attention does not go through transformers' attention interface")
+    raise NotPackableError("its attention does not go through transformers' attention interface")
 
 
-def _refuse(layers: Sequence[Layer], how: str) -> None:
+def _refuse(layers: Sequence[DecoderLayer], how: str) -> None:
     if how not in _ATTENTION:
-        raise Unpackable(f"attention={how!r} leaves padding out in its own way")
+        raise NotPackableError(f"attention={how!r} leaves padding out in its own way")
     for layer in layers:
         if len(layer.attention) > 1:
-            raise Unpackable(f"layer {layer.number} has {len(layer.attention)} attention modules")
+            raise NotPackableError(f"layer {layer.number} has {len(layer.attention)} attention modules")
         if not layer.attention or not (layer.kind == "full" or layer.kind.startswith("sliding:")):
-            raise Unpackable(f"layer {layer.number} is of kind {layer.kind}, which does not know where a text ends")
+            raise NotPackableError(
+                f"layer {layer.number} is of kind {layer.kind}, which does not know where a text ends"
+            )
 
 
-def _window(layer: Layer) -> int | None:
+def _window(layer: DecoderLayer) -> int | None:
     opened = any(
-        isinstance(hook, LookBothWays) and not hook.keep_window
+        isinstance(hook, BidirectionalMaskHook) and not hook.keep_window
         for hook in layer.attention[0]._forward_pre_hooks.values()
     )
     return None if opened or layer.kind == "full" else int(layer.kind.removeprefix("sliding:"))
@@ -388,15 +390,15 @@ def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, N
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         if attention_mask is not None or len(query) != 1:
-            raise Unpackable("its attention wants a mask of its own")
+            raise NotPackableError("its attention wants a mask of its own")
         run = _pass.get()
         key_MGE, value_MGE = _seen(run, key[0].transpose(0, 1), value[0].transpose(0, 1))
         query_NHE = query[0].transpose(0, 1)
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = run.windows[run.layer]
         if sliding_window not in (None, window):
-            raise Unpackable(f"layer {run.layer} has windows of {window} and of {sliding_window}")
-        reach = Reach(bool(causal), window)
+            raise NotPackableError(f"layer {run.layer} has windows of {window} and of {sliding_window}")
+        reach = MaskSpec(bool(causal), window)
         packing = run.stage.packing
         if base is not None and query.device.type == "cpu" and kwargs.get("position_bias") is None:
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -424,7 +426,7 @@ def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, N
     return attention
 
 
-def _seen(run: _Pass, key_NGE: Tensor, value_NGE: Tensor) -> tuple[Tensor, Tensor]:
+def _seen(run: _ForwardPass, key_NGE: Tensor, value_NGE: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values that a layer's queries may see, the beginning's among them."""
     if run.answers_for:
         return run.answers_for
@@ -433,7 +435,7 @@ def _seen(run: _Pass, key_NGE: Tensor, value_NGE: Tensor) -> tuple[Tensor, Tenso
         key_NGE = torch.cat([run.beginning.keys[run.layer], key_NGE])
         value_NGE = torch.cat([run.beginning.values[run.layer], value_NGE])
     if run.stops_at_keys:
-        raise _Reached(key_NGE, value_NGE)
+        raise _StopForward(key_NGE, value_NGE)
     return key_NGE, value_NGE
 
 

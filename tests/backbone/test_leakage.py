@@ -1,0 +1,92 @@
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny
+from torch import nn
+
+from bellm.backbone.architecture import get_layers
+from bellm.backbone.attention import BidirectionalMaskHook, open_layers, shared_copy
+from bellm.backbone.leakage import NUM_SAMPLE_TOKENS, check_open_layers, measure_leakage, sample_token_ids
+from bellm.errors import LayerError
+from tests.decoders import decoder
+
+
+def sees_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a wrong mask would do: hand a layer a mask that allows every pair."""
+    return args, {**kwargs, "attention_mask": None, "is_causal": False}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "bloom", "qwen3_moe"])
+def test_untouched_model_sees_the_past_alone(name: str) -> None:
+    model = decoder(name, "eager")
+    for sight in measure_leakage(model, sample_token_ids(model)):
+        assert sight.future <= 1e-6
+        assert sight.past > 1e-2
+        assert sight.reach == 0
+
+
+def test_reach_counts_the_tokens_ahead_that_a_window_lets_in() -> None:
+    model = open_layers(decoder("gemma3_text"), (0, 1))
+    assert [sight.reach for sight in measure_leakage(model, sample_token_ids(model))] == [3, 13, 0, 0]
+
+
+def test_causal_model_needs_no_check() -> None:
+    model = decoder("llama")
+    check_open_layers(model, [])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "llama4_text", "qwen3_next", "mpt"])
+def test_open_layers_pass(name: str) -> None:
+    model = decoder(name, "eager")
+    check_open_layers(open_layers(model, (1, 3)), sample_token_ids(model))
+    check_open_layers(open_layers(model, (3,), reading="parallel"), sample_token_ids(model))
+
+
+def test_built_in_triangle_is_not_passed_off_as_bidirectional() -> None:
+    model = open_layers(tiny("gpt_neo"), (2, 3))
+    with pytest.raises(LayerError, match="Layers 2-3 of GPTNeoForCausalLM were opened but still do not see"):
+        check_open_layers(model, sample_token_ids(model))
+
+
+def test_hook_that_does_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_layers(decoder("llama", "eager"), (1, 2))
+    monkeypatch.setattr(BidirectionalMaskHook, "__call__", lambda self, module, args, kwargs: (args, kwargs))
+    with pytest.raises(LayerError, match="Layers 1-2 of LlamaForCausalLM were opened but still"):
+        check_open_layers(model, sample_token_ids(model))
+
+
+def test_closed_layer_that_sees_the_future_is_found_out() -> None:
+    model = shared_copy(open_layers(decoder("llama"), (1,)))
+    get_layers(model)[3].attention[0].register_forward_pre_hook(sees_everything, with_kwargs=True)
+    with pytest.raises(LayerError, match="Layers 3 of LlamaForCausalLM see the future although"):
+        check_open_layers(model, sample_token_ids(model))
+
+
+def test_model_that_cannot_run_open_is_refused_with_its_own_words() -> None:
+    model = open_layers(decoder("llama"), (1,))
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    get_layers(model)[2].module.register_forward_pre_hook(breaks)
+    with pytest.raises(LayerError, match=r"cannot run with layers 1 open this way: shapes do not fit"):
+        check_open_layers(model, sample_token_ids(model))
+
+
+def test_measuring_leaves_no_hook_behind() -> None:
+    model = decoder("llama")
+    measure_leakage(model, sample_token_ids(model))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_probe_ids_are_many_different_tokens_of_the_vocabulary() -> None:
+    ids = sample_token_ids(decoder("llama"))
+    assert len(ids) == NUM_SAMPLE_TOKENS
+    assert len(set(ids)) == NUM_SAMPLE_TOKENS
+    assert all(7 <= number < 99 for number in ids)
+
+
+def test_bfloat16_rounding_is_not_taken_for_a_leak() -> None:
+    model = tiny("qwen3_moe").to(torch.bfloat16)
+    check_open_layers(open_layers(model, (2, 3)), sample_token_ids(model))
