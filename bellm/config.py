@@ -7,16 +7,16 @@ from typing import Any, get_args
 
 from bellm.errors import SourceError
 from bellm.prompts import Prompt
-from bellm.types import PoolingName, Reading, Window
+from bellm.types import PoolingName, Variant, Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EncoderConfig:
     """Everything that decides an encoder's vectors, next to its weights."""
 
     bidirectional: tuple[int, ...] = ()
     """Open layers, resolved; empty is the causal model."""
-    reading: Reading = "sequential"
+    variant: Variant = "sequential"
     """`sequential`: open layers stay in the stack. `parallel`: they form a branch on the input embeddings."""
     window: Window = "keep"
     """Whether an opened sliding-window layer keeps its window or sees everything."""
@@ -31,7 +31,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse choices outside their closed sets."""
-        for name, allowed in (("reading", Reading), ("window", Window), ("pooling", PoolingName)):
+        for name, allowed in (("variant", Variant), ("window", Window), ("pooling", PoolingName)):
             if getattr(self, name) not in get_args(allowed):
                 raise SourceError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}.")
         if self.max_tokens < 1:
@@ -42,7 +42,7 @@ class Settings:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> "Settings":
+    def from_dict(cls, record: dict[str, Any]) -> "EncoderConfig":
         """Read settings from the JSON object of `bellm.json`; keys of other purposes are left alone.
 
         Raises:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm import folder, layer_spec
+from bellm import layer_spec, saving
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
 from bellm.backbone.attention import causal_copy, get_open_layers, open_layers, shared_copy
 from bellm.backbone.leakage import LayerLeakage, leakage_tolerance, measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.encoder import Encoder
-from bellm.engine.padded import pad
-from bellm.engine.proof import packed
-from bellm.engine.tokens import stand_in
+from bellm.engine.packing_check import check_packing
+from bellm.engine.padded import pad_rows
+from bellm.engine.tokenization import fallback_token_id
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
@@ -67,7 +67,7 @@ class Diagnosis:
         return all(check.status != "fail" for check in self.checks)
 
 
-def diagnose(encoder: Encoder, *, saved: folder.Record | None = None) -> Diagnosis:
+def diagnose(encoder: Encoder, *, saved: saving.SavedEncoder | None = None) -> Diagnosis:
     """Examine an encoder: its layers, its invariances, its agreement with transformers, its settings.
 
     Differences are relative: the largest ‖a - b‖ / ‖a‖ over tokens. Load the model in float32 for exact answers.
@@ -76,8 +76,8 @@ def diagnose(encoder: Encoder, *, saved: folder.Record | None = None) -> Diagnos
         encoder: The encoder as it is used.
         saved: What the folder it came from says of it, for the fingerprint.
     """
-    texts = encoder.tokenise(folder.FINGERPRINT_TEXTS).ids
-    rows, checks = examine(encoder.model, texts, stand_in(encoder.tokenizer))
+    texts = encoder.tokenize(saving.FINGERPRINT_TEXTS).ids
+    rows, checks = examine(encoder.model, texts, fallback_token_id(encoder.tokenizer))
     checks += [_settings(encoder, rows), _vectors(encoder), _kinds(rows), _no_op(encoder), _chat_template(encoder)]
     if saved is not None:
         checks.append(_fingerprint(encoder, saved))
@@ -112,7 +112,7 @@ class _Case:
         self, model: PreTrainedModel, texts: Sequence[Sequence[int]], *, left: bool = False, pad_id: int | None = None
     ) -> list[Tensor]:
         """States of the real tokens of each text, run as one batch."""
-        ids_BL, mask_BL = pad(texts, self.pad_id if pad_id is None else pad_id, model.device, left=left)
+        ids_BL, mask_BL = pad_rows(texts, self.pad_id if pad_id is None else pad_id, model.device, left=left)
         hidden_BLD = token_states(model, ids_BL, mask_BL)
         return [hidden_LD[mask_L.bool()].float() for hidden_LD, mask_L in zip(hidden_BLD, mask_BL, strict=True)]
 
@@ -197,7 +197,7 @@ def _backends(case: _Case) -> Check:
 
 
 def _packed(case: _Case) -> Check:
-    name, proof = "packed equals padded", packed(case.model)
+    name, proof = "packed equals padded", check_packing(case.model)
     if not proof.twin:
         return Check(name, "skip", f"texts run in padded batches: {proof.reason}")
     said = "vectors of texts laid end to end that share their beginnings, against padded batches"
@@ -290,7 +290,7 @@ def _directions(rows: Sequence[LayerSight], limit: float) -> Check:
 
 
 def _settings(encoder: Encoder, rows: Sequence[LayerSight]) -> Check:
-    asked = layer_spec.format_layers(encoder.settings.bidirectional)
+    asked = layer_spec.format_layers(encoder.config.bidirectional)
     found = layer_spec.format_layers([row.layer for row in rows if row.is_open])
     name = "the model is what the settings say"
     if asked == found:
@@ -299,7 +299,7 @@ def _settings(encoder: Encoder, rows: Sequence[LayerSight]) -> Check:
 
 
 def _vectors(encoder: Encoder) -> Check:
-    texts = folder.FINGERPRINT_TEXTS
+    texts = saving.FINGERPRINT_TEXTS
     batch = torch.from_numpy(encoder.encode(texts))
     single = torch.from_numpy(encoder.encode(texts[::-1], max_batch_tokens=1)[::-1].copy())
     value, limit = _apart([single], [batch]), _limit(encoder.model)
@@ -323,31 +323,31 @@ def _kinds(rows: Sequence[LayerSight]) -> Check:
 
 
 def _no_op(encoder: Encoder) -> Check:
-    settings = encoder.settings
+    config = encoder.config
     reason = layer_spec.no_op_reason(
-        settings.bidirectional,
+        config.bidirectional,
         num_layers=encoder.num_layers,
-        reading=settings.reading,
-        pooling=settings.pooling,
-        layer=settings.layer,
+        variant=config.variant,
+        pooling=config.pooling,
+        layer=config.layer,
     )
     name = "the open layers reach the vector"
     if reason:
         return Check(name, "warn", reason, "Open lower layers too (last:8), or pool the mean.")
-    return Check(name, "pass", f"pooling {settings.pooling} of state {settings.layer}")
+    return Check(name, "pass", f"pooling {config.pooling} of state {config.layer}")
 
 
 def _chat_template(encoder: Encoder) -> Check:
     name = "no chat template around texts"
-    if encoder.settings.prompt.name == "chat":
+    if encoder.config.prompt.name == "chat":
         return Check(name, "warn", "prompt 'chat' was asked for", "Vectors of other libraries may lack the template.")
     has_one = "the tokenizer has one; it is" if encoder.tokenizer.chat_template else "the tokenizer has none; none is"
     return Check(name, "pass", f"{has_one} not applied")
 
 
-def _fingerprint(encoder: Encoder, saved: folder.Record) -> Check:
-    value = folder.distance(saved.fingerprint, encoder.fingerprint())
-    limit = folder.tolerance(saved.dtype, encoder.dtype_name)
+def _fingerprint(encoder: Encoder, saved: saving.SavedEncoder) -> Check:
+    value = saving.fingerprint_distance(saved.fingerprint, encoder.fingerprint())
+    limit = saving.fingerprint_tolerance(saved.dtype, encoder.dtype_name)
     good = value <= limit
     advice = "" if good else "The weights are not those that were saved. Restore them or save again."
     return Check("fingerprint", "pass" if good else "fail", "vectors as on the day of saving", advice, value, limit)

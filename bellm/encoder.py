@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bellm import folder, layer_spec, prompts
+from bellm import layer_spec, prompts, saving
 from bellm.backbone import loading
 from bellm.backbone.architecture import count_layers, get_layers
 from bellm.backbone.attention import causal_copy, open_layers
 from bellm.backbone.leakage import check_open_layers, sample_token_ids
 from bellm.backbone.states import hidden_size, input_device
-from bellm.config import Settings
-from bellm.engine.embed import Encoded, embed, embed_parts
-from bellm.engine.plan import windows
-from bellm.engine.proof import packed
-from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
+from bellm.config import EncoderConfig
+from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
+from bellm.engine.packing_check import check_packing
+from bellm.engine.plan import chunk_texts
+from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize, warn_truncated
 from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
 from bellm.progress import progress_bar
 from bellm.prompts import Prompt
 from bellm.tensors.similarity import normalize_rows as unit_length
-from bellm.types import PoolingName, Reading, Role, Vectors, Window
+from bellm.types import InputType, PoolingName, Variant, Vectors, Window
 from bellm.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -45,26 +45,26 @@ _MANY = 512  # From here on a person at a terminal wants a progress bar.
 class Encoder:
     """A decoder-only language model that gives one vector for a text.
 
-    Make one with `Encoder.load`; derive another on the same weights with `replace`.
+    Make one with `Encoder.from_pretrained`; derive another on the same weights with `replace`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, name: str
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig, name: str
     ) -> None:
-        """Wrap an open model; `load` and `replace` do this for you."""
+        """Wrap an open model; `from_pretrained` and `replace` do this for you."""
         self._model = model
         self.tokenizer = tokenizer
-        self.settings = settings
+        self.config = config
         self.name = name
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls,
         source: str | Path | PreTrainedModel,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         bidirectional: str | Sequence[int] | None = None,
-        reading: Reading | None = None,
+        variant: Variant | None = None,
         window: Window | None = None,
         prompt: str | Prompt | None = None,
         pooling: PoolingName | None = None,
@@ -78,16 +78,16 @@ class Encoder:
     ) -> "Encoder":
         """Load a model and open the chosen layers.
 
-        A folder or Hub repository that `save` or `push_to_hub` wrote comes back as it was saved, proved by its
-        fingerprint; choices given here are applied after that proof. For any other source, None means the default
-        in brackets. A loaded model is left untouched: the encoder shares its weights.
+        A folder or Hub repository that `save_pretrained` or `push_to_hub` wrote comes back as it was saved, checked by
+        its fingerprint; arguments given here are applied after that check. For any other source, None means the
+        default in brackets. A loaded model is left untouched: the encoder shares its weights.
 
         Args:
             source: Hub id, folder, `.gguf` file, alias (`smollm2`), or a loaded transformers model.
             tokenizer: The tokenizer of a loaded model.
             bidirectional: Which layers look both ways: `none`, `all`, `last:K`, `first:K`, `every:K`, `0-7`,
                 `3,5,28-29`, or layer numbers ("none").
-            reading: `sequential` opens layers in the stack; `parallel` runs them as a branch of their own on the
+            variant: `sequential` opens layers in the stack; `parallel` runs them as a branch of their own on the
                 input embeddings, the paper's literal equation ("sequential").
             window: Whether opened sliding-window layers `keep` their window or `open` it ("keep").
             prompt: A name from `bellm.prompts.PROMPTS`, `instruct:TASK`, `chat` for the tokenizer's own chat
@@ -110,7 +110,7 @@ class Encoder:
         """
         choices: dict[str, Any] = {
             "bidirectional": bidirectional,
-            "reading": reading,
+            "variant": variant,
             "window": window,
             "prompt": prompt,
             "pooling": pooling,
@@ -124,18 +124,18 @@ class Encoder:
             "attention": attention,
             "trust_remote_code": trust_remote_code,
         }
-        place = None if isinstance(source, PreTrainedModel) else folder.locate(str(source))
+        place = None if isinstance(source, PreTrainedModel) else saving.find_saved(str(source))
         if place is None:
             loaded = loading.load_pretrained(source, dtype=dtype, **options)
             limit = loading.max_positions(loaded.model, loaded.tokenizer)
-            start = Settings(prompt=prompts.PROMPTS["prompteol"], pooling="last", max_tokens=limit)
+            start = EncoderConfig(prompt=prompts.PROMPTS["prompteol"], pooling="last", max_tokens=limit)
             plain = cls(causal_copy(loaded.model).eval(), loaded.tokenizer, start, loaded.name)
             encoder = plain.replace(**given, verify=verify)
         else:
-            record = folder.read(place)
-            loaded = folder.load(place, record, dtype=record.dtype if dtype == "auto" else dtype, **options)
-            encoder = cls._open(loaded.model, loaded.tokenizer, record.settings, record.base_model, verify=verify)
-            folder.check(record, encoder.fingerprint(), encoder.dtype_name, str(source))
+            record = saving.read_saved(place)
+            loaded = saving.load_saved(place, record, dtype=record.dtype if dtype == "auto" else dtype, **options)
+            encoder = cls._open(loaded.model, loaded.tokenizer, record.config, record.base_model, verify=verify)
+            saving.check_fingerprint(record, encoder.fingerprint(), encoder.dtype_name, str(source))
             encoder = encoder.replace(**given, verify=verify) if given else encoder
         logger.info("loaded %r", encoder)
         return encoder
@@ -144,7 +144,7 @@ class Encoder:
         self,
         *,
         bidirectional: str | Sequence[int] | None = None,
-        reading: Reading | None = None,
+        variant: Variant | None = None,
         window: Window | None = None,
         prompt: str | Prompt | None = None,
         pooling: PoolingName | None = None,
@@ -154,24 +154,24 @@ class Encoder:
     ) -> "Encoder":
         """Give an encoder on the same weights with other settings; this one stays as it is.
 
-        Arguments are those of `load`; None keeps what this encoder has.
+        Arguments are those of `from_pretrained`; None keeps what this encoder has.
         """
-        plain = {"reading": reading, "window": window, "pooling": pooling, "layer": layer, "max_tokens": max_tokens}
+        plain = {"variant": variant, "window": window, "pooling": pooling, "layer": layer, "max_tokens": max_tokens}
         changes: dict[str, Any] = {name: choice for name, choice in plain.items() if choice is not None}
         if prompt is not None:
             changes["prompt"] = _prompt(prompt, self.tokenizer)
         if bidirectional is not None:
             changes["bidirectional"] = self._openable(layer_spec.parse_layers(bidirectional, self.num_layers))
-        settings = dataclasses.replace(self.settings, **changes)
-        self._refuse_misfits(settings)
-        return self._open(self.model, self.tokenizer, settings, self.name, verify=verify)
+        config = dataclasses.replace(self.config, **changes)
+        self._refuse_misfits(config)
+        return self._open(self.model, self.tokenizer, config, self.name, verify=verify)
 
     def encode(
         self,
         texts: Sequence[str],
         *,
         max_batch_tokens: int | None = None,
-        normalise: bool = False,
+        normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """Embed texts, in their order.
@@ -181,7 +181,7 @@ class Encoder:
         Args:
             texts: Any number of texts; none gives shape (0, width).
             max_batch_tokens: Most tokens in one forward pass; None takes what suits the hardware.
-            normalise: Scale every vector to length 1.
+            normalize: Scale every vector to length 1.
             progress: Show a progress bar; None shows it for long work at a terminal.
 
         Returns:
@@ -193,64 +193,64 @@ class Encoder:
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
-        return self._encode(texts, "text", max_batch_tokens, normalise, progress)
+        return self._encode(texts, "text", max_batch_tokens, normalize, progress)
 
     def encode_query(
         self,
         texts: Sequence[str],
         *,
         max_batch_tokens: int | None = None,
-        normalise: bool = False,
+        normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """Embed queries, with the prompt's query template where it has one; see `encode`."""
-        return self._encode(texts, "query", max_batch_tokens, normalise, progress)
+        return self._encode(texts, "query", max_batch_tokens, normalize, progress)
 
     def encode_document(
         self,
         texts: Sequence[str],
         *,
         max_batch_tokens: int | None = None,
-        normalise: bool = False,
+        normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """Embed documents, with the prompt's document template where it has one; see `encode`."""
-        return self._encode(texts, "document", max_batch_tokens, normalise, progress)
+        return self._encode(texts, "document", max_batch_tokens, normalize, progress)
 
-    def encode_counted(
+    def encode_with_stats(
         self,
         texts: Sequence[str],
         *,
-        role: Role = "text",
+        input_type: InputType = "text",
         max_batch_tokens: int | None = None,
-        normalise: bool = False,
+        normalize: bool = False,
         progress: bool = False,
-    ) -> Encoded:
+    ) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
         check_texts(texts)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
-        template = self.settings.prompt.template_for(role)
+        template = self.config.prompt.template_for(input_type)
         model = self.model
-        rows = (tokenise(self.tokenizer, part, template, self.settings.max_tokens) for part in windows(texts))
+        rows = (tokenize(self.tokenizer, part, template, self.config.max_tokens) for part in chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             each = partial(
-                embed,
+                embed_tokens,
                 model,
-                packed=packed(model).twin if texts else None,
-                pooling=self.settings.pooling,
-                layer=self.settings.layer,
+                packed=check_packing(model).twin if texts else None,
+                pooling=self.config.pooling,
+                layer=self.config.layer,
                 max_batch_tokens=max_batch_tokens,
-                pad_id=stand_in(self.tokenizer),
+                pad_id=fallback_token_id(self.tokenizer),
                 done=done,
             )
-            encoded = embed_parts(rows, each, self.dim)
-        return dataclasses.replace(encoded, vectors=unit_length(encoded.vectors)) if normalise else encoded
+            encoded = embed_chunks(rows, each, self.embedding_dim)
+        return dataclasses.replace(encoded, vectors=unit_length(encoded.vectors)) if normalize else encoded
 
-    def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
+    def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
-        template = self.settings.prompt.template_for(role)
-        return tokenise(self.tokenizer, texts, template, self.settings.max_tokens)
+        template = self.config.prompt.template_for(input_type)
+        return tokenize(self.tokenizer, texts, template, self.config.max_tokens)
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:
@@ -268,12 +268,12 @@ class Encoder:
 
     def fingerprint(self) -> Vectors:
         """Vectors of a few fixed texts, as texts and as queries: what tells this encoder from any other."""
-        texts = folder.FINGERPRINT_TEXTS
+        texts = saving.FINGERPRINT_TEXTS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
             return np.concatenate([self.encode(texts), self.encode_query(texts)])
 
-    def save(self, path: str | Path, *, notes: str = "") -> None:
+    def save_pretrained(self, path: str | Path, *, notes: str = "") -> None:
         """Write weights (safetensors), tokenizer, settings and fingerprint to a new folder.
 
         Of an encoder with adapters that are not merged only these are written: loading it takes the base model too, and
@@ -292,9 +292,9 @@ class Encoder:
 
             loaded = self.replace(verify=False)
             loaded.model = adapters.merge_adapters(copy.deepcopy(self._model))
-        record = folder.Record(self.settings, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
-        with folder.fresh_folder(Path(path)) as draft:
-            folder.write(draft, causal_copy(self._model), self.tokenizer, record, __version__, notes)
+        record = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
+        with saving.atomic_directory(Path(path)) as draft:
+            saving.write_saved(draft, causal_copy(self._model), self.tokenizer, record, __version__, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Save to a Hub repository, made if it is not there; returns the commit's address.
@@ -303,8 +303,8 @@ class Encoder:
             SourceError: The Hub refuses.
         """
         with tempfile.TemporaryDirectory() as parent:
-            self.save(Path(parent) / "encoder")
-            return folder.push(Path(parent) / "encoder", repo_id, private=private, token=token)
+            self.save_pretrained(Path(parent) / "encoder")
+            return saving.push_folder(Path(parent) / "encoder", repo_id, private=private, token=token)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -316,13 +316,13 @@ class Encoder:
         self._model = model
 
     @property
-    def way(self) -> str:
+    def batching_mode(self) -> str:
         """How texts go through the model: `packed` (no padding, shared beginnings once), or `padded` and why."""
-        proof = packed(self.model)
+        proof = check_packing(self.model)
         return "packed" if proof.twin else f"padded: {proof.reason}"
 
     @property
-    def dim(self) -> int:
+    def embedding_dim(self) -> int:
         """Width of the vectors."""
         return hidden_size(self.model)
 
@@ -343,11 +343,11 @@ class Encoder:
 
     def __repr__(self) -> str:
         """Say everything that decides the vectors, in one line."""
-        settings = self.settings
+        config = self.config
         return (
-            f"Encoder({self.name}, open layers {layer_spec.format_layers(settings.bidirectional)} of {self.num_layers} "
-            f"({settings.reading}, windows {settings.window}), prompt {settings.prompt.name}, pooling "
-            f"{settings.pooling}, layer {settings.layer}, at most {settings.max_tokens} tokens, {self.dim} "
+            f"Encoder({self.name}, open layers {layer_spec.format_layers(config.bidirectional)} of {self.num_layers} "
+            f"({config.variant}, windows {config.window}), prompt {config.prompt.name}, pooling "
+            f"{config.pooling}, layer {config.layer}, at most {config.max_tokens} tokens, {self.embedding_dim} "
             f"dimensions, {self.dtype_name} on {self.device})"
         )
 
@@ -356,20 +356,20 @@ class Encoder:
         cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        settings: Settings,
+        config: EncoderConfig,
         name: str,
         *,
         verify: bool,
     ) -> "Encoder":
-        layers = settings.bidirectional
-        model = open_layers(model, layers, reading=settings.reading, window=settings.window)
-        encoder = cls(model, tokenizer, settings, name)
+        layers = config.bidirectional
+        model = open_layers(model, layers, variant=config.variant, window=config.window)
+        encoder = cls(model, tokenizer, config, name)
         reason = layer_spec.no_op_reason(
             layers,
             num_layers=encoder.num_layers,
-            reading=settings.reading,
-            pooling=settings.pooling,
-            layer=settings.layer,
+            variant=config.variant,
+            pooling=config.pooling,
+            layer=config.layer,
         )
         if reason:
             warnings.warn(reason, NoOpWarning, stacklevel=3)
@@ -389,34 +389,39 @@ class Encoder:
             )
         return tuple(number for number in chosen if layers[number].can_open) if len(closed) < len(chosen) else chosen
 
-    def _refuse_misfits(self, settings: Settings) -> None:
+    def _refuse_misfits(self, config: EncoderConfig) -> None:
         depth = self.num_layers
-        if not -depth - 1 <= settings.layer <= depth:
+        if not -depth - 1 <= config.layer <= depth:
             raise BellmError(
-                f"layer={settings.layer} does not exist: the model has states 0 (embeddings) to {depth}, or -1 to "
+                f"layer={config.layer} does not exist: the model has states 0 (embeddings) to {depth}, or -1 to "
                 f"{-depth - 1} from the end."
             )
         limit = loading.max_positions(self.model, self.tokenizer)
-        if settings.max_tokens > limit:
-            raise BellmError(f"max_tokens={settings.max_tokens} is more than the model's {limit} positions.")
+        if config.max_tokens > limit:
+            raise BellmError(f"max_tokens={config.max_tokens} is more than the model's {limit} positions.")
 
     def _encode(
-        self, texts: Sequence[str], role: Role, max_batch_tokens: int | None, normalise: bool, progress: bool | None
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        max_batch_tokens: int | None,
+        normalize: bool,
+        progress: bool | None,
     ) -> Vectors:
-        encoded = self.encode_counted(
+        encoded = self.encode_with_stats(
             texts,
-            role=role,
+            input_type=input_type,
             max_batch_tokens=max_batch_tokens,
-            normalise=normalise,
+            normalize=normalize,
             progress=len(texts) >= _MANY and sys.stderr.isatty() if progress is None else progress,
         )
-        warn_of_cuts(encoded.num_truncated, len(texts), self.settings.max_tokens)
+        warn_truncated(encoded.num_truncated, len(texts), self.config.max_tokens)
         return encoded.vectors
 
 
 def _prompt(prompt: str | Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     if prompt != "chat":
-        return prompts.resolve(prompt)
+        return prompts.resolve_prompt(prompt)
     if not tokenizer.chat_template:
         raise PromptError("prompt='chat' was asked for, but the tokenizer has no chat template.")
     message = [{"role": "user", "content": prompts.SLOT}]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from bellm.errors import LayerError
-from bellm.types import PoolingName, Reading
+from bellm.types import PoolingName, Variant
 
 GRAMMAR = "none, all, last:K, first:K, every:K, or layers such as 0-7 or 3,5,28-29"
 
@@ -67,7 +67,7 @@ def format_layers(layers: Sequence[int]) -> str:
 
 
 def no_op_reason(
-    layers: Sequence[int], *, num_layers: int, reading: Reading, pooling: PoolingName, layer: int
+    layers: Sequence[int], *, num_layers: int, variant: Variant, pooling: PoolingName, layer: int
 ) -> str | None:
     """Say why looking both ways cannot change the vectors, or None when it can.
 
@@ -79,7 +79,7 @@ def no_op_reason(
     Args:
         layers: Open layers.
         num_layers: Number of decoder layers.
-        reading: How the paper is read.
+        variant: How the paper is read.
         pooling: Pooling of the token states.
         layer: Which state is pooled: 0 for the embeddings, k after layer k, negative from the end.
     """
@@ -92,14 +92,14 @@ def no_op_reason(
             f"Layers {format_layers(layers)} are open, but the state that is pooled (layer={layer}) is taken below "
             "them: nothing changes. Open lower layers or pool a later state."
         )
-    elif pooling == "last" and (effective == [computed - 1] or (reading == "parallel" and len(effective) == 1)):
+    elif pooling == "last" and (effective == [computed - 1] or (variant == "parallel" and len(effective) == 1)):
         reason = (
             f"Opening only layer {effective[0]} changes nothing with last-token pooling: the last token of a causal "
             "layer already sees every token. Open more layers (last:8) or pool the mean."
         )
     else:
         return None
-    return f"{reason}{_BESIDE if reading == 'parallel' else ''}"
+    return f"{reason}{_BESIDE if variant == 'parallel' else ''}"
 
 
 _BESIDE = " (The vectors are not the causal model's: a layer beside the stack is no longer in it.)"

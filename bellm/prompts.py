@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bellm.errors import PromptError
-from bellm.types import Role
+from bellm.types import InputType
 
 SLOT = "{text}"
 
@@ -23,9 +23,9 @@ class Prompt:
     document: str | None = None
     """What `encode_document` uses; the template where None."""
 
-    def template_for(self, role: Role) -> str:
+    def template_for(self, input_type: InputType) -> str:
         """The template of a role; `template` where the prompt has none of its own for it."""
-        own = {"text": None, "query": self.query, "document": self.document}[role]
+        own = {"text": None, "query": self.query, "document": self.document}[input_type]
         return self.template if own is None else own
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Prompt:
 _TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
 
-def instruct(task: str = _TASK) -> Prompt:
+def instruct_prompt(task: str = _TASK) -> Prompt:
     """Instruction style of E5-Mistral (arXiv 2401.00368): the task before a query, documents bare."""
     return Prompt("instruct", SLOT, query=f"Instruct: {task}\nQuery: {SLOT}")
 
@@ -63,12 +63,12 @@ PROMPTS: dict[str, Prompt] = {
             'provide additional but less central details. With this in mind , this sentence : "{text}" means in one '
             'word:"',
         ),
-        instruct(),
+        instruct_prompt(),
     )
 }
 
 
-def resolve(prompt: str | Prompt) -> Prompt:
+def resolve_prompt(prompt: str | Prompt) -> Prompt:
     """Turn a name, `instruct:TASK` or a template with a `{text}` slot into a Prompt.
 
     Raises:
@@ -79,7 +79,7 @@ def resolve(prompt: str | Prompt) -> Prompt:
     if prompt in PROMPTS:
         return PROMPTS[prompt]
     if prompt.startswith("instruct:"):
-        return instruct(prompt.removeprefix("instruct:").strip())
+        return instruct_prompt(prompt.removeprefix("instruct:").strip())
     if SLOT in prompt:
         return Prompt("custom", prompt)
     raise PromptError(

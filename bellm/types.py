@@ -11,13 +11,13 @@ Vectors = NDArray[np.float32]
 
 Path = str | PathLike[str]
 
-Reading = Literal["sequential", "parallel"]
+Variant = Literal["sequential", "parallel"]
 """How the paper's equation is read: open layers in the stack, or as a branch of their own beside it."""
 
 Window = Literal["keep", "open"]
 """What an opened sliding-window or chunked layer does with its window."""
 
-Role = Literal["text", "query", "document"]
+InputType = Literal["text", "query", "document"]
 """What a text is to a search; prompts may put queries and documents differently."""
 
 PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "max"]

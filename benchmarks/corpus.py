@@ -58,7 +58,7 @@ def main() -> None:
 def measure(folder: Path, model: str, *, quick: bool) -> dict[str, Any]:
     """All figures."""
     encoder = str(folder / "encoder")
-    tiny_encoder().save(encoder)
+    tiny_encoder().save_pretrained(encoder)
     growth = []
     for lines in QUICK_LINES if quick else LINES:
         corpus = write_lines(folder / f"{lines}.txt", lines)
@@ -91,7 +91,7 @@ def tiny_encoder() -> Encoder:
     torch.manual_seed(0)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
     model = LlamaForCausalLM(config).eval()
-    return Encoder.load(model, tokenizer=wrapped, bidirectional="all", prompt="raw", pooling="mean")
+    return Encoder.from_pretrained(model, tokenizer=wrapped, bidirectional="all", prompt="raw", pooling="mean")
 
 
 def write_lines(path: Path, count: int) -> Path:
@@ -105,7 +105,7 @@ def write_lines(path: Path, count: int) -> Path:
 
 def run_job(encoder: str, corpus: str, out: str) -> None:
     """Embed in this process, and say how long it took and when the first rows were done."""
-    loaded = Encoder.load(encoder)
+    loaded = Encoder.from_pretrained(encoder)
     start = time.perf_counter()
     first: list[float] = []
 
@@ -151,12 +151,12 @@ def resumed(encoder: str, corpus: Path, out: Path) -> dict[str, Any]:
 
 def overhead(model: str, folder: Path, lines: int) -> dict[str, Any]:
     """Share of a run that is not the model's, with four shards; and the same texts encoded in one call."""
-    encoder = Encoder.load(model)
+    encoder = Encoder.from_pretrained(model)
     corpus = write_lines(folder / "overhead.txt", lines)
     texts = corpus.read_text(encoding="utf-8").splitlines()
     encoder.encode(texts[:32])
     start = time.perf_counter()
-    encoder.encode_counted(texts)
+    encoder.encode_with_stats(texts)
     one_call = time.perf_counter() - start
     with timed_spans() as seconds:
         report = embed_corpus(encoder, [str(corpus)], folder / "overhead", shard_rows=lines // 4)

@@ -141,7 +141,7 @@ def main() -> None:
 
 def save_plain(source: str, folder: str) -> None:
     """Write the weights in float32 and the tokenizer without its chat template, for all systems to load."""
-    encoder = Encoder.load(source, dtype="float32")
+    encoder = Encoder.from_pretrained(source, dtype="float32")
     with encoder.causal() as model:
         model.save_pretrained(folder)
     encoder.tokenizer.chat_template = None
@@ -152,7 +152,7 @@ class Bench:
     """The loaded systems."""
 
     def __init__(self, folder: str, dtype: str, *, quick: bool, with_llama_cpp: bool) -> None:
-        self.encoder = Encoder.load(folder, dtype=dtype, max_tokens=MAX_TOKENS)
+        self.encoder = Encoder.from_pretrained(folder, dtype=dtype, max_tokens=MAX_TOKENS)
         self.dtype: torch.dtype = self.encoder.model.dtype
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         self.plain: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=self.dtype).eval()
@@ -168,13 +168,13 @@ class Bench:
         encoder = self.encoder.replace(
             prompt=workload.prompt, pooling=workload.pooling, bidirectional=workload.bidirectional
         )
-        opened = encoder.settings.bidirectional
+        opened = encoder.config.bidirectional
         num = min(len(texts.ids), (24 if workload.documents else 128) // (4 if self.quick else 1))
         reference = np.stack([exact_vector(self.exact, ids, opened, workload.pooling) for ids in texts.ids[:num]])
         causal = "causal" if opened else ""
 
         def one_by_one() -> Vectors:
-            with patch("bellm.engine.abreast._ABREAST", 1):
+            with patch("bellm.engine.concurrency._CONCURRENT_BATCHES", 1):
                 return encoder.encode(texts.bare, progress=False)
 
         ours = System("bellm", lambda: encoder.encode(texts.bare, progress=False), len(texts.bare))

@@ -57,7 +57,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     sets = [part(pairs.read(name, data_folder()), 100 if options.quick else None) for name in suite.STS]
     with tempfile.TemporaryDirectory() as place:
-        encoder = Encoder.load(options.model, prompt="raw", pooling="mean")
+        encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean")
         save_plain(encoder, place)
         peer = foreign(encoder, place)
         batch = best_batch(peer, sets)
@@ -100,7 +100,9 @@ def save_plain(encoder: Encoder, place: str) -> None:
 def foreign(encoder: Encoder, place: str) -> SentenceTransformer:
     """The same model in sentence-transformers."""
     transformer = Transformer(place, model_kwargs={"dtype": encoder.model.dtype})
-    return SentenceTransformer(modules=[transformer, Pooling(encoder.dim, "mean")], device=str(encoder.device))
+    return SentenceTransformer(
+        modules=[transformer, Pooling(encoder.embedding_dim, "mean")], device=str(encoder.device)
+    )
 
 
 def best_batch(model: SentenceTransformer, sets: list[Pairs]) -> int:

@@ -176,7 +176,7 @@ def _check(row: Row, name: str) -> Check:
 
 def _runs_parallel(model: transformers.PreTrainedModel, numbers: Sequence[int]) -> bool:
     try:
-        branched = open_layers(model, numbers, reading="parallel")
+        branched = open_layers(model, numbers, variant="parallel")
         check_open_layers(branched, sample_token_ids(branched))
     except LayerError:
         return False

@@ -16,13 +16,13 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm import Encoder, folder
+from bellm import Encoder, saving
 from bellm.backbone.architecture import get_decoder, get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.states import token_states
 from bellm.doctor import diagnose
-from bellm.engine.padded import pad
-from bellm.engine.tokens import stand_in
+from bellm.engine.padded import pad_rows
+from bellm.engine.tokenization import fallback_token_id
 
 
 def main() -> None:
@@ -35,10 +35,12 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    encoder = Encoder.load(options.model, bidirectional=options.bidirectional, dtype="float32")
+    encoder = Encoder.from_pretrained(options.model, bidirectional=options.bidirectional, dtype="float32")
     diagnosis = diagnose(encoder)
     rows = {check.name: check.value for check in diagnosis.checks if check.value is not None}
-    ids_BL, mask_BL = pad(encoder.tokenise(folder.FINGERPRINT_TEXTS).ids, stand_in(encoder.tokenizer), encoder.device)
+    ids_BL, mask_BL = pad_rows(
+        encoder.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(encoder.tokenizer), encoder.device
+    )
     rows["parallel reading equals the equation"] = parallel_difference(encoder, ids_BL, mask_BL)
     rows["gradients with checkpointing and two forwards"] = gradient_difference(encoder.model, ids_BL, mask_BL)
     table = Table("what", "largest relative difference", title=repr(encoder))
@@ -54,9 +56,9 @@ def main() -> None:
 @torch.no_grad()
 def parallel_difference(encoder: Encoder, ids_BL: Tensor, mask_BL: Tensor) -> float:
     """Distance of the parallel reading to h = norm(closed layers(x) + open layers(x)), layer by layer."""
-    chosen = encoder.settings.bidirectional
+    chosen = encoder.config.bidirectional
     with encoder.causal() as plain:
-        ours_BLD = token_states(open_layers(plain, chosen, reading="parallel"), ids_BL, mask_BL)
+        ours_BLD = token_states(open_layers(plain, chosen, variant="parallel"), ids_BL, mask_BL)
         decoder: Any = get_decoder(plain)
         embedded_BLD = decoder.embed_tokens(ids_BL)
         positions_1L = torch.arange(ids_BL.shape[1])[None]

@@ -69,7 +69,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     pairs = read_pairs(data_folder() / "stsbenchmark" / "sts-test.csv", 300 if options.quick else None)
-    encoder = Encoder.load(options.model, dtype=options.dtype)
+    encoder = Encoder.from_pretrained(options.model, dtype=options.dtype)
     settings = SETTINGS[:3] if options.quick else SETTINGS
     rows = [measure(encoder, pairs, *setting) for setting in settings]
     title = f"STS-Benchmark test, {len(pairs.gold)} pairs, {encoder.name}, {encoder.dtype_name}"

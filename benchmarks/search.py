@@ -29,9 +29,9 @@ from bellm.corpus.index import Index, build
 from bellm.corpus.job import embed_corpus
 from bellm.corpus.recipe import Recipe
 from bellm.corpus.spans import SHARD_ROWS, Span
-from bellm.engine.embed import Encoded
+from bellm.engine.embedding import EncodeResult
 from bellm.errors import TruncationWarning
-from bellm.facts import facts
+from bellm.metadata import encoder_metadata
 from bellm.types import Vectors
 
 MODEL = "smollm2"
@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    encoder = Encoder.load(MODEL, prompt="raw", pooling="mean", max_tokens=64)
+    encoder = Encoder.from_pretrained(MODEL, prompt="raw", pooling="mean", max_tokens=64)
     with tempfile.TemporaryDirectory() as place:
         rows = list(measured(encoder, Path(place), 50_000 if options.quick else options.rows, options.quick))
     Console().print(table(rows))
@@ -91,7 +91,7 @@ def main() -> None:
 
 def measured(encoder: Encoder, place: Path, count: int, quick: bool) -> Iterator[Row]:
     """Both corpora; the second only where its data are."""
-    clusters = Clusters(encoder.dim)
+    clusters = Clusters(encoder.embedding_dim)
     generate(place / "generated", encoder, clusters, count)
     yield measure("generated", place / "generated", clusters.draw(50))
     data = Path(os.environ.get("BELLM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "scifact"
@@ -103,15 +103,15 @@ def measured(encoder: Encoder, place: Path, count: int, quick: bool) -> Iterator
 def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> None:
     """A corpus of drawn vectors in half precision, as if the encoder had given them."""
     (out / shards.FOLDER).mkdir(parents=True)
-    how = Recipe(settings=encoder.settings.digest(), dtype=encoder.dtype_name, vectors="float16")
+    how = Recipe(config=encoder.config.digest(), dtype=encoder.dtype_name, vectors="float16")
     digest = recipe.agree(out, how, encoder)
     written = []
     for first in range(1, count + 1, SHARD_ROWS):
         rows = list(range(first, min(first + SHARD_ROWS, count + 1)))
         span = Span("generated", first, rows, list(map(str, rows)), [""] * len(rows))
-        encoded = Encoded(clusters.draw(len(rows)), 0, 0)
+        encoded = EncodeResult(clusters.draw(len(rows)), 0, 0)
         written.append(shards.write(out / shards.FOLDER, span, encoded, form="float16", keep_text=False, recipe=digest))
-    manifest.finish(out, facts(MODEL, encoder), written)
+    manifest.finish(out, encoder_metadata(MODEL, encoder), written)
 
 
 def embed_scifact(data: Path, out: Path, encoder: Encoder, count: int | None) -> Vectors:

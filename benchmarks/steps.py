@@ -22,9 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import MAX_TOKENS, WORKLOADS, Workload, draw
 
 from bellm import Encoder
-from bellm.engine.packed import Packed
-from bellm.engine.plan import suitable_tokens, without_doubles
-from bellm.engine.proof import packed
+from bellm.engine.packed import PackedRunner
+from bellm.engine.packing_check import check_packing
+from bellm.engine.plan import deduplicate, default_batch_tokens
 
 PRODUCTS = {"aten::mm", "aten::addmm"}
 ATTENTION = {"aten::bmm", "aten::_softmax"}
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    encoder = Encoder.load(options.model, max_tokens=MAX_TOKENS, device="cpu")
+    encoder = Encoder.from_pretrained(options.model, max_tokens=MAX_TOKENS, device="cpu")
     encoder.tokenizer.chat_template = None
     count = 2 if options.quick else 6
     rows = [measure(encoder, workload, options.tokens, count, quick=options.quick) for workload in WORKLOADS]
@@ -79,16 +79,16 @@ def measure(encoder: Encoder, workload: Workload, budget: int | None, count: int
     """Profile the first batches of a workload but one, which warms up."""
     chosen = encoder.replace(prompt=workload.prompt, pooling=workload.pooling, bidirectional=workload.bidirectional)
     texts = draw(workload, encoder.tokenizer, quick=quick)
-    tokens, _ = without_doubles(chosen.tokenise(texts.bare), by_span=False)
-    twin = packed(chosen.model).twin
-    assert twin is not None, chosen.way
-    budget = budget or suitable_tokens(chosen.model)
+    tokens, _ = deduplicate(chosen.tokenize(texts.bare), by_span=False)
+    twin = check_packing(chosen.model).twin
+    assert twin is not None, chosen.batching_mode
+    budget = budget or default_batch_tokens(chosen.model)
     with torch.inference_mode():
-        way = Packed(twin, tokens, workload.pooling, encoder.num_layers)
-        batches = way.batches(range(len(tokens)), budget)
-        way.vectors(batches[0])
+        batching_mode = PackedRunner(twin, tokens, workload.pooling, encoder.num_layers)
+        batches = batching_mode.batches(range(len(tokens)), budget)
+        batching_mode.vectors(batches[0])
         chosen_batches = batches[1 : count + 1] or batches[:1]
-        found = [steps(way, batch) for batch in chosen_batches]
+        found = [steps(batching_mode, batch) for batch in chosen_batches]
     start = tokens.ids[0][: common_prefix(min(tokens.ids), max(tokens.ids))]
     sizes = {id(batch): computed([tokens.ids[number] for number in batch], start) for batch in batches}
     seconds = statistics.median(took for took, _ in found)
@@ -103,11 +103,11 @@ def measure(encoder: Encoder, workload: Workload, budget: int | None, count: int
     )
 
 
-def steps(way: Packed, batch: Sequence[int]) -> tuple[float, dict[str, float]]:
+def steps(batching_mode: PackedRunner, batch: Sequence[int]) -> tuple[float, dict[str, float]]:
     """Seconds of a batch, and of each step in it."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         started = time.perf_counter()
-        way.vectors(batch)
+        batching_mode.vectors(batch)
         seconds = time.perf_counter() - started
     parts = dict.fromkeys(STEPS, 0.0)
     for event in profiler.key_averages():

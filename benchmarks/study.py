@@ -27,8 +27,7 @@ from measure_sts import data_folder
 from rich.console import Console
 from rich.progress import track
 
-from bellm import durable
-from bellm.engine.trunk import one_trunk
+from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
 from bellm.evaluate import statistics
 from bellm.evaluate.cache import default_folder
@@ -38,8 +37,9 @@ from bellm.evaluate.sources import Sources
 from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.suite import evaluate
 from bellm.evaluate.tables import interval, mark, points
-from bellm.facts import versions
+from bellm.io import atomic
 from bellm.layers.verdict import p_value
+from bellm.metadata import package_versions
 from bellm.page.words import tick
 from bellm.train.loop import train
 from bellm.train.reading import load
@@ -48,7 +48,7 @@ from bellm.train.recipe import Recipe
 DOCS = Path(__file__).parent.parent / "docs"
 MAPS = ("last:1", "last:2", "last:4", "last:8", "last:15", "first:8", "10-19", "every:2", "all")
 SETTINGS = {"PromptEOL, last token": "prompt=prompteol&pooling=last", "raw text, mean": "prompt=raw&pooling=mean"}
-READINGS = ("sequential", "parallel")
+VARIANTS = ("sequential", "parallel")
 AVERAGE = "STS average"
 TICKS = (-50, -10, -3, -1, 0, 1, 3, 10)
 
@@ -67,17 +67,17 @@ class Cell:
 
     setting: str
     bidirectional: str
-    reading: str = "sequential"
+    variant: str = "sequential"
 
     @property
     def source(self) -> str:
         """As `bellm evaluate` takes it."""
-        opened = "" if self.bidirectional == "none" else f"&bidirectional={self.bidirectional}&reading={self.reading}"
+        opened = "" if self.bidirectional == "none" else f"&bidirectional={self.bidirectional}&reading={self.variant}"
         return f"smollm2?{SETTINGS[self.setting]}{opened}"
 
     @property
     def settings(self) -> dict[str, str]:
-        """As `Encoder.load` takes them."""
+        """As `Encoder.from_pretrained` takes them."""
         return dict(parse_qsl(self.source.partition("?")[2]))
 
     @property
@@ -88,11 +88,11 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """The untrained ones. With every layer open the parallel reading has nothing to add: it is the sequential one."""
-    for reading in READINGS:
+    for variant in VARIANTS:
         for setting in SETTINGS:
             # From the bottom up, so that each goes on from the causal layers of the one before.
-            upwards = (Cell(setting, spec, reading) for spec in reversed(MAPS))
-            yield from (cell for cell in upwards if reading == "sequential" or cell.bidirectional != "all")
+            upwards = (Cell(setting, spec, variant) for spec in reversed(MAPS))
+            yield from (cell for cell in upwards if variant == "sequential" or cell.bidirectional != "all")
 
 
 def learned() -> Iterator[Cell]:
@@ -134,7 +134,7 @@ def main() -> None:
     def go_through(kind: str) -> None:
         for cell in track([one for one in wanted[kind] if one.source not in found[kind]], f"{kind} cells"):
             found[kind][cell.source] = measured(kind, cell)
-            durable.write(options.json, (json.dumps(found, indent=1) + "\n").encode())
+            atomic.write_bytes(options.json, (json.dumps(found, indent=1) + "\n").encode())
 
     if options.again:
         kind = "trained" if options.train else "untrained"
@@ -145,17 +145,17 @@ def main() -> None:
         print("again:", _in_full(measured(kind, by_source[options.again])))
         return
     if not options.tables:
-        with one_trunk():
+        with share_activations():
             go_through("untrained")
         go_through("trained")
     for kind, specs in {"untrained": MAPS, "trained": TRAINED}.items():
         if found[kind]:
-            durable.write(options.markdown.with_name(f"study-{kind}.svg"), figure(found[kind], specs))
+            atomic.write_bytes(options.markdown.with_name(f"study-{kind}.svg"), figure(found[kind], specs))
     page = options.markdown.read_text(encoding="utf-8")
     for name, setting in zip(("last", "mean"), SETTINGS, strict=True):
         page = with_table(page, name, table(setting, found["untrained"]))
     page = with_table(page, "trained", table_of_trained(found["trained"]))
-    durable.write(options.markdown, page.encode())
+    atomic.write_bytes(options.markdown, page.encode())
 
 
 def measure(cell: Cell, tasks: Sequence[str]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def trained(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> dict[str, Any
     """Train a cell and the causal model of its setting with every seed, and score them all; what is there stays."""
     started = time.monotonic()
     estimates = {
-        each: [_score(each, replace(recipe, settings=each.settings, seed=seed), file, runs) for seed in SEEDS]
+        each: [_score(each, replace(recipe, encoder_options=each.settings, seed=seed), file, runs) for seed in SEEDS]
         for each in (cell.causal, cell)
     }
     causal, ours = (statistics.over_seeds(each) for each in estimates.values())
@@ -208,7 +208,7 @@ def _as_score(estimate: Estimate) -> dict[str, Any]:
 
 
 def _circumstances(started: float) -> dict[str, Any]:
-    return {"facts": {"machine": machine(), "seconds": round(time.monotonic() - started), **versions()}}
+    return {"facts": {"machine": machine(), "seconds": round(time.monotonic() - started), **package_versions()}}
 
 
 def table(setting: str, found: Mapping[str, Any]) -> str:
@@ -225,9 +225,9 @@ def table(setting: str, found: Mapping[str, Any]) -> str:
     ]
     for spec in MAPS:
         parts = []
-        for reading in READINGS:
-            cell = Cell(setting, spec, reading)
-            if spec == "all" and reading == "parallel":
+        for variant in VARIANTS:
+            cell = Cell(setting, spec, variant)
+            if spec == "all" and variant == "parallel":
                 parts.append("as sequential | | ")
             elif cell not in known:
                 parts.append("not measured | | ")
@@ -282,7 +282,7 @@ def figure(found: Results, specs: Sequence[str]) -> bytes:
     """Differences to causal with their intervals as SVG, a panel for each setting."""
     # Letters stay letters, and the same numbers give the same file.
     style = {"svg.fonttype": "none", "svg.hashsalt": "bellm", "font.size": 9, "axes.spines.right": False}
-    looks = dict(zip(READINGS, ({"color": "#0069a8", "fmt": "o"}, {"color": "#c14e00", "fmt": "s"}), strict=True))
+    looks = dict(zip(VARIANTS, ({"color": "#0069a8", "fmt": "o"}, {"color": "#c14e00", "fmt": "s"}), strict=True))
     with matplotlib.rc_context(style | {"axes.spines.top": False}), io.BytesIO() as file:
         page, panels = plt.subplots(
             1, len(SETTINGS), sharex=True, sharey=True, figsize=(9, 1.2 + 0.32 * len(specs)), layout="constrained"
@@ -295,13 +295,13 @@ def figure(found: Results, specs: Sequence[str]) -> bytes:
             panel.set_yticks(range(len(specs)), specs)
             panel.set_ylim(len(specs) - 0.5, -0.5)
             panel.axvline(0, color="#5c646c", linewidth=0.8)
-            for reading, shift in zip(READINGS, (-0.12, 0.12), strict=True):
-                places = {row + shift: Cell(setting, spec, reading).source for row, spec in enumerate(specs)}
+            for variant, shift in zip(VARIANTS, (-0.12, 0.12), strict=True):
+                places = {row + shift: Cell(setting, spec, variant).source for row, spec in enumerate(specs)}
                 known = {row: Difference(**found[one]["difference"]) for row, one in places.items() if one in found}
                 if known:
                     ends = [[abs(getattr(one, end) - one.value) for one in known.values()] for end in ("low", "high")]
                     values = [one.value for one in known.values()]
-                    panel.errorbar(values, list(known), xerr=ends, label=reading, markersize=4, **looks[reading])
+                    panel.errorbar(values, list(known), xerr=ends, label=variant, markersize=4, **looks[variant])
         handles, names = panels[-1].get_legend_handles_labels()
         if len(names) > 1:
             page.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)

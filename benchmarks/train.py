@@ -83,8 +83,8 @@ def main() -> None:
 
 def save(model: str, place: Path) -> None:
     """Write the model as bellm loads it, and its weights with a tokenizer without chat template for the peer."""
-    encoder = Encoder.load(model, prompt="prompteol", pooling="last")
-    encoder.save(place / "encoder")
+    encoder = Encoder.from_pretrained(model, prompt="prompteol", pooling="last")
+    encoder.save_pretrained(place / "encoder")
     with encoder.causal() as plain:
         plain.save_pretrained(place / "plain")
     encoder.tokenizer.chat_template = None
@@ -154,7 +154,7 @@ def theirs(
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     assert not cached
-    dtype = Encoder.load(place / "encoder").model.dtype
+    dtype = Encoder.from_pretrained(place / "encoder").model.dtype
     body = Transformer(str(place / "plain"), model_kwargs={"dtype": dtype})
     model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), "lasttoken")])
     model.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))

@@ -65,7 +65,7 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     if options.quick:
         options.tasks, options.width, options.folds = ["CR"], 128, 1
-    encoder = Encoder.load(options.model, prompt="raw", pooling="mean") if options.model else None
+    encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean") if options.model else None
     embed = encoder.encode if encoder else partial(hashed, width=options.width)
     rows = [measure(sentences.read(name, data_folder()), embed, options.folds) for name in options.tasks]
     Console().print(table(rows))

@@ -12,7 +12,7 @@ from measure_sts import data_folder, read_pairs
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from bellm.prompts import resolve
+from bellm.prompts import resolve_prompt
 from bellm.types import PoolingName
 
 MAX_TOKENS = 512
@@ -80,7 +80,7 @@ def draw(workload: Workload, tokenizer: PreTrainedTokenizerBase, *, quick: bool 
     order = np.random.default_rng(1).permutation(len(bare))
     place = np.argsort(order)
     bare = [bare[number] for number in order]
-    template = resolve(workload.prompt).template
+    template = resolve_prompt(workload.prompt).template
     filled = [template.replace("{text}", text) for text in bare]
     ids = _token_ids(filled, tokenizer)
     return Texts(bare, filled, ids, place[: len(gold)], place[len(gold) : 2 * len(gold)], gold)

@@ -40,7 +40,7 @@ def main() -> None:
 
     with console.status(f"loading {options.model}, some seconds"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        encoder = Encoder.load(
+        encoder = Encoder.from_pretrained(
             options.model, bidirectional=options.bidirectional, prompt=options.prompt, pooling=options.pooling
         )
     sentences = options.input.read_text(encoding="utf-8").splitlines()
@@ -57,7 +57,7 @@ def main() -> None:
     console.print(change(vectors, causal))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     np.save(options.output, vectors)
-    console.print(f"\n{len(vectors)} vectors of {encoder.dim} float32 numbers written to {options.output}")
+    console.print(f"\n{len(vectors)} vectors of {encoder.embedding_dim} float32 numbers written to {options.output}")
 
 
 def nearest_pairs(sentences: list[str], vectors: Vectors, count: int = 6) -> Table:
@@ -78,7 +78,7 @@ def heat_map(vectors: Vectors) -> Text:
     steps = others[np.linspace(0, len(others) - 1, len(SHADES) + 1).astype(int)][1:-1]
     picture = Text("\nSimilarity of all sentences, dark to bright\n", style="italic")
     for number, row in enumerate(similarity, start=1):
-        picture.append(f"{number:3} ", style="dim")
+        picture.append(f"{number:3} ", style="embedding_dim")
         for value in row:
             picture.append(*SHADES[int(np.searchsorted(steps, value))])
         picture.append("\n")

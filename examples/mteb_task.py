@@ -36,7 +36,7 @@ def main() -> None:
     )
     task.data_loaded = True
 
-    encoder = Encoder.load(options.model, bidirectional=options.bidirectional)
+    encoder = Encoder.from_pretrained(options.model, bidirectional=options.bidirectional)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # mteb has a later version of the task, with other pairs.
         result = mteb.evaluate(MtebEncoder(encoder), task, cache=None)

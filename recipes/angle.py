@@ -12,7 +12,7 @@ from bellm.train.recipe import Lora, Recipe
 
 recipe = Recipe(
     model="smollm2",
-    settings={"prompt": "angle", "pooling": "last", "max_tokens": 50},
+    encoder_options={"prompt": "angle", "pooling": "last", "max_tokens": 50},
     tuning=Lora(rank=32, alpha=32, dropout=0.1),
     objective=Angle(cosine=1.0, in_batch=35.0, angle=1.0, temperature=0.05, form="released"),
     batch_size=120,

@@ -21,7 +21,7 @@ from bellm.train.recipe import Lora, Recipe
 
 recipe = Recipe(
     model="smollm2",
-    settings={"bidirectional": "last:8", "prompt": "bellm", "pooling": "last", "max_tokens": 60},
+    encoder_options={"bidirectional": "last:8", "prompt": "bellm", "pooling": "last", "max_tokens": 60},
     tuning=Lora(rank=32, alpha=32, dropout=0.1),
     objective=Contrastive(temperature=0.05),
     batch_size=64,

@@ -13,7 +13,7 @@ from bellm.train.recipe import Adaptation, Lora, Recipe
 
 recipe = Recipe(
     model="smollm2",
-    settings={"bidirectional": "all", "prompt": "raw", "pooling": "mean", "max_tokens": 512},
+    encoder_options={"bidirectional": "all", "prompt": "raw", "pooling": "mean", "max_tokens": 512},
     tuning=Lora(rank=16, alpha=32, dropout=0.05),
     adaptation=Adaptation(steps=1000, share=0.2, learning_rate=5e-5),
     objective=Contrastive(temperature=0.05),

@@ -11,7 +11,7 @@ from bellm.train.recipe import Lora, Recipe
 
 recipe = Recipe(
     model="smollm2",
-    settings={"prompt": "prompteol", "pooling": "last", "max_tokens": 43},
+    encoder_options={"prompt": "prompteol", "pooling": "last", "max_tokens": 43},
     tuning=Lora(rank=64, alpha=16, dropout=0.05),
     objective=Contrastive(temperature=0.05),
     batch_size=256,

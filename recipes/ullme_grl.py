@@ -14,7 +14,7 @@ from bellm.train.recipe import Lora, Recipe
 
 recipe = Recipe(
     model="smollm2",
-    settings={"bidirectional": "all", "prompt": "instruct", "pooling": "mean-text", "max_tokens": 512},
+    encoder_options={"bidirectional": "all", "prompt": "instruct", "pooling": "mean-text", "max_tokens": 512},
     tuning=Lora(rank=16, alpha=32, dropout=0.1),
     objective=Grl(Contrastive(temperature=0.05), preference="dpo", beta=0.1, weights=(1.0, 1.0, 1.0)),
     batch_size=64,

@@ -75,13 +75,13 @@ def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    return Encoder.load(tiny_model, tokenizer=tiny_tokenizer, bidirectional="last:2")
+    return Encoder.from_pretrained(tiny_model, tokenizer=tiny_tokenizer, bidirectional="last:2")
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "encoder"
-    tiny_encoder.save(folder)
+    tiny_encoder.save_pretrained(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.states import token_states
-from bellm.engine.padded import pad
+from bellm.engine.padded import pad_rows
 
 REPRESENTATIVE = [
     "bloom",
@@ -72,7 +72,7 @@ def openable(model: PreTrainedModel) -> list[int]:
 @torch.inference_mode()
 def alone(model: PreTrainedModel, text: Sequence[int], layer: int = -1) -> Tensor:
     """States (L, D) of one text without padding."""
-    ids_1L, mask_1L = pad([text], 0, CPU)
+    ids_1L, mask_1L = pad_rows([text], 0, CPU)
     return token_states(model, ids_1L, mask_1L, layer)[0]
 
 
@@ -81,7 +81,7 @@ def together(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], *, left: bool = False, pad_id: int = 0
 ) -> list[Tensor]:
     """States of the real tokens of each text, run as one padded batch."""
-    ids_BL, mask_BL = pad(texts, pad_id, CPU, left=left)
+    ids_BL, mask_BL = pad_rows(texts, pad_id, CPU, left=left)
     hidden_BLD = token_states(model, ids_BL, mask_BL)
     return [hidden_LD[mask_L.bool()] for hidden_LD, mask_L in zip(hidden_BLD, mask_BL, strict=True)]
 

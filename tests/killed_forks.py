@@ -18,7 +18,7 @@ KILLS = 50
 
 
 def main(source: str, bar: str) -> None:
-    encoder, shown = Encoder.load(source), bar == "shown"
+    encoder, shown = Encoder.from_pretrained(source), bar == "shown"
     expected = encoder.encode(TEXTS, progress=shown)
     for kill in range(KILLS):
         fork = os.fork()

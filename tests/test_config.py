@@ -5,24 +5,24 @@ import json
 
 import pytest
 
-from bellm.config import Settings
+from bellm.config import EncoderConfig
 from bellm.errors import SourceError
 from bellm.prompts import PROMPTS
 
-SETTINGS = Settings(bidirectional=(2, 3), prompt=PROMPTS["instruct"], pooling="mean", max_tokens=64)
+SETTINGS = EncoderConfig(bidirectional=(2, 3), prompt=PROMPTS["instruct"], pooling="mean", max_tokens=64)
 
 
 def test_settings_survive_json() -> None:
     record = json.loads(json.dumps({**dataclasses.asdict(SETTINGS), "bellm": "9.9", "anything": None}))
-    assert Settings.from_dict(record) == SETTINGS
-    assert Settings.from_dict(record).digest() == SETTINGS.digest()
+    assert EncoderConfig.from_dict(record) == SETTINGS
+    assert EncoderConfig.from_dict(record).digest() == SETTINGS.digest()
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"bidirectional": (3,)},
-        {"reading": "parallel"},
+        {"variant": "parallel"},
         {"window": "open"},
         {"prompt": PROMPTS["raw"]},
         {"pooling": "last"},
@@ -36,7 +36,7 @@ def test_every_setting_changes_the_digest(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"reading": "both"}, {"window": "ajar"}, {"pooling": "cls"}, {"max_tokens": 0}], ids=str
+    "change", [{"variant": "both"}, {"window": "ajar"}, {"pooling": "cls"}, {"max_tokens": 0}], ids=str
 )
 def test_a_choice_outside_its_set_is_refused_in_one_line(change: dict[str, object]) -> None:
     with pytest.raises(SourceError) as caught:
@@ -44,9 +44,9 @@ def test_a_choice_outside_its_set_is_refused_in_one_line(change: dict[str, objec
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(EncoderConfig)])
 def test_a_missing_setting_is_refused(name: str) -> None:
     record = dataclasses.asdict(SETTINGS)
     del record[name]
     with pytest.raises(SourceError, match=name):
-        Settings.from_dict(record)
+        EncoderConfig.from_dict(record)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bellm import Encoder, folder
+from bellm import Encoder, saving
 from bellm.backbone.architecture import get_layers
 from bellm.doctor import Check, Diagnosis, diagnose
 from bellm.errors import NoOpWarning
@@ -70,10 +70,10 @@ def test_a_causal_encoder_is_healthy_too(tiny_encoder: Encoder) -> None:
     assert diagnose(tiny_encoder.replace(bidirectional="none")).healthy
 
 
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
-def test_every_map_is_healthy(tiny_encoder: Encoder, reading: str) -> None:
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
+def test_every_map_is_healthy(tiny_encoder: Encoder, variant: str) -> None:
     for directions in ("all", "0", "first:2", "every:2"):
-        encoder = tiny_encoder.replace(bidirectional=directions, reading=reading, pooling="mean")  # type: ignore[arg-type]
+        encoder = tiny_encoder.replace(bidirectional=directions, variant=variant, pooling="mean")  # type: ignore[arg-type]
         assert failed(diagnose(encoder)) == set(), directions
 
 
@@ -102,7 +102,7 @@ def test_a_closed_layer_that_sees_the_future_is_red(tiny_encoder: Encoder) -> No
 
 
 def test_settings_that_the_model_does_not_have_are_red(tiny_encoder: Encoder) -> None:
-    sick = Encoder(tiny_encoder.model, tiny_encoder.tokenizer, tiny_encoder.settings, tiny_encoder.name)
+    sick = Encoder(tiny_encoder.model, tiny_encoder.tokenizer, tiny_encoder.config, tiny_encoder.name)
     with tiny_encoder.causal() as plain:
         sick.model = plain
     assert "the model is what the settings say" in failed(diagnose(sick))
@@ -117,7 +117,7 @@ def test_the_no_op_is_a_warning(tiny_encoder: Encoder) -> None:
 
 
 def test_other_weights_fail_the_fingerprint(tiny_encoder: Encoder, tiny_folder: Path) -> None:
-    saved = folder.read(tiny_folder)
+    saved = saving.read_saved(tiny_folder)
     assert find(diagnose(tiny_encoder, saved=saved), "fingerprint").value == 0
     sick = copy.deepcopy(tiny_encoder)
     with torch.no_grad():

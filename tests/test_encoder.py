@@ -15,7 +15,7 @@ from bellm.backbone import adapters
 from bellm.backbone.architecture import get_decoder
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError, SourceError, TruncationWarning
-from bellm.folder import FINGERPRINT_TEXTS
+from bellm.saving import FINGERPRINT_TEXTS
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?", "A heron."]
 LONG = "Two trains leave the station at noon, one of them an hour late. " * 4
@@ -42,13 +42,13 @@ def built(name: str, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> PreT
 def test_vectors_are_float32_with_a_row_for_each_text(tiny_encoder: Encoder) -> None:
     vectors = tiny_encoder.encode(TEXTS)
     assert vectors.dtype == np.float32
-    assert vectors.shape == (5, tiny_encoder.dim) == (5, 32)
+    assert vectors.shape == (5, tiny_encoder.embedding_dim) == (5, 32)
     assert np.isfinite(vectors).all()
 
 
 def test_bfloat16_weights_give_float32_vectors(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = built("llama", tiny_tokenizer).to(torch.bfloat16)
-    encoder = Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional="all", pooling="mean")
+    encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="all", pooling="mean")
     assert encoder.dtype_name == "bfloat16"
     assert encoder.encode(TEXTS).dtype == np.float32
 
@@ -64,7 +64,7 @@ def test_order_and_batches_do_not_matter(tiny_encoder: Encoder, max_batch_tokens
 
 def test_no_text_gives_no_row_of_the_right_width(tiny_encoder: Encoder) -> None:
     for encode in (tiny_encoder.encode, tiny_encoder.encode_query, tiny_encoder.encode_document):
-        assert encode([]).shape == encode([], normalise=True).shape == (0, 32)
+        assert encode([]).shape == encode([], normalize=True).shape == (0, 32)
         assert encode([]).dtype == np.float32
 
 
@@ -76,7 +76,7 @@ def test_empty_text_without_prompt_is_the_bos_token(tiny_encoder: Encoder) -> No
 
 
 def test_normalised_vectors_have_length_one_and_keep_their_direction(tiny_encoder: Encoder) -> None:
-    plain, unit = tiny_encoder.encode(TEXTS), tiny_encoder.encode(TEXTS, normalise=True)
+    plain, unit = tiny_encoder.encode(TEXTS), tiny_encoder.encode(TEXTS, normalize=True)
     lengths = np.linalg.norm(plain, axis=1, keepdims=True)
     assert unit.dtype == np.float32
     assert np.abs(np.linalg.norm(unit, axis=1) - 1).max() <= 1e-6
@@ -124,7 +124,7 @@ def test_cut_texts_are_counted(tiny_encoder: Encoder) -> None:
     with pytest.warns(TruncationWarning, match="2 of 3 texts were cut to 40 tokens"):
         vectors = encoder.encode([LONG, "A heron.", LONG])
     assert np.isfinite(vectors).all()
-    assert encoder.tokenise([LONG]).num_truncated == 1
+    assert encoder.tokenize([LONG]).num_truncated == 1
 
 
 def test_prompt_that_fills_the_input_is_refused(tiny_encoder: Encoder) -> None:
@@ -141,13 +141,13 @@ def test_chat_prompt_is_the_tokenizers_template_with_one_bos(tiny_model: LlamaFo
     from tests.conftest import train_tokenizer
 
     tokenizer = train_tokenizer()
-    encoder = Encoder.load(tiny_model, tokenizer=tokenizer)
+    encoder = Encoder.from_pretrained(tiny_model, tokenizer=tokenizer)
     with pytest.raises(PromptError, match="the tokenizer has no chat template"):
         encoder.replace(prompt="chat")
     tokenizer.chat_template = "<s>{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [bot]"
     chat = encoder.replace(prompt="chat")
-    assert chat.settings.prompt.template == "[user] {text} [bot]"
-    assert chat.tokenise(["A"]).ids[0].count(1) == 1
+    assert chat.config.prompt.template == "[user] {text} [bot]"
+    assert chat.tokenize(["A"]).ids[0].count(1) == 1
     assert relative(chat.encode(["A"]), encoder.replace(prompt="raw").encode(["[user] A [bot]"])) <= 1e-6
 
 
@@ -174,20 +174,20 @@ def test_replace_shares_weights_and_leaves_the_first_as_it_is(tiny_encoder: Enco
 
 
 def test_replace_there_and_back_gives_the_same_vectors(tiny_encoder: Encoder) -> None:
-    other = tiny_encoder.replace(bidirectional="all", reading="parallel", window="open", pooling="max", prompt="raw")
+    other = tiny_encoder.replace(bidirectional="all", variant="parallel", window="open", pooling="max", prompt="raw")
     back = other.replace(
-        bidirectional="last:2", reading="sequential", window="keep", pooling="last", prompt="prompteol"
+        bidirectional="last:2", variant="sequential", window="keep", pooling="last", prompt="prompteol"
     )
-    assert back.settings == tiny_encoder.settings
+    assert back.config == tiny_encoder.config
     assert np.array_equal(back.encode(TEXTS), tiny_encoder.encode(TEXTS))
 
 
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
-def test_states_do_not_depend_on_which_states_were_pooled_before(tiny_encoder: Encoder, reading: Any) -> None:
-    direct = tiny_encoder.replace(bidirectional=(0, 2), reading=reading, layer=2, pooling="mean")
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
+def test_states_do_not_depend_on_which_states_were_pooled_before(tiny_encoder: Encoder, variant: Any) -> None:
+    direct = tiny_encoder.replace(bidirectional=(0, 2), variant=variant, layer=2, pooling="mean")
     first = tiny_encoder.replace(bidirectional="none", layer=1, pooling="mean")
     first.encode(TEXTS)
-    second = first.replace(bidirectional=(0, 2), reading=reading, layer=2)
+    second = first.replace(bidirectional=(0, 2), variant=variant, layer=2)
     assert np.array_equal(second.encode(TEXTS), direct.encode(TEXTS))
 
 
@@ -195,7 +195,7 @@ def test_states_do_not_depend_on_which_states_were_pooled_before(tiny_encoder: E
 def test_every_layer_pools_the_state_of_transformers(tiny_encoder: Encoder, layer: int) -> None:
     encoder = tiny_encoder.replace(bidirectional="all", layer=layer, pooling="mean") if layer % 5 else None
     encoder = encoder or tiny_encoder.replace(bidirectional="none", layer=layer, pooling="mean")
-    ids = torch.tensor(encoder.tokenise(TEXTS[1:2]).ids)
+    ids = torch.tensor(encoder.tokenize(TEXTS[1:2]).ids)
     with torch.inference_mode():
         output = get_decoder(encoder.model)(ids, use_cache=False, output_hidden_states=True)
     assert relative(encoder.encode(TEXTS[1:2])[0], output.hidden_states[layer][0].mean(0).numpy()) <= 1e-6
@@ -214,7 +214,7 @@ def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> N
 
 
 def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) -> None:
-    assert repr(tiny_encoder.replace(reading="parallel", prompt="angle", max_tokens=99)) == (
+    assert repr(tiny_encoder.replace(variant="parallel", prompt="angle", max_tokens=99)) == (
         "Encoder(LlamaForCausalLM, open layers 2-3 of 4 (parallel, windows keep), prompt angle, pooling last, "
         "layer -1, at most 99 tokens, 32 dimensions, float32 on cpu)"
     )
@@ -227,8 +227,10 @@ def test_adapters_that_are_switched_off_and_on_count_each_time(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     texts = ["A heron waits.", "Snow fell."]
-    plain = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2").encode(texts)
-    encoder = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
+    plain = Encoder.from_pretrained(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2").encode(
+        texts
+    )
+    encoder = Encoder.from_pretrained(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
     encoder.model = adapters.add_lora(encoder.model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
     for name, weight in encoder.model.named_parameters():
         if "lora_B" in name:
@@ -246,7 +248,7 @@ def test_opening_the_last_layer_alone_is_said_to_change_nothing_and_changes_noth
     with pytest.warns(NoOpWarning, match="Opening only layer 3 changes nothing with last-token pooling"):
         encoder = tiny_encoder.replace(bidirectional="last:1")
     with pytest.warns(NoOpWarning, match="Opening only layer 3"):
-        Encoder.load(tiny_model, tokenizer=tiny_tokenizer, bidirectional="last:1")
+        Encoder.from_pretrained(tiny_model, tokenizer=tiny_tokenizer, bidirectional="last:1")
     causal = tiny_encoder.replace(bidirectional="none")
     assert relative(encoder.encode(TEXTS), causal.encode(TEXTS)) <= 1e-6
 
@@ -273,15 +275,15 @@ def test_layers_without_attention_stay_closed_and_are_named(
 ) -> None:
     model = built(name, tiny_tokenizer)
     with pytest.warns(NoOpWarning, match=rf"Layers 0,2 have no attention to open \({kind}\) and stay causal"):
-        encoder = Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional="all", pooling="mean")
-    assert encoder.settings.bidirectional == (1, 3) == get_open_layers(encoder.model)
+        encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="all", pooling="mean")
+    assert encoder.config.bidirectional == (1, 3) == get_open_layers(encoder.model)
     with pytest.raises(LayerError, match="None of the layers 0,2 has attention to open"):
-        Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional=(0, 2))
+        Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional=(0, 2))
 
 
 def test_model_that_does_not_heed_its_mask_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(LayerError, match="GPTNeoForCausalLM were opened but still do not see the future"):
-        Encoder.load(built("gpt_neo", tiny_tokenizer), tokenizer=tiny_tokenizer, bidirectional="last:2")
+        Encoder.from_pretrained(built("gpt_neo", tiny_tokenizer), tokenizer=tiny_tokenizer, bidirectional="last:2")
 
 
 # The model that was given, and the causal one
@@ -292,7 +294,7 @@ def test_loaded_model_stays_as_it_was(tiny_tokenizer: PreTrainedTokenizerFast) -
     ids_1L = torch.arange(3, 20)[None]
     with torch.inference_mode():
         before = model(ids_1L).logits
-        encoder = Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional="all", reading="parallel")
+        encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="all", variant="parallel")
         encoder.encode(TEXTS)
         assert torch.equal(model(ids_1L).logits, before)
     assert model.training
@@ -301,7 +303,7 @@ def test_loaded_model_stays_as_it_was(tiny_tokenizer: PreTrainedTokenizerFast) -
     assert all(ours is theirs for ours, theirs in zip(encoder.model.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("choices", [{}, {"bidirectional": "all"}, {"reading": "parallel"}], ids=str)
+@pytest.mark.parametrize("choices", [{}, {"bidirectional": "all"}, {"variant": "parallel"}], ids=str)
 def test_causal_gives_the_untouched_model_back_exactly(
     tiny_encoder: Encoder, tiny_model: LlamaForCausalLM, choices: dict[str, Any]
 ) -> None:
@@ -371,9 +373,9 @@ def test_loaded_model_needs_its_tokenizer_and_keeps_its_dtype(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(SourceError, match="A loaded model needs its tokenizer"):
-        Encoder.load(tiny_model)
+        Encoder.from_pretrained(tiny_model)
     with pytest.raises(SourceError, match="keeps its dtype, device and attention"):
-        Encoder.load(tiny_model, tokenizer=tiny_tokenizer, dtype="bfloat16")
+        Encoder.from_pretrained(tiny_model, tokenizer=tiny_tokenizer, dtype="bfloat16")
 
 
 def test_half_a_character_is_refused_with_its_place(tiny_encoder: Encoder) -> None:

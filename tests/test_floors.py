@@ -12,12 +12,12 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"tensors", "layer_spec", "prompts", "durable", "progress"},
+    {"tensors", "layer_spec", "prompts", "io", "progress"},
     {"config", "backbone", "page"},
-    {"engine", "folder"},
+    {"engine", "saving"},
     {"encoder"},
-    {"facts"},
-    {"doctor", "corpus", "evaluate", "train", "workers"},
+    {"metadata"},
+    {"doctor", "corpus", "evaluate", "train", "pool"},
     {"layers"},
     {"cli"},
 )

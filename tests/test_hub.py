@@ -101,10 +101,10 @@ import numpy
 from bellm import Encoder
 from bellm.errors import SourceError
 texts = json.loads(sys.argv[2])
-encoder = Encoder.load("someone/encoder", device="cpu")
-plain = Encoder.load("someone/plain", device="cpu", dtype="float32", bidirectional="last:2")
+encoder = Encoder.from_pretrained("someone/encoder", device="cpu")
+plain = Encoder.from_pretrained("someone/plain", device="cpu", dtype="float32", bidirectional="last:2")
 try:
-    Encoder.load("someone/nothing", device="cpu")
+    Encoder.from_pretrained("someone/nothing", device="cpu")
 except SourceError as error:
     refusal = str(error)
 numpy.savez(sys.argv[1], encoder=encoder.encode(texts), plain=plain.encode(texts), refusal=refusal)
@@ -145,7 +145,7 @@ def test_push_uploads_a_saved_folder_to_a_private_repository(
             calls.append(("create", (repo_id, private, exist_ok)))
 
         def upload_folder(self, *, repo_id: str, folder_path: Path) -> SimpleNamespace:
-            loaded = Encoder.load(folder_path, device="cpu")
+            loaded = Encoder.from_pretrained(folder_path, device="cpu")
             calls.append(("upload", (repo_id, np.array_equal(loaded.encode(TEXTS), tiny_encoder.encode(TEXTS)))))
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/{COMMIT}")
 

@@ -61,7 +61,7 @@ def test_what_is_described_is_parsed_back(layers: set[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "reading", "pooling", "layer", "changes_nothing"),
+    ("layers", "variant", "pooling", "layer", "changes_nothing"),
     [
         ((), "sequential", "last", -1, False),
         ((11,), "sequential", "last", -1, True),
@@ -77,7 +77,7 @@ def test_what_is_described_is_parsed_back(layers: set[int]) -> None:
     ],
 )
 def test_the_no_op_is_recognised(
-    layers: tuple[int, ...], reading: str, pooling: str, layer: int, changes_nothing: bool
+    layers: tuple[int, ...], variant: str, pooling: str, layer: int, changes_nothing: bool
 ) -> None:
-    reason = no_op_reason(layers, num_layers=12, reading=reading, pooling=pooling, layer=layer)  # type: ignore[arg-type]
+    reason = no_op_reason(layers, num_layers=12, variant=variant, pooling=pooling, layer=layer)  # type: ignore[arg-type]
     assert (reason is not None) == changes_nothing

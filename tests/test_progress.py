@@ -32,9 +32,9 @@ def test_a_fork_killed_in_its_encode_holds_nobody_up(bar: str, tiny_folder: Path
 
 def test_where_no_bar_is_shown_there_is_none(tiny_folder: Path) -> None:
     program = (
-        "import sys, threading, tqdm.std; from bellm import Encoder\n"
-        "encoder = Encoder.load(sys.argv[1]); tqdm.std.tqdm.__new__ = None; threads = threading.active_count()\n"
-        "encoder.encode(['Snow fell.'] * 600); encoder.fingerprint(); assert threading.active_count() == threads"
+        "import sys, threading, tqdm.std; from bellm import Encoder\nencoder = Encoder.from_pretrained(sys.argv[1]); "
+        "tqdm.std.tqdm.__new__ = None; threads = threading.active_count()\nencoder.encode(['Snow fell.'] * 600); "
+        "encoder.fingerprint(); assert threading.active_count() == threads"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program, str(tiny_folder)], check=True, timeout=120, env=environment)

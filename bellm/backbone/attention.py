@@ -20,7 +20,7 @@ from bellm.backbone.parallel import BranchHook, double_batch
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
 from bellm.tensors.masks import bidirectional_mask
-from bellm.types import Reading, Window
+from bellm.types import Variant, Window
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -59,7 +59,7 @@ def open_layers(
     model: Model,
     numbers: Sequence[int],
     *,
-    reading: Reading = "sequential",
+    variant: Variant = "sequential",
     window: Window = "keep",
 ) -> Model:
     """Give a model that shares every weight with this one and whose chosen layers look both ways.
@@ -69,7 +69,7 @@ def open_layers(
     Args:
         model: Any decoder-only model of transformers.
         numbers: Layers to open; none gives a plain twin.
-        reading: `sequential` opens layers in the stack. `parallel` runs the open layers as a branch of their own on
+        variant: `sequential` opens layers in the stack. `parallel` runs the open layers as a branch of their own on
             the input embeddings and adds it to the branch of the other layers, the paper's literal equation
             (arXiv 2311.05296); a branch without layers adds nothing. It runs every layer on both branches' rows.
         window: Whether sliding windows and chunks stay.
@@ -93,7 +93,7 @@ def open_layers(
     for layer in chosen:
         for module in layer.attention:
             _open(module, keep_window=window == "keep")
-    if reading == "parallel" and len(chosen) < len(layers):
+    if variant == "parallel" and len(chosen) < len(layers):
         _branch(copied, layers, {layer.number for layer in chosen})
     return copied
 

@@ -63,7 +63,9 @@ def load_pretrained(
     """
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
-            raise SourceError("A loaded model needs its tokenizer: Encoder.load(model, tokenizer=tokenizer).")
+            raise SourceError(
+                "A loaded model needs its tokenizer: Encoder.from_pretrained(model, tokenizer=tokenizer)."
+            )
         if (dtype, device, attention) != ("auto", "auto", "auto"):
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)

@@ -29,7 +29,7 @@ def similarity(
     """
     left, right = _pairs(a, b, column)
     encoder = options.load(model)
-    from bellm.facts import facts
+    from bellm.metadata import encoder_metadata
     from bellm.tensors.similarity import paired_cosine_similarity
 
     both = encoder.encode(
@@ -37,7 +37,7 @@ def similarity(
     )
     cosines = paired_cosine_similarity(both[: len(left)], both[len(left) :]).tolist()
     if as_json:
-        typer.echo(json.dumps({"cosines": cosines, "encoder": facts(model, encoder)}, ensure_ascii=False))
+        typer.echo(json.dumps({"cosines": cosines, "encoder": encoder_metadata(model, encoder)}, ensure_ascii=False))
     else:
         typer.echo("".join(f"{cosine:.4f}\n" for cosine in cosines), nl=False)
 

@@ -50,7 +50,7 @@ def embed(
         raise KeyboardInterrupt(f"finished shards are kept in {output}, and the same command goes on there.") from None
     found = vars(report.manifest)
     return {
-        **{name: found[name] for name in ("rows", "unreadable", "truncated", "tokens", "dim")},
+        **{name: found[name] for name in ("rows", "unreadable", "truncated", "tokens", "embedding_dim")},
         "shards": len(report.manifest.shards),
         "new_rows": report.new_rows,
         "output": output,

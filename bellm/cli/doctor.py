@@ -37,13 +37,13 @@ def doctor(source: Source, *, as_json: AsJson = False, options: ModelOptions) ->
         options = dataclasses.replace(options, dtype="float32")
     encoder = options.load(source, verify=False)
     with shell.working(f"examining {source}"):
-        from bellm import folder
+        from bellm import saving
         from bellm.doctor import diagnose
 
-        place = folder.locate(source)
-        saved = folder.read(place) if place else None
+        place = saving.find_saved(source)
+        saved = saving.read_saved(place) if place else None
         # With other settings than the saved ones the fingerprint was checked on loading, and says no more.
-        is_as_saved = saved is not None and saved.settings == encoder.settings
+        is_as_saved = saved is not None and saved.config == encoder.config
         diagnosis = diagnose(encoder, saved=saved if is_as_saved else None)
     if as_json:
         typer.echo(json.dumps({"healthy": diagnosis.healthy, **dataclasses.asdict(diagnosis)}, ensure_ascii=False))

@@ -66,8 +66,10 @@ def embed(
     *,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
-    normalise: Annotated[bool, typer.Option("--normalise", help="Scale every vector to length 1.")] = False,
-    role: Annotated[Role, typer.Option(help="Whether the prompt's query or document template is used.")] = Role.TEXT,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale every vector to length 1.")] = False,
+    input_type: Annotated[
+        Role, typer.Option(help="Whether the prompt's query or document template is used.")
+    ] = Role.TEXT,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it is a file.")] = False,
     as_json: AsJson = False,
     id_column: Annotated[str | None, _folder(help="Which column holds ids; default FILE:ROW.")] = None,
@@ -105,7 +107,7 @@ def embed(
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
-    encoding = {"role": role.value, "normalise": normalise, "max_batch_tokens": max_batch_tokens}
+    encoding = {"role": input_type.value, "normalize": normalize, "max_batch_tokens": max_batch_tokens}
     if files.is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
@@ -135,19 +137,19 @@ def _to_file(
         vectors = _vectors(encoder, texts, **encoding)
         seconds = time.perf_counter() - start
         write(texts, vectors)
-    from bellm.facts import facts
+    from bellm.metadata import encoder_metadata
 
     return {
         "rows": len(texts),
-        "dim": encoder.dim,
+        "embedding_dim": encoder.embedding_dim,
         "output": output,
-        "encoder": facts(source, encoder),
+        "encoder": encoder_metadata(source, encoder),
         "seconds": round(seconds, 3),
     }
 
 
-def _vectors(encoder: "Encoder", texts: list[str], *, role: str, **options: Any) -> "Vectors":
-    encode = {"text": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}[role]
+def _vectors(encoder: "Encoder", texts: list[str], *, input_type: str, **options: Any) -> "Vectors":
+    encode = {"text": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}[input_type]
     return encode(texts, progress=sys.stderr.isatty(), **options)
 
 

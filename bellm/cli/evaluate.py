@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm import durable
 from bellm.cli import shell
 from bellm.cli.options import AsJson, ModelOptions, takes_model
 from bellm.errors import SourceError
+from bellm.io import atomic
 
 if TYPE_CHECKING:
     from bellm.evaluate.results import Report
@@ -144,8 +144,8 @@ def _write(folder: Path, report: "Report", results: dict[str, Any]) -> None:
     from bellm.evaluate.page import write_page
     from bellm.evaluate.tables import markdown
 
-    durable.write(folder / TABLE, markdown(report).encode())
-    durable.write(folder / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic.write_bytes(folder / TABLE, markdown(report).encode())
+    atomic.write_bytes(folder / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     write_page(report, folder / PAGE)
 
 

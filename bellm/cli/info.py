@@ -18,9 +18,9 @@ def info(source: Source, *, as_json: AsJson = False, options: ModelOptions) -> N
     Example: bellm info smollm2 --bidirectional last:8
     """
     encoder = options.load(source)
-    from bellm.facts import facts
+    from bellm.metadata import encoder_metadata
 
-    found = facts(source, encoder) | _model_facts(source, encoder)
+    found = encoder_metadata(source, encoder) | _model_facts(source, encoder)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -28,16 +28,16 @@ def info(source: Source, *, as_json: AsJson = False, options: ModelOptions) -> N
 
 
 def _model_facts(source: str, encoder: "Encoder") -> dict[str, Any]:
-    from bellm import folder
+    from bellm import saving
 
     return {
         "architecture": type(encoder.model).__name__,
         "base_model": encoder.name,
-        "saved_encoder": folder.locate(source) is not None,
+        "saved_encoder": saving.find_saved(source) is not None,
         "parameters": encoder.model.num_parameters(),
         "layers": _kinds(encoder),
         "attention": encoder.model.config._attn_implementation,
-        "way": encoder.way,
+        "batching_mode": encoder.batching_mode,
         "chat_template": bool(encoder.tokenizer.chat_template),
     }
 
@@ -72,15 +72,15 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "parameters": f"{found['parameters']:,}",
         "layers": "; ".join(f"{layers} {kind}" for kind, layers in found["layers"].items()),
         "open layers": f"{found['bidirectional']} of {found['num_layers']}",
-        "reading": found["reading"],
+        "variant": found["variant"],
         "window": found["window"],
         "prompt": f"{found['prompt']}: {found['template']}",
         "chat template": applied if found["chat_template"] else "none",
         "pooling": f"{found['pooling']}, state of layer {found['layer']}",
         "max tokens": str(found["max_tokens"]),
-        "dimensions": str(found["dim"]),
+        "dimensions": str(found["embedding_dim"]),
         "dtype": found["dtype"],
         "device": found["device"],
         "attention": found["attention"],
-        "texts run": found["way"],
+        "texts run": found["batching_mode"],
     }

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm import durable
 from bellm.cli import shell
 from bellm.cli.options import AsJson, ModelOptions, Source, takes_model
 from bellm.cli.train import read_data
 from bellm.errors import BellmError, SourceError
+from bellm.io import atomic
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -126,7 +126,7 @@ def layers(
     del encoder  # Training loads its own.
     if sources:
         settings = {name: choice for name, choice in options.given().items() if name != "bidirectional"}
-        choices = {"settings": settings, "max_steps": train_steps or 64, "batch_size": train_batch_size or 64}
+        choices = {"encoder_options": settings, "max_steps": train_steps or 64, "batch_size": train_batch_size or 64}
         finding = _train(finding, source, choices, sources, pairs, folder / RUNS)
     found = _record(finding, known)
     found["seconds"] = round(time.monotonic() - started, 1)
@@ -194,9 +194,9 @@ def _train(
 
 
 def _facts(source: str, encoder: "Encoder") -> dict[str, Any]:
-    from bellm.facts import facts
+    from bellm.metadata import encoder_metadata
 
-    return facts(source, encoder)
+    return encoder_metadata(source, encoder)
 
 
 def _record(finding: "Finding", known: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _record(finding: "Finding", known: dict[str, Any]) -> dict[str, Any]:
 def _write(folder: Path, finding: "Finding", found: dict[str, Any]) -> None:
     from bellm.layers.page import write_page
 
-    durable.write(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic.write_bytes(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     write_page(finding, found, folder / PAGE)
 
 

@@ -46,7 +46,7 @@ class ModelOptions:
         str | None,
         _option(help="Layers that look both ways: none, all, last:K, first:K, every:K, 0-7 or 3,5,28-29; default none"),
     ] = None
-    reading: Annotated[
+    variant: Annotated[
         str | None,
         _option(help="sequential: open layers stay in the stack; parallel: they run as a branch of their own"),
     ] = None
@@ -81,7 +81,7 @@ class ModelOptions:
         with shell.working(f"loading {source}"):
             from bellm.encoder import Encoder
 
-            return Encoder.load(source, **self.given(), verify=verify)
+            return Encoder.from_pretrained(source, **self.given(), verify=verify)
 
     def given(self) -> dict[str, Any]:
         """The choices that were made."""

@@ -95,14 +95,14 @@ def _in_file(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     texts = files.read_texts(file, column)
     encoder = options.load(model)
-    from bellm.facts import facts
+    from bellm.metadata import encoder_metadata
     from bellm.tensors.similarity import cosine_similarity
 
     documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty())
     scores = cosine_similarity(encoder.encode_query([query]), documents)[0]
     best = (-scores).argsort(kind="stable")[:top].tolist()
     hits = [{"score": float(scores[row]), "row": row + 1, "text": texts[row]} for row in best]
-    return {"hits": hits, "exact": True}, facts(model, encoder)
+    return {"hits": hits, "exact": True}, encoder_metadata(model, encoder)
 
 
 def _in_corpus(
@@ -111,13 +111,13 @@ def _in_corpus(
     if refused := [name.replace("_", "-") for name in options.given() if name not in options.loading()]:
         raise BellmError(f"--{refused[0]} was chosen when {corpus} was embedded: leave it out, or embed anew.")
     from bellm.corpus.index import Index
-    from bellm.facts import facts
+    from bellm.metadata import encoder_metadata
 
     searched = Index.open(corpus)
     encoder, source = _encoder_of(corpus, model, options.loading())
     hits = searched.search(encoder.encode_query([query])[0], top, exact=exact)
     found = {"hits": list(map(vars, hits)), "exact": exact or not searched.record.is_approximate}
-    return found, facts(source, encoder)
+    return found, encoder_metadata(source, encoder)
 
 
 def _encoder_of(corpus: str, model: str | None, options: dict[str, Any]) -> "tuple[Encoder, str]":

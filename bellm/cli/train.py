@@ -128,13 +128,13 @@ def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: s
     from bellm.train.recipe import Recipe
 
     recipe = _read(source) if source.endswith(".py") else Recipe(model=source)
-    settings = {**recipe.settings, **options.given()}
+    settings = {**recipe.encoder_options, **options.given()}
     changes = dict(given)
     if dev:
         from bellm.evaluate.development import DevScore
 
         changes["dev"] = DevScore(dev)
-    return dataclasses.replace(recipe, settings=settings, **changes)
+    return dataclasses.replace(recipe, encoder_options=settings, **changes)
 
 
 def _read(path: str) -> "Recipe":

@@ -14,12 +14,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bellm import durable
 from bellm.corpus import manifest, shards
 from bellm.corpus.arrow import pa
 from bellm.corpus.job import locked
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.io import atomic
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import Vectors
@@ -160,7 +160,7 @@ def build(out: str | Path, *, approximate: bool | None = None, progress: bool = 
         is_approximate = rows > EXACT_ROWS if approximate is None else approximate
         _approximate(table, is_approximate)
         record = Record(version=table.version, rows=rows, is_approximate=is_approximate, shards=_digest(keys))
-        durable.write(out / FOLDER / RECORD_FILE, (json.dumps(vars(record), indent=1) + "\n").encode())
+        atomic.write_bytes(out / FOLDER / RECORD_FILE, (json.dumps(vars(record), indent=1) + "\n").encode())
         _tidy(out, table)
     return record
 
@@ -179,7 +179,7 @@ def _schema(complete: Manifest) -> Any:
     # The steps of int8 are whole numbers, exact in half precision, and their scale does not matter to a cosine.
     number = pa.float32() if complete.recipe["vectors"] == "float32" else pa.float16()
     fields = {"shard": pa.string(), "id": pa.string(), "file": pa.string(), "row": pa.int64()}
-    fields |= {"vector": pa.list_(number, complete.dim)}
+    fields |= {"vector": pa.list_(number, complete.embedding_dim)}
     return pa.schema(fields | ({"text": pa.string()} if complete.recipe["keep_text"] else {}))
 
 

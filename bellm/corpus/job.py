@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bellm import durable
 from bellm.corpus import plan, shards
 from bellm.corpus.formats import Columns
 from bellm.corpus.inputs import STDIN, check, expand
@@ -25,13 +24,14 @@ from bellm.corpus.recipe import Recipe, agree
 from bellm.corpus.shards import Shard, VectorForm
 from bellm.corpus.spans import SHARD_ROWS, Span
 from bellm.encoder import Encoder
-from bellm.engine.embed import Encoded
-from bellm.engine.plan import one_ahead
-from bellm.engine.tokens import warn_of_cuts
+from bellm.engine.embedding import EncodeResult
+from bellm.engine.plan import prefetch
+from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError
-from bellm.facts import facts
-from bellm.folder import FINGERPRINT_FILE
-from bellm.types import Role
+from bellm.io import atomic
+from bellm.metadata import encoder_metadata
+from bellm.saving import FINGERPRINT_FILE
+from bellm.types import InputType
 
 LOCK_FILE = ".lock"
 
@@ -64,7 +64,7 @@ class Work:
     """Digest of the recipe and the encoder."""
     max_batch_tokens: int | None
 
-    def write(self, span: Span, encoded: Encoded) -> Shard:
+    def write(self, span: Span, encoded: EncodeResult) -> Shard:
         """Write the shard of a span; errors as in `shards.write`."""
         form, keep_text = self.recipe.vectors, self.recipe.keep_text
         return shards.write(self.out / shards.FOLDER, span, encoded, form=form, keep_text=keep_text, recipe=self.digest)
@@ -93,11 +93,11 @@ def embed_corpus(
     source: str | None = None,
     column: str = "text",
     id_column: str | None = None,
-    role: Role = "text",
+    input_type: InputType = "text",
     vectors: VectorForm = "float32",
     keep_text: bool = False,
     shard_rows: int = SHARD_ROWS,
-    normalise: bool = False,
+    normalize: bool = False,
     max_batch_tokens: int | None = None,
     engine: Engine | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -111,14 +111,14 @@ def embed_corpus(
         encoder: What embeds.
         inputs: Files, folders, patterns, or `-` for standard input; see `bellm.corpus.inputs.expand`.
         out: The folder; made if it is not there.
-        source: What `Encoder.load` was given, for the manifest.
+        source: What `Encoder.from_pretrained` was given, for the manifest.
         column: Where tables hold the texts.
         id_column: Where tables hold ids; without it an id is `FILE:ROW`, the file as it was named.
-        role: Which of the prompt's templates is used.
+        input_type: Which of the prompt's templates is used.
         vectors: How vectors are kept.
         keep_text: Keep the texts beside their vectors.
         shard_rows: Most rows of a shard.
-        normalise: Scale every vector to length 1.
+        normalize: Scale every vector to length 1.
         max_batch_tokens: Most tokens in one forward pass.
         engine: What does the work, such as `bellm.corpus.ray.RayEngine`; None is this process.
         progress: Called with how far it is, after some hundred rows each time.
@@ -137,10 +137,10 @@ def embed_corpus(
     files = expand(inputs, skip=out)
     check(files, columns)
     recipe = Recipe(
-        settings=encoder.settings.digest(),
+        config=encoder.config.digest(),
         dtype=encoder.dtype_name,
-        role=role,
-        normalise=normalise,
+        input_type=input_type,
+        normalize=normalize,
         vectors=vectors,
         keep_text=keep_text,
         column=column,
@@ -161,7 +161,7 @@ def embed_corpus(
             max_batch_tokens=max_batch_tokens,
         )
         new = (engine or _embed)(encoder, work, progress)
-        manifest = finish(out, facts(source or encoder.name, encoder), plan.in_order(files, [*done, *new]))
+        manifest = finish(out, encoder_metadata(source or encoder.name, encoder), plan.in_order(files, [*done, *new]))
     _tell(out, manifest, files)
     return Report(
         manifest=manifest,
@@ -182,8 +182,8 @@ def locked(out: Path) -> Iterator[None]:
         _refuse_strangers(out)
         (out / shards.FOLDER).mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK_FILE, timeout=0):
-            durable.remove_drafts(out)
-            durable.remove_drafts(out / shards.FOLDER)
+            atomic.remove_drafts(out)
+            atomic.remove_drafts(out / shards.FOLDER)
             yield
     except Timeout as error:
         raise SourceError(
@@ -200,7 +200,7 @@ def embed_span(
     *,
     max_batch_tokens: int | None = None,
     watch: Callable[[int, int], None] = lambda rows, tokens: None,
-) -> Encoded:
+) -> EncodeResult:
     """Embed the texts of a span, in their order.
 
     Args:
@@ -213,11 +213,14 @@ def embed_span(
     Raises:
         BellmError: A vector is not finite.
     """
-    vectors = np.empty((len(span.texts), encoder.dim), np.float32)
+    vectors = np.empty((len(span.texts), encoder.embedding_dim), np.float32)
     tokens = truncated = 0
     for piece in _pieces(span.texts):
-        encoded = encoder.encode_counted(
-            span.texts[piece], role=recipe.role, normalise=recipe.normalise, max_batch_tokens=max_batch_tokens
+        encoded = encoder.encode_with_stats(
+            span.texts[piece],
+            input_type=recipe.input_type,
+            normalize=recipe.normalize,
+            max_batch_tokens=max_batch_tokens,
         )
         vectors[piece] = encoded.vectors
         tokens, truncated = tokens + encoded.num_tokens, truncated + encoded.num_truncated
@@ -227,18 +230,18 @@ def embed_span(
         raise BellmError(
             f"{span.file}, row {span.rows[broken[0]]}: its vector is not finite. Load the model with dtype float32."
         )
-    return Encoded(vectors, tokens, truncated)
+    return EncodeResult(vectors, tokens, truncated)
 
 
 def _embed(encoder: Encoder, work: Work, progress: Callable[[Progress], None] | None) -> list[Shard]:
     """The engine of one machine: reading is a span ahead of the model, and writing a shard behind it."""
     spans = plan.missing(work.files, work.columns, work.done, work.shard_rows)
     # Standard input is read where Ctrl-C arrives.
-    spans = spans if STDIN in work.files else one_ahead(spans)
+    spans = spans if STDIN in work.files else prefetch(spans)
     new: list[Shard] = []
     meter = _Meter(progress)
 
-    def write(span: Span, encoded: Encoded) -> None:
+    def write(span: Span, encoded: EncodeResult) -> None:
         new.append(work.write(span, encoded))
 
     with ThreadPoolExecutor(1) as writer:
@@ -284,7 +287,7 @@ def _tell(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
     if manifest.unreadable:
         found = manifest.rows + manifest.unreadable
         warnings.warn(f"{manifest.unreadable} of {found} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
-    warn_of_cuts(manifest.truncated, manifest.rows, manifest.encoder["max_tokens"])
+    warn_truncated(manifest.truncated, manifest.rows, manifest.encoder["max_tokens"])
     if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.warn(
@@ -308,5 +311,5 @@ def _refuse_strangers(out: Path) -> None:
     if (out / FINGERPRINT_FILE).exists() or not out.exists():
         return
     ours = (LOCK_FILE, shards.FOLDER, MANIFEST_FILE, REJECTED_FILE)
-    if any(path.name not in ours and not path.name.endswith(durable.DRAFT) for path in out.iterdir()):
+    if any(path.name not in ours and not path.name.endswith(atomic.DRAFT) for path in out.iterdir()):
         raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellm import durable
 from bellm.corpus import shards
 from bellm.corpus.recipe import read as read_recipe
 from bellm.corpus.shards import Shard
 from bellm.errors import SourceError
+from bellm.io import atomic
 from bellm.version import __version__
 
 MANIFEST_FILE = "manifest.json"
@@ -22,12 +22,12 @@ class Manifest:
     """A complete corpus folder."""
 
     encoder: dict[str, Any]
-    """What decides the encoder's vectors, as `bellm.facts` has it."""
+    """What decides the encoder's vectors, as `bellm.metadata` has it."""
     recipe: dict[str, Any]
     """Digest of the settings, role, form of the vectors and the other fields of `Recipe`."""
     recipe_digest: str
     """What every shard carries."""
-    dim: int
+    embedding_dim: int
     rows: int
     """Rows with a vector."""
     unreadable: int
@@ -45,7 +45,7 @@ def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifes
 
     Args:
         out: A corpus folder.
-        encoder: What `bellm.facts.facts` gives.
+        encoder: What `bellm.metadata.encoder_metadata` gives.
         done: Every shard of the folder, in the order of the corpus.
 
     Raises:
@@ -57,14 +57,14 @@ def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifes
         encoder=encoder,
         recipe=vars(recipe),
         recipe_digest=recipe.digest(fingerprint),
-        dim=encoder["dim"],
+        embedding_dim=encoder["embedding_dim"],
         rows=sum(shard.num_rows for shard in done),
         unreadable=sum(shard.num_unreadable for shard in done),
         truncated=sum(shard.num_truncated for shard in done),
         tokens=sum(shard.num_tokens for shard in done),
         shards=[_entry(shard) for shard in done],
     )
-    durable.write(out / MANIFEST_FILE, (json.dumps(vars(manifest), indent=1, ensure_ascii=False) + "\n").encode())
+    atomic.write_bytes(out / MANIFEST_FILE, (json.dumps(vars(manifest), indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
 
 
@@ -102,7 +102,7 @@ def _entry(shard: Shard) -> dict[str, Any]:
 
 
 def _write_rejected(out: Path, done: Sequence[Shard]) -> None:
-    with durable.draft(out / REJECTED_FILE) as file:
+    with atomic.atomic_write(out / REJECTED_FILE) as file:
         for shard in done:
             if shard.num_unreadable:
                 for row, reason in shards.read_unreadable(out / shards.FOLDER / shard.name):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellm import folder
-from bellm.config import Settings
+from bellm import saving
+from bellm.config import EncoderConfig
 from bellm.corpus import manifest, recipe
 from bellm.encoder import Encoder
 from bellm.errors import FingerprintError
@@ -18,33 +18,33 @@ class Origin:
     """What it takes to load an encoder again, and to prove that it is the same."""
 
     source: str
-    """What `Encoder.load` was given."""
-    settings: Settings
+    """What `Encoder.from_pretrained` was given."""
+    config: EncoderConfig
     dtype: str
     fingerprint: Vectors
 
     def load(self, **options: Any) -> Encoder:
-        """Load the encoder; `options` are those of `Encoder.load` that leave the vectors alone.
+        """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone.
 
         Raises:
             FingerprintError: The source gives another encoder than it gave then.
             BellmError: It cannot be loaded.
         """
-        settings = self.settings
-        encoder = Encoder.load(
+        config = self.config
+        encoder = Encoder.from_pretrained(
             self.source,
-            bidirectional=settings.bidirectional,
-            reading=settings.reading,
-            window=settings.window,
-            prompt=settings.prompt,
-            pooling=settings.pooling,
-            layer=settings.layer,
-            max_tokens=settings.max_tokens,
+            bidirectional=config.bidirectional,
+            variant=config.variant,
+            window=config.window,
+            prompt=config.prompt,
+            pooling=config.pooling,
+            layer=config.layer,
+            max_tokens=config.max_tokens,
             dtype=self.dtype,
             **options,
         )
-        apart = folder.distance(self.fingerprint, encoder.fingerprint())
-        limit = folder.tolerance(self.dtype, encoder.dtype_name)
+        apart = saving.fingerprint_distance(self.fingerprint, encoder.fingerprint())
+        limit = saving.fingerprint_tolerance(self.dtype, encoder.dtype_name)
         if not apart <= limit:
             raise FingerprintError(
                 f"{self.source} does not give the vectors that it gave to the corpus (relative distance {apart:.3g}, "
@@ -62,5 +62,5 @@ def of_corpus(out: str | Path, source: str | None = None) -> Origin:
     facts = manifest.read(Path(out)).encoder
     kept, fingerprint = recipe.read(Path(out))
     prompt = Prompt(facts["prompt"], facts["template"], facts["query_template"], facts["document_template"])
-    settings = Settings.from_dict({**facts, "bidirectional": facts["open_layers"], "prompt": vars(prompt)})
-    return Origin(source=source or facts["source"], settings=settings, dtype=kept.dtype, fingerprint=fingerprint)
+    config = EncoderConfig.from_dict({**facts, "bidirectional": facts["open_layers"], "prompt": vars(prompt)})
+    return Origin(source=source or facts["source"], config=config, dtype=kept.dtype, fingerprint=fingerprint)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from bellm import durable
 from bellm.corpus import plan, shards
 from bellm.corpus.inputs import STDIN
 from bellm.corpus.job import Progress, Work, embed_span
@@ -22,6 +21,7 @@ from bellm.corpus.origin import Origin
 from bellm.corpus.shards import Shard
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
+from bellm.io import atomic
 
 try:
     import ray
@@ -39,11 +39,11 @@ class RayEngine:
     """
 
     source: str
-    """What `Encoder.load` was given; workers load it too."""
+    """What `Encoder.from_pretrained` was given; workers load it too."""
     workers: int | None = None
     """How many load the encoder and embed; None is one for each GPU, or for each machine where there is none."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of `Encoder.load` that leave the vectors alone."""
+    """Options of `Encoder.from_pretrained` that leave the vectors alone."""
 
     def __call__(self, encoder: Encoder, work: Work, progress: Callable[[Progress], None] | None = None) -> list[Shard]:
         """Embed what is missing; returns the new shards.
@@ -56,14 +56,14 @@ class RayEngine:
         source = os.path.abspath(self.source) if os.path.exists(self.source) else self.source
         origin = Origin(
             source=source,
-            settings=encoder.settings,
+            config=encoder.config,
             dtype=encoder.dtype_name,
             fingerprint=encoder.fingerprint(),
         )
         with _cluster(), _one_line():
             rows = self._dataset(origin, work).iter_rows() if work.files else iter(())
             new = list(_told(rows, work, progress))
-        durable.remove_drafts(work.out / shards.FOLDER)
+        atomic.remove_drafts(work.out / shards.FOLDER)
         return new
 
     def _dataset(self, origin: Origin, work: Work) -> Any:

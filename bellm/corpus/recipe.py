@@ -13,24 +13,25 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bellm import durable, folder
+from bellm import saving
 from bellm.corpus.shards import FOLDER, VectorForm
 from bellm.encoder import Encoder
 from bellm.errors import SourceError
-from bellm.folder import FINGERPRINT_FILE
-from bellm.types import Role, Vectors
+from bellm.io import atomic
+from bellm.saving import FINGERPRINT_FILE
+from bellm.types import InputType, Vectors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that a second run must have in common with the first."""
 
-    settings: str
+    config: str
     """Digest of the encoder's settings."""
     dtype: str
     """Dtype of the encoder's weights."""
-    role: Role = "text"
-    normalise: bool = False
+    input_type: InputType = "text"
+    normalize: bool = False
     vectors: VectorForm = "float32"
     keep_text: bool = False
     column: str = "text"
@@ -57,7 +58,9 @@ def agree(out: Path, recipe: Recipe, encoder: Encoder) -> str:
     if path.exists():
         kept, fingerprint = read(out)
         _refuse_other(out, recipe, kept)
-        if not folder.distance(fingerprint, found) <= folder.tolerance(recipe.dtype, recipe.dtype):
+        if not saving.fingerprint_distance(fingerprint, found) <= saving.fingerprint_tolerance(
+            recipe.dtype, recipe.dtype
+        ):
             raise SourceError(
                 f"{out} holds the vectors of another model: its fingerprint is not that of {encoder.name}. Give the "
                 "same model, or another folder."
@@ -65,7 +68,7 @@ def agree(out: Path, recipe: Recipe, encoder: Encoder) -> str:
         return recipe.digest(fingerprint)
     if any((out / FOLDER).glob("*.parquet")):
         raise SourceError(f"{out} holds shards without their {FINGERPRINT_FILE}. Put it back, or give another folder.")
-    durable.write(path, save({"vectors": found}, {"settings": recipe.settings, "recipe": recipe._json()}))
+    atomic.write_bytes(path, save({"vectors": found}, {"encoder_options": recipe.config, "recipe": recipe._json()}))
     return recipe.digest(found)
 
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bellm import durable
 from bellm.corpus.arrow import pa, pq
 from bellm.corpus.spans import Span
 from bellm.errors import SourceError
+from bellm.io import atomic
 from bellm.types import Vectors
 
 if TYPE_CHECKING:
-    from bellm.engine.embed import Encoded
+    from bellm.engine.embedding import EncodeResult
 
 FOLDER = "shards"
 """Where the shards of a corpus lie."""
@@ -77,7 +77,9 @@ def name_of(file: str, first: int) -> str:
     return f"{readable}-{hashlib.sha256(file.encode()).hexdigest()[:12]}-{first:012d}.parquet"
 
 
-def write(folder: Path, span: Span, encoded: "Encoded", *, form: VectorForm, keep_text: bool, recipe: str) -> Shard:
+def write(
+    folder: Path, span: Span, encoded: "EncodeResult", *, form: VectorForm, keep_text: bool, recipe: str
+) -> Shard:
     """Write the shard of a span, whole or not at all.
 
     Raises:
@@ -96,7 +98,7 @@ def write(folder: Path, span: Span, encoded: "Encoded", *, form: VectorForm, kee
     table = _table(span, encoded.vectors, form, keep_text)
     table = table.replace_schema_metadata(_metadata(shard, span.unreadable, table))
     path = folder / shard.name
-    with durable.draft(path) as file:
+    with atomic.atomic_write(path) as file:
         # Vectors are noise to a compressor and to a dictionary, and cost time there.
         slow = {name: "zstd" for name in table.column_names if name != "vector"}
         pq.write_table(

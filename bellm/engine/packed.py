@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from bellm.backbone.packed_model import LayerRange, PackedBatch, PackedModel, SharedPrefix
 from bellm.backbone.rope import longrope_short_context
 from bellm.backbone.states import input_device
-from bellm.engine.plan import apart
-from bellm.engine.tokens import Tokens, text_mask
-from bellm.engine.trunk import Trunk
+from bellm.engine.activation_cache import ActivationCache
+from bellm.engine.plan import split_by_length
+from bellm.engine.tokenization import Tokens, text_mask
 from bellm.tensors.packing import Index, Packing, TokenPath
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
@@ -26,7 +26,7 @@ from bellm.types import PoolingName
 Row = Sequence[int]
 
 
-class Packed:
+class PackedRunner:
     """Embeds rows of token ids with a packed model."""
 
     def __init__(
@@ -36,8 +36,8 @@ class Packed:
         pooling: PoolingName,
         stop: int,
         *,
-        begins: bool = True,
-        trunk: Trunk | None = None,
+        share_prefix: bool = True,
+        cache: ActivationCache | None = None,
     ) -> None:
         """Sort the rows and compute what all of them begin with.
 
@@ -46,32 +46,32 @@ class Packed:
             tokens: All rows that are to be embedded, without doubles.
             pooling: How states become one vector.
             stop: Layer whose input states are pooled; the depth for the final, normed ones.
-            begins: Whether what all rows begin with is computed once for all batches. Otherwise each batch computes
-                it for itself, and is a graph of its own to autograd.
-            trunk: What models of the same weights have made of the same batches, to begin with.
+            share_prefix: Compute the prefix that all rows share once for all batches. Otherwise each batch computes it
+                for itself, as a graph of its own to autograd.
+            cache: Activations of encoders on the same weights that read the same batches before.
         """
         self._model = model
         self._tokens = tokens
         self._pooling = pooling
         self._stop = stop
-        self._trunk = trunk
+        self._trunk = cache
         self._shares = min(model.num_shared, stop) > 0
         self._opens = 0 < model.num_shared < stop
         self._lengths = [len(ids) for ids in tokens.ids]
         self._context = longrope_short_context(model.model)
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
         rows = [tokens.ids[number] for number in self._order]
-        self._known = [0, *map(common, rows, rows[1:])] if self._shares else [0] * len(rows)
+        self._known = [0, *map(common_prefix_length, rows, rows[1:])] if self._shares else [0] * len(rows)
         start: Row = []
         one_context = self._context is None or max(self._lengths) <= self._context
-        if begins and self._shares and one_context:
-            start = rows[0][: min(common(rows[0], rows[-1]), *(len(row) - 1 for row in rows))]
+        if share_prefix and self._shares and one_context:
+            start = rows[0][: min(common_prefix_length(rows[0], rows[-1]), *(len(row) - 1 for row in rows))]
         self._start = start
         self._beginning = self._begin(start) if start else None
 
     def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group rows, neighbours together, so that no layer works on more than `max_tokens`; longest rows first."""
-        parts = apart(numbers, self._lengths, self._context)
+        parts = split_by_length(numbers, self._lengths, self._context)
         return [group for part in parts for group in self._batches(part, max_tokens)]
 
     def _batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -145,7 +145,7 @@ class Packed:
         paths: list[Index] = []
         asked: list[TokenPath] = []
         for row in rows:
-            known = common(before, row) if self._shares else 0
+            known = common_prefix_length(before, row) if self._shares else 0
             path = np.concatenate([path[:known], np.arange(len(ids), len(ids) + len(row) - known)])
             ids += row[known:]
             positions += range(known, len(row))
@@ -169,7 +169,7 @@ class Packed:
         return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths
 
 
-def common(a: Row, b: Row) -> int:
+def common_prefix_length(a: Row, b: Row) -> int:
     """How many tokens two rows have in common at their beginning."""
     for number, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:

@@ -8,19 +8,19 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.rope import longrope_short_context
 from bellm.backbone.states import all_layer_states, input_device, token_states
-from bellm.engine.plan import apart
-from bellm.engine.tokens import Tokens, text_mask
+from bellm.engine.plan import split_by_length
+from bellm.engine.tokenization import Tokens, text_mask
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
 
 
-class Padded:
+class PaddedRunner:
     """Embeds rows of token ids in padded batches."""
 
     def __init__(
         self, model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int | None, pad_id: int
     ) -> None:
-        """Keep what is needed; see `bellm.engine.embed.embed`. With layer None, vectors are those of all states."""
+        """Keep what is needed, see `embed_tokens`; with layer None, vectors are those of all states."""
         self._model = model
         self._tokens = tokens
         self._pooling = pooling
@@ -32,7 +32,7 @@ class Padded:
         """Group rows of similar length, longest first, so that a batch has at most `max_tokens` with its padding."""
         lengths = [len(ids) for ids in self._tokens.ids]
         groups: list[list[int]] = []
-        for part in apart(numbers, lengths, self._context):
+        for part in split_by_length(numbers, lengths, self._context):
             begun = len(groups)
             for number in sorted(part, key=lambda number: -lengths[number]):
                 if len(groups) == begun or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > max_tokens:
@@ -42,7 +42,9 @@ class Padded:
 
     def vectors(self, numbers: Sequence[int]) -> Tensor:
         """Pooled states of some rows, float32 (B, D), or (B, layers + 1, D)."""
-        ids_BL, mask_BL = pad([self._tokens.ids[number] for number in numbers], self._pad_id, input_device(self._model))
+        ids_BL, mask_BL = pad_rows(
+            [self._tokens.ids[number] for number in numbers], self._pad_id, input_device(self._model)
+        )
         pooled_BL = mask_BL
         if self._pooling == "mean-text":
             pooled_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
@@ -53,7 +55,7 @@ class Padded:
         return pooler(token_states(self._model, ids_BL, mask_BL, self._layer), pooled_BL.bool())
 
 
-def pad(
+def pad_rows(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Pad rows of token ids to one length, on the right unless asked; returns ids and mask, both (B, L)."""

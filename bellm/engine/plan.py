@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import count_layers, get_text_config
 from bellm.backbone.states import hidden_size, input_device
-from bellm.engine.tokens import Tokens
+from bellm.engine.tokenization import Tokens
 
 Item = TypeVar("Item")
 _END = object()
@@ -24,7 +24,9 @@ Larger ones fall out of its caches, and the C library gives their pages back aft
 _SHARE_OF_MEMORY = 0.25
 
 
-def windows(texts: Sequence[str], *, max_texts: int = 8192, max_characters: int = 4_000_000) -> Iterator[Sequence[str]]:
+def chunk_texts(
+    texts: Sequence[str], *, max_texts: int = 8192, max_characters: int = 4_000_000
+) -> Iterator[Sequence[str]]:
     """Cut a long list of texts into parts whose tokens fit in memory easily."""
     start = characters = 0
     for end, text in enumerate(texts):
@@ -36,7 +38,7 @@ def windows(texts: Sequence[str], *, max_texts: int = 8192, max_characters: int 
         yield texts[start:]
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
     """Make the next item in a thread while this one is used."""
     with ThreadPoolExecutor(1, "bellm") as thread:
         coming = thread.submit(next, items, _END)
@@ -45,14 +47,14 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield cast(Item, item)
 
 
-def apart(numbers: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
+def split_by_length(numbers: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
     """Rows that are longer than a context, and the others; what there is of both. All in one without a context."""
     longer = [number for number in numbers if context is not None and lengths[number] > context]
     within = [number for number in numbers if context is None or lengths[number] <= context]
     return [part for part in (longer, within) if part]
 
 
-def without_doubles(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
+def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
     """Each different row once, and for every row where it is among them.
 
     Args:
@@ -71,7 +73,7 @@ def without_doubles(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]
     return rows, where
 
 
-def suitable_tokens(model: PreTrainedModel) -> int:
+def default_batch_tokens(model: PreTrainedModel) -> int:
     """How many tokens one forward pass should have on this model's hardware.
 
     On a processor as many as its caches hold; on an accelerator as many as a quarter of its free memory holds.
@@ -86,7 +88,7 @@ def suitable_tokens(model: PreTrainedModel) -> int:
     return min(max(int(free * _SHARE_OF_MEMORY) // (4 * bytes_per_token), 1024), 65_536)
 
 
-def held_tokens(model: PreTrainedModel) -> int:
+def max_graph_tokens(model: PreTrainedModel) -> int:
     """How many tokens' graphs a quarter of the free memory holds, for training."""
     device, width = input_device(model), hidden_size(model)
     widest = int(getattr(get_text_config(model), "intermediate_size", None) or 4 * width)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bellm import folder
+from bellm import saving
 from bellm.errors import SourceError
 from bellm.types import Vectors
 
@@ -91,7 +91,7 @@ class Cache:
         found = dict(_fetch(database, rows))
         if set(found) == set(rows):
             kept = np.stack([np.frombuffer(found[row], dtype=np.float32) for row in rows])
-            if kept.shape == fingerprint.shape and folder.distance(kept, fingerprint) <= tolerance:
+            if kept.shape == fingerprint.shape and saving.fingerprint_distance(kept, fingerprint) <= tolerance:
                 return
         with database:
             database.execute("DELETE FROM vectors")

@@ -15,7 +15,7 @@ import numpy as np
 from bellm.encoder import Encoder
 from bellm.errors import SourceError
 from bellm.evaluate.subject import Embeds
-from bellm.folder import FINGERPRINT_TEXTS
+from bellm.saving import FINGERPRINT_TEXTS
 from bellm.types import Vectors
 
 

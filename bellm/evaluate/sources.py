@@ -10,15 +10,15 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from bellm import folder
+from bellm import saving
 from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError
 from bellm.evaluate.cache import Cache
 from bellm.evaluate.subject import Subject, View
-from bellm.facts import facts, identity
-from bellm.types import Role, Vectors
+from bellm.metadata import encoder_identity, encoder_metadata
+from bellm.types import InputType, Vectors
 
-ROLES: tuple[Role, ...] = ("text", "query", "document")
+ROLES: tuple[InputType, ...] = ("text", "query", "document")
 
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources that are no bellm encoders begin."""
@@ -32,7 +32,7 @@ class Sources:
 
         Args:
             cache: Folder of vectors that were computed before.
-            options: Arguments of `Encoder.load` for every bellm encoder.
+            options: Arguments of `Encoder.from_pretrained` for every bellm encoder.
         """
         self._cache = cache
         self._options = options
@@ -42,7 +42,7 @@ class Sources:
         """Make a source ready for evaluation.
 
         Args:
-            source: Anything that `Encoder.load` takes, with settings of its own behind a question mark
+            source: Anything that `Encoder.from_pretrained` takes, with settings of its own behind a question mark
                 (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model;
                 `vectors:` and a .parquet or .jsonl file with the columns text and vector.
 
@@ -61,7 +61,7 @@ class Sources:
         fixed = {name: options.pop(name) for name in _LOADING if name in options}
         key = (place, json.dumps(fixed, sort_keys=True))
         if key not in self._loaded:
-            self._loaded[key] = Encoder.load(place, **fixed)
+            self._loaded[key] = Encoder.from_pretrained(place, **fixed)
         return self._loaded[key].replace(**options)
 
     def _sentence_transformer(self, source: str) -> Subject:
@@ -83,7 +83,7 @@ _LOADING = ("dtype", "device", "attention", "trust_remote_code")
 """What cannot be changed once the weights are there."""
 
 _SETTINGS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("bidirectional", "reading", "window", "prompt", "pooling", "dtype", "attention"), str),
+    **dict.fromkeys(("bidirectional", "variant", "window", "prompt", "pooling", "dtype", "attention"), str),
     "layer": int,
     "max_tokens": int,
 }
@@ -105,8 +105,12 @@ def _settings(source: str, query: str) -> dict[str, Any]:
 def of_encoder(encoder: Encoder, source: str, cache: Path | None = None) -> Subject:
     """A bellm encoder, with a cache if a folder is given."""
     fingerprint = encoder.fingerprint()
-    known = {**facts(source, encoder), "fingerprint": _digest(fingerprint), "way": encoder.way}
-    views = {role: _view(encoder, role) for role in ROLES}
+    known = {
+        **encoder_metadata(source, encoder),
+        "fingerprint": _digest(fingerprint),
+        "batching_mode": encoder.batching_mode,
+    }
+    views = {input_type: _view(encoder, input_type) for input_type in ROLES}
     return Subject(source, views, known, kept_of(encoder, cache, fingerprint) if cache else None)
 
 
@@ -119,18 +123,18 @@ def kept_of(encoder: Encoder, cache: Path, fingerprint: Vectors, what: str = "")
         fingerprint: Vectors of a few fixed texts, made in the same way: kept ones are given up where it is another.
         what: What is kept instead of the encoder's own vectors.
     """
-    name = f"{identity(encoder)} {what}".rstrip()
-    return Cache(cache, name, fingerprint, folder.tolerance(encoder.dtype_name, encoder.dtype_name))
+    name = f"{encoder_identity(encoder)} {what}".rstrip()
+    return Cache(cache, name, fingerprint, saving.fingerprint_tolerance(encoder.dtype_name, encoder.dtype_name))
 
 
-def _view(encoder: Encoder, role: Role) -> View:
+def _view(encoder: Encoder, input_type: InputType) -> View:
     def embed(texts: Sequence[str]) -> Vectors:
-        return encoder.encode_counted(texts, role=role).vectors
+        return encoder.encode_with_stats(texts, input_type=input_type).vectors
 
     def num_truncated(texts: Sequence[str]) -> int:
-        return encoder.tokenise(texts, role=role).num_truncated
+        return encoder.tokenize(texts, input_type=input_type).num_truncated
 
-    return View(encoder.settings.prompt.template_for(role), embed, num_truncated)
+    return View(encoder.config.prompt.template_for(input_type), embed, num_truncated)
 
 
 def of_sentence_transformer(model: Any, source: str, cache: Path | None = None) -> Subject:
@@ -148,19 +152,19 @@ def of_sentence_transformer(model: Any, source: str, cache: Path | None = None) 
         "default_prompt": model.default_prompt_name,
         "chat_template": wrapped,
         "max_tokens": model.max_seq_length,
-        "dim": model.get_embedding_dimension(),
+        "embedding_dim": model.get_embedding_dimension(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
     }
     methods = {"text": model.encode, "query": model.encode_query, "document": model.encode_document}
-    views = {role: _foreign_view(model, role, methods[role]) for role in ROLES}
-    fingerprint = views["text"].embed(folder.FINGERPRINT_TEXTS)
+    views = {input_type: _foreign_view(model, input_type, methods[input_type]) for input_type in ROLES}
+    fingerprint = views["text"].embed(saving.FINGERPRINT_TEXTS)
     known["fingerprint"] = _digest(fingerprint)
     kept = Cache(cache, json.dumps(known), fingerprint, 0.05) if cache else None
     return Subject(source, views, known, kept)
 
 
-def _foreign_view(model: Any, role: Role, method: Callable[..., Any]) -> View:
+def _foreign_view(model: Any, input_type: InputType, method: Callable[..., Any]) -> View:
     def embed(texts: Sequence[str]) -> Vectors:
         return np.asarray(method(list(texts), show_progress_bar=False), dtype=np.float32)
 
@@ -169,11 +173,11 @@ def _foreign_view(model: Any, role: Role, method: Callable[..., Any]) -> View:
         ids = model.tokenizer(list(texts), truncation=False, verbose=False).input_ids if limit else []
         return sum(len(row) > limit for row in ids)
 
-    return View(role, embed, num_truncated)
+    return View(input_type, embed, num_truncated)
 
 
 def _wraps(model: Any) -> bool:
-    text = folder.FINGERPRINT_TEXTS[0]
+    text = saving.FINGERPRINT_TEXTS[0]
     read = int(np.asarray(model.preprocess([text])["attention_mask"]).sum())
     return bool(getattr(model.tokenizer, "chat_template", None)) and read > len(model.tokenizer(text).input_ids)
 
@@ -191,7 +195,7 @@ def _of_file(source: str) -> Subject:
             raise SourceError(f"{file} has no vector for {what}.")
         return vectors[[place[text] for text in wanted]]
 
-    known = {"source": source, "dim": vectors.shape[1], "fingerprint": _digest(vectors), "texts": len(place)}
+    known = {"source": source, "embedding_dim": vectors.shape[1], "fingerprint": _digest(vectors), "texts": len(place)}
     view = View("text", embed)
     return Subject(source, dict.fromkeys(ROLES, view), known)
 

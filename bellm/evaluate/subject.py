@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bellm.evaluate.cache import Cache
-from bellm.types import Role, Vectors
+from bellm.types import InputType, Vectors
 
 
 class Embeds(Protocol):
@@ -34,24 +34,27 @@ class Subject:
     """An encoder under evaluation."""
 
     name: str
-    views: Mapping[Role, View]
+    views: Mapping[InputType, View]
     facts: Mapping[str, Any] = field(default_factory=dict)
     cache: Cache | None = None
 
     @classmethod
     def of(cls, embeds: Embeds, name: str | None = None) -> "Subject":
         """Anything that embeds; nothing says when its vectors are others, so they are not kept."""
-        own: dict[Role, Callable[..., Vectors]] = {"text": embeds.encode}
-        for role in ("query", "document"):
-            own[role] = getattr(embeds, f"encode_{role}", embeds.encode)
+        own: dict[InputType, Callable[..., Vectors]] = {"text": embeds.encode}
+        for input_type in ("query", "document"):
+            own[input_type] = getattr(embeds, f"encode_{input_type}", embeds.encode)
         views = {
-            role: View("text" if method == embeds.encode else role, _of_lists(method)) for role, method in own.items()
+            input_type: View("text" if method == embeds.encode else input_type, _of_lists(method))
+            for input_type, method in own.items()
         }
         return cls(name or type(embeds).__name__, views)
 
-    def vectors(self, texts: Sequence[str], role: Role = "text", done: Callable[[int], None] | None = None) -> Vectors:
+    def vectors(
+        self, texts: Sequence[str], input_type: InputType = "text", done: Callable[[int], None] | None = None
+    ) -> Vectors:
         """Vectors of texts in their order; equal texts are embedded once, and known ones not at all."""
-        view, done = self.views[role], done or (lambda _: None)
+        view, done = self.views[input_type], done or (lambda _: None)
         if self.cache:
             return self.cache.vectors(texts, view.name, view.embed, done)
         unique = list(dict.fromkeys(texts))
@@ -60,9 +63,9 @@ class Subject:
         done(len(unique))
         return found[[place[text] for text in texts]]
 
-    def num_truncated(self, texts: Sequence[str], role: Role = "text") -> int:
+    def num_truncated(self, texts: Sequence[str], input_type: InputType = "text") -> int:
         """How many different texts are cut to the encoder's limit."""
-        return self.views[role].num_truncated(list(dict.fromkeys(texts)))
+        return self.views[input_type].num_truncated(list(dict.fromkeys(texts)))
 
 
 def _of_lists(method: Callable[[list[str]], Vectors]) -> Callable[[Sequence[str]], Vectors]:

@@ -16,7 +16,7 @@ from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.subject import Subject
 from bellm.evaluate.transfer import score_sentences
-from bellm.facts import versions
+from bellm.metadata import package_versions
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 TRANSFER = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
@@ -81,7 +81,7 @@ def evaluate(
         if paired and subject.cache:  # All at once: sets share texts, and texts their beginnings.
             _embed(subject, paired, progress)
         outcomes.append({name: _score(subject, one, progress) for name, one in sets.items()})
-    settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": versions()}
+    settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
     runs = [_run(subject, found, resamples, seed, settings) for subject, found in zip(subjects, outcomes, strict=True)]
     first = runs[0][1]
     compared = [replace(run, differences=_differences(known, first)) for run, known in runs[1:]]

@@ -14,7 +14,7 @@ SIGNIFICANT = 0.05
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 
-_TELLING = ("bidirectional", "reading", "window", "prompt", "pooling", "layer", "max_tokens", "dtype")
+_TELLING = ("bidirectional", "variant", "window", "prompt", "pooling", "layer", "max_tokens", "dtype")
 
 
 def labels(report: Report) -> list[str]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bellm import folder
+from bellm import saving
 from bellm.backbone.early_exit import with_early_exits
 from bellm.encoder import Encoder
-from bellm.engine.padded import Padded
-from bellm.engine.plan import suitable_tokens
-from bellm.engine.tokens import stand_in
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.plan import default_batch_tokens
+from bellm.engine.tokenization import fallback_token_id
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Score
 from bellm.evaluate.sets.pairs import Pairs
@@ -93,14 +93,14 @@ def cosines(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vectors:
 
 
 def _vectors(encoder: Encoder, texts: Sequence[str]) -> Vectors:
-    model, tokens = with_early_exits(encoder.model), encoder.tokenise(texts)
-    way = Padded(model, tokens, encoder.settings.pooling, None, stand_in(encoder.tokenizer))
+    model, tokens = with_early_exits(encoder.model), encoder.tokenize(texts)
+    runner = PaddedRunner(model, tokens, encoder.config.pooling, None, fallback_token_id(encoder.tokenizer))
     # States of all layers are alive at once.
-    budget = max(suitable_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)
-    vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.dim), dtype=np.float32)
+    budget = max(default_batch_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)
+    vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.embedding_dim), dtype=np.float32)
     with torch.inference_mode():
-        for group in way.batches(range(len(tokens)), budget):
-            vectors_NKD[group] = way.vectors(group)[:, 1:].cpu().numpy()
+        for group in runner.batches(range(len(tokens)), budget):
+            vectors_NKD[group] = runner.vectors(group)[:, 1:].cpu().numpy()
     return vectors_NKD
 
 
@@ -115,7 +115,7 @@ def _kept(encoder: Encoder, pairs: Pairs, place: Path, done: Callable[[int], Non
             done(len(part))
         return np.concatenate(found)
 
-    fingerprint = cosines(encoder, list(pairwise(folder.FINGERPRINT_TEXTS)))
+    fingerprint = cosines(encoder, list(pairwise(saving.FINGERPRINT_TEXTS)))
     cache = kept_of(encoder, place, fingerprint, "cosines after each layer")
     names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
-    return cache.vectors(names, encoder.settings.prompt.template, embed)
+    return cache.vectors(names, encoder.config.prompt.template, embed)

@@ -11,11 +11,11 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.sets import pairs
 from bellm.evaluate.sets.pairs import Pairs
-from bellm.facts import versions
 from bellm.layers.degradation import Degradation, degrade
 from bellm.layers.profile import Profile, profile
 from bellm.layers.search import Search, depths_of, maps_of, search
 from bellm.layers.verdict import trained, turn, verdict
+from bellm.metadata import package_versions
 from bellm.train.reading import load
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def record(finding: Finding, known: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         finding: What was found.
-        known: `bellm.facts.facts` of the encoder.
+        known: `bellm.metadata.encoder_metadata` of the encoder.
     """
     curve, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
     found = {
@@ -166,7 +166,7 @@ def record(finding: Finding, known: Mapping[str, Any]) -> dict[str, Any]:
         "facts": known,
         "dev": finding.dev,
         "seed": finding.seed,
-        "versions": versions(),
+        "versions": package_versions(),
         "verdict": finding.verdict,
         **{name: part for name, part in found.items() if part},
     }

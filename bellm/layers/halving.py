@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bellm import durable, layer_spec
+from bellm import layer_spec
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Outcome, Score
@@ -24,6 +24,7 @@ from bellm.evaluate.sets.pairs import Pairs
 from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.sources import of_encoder
 from bellm.evaluate.statistics import Estimate
+from bellm.io import atomic
 from bellm.layers.search import ALL, CAUSAL, Candidate, Search
 from bellm.train.dataset import Dataset
 from bellm.train.loop import train
@@ -244,7 +245,7 @@ class _Runs:
         if not scored.exists():
             outcome = self._score(one, run, steps, f"{one.name}, round {number} of {len(self.plan.rounds)}")
             kept = {name: getattr(outcome, name) for name in _KEPT} | {"items": outcome.items_N.tolist()}
-            durable.write(scored, (json.dumps(kept) + "\n").encode())
+            atomic.write_bytes(scored, (json.dumps(kept) + "\n").encode())
         self.done[one.bidirectional] = steps
         return _read(scored, self.dev)
 
@@ -254,9 +255,9 @@ class _Runs:
             self.progress(what, sum(self.done.values()), self.plan.steps)
 
         tell(self.done.get(one.bidirectional, 0))
-        settings = {**self.recipe.settings, "bidirectional": layer_spec.format_layers(one.open_layers)}
+        settings = {**self.recipe.encoder_options, "bidirectional": layer_spec.format_layers(one.open_layers)}
         encoder = train(
-            replace(self.recipe, settings=settings),
+            replace(self.recipe, encoder_options=settings),
             self.sources,
             run,
             checkpoint_every=_CHECKPOINT_EVERY,
@@ -317,7 +318,7 @@ def _agree(output: Path, plan: Plan, recipe: Recipe, sources: Sequence[tuple[Dat
     wanted = json.loads(json.dumps(wanted))
     path = output / SEARCH
     if not any(one for name in (CHECKPOINT, MODEL) for one in output.glob(f"*/{name}")):
-        durable.write(path, (json.dumps(wanted, indent=1) + "\n").encode())
+        atomic.write_bytes(path, (json.dumps(wanted, indent=1) + "\n").encode())
         return
     try:
         known = json.loads(path.read_text(encoding="utf-8"))

@@ -9,15 +9,15 @@ Shapes: N texts, D width.
 from collections.abc import Sequence
 from functools import partial
 
-from bellm import folder
+from bellm import saving
 from bellm.backbone.token_prepending import PLACEHOLDER, with_token_prepending
 from bellm.encoder import Encoder, check_texts
-from bellm.engine.embed import Encoded, embed, embed_parts
-from bellm.engine.plan import windows
-from bellm.engine.tokens import Tokens, stand_in, tokenise, warn_of_cuts
+from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
+from bellm.engine.plan import chunk_texts
+from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize, warn_truncated
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
-from bellm.types import Role, Vectors
+from bellm.types import InputType, Vectors
 
 
 class Prepending:
@@ -48,13 +48,13 @@ class Prepending:
         Raises:
             DirectionError: The encoder has open layers, or no such layer.
         """
-        if encoder.settings.bidirectional:
+        if encoder.config.bidirectional:
             raise LayerError(
-                f"Token Prepending is for a causal model, and layers {format_layers(encoder.settings.bidirectional)} "
+                f"Token Prepending is for a causal model, and layers {format_layers(encoder.config.bidirectional)} "
                 "are open. Take encoder.replace(bidirectional='none')."
             )
         self._encoder = encoder
-        self._pad_id = stand_in(encoder.tokenizer)
+        self._pad_id = fallback_token_id(encoder.tokenizer)
         self._model = with_token_prepending(encoder.model, depth, self._pad_id)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -78,27 +78,29 @@ class Prepending:
         """Embed documents, with the prompt's document template where it has one; see `encode`."""
         return self._encode(texts, "document")
 
-    def encode_counted(self, texts: Sequence[str], *, role: Role = "text") -> Encoded:
+    def encode_with_stats(self, texts: Sequence[str], *, input_type: InputType = "text") -> EncodeResult:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
         check_texts(texts)
-        settings = self._encoder.settings
+        config = self._encoder.config
         each = partial(
-            embed,
+            embed_tokens,
             self._model,
             packed=None,
-            pooling=settings.pooling,
-            layer=settings.layer,
+            pooling=config.pooling,
+            layer=config.layer,
             max_batch_tokens=None,
             pad_id=self._pad_id,
             done=lambda _: None,
         )
-        return embed_parts((self.tokenise(part, role) for part in windows(texts)), each, self._encoder.dim)
+        return embed_chunks(
+            (self.tokenize(part, input_type) for part in chunk_texts(texts)), each, self._encoder.embedding_dim
+        )
 
-    def tokenise(self, texts: Sequence[str], role: Role = "text") -> Tokens:
+    def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the encoder has them, with `PLACEHOLDER` before the first that belongs to the text."""
-        settings = self._encoder.settings
-        template = settings.prompt.template_for(role)
-        tokens = tokenise(self._encoder.tokenizer, texts, template, settings.max_tokens - 1)
+        config = self._encoder.config
+        template = config.prompt.template_for(input_type)
+        tokens = tokenize(self._encoder.tokenizer, texts, template, config.max_tokens - 1)
         rows, spans = [], []
         for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True):
             has_text = start < end
@@ -108,9 +110,9 @@ class Prepending:
 
     def fingerprint(self) -> Vectors:
         """Vectors of a few fixed texts: what tells this encoder from any other."""
-        return self.encode_counted(folder.FINGERPRINT_TEXTS).vectors
+        return self.encode_with_stats(saving.FINGERPRINT_TEXTS).vectors
 
-    def _encode(self, texts: Sequence[str], role: Role) -> Vectors:
-        encoded = self.encode_counted(texts, role=role)
-        warn_of_cuts(encoded.num_truncated, len(texts), self._encoder.settings.max_tokens)
+    def _encode(self, texts: Sequence[str], input_type: InputType) -> Vectors:
+        encoded = self.encode_with_stats(texts, input_type=input_type)
+        warn_truncated(encoded.num_truncated, len(texts), self._encoder.config.max_tokens)
         return encoded.vectors

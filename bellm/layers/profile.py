@@ -39,7 +39,7 @@ def profile(encoder: Encoder, texts: Sequence[str]) -> Profile:
     Raises:
         BellmError: No text has two tokens.
     """
-    rows = [ids for ids in encoder.tokenise(texts).ids if len(ids) >= _FEWEST_TOKENS]
+    rows = [ids for ids in encoder.tokenize(texts).ids if len(ids) >= _FEWEST_TOKENS]
     if not rows:
         raise BellmError(f"None of {len(texts)} texts has {_FEWEST_TOKENS} tokens, a pivot and another.")
     model, ahead = with_early_exits(encoder.model), FutureAttention(encoder.model)

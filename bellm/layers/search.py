@@ -11,7 +11,7 @@ from pathlib import Path
 from bellm import layer_spec
 from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
-from bellm.engine.trunk import one_trunk
+from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
 from bellm.evaluate import statistics
 from bellm.evaluate.results import Difference, Outcome, Score
@@ -151,7 +151,7 @@ def search(
     outcomes: dict[str, Outcome] = {}
     moved: dict[str, float] = {}
     causal_ND: Vectors | None = None
-    with one_trunk():
+    with share_activations():
         for number, name in enumerate(sorted(tried, key=lambda name: (name != CAUSAL, min(tried[name], default=0)))):
             progress(name, number, len(tried))
             if no_ops[name]:
@@ -197,9 +197,9 @@ def _with_prepending(encoder: Encoder, depth: int, cache: Path) -> Subject:
     prepending = Prepending(encoder, depth)
     name = _prepending(depth)
     view = View(
-        encoder.settings.prompt.template,
-        lambda texts: prepending.encode_counted(texts).vectors,
-        lambda texts: prepending.tokenise(texts).num_truncated,
+        encoder.config.prompt.template,
+        lambda texts: prepending.encode_with_stats(texts).vectors,
+        lambda texts: prepending.tokenize(texts).num_truncated,
     )
     return Subject(name, {"text": view}, cache=kept_of(encoder, cache, prepending.fingerprint(), name))
 
@@ -216,15 +216,15 @@ def _specs(num_layers: int) -> Iterator[str]:
 
 
 def _no_op(encoder: Encoder, layers: Sequence[int]) -> str | None:
-    settings = encoder.settings
-    if settings.reading == "parallel":
+    config = encoder.config
+    if config.variant == "parallel":
         return None  # Open or not, what leaves the stack changes the vectors.
     return layer_spec.no_op_reason(
         layers,
         num_layers=encoder.num_layers,
-        reading=settings.reading,
-        pooling=settings.pooling,
-        layer=settings.layer,
+        variant=config.variant,
+        pooling=config.pooling,
+        layer=config.layer,
     )
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from bellm import durable
+from bellm.io import atomic
 from bellm.page.words import tick
 
 _HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def write(page: str, file: Path) -> None:
         SourceError: The disk refuses; a page that was there before stays.
     """
     # Half a character cannot be written as UTF-8; a question mark in its place is better than no page.
-    durable.write(file, page.encode("utf-8", "replace"))
+    atomic.write_bytes(file, page.encode("utf-8", "replace"))
 
 
 def _as_it_is(file: Path) -> Markup:

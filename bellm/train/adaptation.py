@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone.states import input_device, logits_at
-from bellm.engine.packed import Packed
-from bellm.engine.padded import pad
+from bellm.engine.packed import PackedRunner
+from bellm.engine.padded import pad_rows
 from bellm.errors import BellmError
 
 _BLANK = "_"
@@ -118,7 +118,7 @@ def mask_tokens(
     return masked
 
 
-def mntp_losses(model: PreTrainedModel | Packed, masked: Masked, numbers: Sequence[int]) -> Tensor:
+def mntp_losses(model: PreTrainedModel | PackedRunner, masked: Masked, numbers: Sequence[int]) -> Tensor:
     """Cross-entropy of each hidden token, predicted from the state one before it, in nats, float32 (M,).
 
     Their mean is the objective of LLM2Vec; losses of several batches can be added up before they are divided. The
@@ -133,10 +133,10 @@ def mntp_losses(model: PreTrainedModel | Packed, masked: Masked, numbers: Sequen
         BellmError: The model has no language-model head.
     """
     batch = masked.some(numbers)
-    if isinstance(model, Packed):
+    if isinstance(model, PackedRunner):
         logits_MV = model.logits(numbers, batch.predicting)
     else:
-        ids_BL, mask_BL = pad(batch.ids, 0, input_device(model))
+        ids_BL, mask_BL = pad_rows(batch.ids, 0, input_device(model))
         predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
         for number, positions in enumerate(batch.predicting):
             predicts_BL[number, positions] = True

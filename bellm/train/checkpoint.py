@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bellm import durable
 from bellm.errors import SourceError
+from bellm.io import atomic
 from bellm.train.processes import Processes
 from bellm.train.sharded import gathered, part_of
 
@@ -62,7 +62,7 @@ def load(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.op
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    with durable.draft(path) as file:
+    with atomic.atomic_write(path) as file:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.name, _metadata(progress))
         except SafetensorError as error:

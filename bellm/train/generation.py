@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone.adapters import disable_adapters
 from bellm.backbone.states import input_device, logits_at
-from bellm.engine.padded import Padded, pad
-from bellm.engine.tokens import Tokens, stand_in
+from bellm.engine.padded import PaddedRunner, pad_rows
+from bellm.engine.tokenization import Tokens, fallback_token_id
 from bellm.errors import BellmError
 
 _PAD = 0  # Any id does: padding stands behind the tokens and is masked.
@@ -90,7 +90,7 @@ def response_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_token
     """
     order: list[int] = []
     sums: list[Tensor] = []
-    for numbers in Padded(model, turns, "last", -1, _PAD).batches(range(len(turns)), max_batch_tokens):
+    for numbers in PaddedRunner(model, turns, "last", -1, _PAD).batches(range(len(turns)), max_batch_tokens):
         sums.append(_sums(model, [turns.ids[n] for n in numbers], [turns.spans[n] for n in numbers]))
         order += numbers
     sum_R = torch.cat(sums)
@@ -112,7 +112,7 @@ def reference_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_toke
 
 def _sums(model: PreTrainedModel, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> Tensor:
     """Log-probability of each row's span, (B,)."""
-    ids_BL, mask_BL = pad(rows, _PAD, input_device(model))
+    ids_BL, mask_BL = pad_rows(rows, _PAD, input_device(model))
     predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
     for number, (start, end) in enumerate(spans):
         predicts_BL[number, start - 1 : end - 1] = True
@@ -129,7 +129,7 @@ def _split(
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     inside = len(ids) - (len(ids) > 0 and ids[-1:] == end)  # Some tokenizers put the end there themselves.
     seam = next((index for index in range(inside) if offsets[index][1] > prompt_end), inside)
-    return ids[:seam] or [stand_in(tokenizer)], ids[seam:inside] + end
+    return ids[:seam] or [fallback_token_id(tokenizer)], ids[seam:inside] + end
 
 
 def _fit(head: list[int], tail: list[int], room: int, bos_id: int | None) -> tuple[list[int], list[int]]:

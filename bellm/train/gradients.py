@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bellm.engine.abreast import mapping
+from bellm.engine.concurrency import parallel_map
 
 Chunk = Callable[[], Tensor]
 """Computes some of the numbers that the loss is made of; twice alike, but for dropout, which is seeded here."""
@@ -26,7 +26,7 @@ def accumulate(
     *,
     seed: int,
     cached: bool,
-    abreast: int = 1,
+    concurrent: int = 1,
     parameters: Sequence[nn.Parameter] = (),
 ) -> Tensor:
     """Add the gradient of the loss to every parameter that the chunks used.
@@ -36,7 +36,7 @@ def accumulate(
         loss: Takes the answers of all chunks, in order, and gives a scalar.
         seed: Of dropout; each chunk has its own, and the same both times.
         cached: Compute each chunk twice and hold one graph at a time, rather than once and hold all.
-        abreast: How many chunks a processor computes at once, on an equal share of its threads each. More than one
+        concurrent: How many chunks a processor computes at once, on an equal share of its threads each. More than one
             only where chunks draw nothing at random and leave nothing behind. The gradient is the same bit by bit.
         parameters: Those that get a gradient, for more than one chunk at once.
 
@@ -64,12 +64,12 @@ def accumulate(
 
     numbers = range(len(chunks))
     give_back = _give_back if cached else lambda: None
-    with _kept_randomness(), mapping(abreast) as each:
+    with _kept_randomness(), parallel_map(concurrent) as each:
         answers = list(each(partial(answer, graph=not cached), numbers))
         leaves = [found.detach().requires_grad_() for found in answers]
         value = loss(leaves)
         value.backward()  # type: ignore[no-untyped-call]
-        if abreast == 1:
+        if concurrent == 1:
             for number in numbers:
                 torch.autograd.backward(*again(number))
                 give_back()

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from bellm.backbone import adapters
 from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
-from bellm.engine.abreast import at_once
-from bellm.engine.plan import held_tokens, suitable_tokens
-from bellm.engine.proof import packed
+from bellm.engine.concurrency import num_concurrent_batches
+from bellm.engine.packing_check import check_packing
+from bellm.engine.plan import default_batch_tokens, max_graph_tokens
 from bellm.errors import NoOpWarning
 from bellm.train.embedded import Written, embedded
 from bellm.train.examples import Example
@@ -82,8 +82,8 @@ class Learner:
         self.sharded = Sharded(encoder.model, self.processes) if sharded else None
         self.packs = not (gradient_checkpointing or sharded)
         # Chunks at once share the processor's caches.
-        self.chunk_tokens = chunk_tokens or suitable_tokens(encoder.model) // at_once(encoder.model)
-        self.max_held_tokens = held_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
+        self.chunk_tokens = chunk_tokens or default_batch_tokens(encoder.model) // num_concurrent_batches(encoder.model)
+        self.max_held_tokens = max_graph_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.parameters = {name: each for name, each in encoder.model.named_parameters() if each.requires_grad}
 
     def learn(self, examples: Sequence[Example], seed: int) -> Learned:
@@ -163,7 +163,7 @@ class Learner:
             # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
             seed=seed + 1_000_003 * self.processes.rank,
             cached=cached,
-            abreast=self._abreast(works),
+            concurrent=self._abreast(works),
             parameters=list(self.parameters.values()),
         )
         if not self.sharded:
@@ -173,8 +173,8 @@ class Learner:
 
     def _abreast(self, works: Sequence[Work]) -> int:
         """How many chunks at once; it does not hang on free memory, which must not decide a rounding."""
-        alone = adapters.has_dropout(self.encoder.model) or not all(work.abreast for work in works)
-        return 1 if alone else min(at_once(self.encoder.model), torch.get_num_threads())
+        alone = adapters.has_dropout(self.encoder.model) or not all(work.concurrent for work in works)
+        return 1 if alone else min(num_concurrent_batches(self.encoder.model), torch.get_num_threads())
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's share; those of all, end to end, are the batch.
@@ -195,7 +195,7 @@ class Learner:
 
     def _opened(self, layers: tuple[int, ...]) -> Encoder:
         """The encoder with these layers open: the one of the step before, where they are the same."""
-        if layers != self._adapted.settings.bidirectional:
+        if layers != self._adapted.config.bidirectional:
             assert not self.sharded
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoOpWarning)  # A map on its way.
@@ -208,7 +208,7 @@ class Learner:
 
     @contextmanager
     def _at_work(self, *models: PreTrainedModel) -> Iterator[None]:
-        twin = packed(models[0]).twin if self.packs else None
+        twin = check_packing(models[0]).twin if self.packs else None
         with (
             torch.autocast(
                 self.encoder.device.type,

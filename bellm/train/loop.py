@@ -93,10 +93,10 @@ def train(
             run.finish(described)
         elif stop < total:
             raise _past(output, total, stop)
-        place = {name: recipe.settings[name] for name in _PLACE & set(recipe.settings)}
+        place = {name: recipe.encoder_options[name] for name in _PLACE & set(recipe.encoder_options)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoOpWarning)  # It was said at the start.
-            return Encoder.load(output / MODEL, **place)
+            return Encoder.from_pretrained(output / MODEL, **place)
 
 
 class _Run:
@@ -163,7 +163,7 @@ class _Run:
 
     def _save(self, described: Mapping[str, Any], encoder: Encoder) -> None:
         notes = card(described, self.state, self.metrics.records())
-        finished(encoder, self.recipe).save(self.output / MODEL, notes=notes)
+        finished(encoder, self.recipe).save_pretrained(self.output / MODEL, notes=notes)
 
     def _step(self, number: int) -> dict[str, Any]:
         started = time.monotonic()
@@ -196,7 +196,7 @@ class _Run:
         adaptation = self.recipe.adaptation
         if adaptation is None or not stage.adapts:
             return self.learner.learn(examples, seed)
-        layers = self.encoder.settings.bidirectional
+        layers = self.encoder.config.bidirectional
         if adaptation.gradual:
             layers = opened_at(stage.step, stage.steps, layers)
         return self.learner.adapt(examples, seed, share=adaptation.share, layers=layers)

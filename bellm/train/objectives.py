@@ -37,7 +37,7 @@ class Contrastive:
     """Whether positives look for their anchors too."""
     guide: str | None = None
     """Leave out candidates that a guide finds as close as the positive (GIST, arXiv 2402.16829): `self`, or an encoder
-    that `Encoder.load` takes."""
+    that `Encoder.from_pretrained` takes."""
     margin: float = 0.0
     """Cosine by which a candidate may be further than the positive and still be left out."""
     dims: tuple[int, ...] = ()
@@ -149,7 +149,7 @@ class Distilled:
     """Texts stand to each other as they do to a teacher; a teacher's vectors may have another width."""
 
     teacher: str
-    """An encoder that `Encoder.load` takes."""
+    """An encoder that `Encoder.from_pretrained` takes."""
     temperature: float = 0.05
 
     def __call__(self, batch: Embedded) -> Tensor:
@@ -216,4 +216,4 @@ def _seen_by(source: str, texts: list[str], like: Tensor) -> Tensor:
 
 @functools.cache
 def _loaded(source: str) -> Encoder:
-    return Encoder.load(source)
+    return Encoder.from_pretrained(source)

@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bellm import durable
 from bellm.errors import SourceError
+from bellm.io import atomic
 
 RUN, METRICS, CHECKPOINT, BEST, MODEL = (
     "run.json",
@@ -28,7 +28,7 @@ class Metrics:
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         lines = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-        durable.write(path, b"".join(lines))
+        atomic.write_bytes(path, b"".join(lines))
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a step's line.
@@ -62,7 +62,7 @@ def agree(output: Path, described: Mapping[str, Any]) -> None:
         raise SourceError(f"{output} holds {kept[0]!r} and no {RUN}: it is of no run. Choose another folder.")
     if not kept:
         (output / BEST).unlink(missing_ok=True)
-        durable.write(path, (json.dumps(plain, indent=1) + "\n").encode())
+        atomic.write_bytes(path, (json.dumps(plain, indent=1) + "\n").encode())
     else:
         refuse_other(output, "run", known, plain)
 
@@ -104,7 +104,7 @@ def alone(output: Path) -> AbstractContextManager[object]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output / ".lock").acquire(timeout=0)
-        durable.remove_drafts(output)
+        atomic.remove_drafts(output)
         for draft in output.glob(f".{MODEL}-*"):
             shutil.rmtree(draft)
         return lock

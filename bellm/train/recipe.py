@@ -53,9 +53,9 @@ class Recipe:
     """One way to train an encoder."""
 
     model: str = "smollm2"
-    """What `Encoder.load` takes."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Choices for `Encoder.load`: bidirectional, prompt, pooling, max_tokens, dtype, ..."""
+    """What `Encoder.from_pretrained` takes."""
+    encoder_options: Mapping[str, Any] = field(default_factory=dict)
+    """Choices for `Encoder.from_pretrained`: bidirectional, prompt, pooling, max_tokens, dtype, ..."""
     tuning: Lora | Full = field(default_factory=Lora)
     objective: Objective = field(default_factory=Usual)
     adaptation: Adaptation | None = None
@@ -76,7 +76,7 @@ class Recipe:
     sharded: bool = False
     """Share the weights, their gradients and what the optimiser remembers among processes (FSDP), for a model that one
     device does not hold. Each process reads the model into main memory first. The whole encoder is scored, saved and
-    returned on the device in `settings`; give `cpu` where it fits nowhere else. What is learned is the same."""
+    returned on the device in `encoder_options`; give `cpu` where it fits nowhere else. What is learned is the same."""
     seed: int = 42
     dev: "Callable[[Encoder], SupportsFloat] | None" = None
     """Scores the encoder while it learns, higher is better: the best weights are kept. Never a test set. Where the

@@ -19,13 +19,13 @@ def prepared(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     Raises:
         BellmError: The model or its settings cannot be had, or adapters do not fit.
     """
-    settings = dict(recipe.settings)
+    settings = dict(recipe.encoder_options)
     asked = settings.get("dtype", "auto")
     if isinstance(recipe.tuning, Full):
         settings["dtype"] = "float32"
     if recipe.sharded:
         settings["device"] = "cpu"  # Devices get their parts of it later.
-    encoder = Encoder.load(recipe.model, **settings)
+    encoder = Encoder.from_pretrained(recipe.model, **settings)
     encoder.name = recipe.model
     encoder.model.requires_grad_(isinstance(recipe.tuning, Full))
     if isinstance(recipe.tuning, Lora):

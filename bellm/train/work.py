@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.encoder import Encoder
-from bellm.engine.embed import Way, way_of
-from bellm.engine.packed import Packed
-from bellm.engine.padded import Padded
-from bellm.engine.proof import packed
-from bellm.engine.tokens import Tokens, stand_in, tokenise
+from bellm.engine.embedding import BatchRunner, make_runner
+from bellm.engine.packed import PackedRunner
+from bellm.engine.packing_check import check_packing
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize
 from bellm.errors import BellmError
 from bellm.prompts import SLOT
 from bellm.train.adaptation import mask_tokens, mntp_losses, vocabulary_of
@@ -24,7 +24,7 @@ from bellm.train.embedded import texts_of
 from bellm.train.examples import Example
 from bellm.train.generation import reference_log_probs, response_log_probs, tokenise_turns
 from bellm.train.gradients import Chunk
-from bellm.types import Role
+from bellm.types import InputType
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Work:
     chunks: list[Chunk]
     order: Tensor
     """Where each row's answer is among those of all chunks, one after the other."""
-    abreast: bool = False
+    concurrent: bool = False
     """Whether several chunks may be computed at once: no model has to remember which of them it is at."""
 
     def joined(self, answers: Sequence[Tensor]) -> Tensor:
@@ -66,14 +66,16 @@ def vectors_of(
         all_layers: Whether the states of every layer are wanted; they come from padded batches.
     """
     tokens = _tokens(encoder, examples)
-    model, pooling, pad_id = encoder.model, encoder.settings.pooling, stand_in(encoder.tokenizer)
-    way: Way = Padded(model, tokens, pooling, None, pad_id)
+    model, pooling, pad_id = encoder.model, encoder.config.pooling, fallback_token_id(encoder.tokenizer)
+    runner: BatchRunner = PaddedRunner(model, tokens, pooling, None, pad_id)
     if not all_layers:
-        twin, layer = packed(model).twin if packs else None, encoder.settings.layer
-        way = way_of(model, tokens, packed=twin, pooling=pooling, layer=layer, pad_id=pad_id, begins=False)
-    groups = way.batches(range(len(tokens)), chunk_tokens)
-    chunks: list[Chunk] = [partial(way.vectors, group) for group in groups]
-    return Work(tokens, chunks, _places(groups, encoder.device), isinstance(way, Packed))
+        twin, layer = check_packing(model).twin if packs else None, encoder.config.layer
+        runner = make_runner(
+            model, tokens, packed=twin, pooling=pooling, layer=layer, pad_id=pad_id, share_prefix=False
+        )
+    groups = runner.batches(range(len(tokens)), chunk_tokens)
+    chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
+    return Work(tokens, chunks, _places(groups, encoder.device), isinstance(runner, PackedRunner))
 
 
 def check_comparable(examples: Sequence[Example]) -> None:
@@ -95,8 +97,8 @@ def answers_of(
     """Log-probability of each candidate of each row after its anchor, (R,), by the causal model."""
     turns = [(prompt.replace(SLOT, one.anchor), answer) for one in examples for answer in one.texts[1:]]
     prompts, answers = (list(column) for column in zip(*turns, strict=True))
-    tokens = tokenise_turns(encoder.tokenizer, prompts, answers, encoder.settings.max_tokens)
-    groups = Padded(causal, tokens, "last", -1, 0).batches(range(len(tokens)), chunk_tokens)
+    tokens = tokenise_turns(encoder.tokenizer, prompts, answers, encoder.config.max_tokens)
+    groups = PaddedRunner(causal, tokens, "last", -1, 0).batches(range(len(tokens)), chunk_tokens)
 
     def log_probs(group: Sequence[int]) -> Tensor:
         return response_log_probs(causal, _some(tokens, group), max_batch_tokens=chunk_tokens).sum_R
@@ -126,19 +128,19 @@ def masked_of(
         packs: Whether texts may be laid end to end.
     """
     texts = ([text for one in part for text in one.texts] for part in parts)
-    tokens = [tokenise(encoder.tokenizer, each, SLOT, encoder.settings.max_tokens) for each in texts]
+    tokens = [tokenize(encoder.tokenizer, each, SLOT, encoder.config.max_tokens) for each in texts]
     own, start = tokens[number], sum(map(len, tokens[:number]))
     ids, generator = [row for each in tokens for row in each.ids], torch.Generator().manual_seed(seed)
     every = mask_tokens(ids, vocabulary_of(encoder.tokenizer), share=share, generator=generator)
     masked = every.some(range(start, start + len(own)))
     model = encoder.model
-    twin = packed(model).twin if packs else None
+    twin = check_packing(model).twin if packs else None
     hidden = Tokens(masked.ids, own.spans, own.num_truncated)
-    way = way_of(model, hidden, packed=twin, pooling="last", layer=-1, pad_id=0, begins=False)
-    groups = way.batches(range(len(own)), chunk_tokens)
-    through = way if isinstance(way, Packed) else model
+    runner = make_runner(model, hidden, packed=twin, pooling="last", layer=-1, pad_id=0, share_prefix=False)
+    groups = runner.batches(range(len(own)), chunk_tokens)
+    through = runner if isinstance(runner, PackedRunner) else model
     chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]
-    return Work(own, chunks, torch.arange(sum(map(len, masked.positions))), isinstance(way, Packed))
+    return Work(own, chunks, torch.arange(sum(map(len, masked.positions))), isinstance(runner, PackedRunner))
 
 
 def reference_of(causal: PreTrainedModel, answers: Work, chunk_tokens: int) -> Tensor:
@@ -150,12 +152,12 @@ def _tokens(encoder: Encoder, examples: Sequence[Example]) -> Tokens:
     """Anchors are put as queries and the rest as documents, unless they may change places."""
     turn, found = _roles(examples)
     anchors, positives, negatives = texts_of(examples)
-    asking = encoder.tokenise(anchors, turn)
-    asked = encoder.tokenise([*positives, *negatives], found)
+    asking = encoder.tokenize(anchors, turn)
+    asked = encoder.tokenize([*positives, *negatives], found)
     return Tokens(asking.ids + asked.ids, asking.spans + asked.spans, asking.num_truncated + asked.num_truncated)
 
 
-def _roles(examples: Sequence[Example]) -> tuple[Role, Role]:
+def _roles(examples: Sequence[Example]) -> tuple[InputType, InputType]:
     if all(one.score is not None or one.alike for one in examples):
         return "text", "text"
     return "query", "document"

@@ -14,9 +14,9 @@ from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
 from bellm.backbone.attention import BidirectionalMaskHook, causal_copy, get_open_layers, open_layers, shared_copy
 from bellm.backbone.leakage import measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
-from bellm.engine.padded import pad
+from bellm.engine.padded import pad_rows
 from bellm.errors import LayerError
-from bellm.types import Reading, Window
+from bellm.types import Variant, Window
 from tests.decoders import CASES, CPU, TEXTS, alone, apart, decoder, openable, together
 
 FAILS_UPSTREAM = {
@@ -182,7 +182,7 @@ def test_opening_leaves_the_users_model_untouched() -> None:
     with torch.inference_mode():
         before = model(ids_1L).logits
         open_layers(model, range(4))(ids_1L)
-        open_layers(model, (1, 2), reading="parallel")(ids_1L)
+        open_layers(model, (1, 2), variant="parallel")(ids_1L)
         assert torch.equal(model(ids_1L).logits, before)
     assert hooks_of(model) == 0
     assert all(layer.attention[0].is_causal for layer in get_layers(model))
@@ -206,7 +206,7 @@ def test_opening_an_open_model_replaces_its_open_layers() -> None:
 
 
 def test_twin_keeps_layers_open_and_plain_twin_closes_them() -> None:
-    model = open_layers(decoder("llama"), (1, 3), reading="parallel")
+    model = open_layers(decoder("llama"), (1, 3), variant="parallel")
     assert get_open_layers(shared_copy(model)) == (1, 3)
     assert get_open_layers(causal_copy(model)) == ()
     assert hooks_of(causal_copy(model)) == 0
@@ -221,10 +221,10 @@ def test_deepcopy_of_an_open_model_is_open_and_gives_the_same_states() -> None:
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
-def test_threads_do_not_disturb_each_other(reading: Reading) -> None:
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
+def test_threads_do_not_disturb_each_other(variant: Variant) -> None:
     model = decoder("gemma3_text")
-    models = [open_layers(model, (0, 1, 2), reading=reading), model, open_layers(model, range(4)), causal_copy(model)]
+    models = [open_layers(model, (0, 1, 2), variant=variant), model, open_layers(model, range(4)), causal_copy(model)]
     wanted = [[alone(each, text) for text in TEXTS] for each in models]
     found: list[list[list[Tensor]]] = [[] for _ in models]
     barrier = threading.Barrier(len(models))
@@ -269,9 +269,9 @@ def lora(model: PreTrainedModel) -> Any:
 
 
 @RENAMED
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
-def test_layers_stay_open_through_lora_and_its_merge(reading: Reading) -> None:
-    model = open_layers(decoder("llama"), (1, 2), reading=reading)
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
+def test_layers_stay_open_through_lora_and_its_merge(variant: Variant) -> None:
+    model = open_layers(decoder("llama"), (1, 2), variant=variant)
     adapted = lora(model)
     assert get_open_layers(adapted) == (1, 2)
     wrapped = together(adapted, TEXTS)
@@ -279,7 +279,7 @@ def test_layers_stay_open_through_lora_and_its_merge(reading: Reading) -> None:
     merged = adapted.merge_and_unload()
     assert get_open_layers(merged) == (1, 2)
     assert apart(together(merged, TEXTS), wrapped) <= 1e-5
-    wanted = open_layers(causal_copy(merged), (1, 2), reading=reading)
+    wanted = open_layers(causal_copy(merged), (1, 2), variant=variant)
     assert apart(together(merged, TEXTS), together(wanted, TEXTS)) == 0.0
 
 
@@ -297,19 +297,19 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
     """Gradients of one backward after two forwards of batches that are padded differently."""
     model.train()
     model.zero_grad()
-    first, second = (token_states(model, *pad(texts, 0, CPU)) for texts in (TEXTS, TEXTS[1:2] * 2))
+    first, second = (token_states(model, *pad_rows(texts, 0, CPU)) for texts in (TEXTS, TEXTS[1:2] * 2))
     (first[:, 0].sum() * second[:, 0].square().sum()).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @RENAMED
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
 @pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}, None], ids=str)
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 def test_gradient_checkpointing_gives_the_same_gradients(
-    name: str, options: dict[str, bool] | None, reading: Reading
+    name: str, options: dict[str, bool] | None, variant: Variant
 ) -> None:
-    model = copy.deepcopy(open_layers(decoder(name), (1, 2), reading=reading))
+    model = copy.deepcopy(open_layers(decoder(name), (1, 2), variant=variant))
     wanted = gradients(model)
     model.gradient_checkpointing_enable(options)
     model.enable_input_require_grads()
@@ -333,11 +333,11 @@ def test_gradients_reach_the_past_from_the_future_only_through_open_layers() -> 
 # Compilers
 
 
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
-def test_compiled_without_graph_breaks_gives_the_same_states(name: str, reading: Reading) -> None:
-    model = get_decoder(open_layers(decoder(name), (1, 2), reading=reading))
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+def test_compiled_without_graph_breaks_gives_the_same_states(name: str, variant: Variant) -> None:
+    model = get_decoder(open_layers(decoder(name), (1, 2), variant=variant))
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
@@ -356,10 +356,10 @@ class Exportable(nn.Module):
         return states
 
 
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
-def test_exported_program_gives_the_same_states(reading: Reading) -> None:
-    model = Exportable(get_decoder(open_layers(decoder("llama"), (1, 2), reading=reading))).eval()
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
+def test_exported_program_gives_the_same_states(variant: Variant) -> None:
+    model = Exportable(get_decoder(open_layers(decoder("llama"), (1, 2), variant=variant))).eval()
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     program = torch.export.export(model, (ids_BL, mask_BL), strict=False)
     with torch.no_grad():
         found, wanted = program.module()(ids_BL, mask_BL), model(ids_BL, mask_BL)

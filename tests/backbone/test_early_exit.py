@@ -9,7 +9,7 @@ from bellm.backbone.architecture import count_layers, get_decoder, get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.early_exit import with_early_exits
 from bellm.backbone.states import all_layer_states, token_states
-from bellm.engine.padded import pad
+from bellm.engine.padded import pad_rows
 from tests.decoders import CPU, REPRESENTATIVE, TEXTS, decoder
 
 
@@ -18,7 +18,7 @@ from tests.decoders import CPU, REPRESENTATIVE, TEXTS, decoder
 @torch.inference_mode()
 def test_the_last_exit_is_the_model_itself_and_the_others_went_through_its_end(name: str, left: bool) -> None:
     model = decoder(name, "eager")
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU, left=left)
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU, left=left)
     states = all_layer_states(with_early_exits(model), ids_BL, mask_BL)
     assert len(states) == count_layers(model) + 1
     torch.testing.assert_close(states[-1], token_states(model, ids_BL, mask_BL), rtol=0, atol=0)
@@ -29,7 +29,7 @@ def test_the_last_exit_is_the_model_itself_and_the_others_went_through_its_end(n
 
 @torch.inference_mode()
 def test_an_exit_is_a_model_of_the_first_layers(tiny_model: LlamaForCausalLM) -> None:
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     states = all_layer_states(with_early_exits(tiny_model), ids_BL, mask_BL)
     for depth in range(1, 5):
         cut = copy.deepcopy(tiny_model)
@@ -39,11 +39,11 @@ def test_an_exit_is_a_model_of_the_first_layers(tiny_model: LlamaForCausalLM) ->
         torch.testing.assert_close(states[depth][mask_BL.bool()], wanted[mask_BL.bool()], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("reading", ["sequential", "parallel"])
+@pytest.mark.parametrize("variant", ["sequential", "parallel"])
 @torch.inference_mode()
-def test_exits_are_causal_and_leave_the_model_alone(tiny_model: LlamaForCausalLM, reading: str) -> None:
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
-    model = open_layers(tiny_model, [1, 2], reading=reading)  # type: ignore[arg-type]
+def test_exits_are_causal_and_leave_the_model_alone(tiny_model: LlamaForCausalLM, variant: str) -> None:
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
+    model = open_layers(tiny_model, [1, 2], variant=variant)  # type: ignore[arg-type]
     before = token_states(model, ids_BL, mask_BL)
     states = all_layer_states(with_early_exits(model), ids_BL, mask_BL)
     torch.testing.assert_close(states[-1], token_states(tiny_model, ids_BL, mask_BL), rtol=0, atol=0)
@@ -53,7 +53,7 @@ def test_exits_are_causal_and_leave_the_model_alone(tiny_model: LlamaForCausalLM
 @torch.inference_mode()
 def test_a_call_that_fails_leaves_nothing_behind(tiny_encoder: Encoder) -> None:
     model = with_early_exits(tiny_encoder.model)
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     wanted = all_layer_states(model, ids_BL, mask_BL)
 
     def fail(*_: object) -> None:

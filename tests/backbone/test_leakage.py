@@ -40,7 +40,7 @@ def test_causal_model_needs_no_check() -> None:
 def test_open_layers_pass(name: str) -> None:
     model = decoder(name, "eager")
     check_open_layers(open_layers(model, (1, 3)), sample_token_ids(model))
-    check_open_layers(open_layers(model, (3,), reading="parallel"), sample_token_ids(model))
+    check_open_layers(open_layers(model, (3,), variant="parallel"), sample_token_ids(model))
 
 
 def test_built_in_triangle_is_not_passed_off_as_bidirectional() -> None:

@@ -10,7 +10,7 @@ from bellm.backbone.architecture import get_decoder, get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.leakage import measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
-from bellm.engine.padded import pad
+from bellm.engine.padded import pad_rows
 from tests.decoders import CPU, TEXTS, alone, apart, decoder, together
 
 
@@ -18,7 +18,7 @@ from tests.decoders import CPU, TEXTS, alone, apart, decoder, together
 def by_hand(model: PreTrainedModel, chosen: set[int]) -> list[Tensor]:
     """norm(causal branch + bidirectional branch), each a stack of its own layers on the embeddings, for a llama."""
     llama = model.model
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     real_B11L = mask_BL.bool()[:, None, None, :]
     length = ids_BL.shape[1]
     causal_B1LL = real_B11L & torch.ones(length, length, dtype=torch.bool).tril()
@@ -39,7 +39,7 @@ def by_hand(model: PreTrainedModel, chosen: set[int]) -> list[Tensor]:
 @pytest.mark.parametrize("chosen", [(3,), (2, 3), (0,), (0, 2), (1, 2), (0, 1, 2)], ids=str)
 def test_parallel_reading_is_the_equation(chosen: tuple[int, ...]) -> None:
     model = decoder("llama")
-    branched = open_layers(model, chosen, reading="parallel")
+    branched = open_layers(model, chosen, variant="parallel")
     assert apart(together(branched, TEXTS), by_hand(model, set(chosen))) <= 1e-6
     assert apart(together(branched, TEXTS), together(open_layers(model, chosen), TEXTS)) > 1e-2
 
@@ -49,13 +49,13 @@ def test_parallel_reading_is_the_equation(chosen: tuple[int, ...]) -> None:
 def test_a_branch_without_layers_adds_nothing(name: str, chosen: tuple[int, ...]) -> None:
     model = decoder(name)
     for text in TEXTS:
-        sequential, parallel = (open_layers(model, chosen, reading=reading) for reading in ("sequential", "parallel"))
+        sequential, parallel = (open_layers(model, chosen, variant=variant) for variant in ("sequential", "parallel"))
         assert torch.equal(alone(parallel, text), alone(sequential, text))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "bloom", "qwen3_moe", "falcon", "qwen3_next"])
 def test_padding_and_batch_mates_do_not_matter(name: str) -> None:
-    model = open_layers(decoder(name, "eager"), (1, 3), reading="parallel")
+    model = open_layers(decoder(name, "eager"), (1, 3), variant="parallel")
     wanted = [alone(model, text) for text in TEXTS]
     for left in (False, True):
         assert apart(together(model, TEXTS, left=left, pad_id=50), wanted) <= 5e-6
@@ -63,14 +63,14 @@ def test_padding_and_batch_mates_do_not_matter(name: str) -> None:
 
 def test_each_layer_sees_what_its_branch_sees() -> None:
     model = decoder("llama")
-    measured = measure_leakage(open_layers(model, (0, 2), reading="parallel"), sample_token_ids(model))
+    measured = measure_leakage(open_layers(model, (0, 2), variant="parallel"), sample_token_ids(model))
     assert [sight.future > 1e-2 for sight in measured] == [True, False, True, False]
 
 
 def test_states_between_the_layers_are_the_sum_of_both_branches() -> None:
     model = decoder("llama")
-    branched = open_layers(model, (1, 3), reading="parallel")
-    ids_1L, mask_1L = pad(TEXTS[:1], 0, CPU)
+    branched = open_layers(model, (1, 3), variant="parallel")
+    ids_1L, mask_1L = pad_rows(TEXTS[:1], 0, CPU)
     with torch.inference_mode():
         embedded_1LD = model.get_input_embeddings()(ids_1L)
         assert torch.equal(token_states(branched, ids_1L, mask_1L, 0), 2 * embedded_1LD)
@@ -79,8 +79,8 @@ def test_states_between_the_layers_are_the_sum_of_both_branches() -> None:
 
 
 def test_embeddings_can_go_in_and_logits_come_out_in_the_callers_batch() -> None:
-    model = open_layers(decoder("llama"), (1, 3), reading="parallel")
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+    model = open_layers(decoder("llama"), (1, 3), variant="parallel")
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     with torch.inference_mode():
         from_ids = model(ids_BL, attention_mask=mask_BL).logits
         embedded = model.get_input_embeddings()(ids_BL)
@@ -93,7 +93,7 @@ def test_embeddings_can_go_in_and_logits_come_out_in_the_callers_batch() -> None
 
 def test_users_model_does_not_branch() -> None:
     model = tiny("llama")
-    open_layers(model, (1, 3), reading="parallel")
+    open_layers(model, (1, 3), variant="parallel")
     assert not get_decoder(model)._forward_pre_hooks
     assert not any(layer.module._forward_hooks for layer in get_layers(model))
 
@@ -102,6 +102,6 @@ def test_users_model_does_not_branch() -> None:
 def test_states_do_not_depend_on_what_was_recorded_before_opening(name: str) -> None:
     used = tiny(name)
     alone(used, TEXTS[0], layer=1)  # transformers leaves hooks that record states in the layers, and twins keep them.
-    late, fresh = (open_layers(model, (1, 3), reading="parallel") for model in (used, tiny(name)))
+    late, fresh = (open_layers(model, (1, 3), variant="parallel") for model in (used, tiny(name)))
     for layer in range(5):
         assert torch.equal(alone(late, TEXTS[0], layer), alone(fresh, TEXTS[0], layer))

@@ -12,7 +12,7 @@ from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.states import all_layer_states, token_states
 from bellm.backbone.token_prepending import PLACEHOLDER, with_token_prepending
-from bellm.engine.padded import pad
+from bellm.engine.padded import pad_rows
 from bellm.errors import LayerError
 from tests.decoders import CPU, REPRESENTATIVE, TEXTS, alone, apart, decoder, together
 
@@ -84,7 +84,7 @@ def test_rows_without_a_placeholder_are_causal(name: str, left: bool) -> None:
 def test_tokens_behind_the_placeholder_hear_of_the_last_one_and_those_before_do_not(name: str) -> None:
     model = with_token_prepending(decoder(name, "eager"), 3, STAND_IN)
     ids = ROWS[0]
-    batches = [pad([row], 0, CPU) for row in (ids, [*ids[:-1], ids[-1] + 1])]
+    batches = [pad_rows([row], 0, CPU) for row in (ids, [*ids[:-1], ids[-1] + 1])]
     one, other = (all_layer_states(model, *batch) for batch in batches)
     moved = [(a - b).norm(dim=-1)[0] > 1e-4 for a, b in zip(one, other, strict=True)]
     place, last = PLACES[0], len(ids) - 1
@@ -109,7 +109,7 @@ def test_calls_in_several_threads_do_not_mix() -> None:
 @torch.inference_mode()
 def test_the_model_is_left_alone_and_an_open_one_is_closed() -> None:
     model = decoder("llama")
-    batch = pad(TEXTS, 0, CPU)
+    batch = pad_rows(TEXTS, 0, CPU)
     wanted = token_states(model, *batch)
     both_ways = open_layers(model, (1, 2))
     closed = together(with_token_prepending(both_ways, 3, STAND_IN), ROWS)

@@ -90,21 +90,21 @@ def _vectors(path: Path) -> list[list[float]]:
 def test_embed_hands_every_choice_to_the_encoder(
     tiny_folder: Path, tiny_encoder: Encoder, texts_file: Path, tmp_path: Path
 ) -> None:
-    choices = {"bidirectional": "0-2", "reading": "parallel", "window": "open", "prompt": "instruct", "layer": 3}
+    choices = {"bidirectional": "0-2", "variant": "parallel", "window": "open", "prompt": "instruct", "layer": 3}
     more = {"pooling": "mean-text", "max_tokens": 120}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in (choices | more).items()]
     loading = ["--dtype=float32", "--device=cpu", "--attention=eager"]
     result = bellm(
-        *("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy", "--json", "--normalise", "--role=query"),
+        *("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy", "--json", "--normalize", "--input-type=query"),
         *(*options, *loading, "--max-batch-tokens=30"),
     )
     assert result.exit_code == 0
     facts = json.loads(result.stdout)
-    assert (facts["rows"], facts["dim"], facts["output"]) == (4, 32, str(tmp_path / "v.npy"))
+    assert (facts["rows"], facts["embedding_dim"], facts["output"]) == (4, 32, str(tmp_path / "v.npy"))
     assert facts["seconds"] >= 0
     assert facts["encoder"].items() >= ({**choices, **more, "open_layers": [0, 1, 2], "device": "cpu"}).items()
     other = tiny_encoder.replace(**choices, **more)
-    expected = other.encode_query(TEXTS, normalise=True)
+    expected = other.encode_query(TEXTS, normalize=True)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -228,7 +228,7 @@ def test_info_of_a_plain_model(tiny_encoder: Encoder, tmp_path: Path) -> None:
         ("embed SOURCE t.txt -o v.npy --bidirectional last:five", "Direction map 'last:five' cannot be read."),
         ("embed SOURCE t.txt -o v.npy --bidirectional 40", "layer 40, but the model has 4 layers (0 to 3)."),
         ("embed SOURCE t.txt -o v.npy --pooling middle", "pooling='middle' is not one of last, mean"),
-        ("embed SOURCE t.txt -o v.npy --reading backwards", "reading='backwards' is not one of sequential"),
+        ("embed SOURCE t.txt -o v.npy --variant backwards", "reading='backwards' is not one of sequential"),
         ("embed SOURCE t.txt -o v.npy --prompt hello", "Prompt 'hello' is not known."),
         ("embed SOURCE t.txt -o v.npy --prompt chat", "the tokenizer has no chat template."),
         ("embed SOURCE t.txt -o v.npy --max-tokens 3", "leaves no room for the text"),
@@ -262,7 +262,7 @@ def test_mistakes_are_one_line(
     assert (tmp_path / "old.npy").read_text() == "old"
 
 
-@pytest.mark.parametrize("arguments", [["embed", "x"], ["embed", "x", "y", "-o", "z", "--role=poem"], ["dance"]])
+@pytest.mark.parametrize("arguments", [["embed", "x"], ["embed", "x", "y", "-o", "z", "--input-type=poem"], ["dance"]])
 def test_misuse_exits_with_2(arguments: list[str]) -> None:
     result = bellm(*arguments)
     assert result.exit_code == 2
@@ -310,8 +310,8 @@ def test_full_standard_output(tiny_folder: Path) -> None:
 
 
 def test_reader_that_leaves_early(tiny_folder: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
+    variant, writing = os.pipe()
+    os.close(variant)
     result = subprocess.run(
         python("info", tiny_folder), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False
     )

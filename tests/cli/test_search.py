@@ -23,7 +23,7 @@ def bellm(*arguments: object) -> Result:
 @pytest.fixture
 def corpus(tiny_folder: Path, tmp_path: Path) -> Path:
     (tmp_path / "a.txt").write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
-    choices = ("--prompt=instruct", "--pooling=mean", "--role=document", "--keep-text")
+    choices = ("--prompt=instruct", "--pooling=mean", "--input-type=document", "--keep-text")
     assert bellm("embed", tiny_folder, tmp_path / "a.txt", "-o", tmp_path / "out", *choices).exit_code == 0
     return tmp_path / "out"
 

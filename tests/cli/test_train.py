@@ -20,7 +20,7 @@ from bellm.train.recipe import Lora, Recipe
 
 recipe = Recipe(
     model={model!r},
-    settings={{"bidirectional": "all", "pooling": "mean"}},
+    encoder_options={{"bidirectional": "all", "pooling": "mean"}},
     tuning=Lora(rank=2),
     objective=Contrastive(temperature=0.1),
     batch_size=6,
@@ -48,9 +48,9 @@ def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Enc
     result = bellm(*command, "--bidirectional=last:3", "--learning-rate=1e-2")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == "out/model is the encoder: bellm evaluate out/model -o report/\n"
-    encoder = Encoder.load("out/model")
-    assert encoder.settings.bidirectional == (1, 2, 3)
-    assert encoder.settings.prompt == tiny_encoder.settings.prompt
+    encoder = Encoder.from_pretrained("out/model")
+    assert encoder.config.bidirectional == (1, 2, 3)
+    assert encoder.config.prompt == tiny_encoder.config.prompt
     assert not np.allclose(encoder.encode(["Snow"]), tiny_encoder.replace(bidirectional="last:3").encode(["Snow"]))
     found = records("out")
     assert [record["step"] for record in found] == [1, 2]
@@ -64,7 +64,7 @@ def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Enc
     assert records("out") == found
     other = bellm(*command, "--bidirectional=last:2", "--learning-rate=1e-2")
     assert other.exit_code == 1
-    assert other.stderr.startswith("bellm: out holds a run with other settings (settings was ")
+    assert other.stderr.startswith("bellm: out holds a run with other settings (encoder_options was ")
     assert other.stderr.count("\n") == 1
 
 
@@ -73,11 +73,11 @@ def test_a_recipe_with_flags_before_it(tiny_folder: Path) -> None:
     result = bellm("train", "recipe.py", "--data=t.csv", "-o", "out", "--pooling=last", "--epochs=2", "--seed=9")
     assert (result.exit_code, result.stderr) == (0, "")
     described = json.loads(Path("out/run.json").read_text())
-    assert described["settings"].items() >= {"bidirectional": "all", "pooling": "last"}.items()
+    assert described["encoder_options"].items() >= {"bidirectional": "all", "pooling": "last"}.items()
     assert (described["batch_size"], described["epochs"], described["seed"], described["steps"]) == (6, 2.0, 9, 4)
     assert described["learning_rate"] == 1e-3
     assert "temperature=0.1" in described["objective"]
-    settings = Encoder.load("out/model").settings
+    settings = Encoder.from_pretrained("out/model").config
     assert (settings.pooling, settings.bidirectional) == ("last", (0, 1, 2, 3))
 
 

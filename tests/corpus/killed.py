@@ -19,7 +19,7 @@ FATAL = ("replace", "fsync")
 
 
 def main(source: str, corpus: str, shard_rows: str) -> None:
-    encoder = Encoder.load(source)
+    encoder = Encoder.from_pretrained(source)
     encoder.fingerprint()  # What is made at the first use is made before the forks.
     tell(os.getpid())
     for line in sys.stdin:

@@ -22,7 +22,7 @@ from bellm.errors import BellmError
 def main(source: str) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    encoder, engine = Encoder.load(source), RayEngine(source=source, workers=2)
+    encoder, engine = Encoder.from_pretrained(source), RayEngine(source=source, workers=2)
     options: dict[str, Any] = {"source": source, "keep_text": True, "shard_rows": 100}
     start = time.perf_counter()
     found: dict[str, Any] = {"killed": [], "progress": []}

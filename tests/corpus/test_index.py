@@ -15,9 +15,9 @@ from bellm.corpus.job import embed_corpus, locked
 from bellm.corpus.recipe import Recipe
 from bellm.corpus.shards import VectorForm
 from bellm.corpus.spans import Row, cut
-from bellm.engine.embed import Encoded
+from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
-from bellm.facts import facts
+from bellm.metadata import encoder_metadata
 from bellm.types import Vectors
 
 TEXTS = [
@@ -46,7 +46,7 @@ def embed(encoder: Encoder, source: Path, place: Path, **options: Any) -> None:
 
 def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
     """A corpus of these vectors, as if the encoder had given them."""
-    how = Recipe(settings=encoder.settings.digest(), dtype=encoder.dtype_name)
+    how = Recipe(encoder_options=encoder.config.digest(), dtype=encoder.dtype_name)
     (out / shards.FOLDER).mkdir(parents=True)
     digest = recipe.agree(out, how, encoder)
     rows = (Row(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
@@ -54,14 +54,14 @@ def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
         shards.write(
             out / shards.FOLDER,
             span,
-            Encoded(vectors[span.first - 1 : span.stop - 1], 0, 0),
+            EncodeResult(vectors[span.first - 1 : span.stop - 1], 0, 0),
             form="float32",
             keep_text=False,
             recipe=digest,
         )
         for span in cut("planted", rows, 1000)
     ]
-    manifest.finish(out, facts("planted", encoder) | {"dim": vectors.shape[1]}, written)
+    manifest.finish(out, encoder_metadata("planted", encoder) | {"embedding_dim": vectors.shape[1]}, written)
 
 
 def vectors_in(out: Path) -> Vectors:

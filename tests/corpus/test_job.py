@@ -14,9 +14,9 @@ from bellm import Encoder
 from bellm.corpus import job, manifest, shards
 from bellm.corpus.job import Progress, Report, embed_corpus, locked
 from bellm.corpus.recipe import read as read_recipe
-from bellm.engine.embed import Encoded
+from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
-from bellm.folder import FINGERPRINT_TEXTS
+from bellm.saving import FINGERPRINT_TEXTS
 
 TEXTS = [f"Heron number {number} waits for {number % 5} fish." for number in range(50)]
 
@@ -30,9 +30,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that is embedded from here on, but for those of the fingerprint."""
     texts: list[str] = []
-    encode = Encoder.encode_counted
+    encode = Encoder.encode_with_stats
 
-    def counting(self: Encoder, more: list[str], **options: Any) -> Encoded:
+    def counting(self: Encoder, more: list[str], **options: Any) -> EncodeResult:
         texts.extend(text for text in more if text not in FINGERPRINT_TEXTS)
         return encode(self, more, **options)
 
@@ -71,8 +71,14 @@ def test_every_row_has_its_vector(tiny_encoder: Encoder) -> None:
     np.testing.assert_allclose(shards.vectors_of(rows), [*expected, *expected[::-1]], rtol=1e-4, atol=1e-5)
     found = manifest.read(Path("out"))
     assert found == report.manifest
-    assert (found.rows, found.unreadable, found.dim, found.complete, len(found.shards)) == (100, 0, 32, True, 14)
-    assert found.tokens == report.new_tokens == sum(map(len, tiny_encoder.tokenise(TEXTS).ids)) * 2
+    assert (found.rows, found.unreadable, found.embedding_dim, found.complete, len(found.shards)) == (
+        100,
+        0,
+        32,
+        True,
+        14,
+    )
+    assert found.tokens == report.new_tokens == sum(map(len, tiny_encoder.tokenize(TEXTS).ids)) * 2
     assert found.encoder["source"] == "tiny"
     assert report.new_rows == 100
     assert sorted(path.name for path in Path("out").iterdir() if not path.name.startswith(".")) == [
@@ -83,13 +89,13 @@ def test_every_row_has_its_vector(tiny_encoder: Encoder) -> None:
 def test_choices_reach_the_encoder_and_the_recipe(tiny_encoder: Encoder) -> None:
     encoder = tiny_encoder.replace(prompt="instruct")
     Path("a.jsonl").write_text("".join(json.dumps({"n": n, "t": text}) + "\n" for n, text in enumerate(TEXTS)))
-    run(encoder, "a.jsonl", role="query", normalise=True, column="t", id_column="n", max_batch_tokens=64)
+    run(encoder, "a.jsonl", input_type="query", normalize=True, column="t", id_column="n", max_batch_tokens=64)
     rows = table()
     assert rows.column("id").to_pylist() == list(map(str, range(50)))
-    expected = encoder.encode_query(TEXTS, normalise=True)
+    expected = encoder.encode_query(TEXTS, normalize=True)
     np.testing.assert_allclose(shards.vectors_of(rows), expected, rtol=1e-4, atol=1e-5)
     recipe, fingerprint = read_recipe(Path("out"))
-    assert (recipe.role, recipe.normalise, recipe.column, recipe.id_column) == ("query", True, "t", "n")
+    assert (recipe.input_type, recipe.normalize, recipe.column, recipe.id_column) == ("query", True, "t", "n")
     assert fingerprint.shape == (8, 32)
 
 
@@ -155,8 +161,8 @@ def test_changed_rows_stop_the_work_and_change_nothing(tiny_encoder: Encoder) ->
     ("options", "message"),
     [
         ({"vectors": "int8"}, "vectors is 'float32' there and 'int8' here"),
-        ({"role": "query"}, "role is 'text' there and 'query' here"),
-        ({"normalise": True, "keep_text": True}, "normalise is False there and True here; keep_text is False"),
+        ({"input_type": "query"}, "input_type is 'text' there and 'query' here"),
+        ({"normalize": True, "keep_text": True}, "normalize is False there and True here; keep_text is False"),
         ({"column": "phrase"}, "column is 'text' there and 'phrase' here"),
     ],
 )
@@ -293,8 +299,8 @@ def test_smaller_forms_are_near(tiny_encoder: Encoder, vectors: Any, bound: floa
 
 
 def test_broken_vectors_stop_the_work(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Encoder, texts: list[str], **_: Any) -> Encoded:
-        return Encoded(np.array([[np.nan if text == TEXTS[11] else 0.0] * 32 for text in texts], np.float32), 0, 0)
+    def broken(self: Encoder, texts: list[str], **_: Any) -> EncodeResult:
+        return EncodeResult(np.array([[np.nan if text == TEXTS[11] else 0.0] * 32 for text in texts], np.float32), 0, 0)
 
     fingerprint = tiny_encoder.fingerprint()
     monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint)

@@ -13,7 +13,7 @@ def out(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path) -> Path:
     """A corpus of one text, embedded with other settings than the encoder was saved with."""
     (tmp_path / "a.txt").write_text("A heron stands in the water.\n", encoding="utf-8")
     choices = {"bidirectional": "none", "prompt": "instruct:Find the bird", "pooling": "mean", "layer": 3}
-    encoder = Encoder.load(tiny_folder, **choices, max_tokens=90)
+    encoder = Encoder.from_pretrained(tiny_folder, **choices, max_tokens=90)
     embed_corpus(encoder, [str(tmp_path / "a.txt")], tmp_path / "out", source=str(tiny_folder))
     return tmp_path / "out"
 
@@ -22,10 +22,10 @@ def test_the_encoder_of_a_corpus_is_loaded_as_it_was(out: Path, tiny_folder: Pat
     known = origin.of_corpus(out)
     assert known.source == str(tiny_folder)
     encoder = known.load(attention="eager")
-    assert encoder.settings == known.settings
-    assert encoder.settings.bidirectional == ()
-    assert encoder.settings.prompt.query == "Instruct: Find the bird\nQuery: {text}"
-    assert (encoder.settings.pooling, encoder.settings.layer, encoder.settings.max_tokens) == ("mean", 3, 90)
+    assert encoder.config == known.config
+    assert encoder.config.bidirectional == ()
+    assert encoder.config.prompt.query == "Instruct: Find the bird\nQuery: {text}"
+    assert (encoder.config.pooling, encoder.config.layer, encoder.config.max_tokens) == ("mean", 3, 90)
 
 
 def test_another_model_is_refused(out: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_another_model_is_refused(out: Path, tiny_encoder: Encoder, tmp_path: Pa
     kept = weight.data
     try:
         weight.data = kept * 1.5
-        other.save(tmp_path / "other")
+        other.save_pretrained(tmp_path / "other")
     finally:
         weight.data = kept
     with pytest.raises(FingerprintError, match=r"other does not give the vectors that it gave to the corpus"):

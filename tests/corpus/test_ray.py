@@ -48,7 +48,7 @@ def expected(run: tuple[Path, dict[str, Any]], tiny_folder: Path) -> manifest.Ma
     os.chdir(place)
     try:
         options: dict[str, Any] = {"source": str(tiny_folder), "keep_text": True, "shard_rows": 100}
-        return embed_corpus(Encoder.load(tiny_folder), ["a.txt", "b.txt"], "local", **options).manifest
+        return embed_corpus(Encoder.from_pretrained(tiny_folder), ["a.txt", "b.txt"], "local", **options).manifest
     finally:
         os.chdir(here)
 

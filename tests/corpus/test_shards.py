@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from bellm.corpus import shards
 from bellm.corpus.shards import DamagedError, Shard, VectorForm, name_of
 from bellm.corpus.spans import Row, Span, cut
-from bellm.durable import draft
-from bellm.engine.embed import Encoded
+from bellm.engine.embedding import EncodeResult
 from bellm.errors import SourceError
+from bellm.io.atomic import atomic_write
 
 VECTORS = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 
@@ -28,7 +28,7 @@ def span() -> Span:
 
 
 def written(folder: Path, form: VectorForm = "float32", vectors: Any = VECTORS, *, keep_text: bool = True) -> Shard:
-    return shards.write(folder, span(), Encoded(vectors, 30, 1), form=form, keep_text=keep_text, recipe="abc")
+    return shards.write(folder, span(), EncodeResult(vectors, 30, 1), form=form, keep_text=keep_text, recipe="abc")
 
 
 @pytest.mark.parametrize("keep_text", [True, False])
@@ -130,11 +130,11 @@ def test_a_file_that_fails_keeps_the_old_one(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f"
         path.write_bytes(b"old")
-        with pytest.raises(KeyboardInterrupt), draft(path) as file:
+        with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
             file.write(data)
             raise KeyboardInterrupt
         assert path.read_bytes() == b"old"
-        with draft(path) as file:
+        with atomic_write(path) as file:
             file.write(data)
         assert path.read_bytes() == data
         assert os.listdir(folder) == ["f"]

@@ -13,16 +13,16 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from bellm.backbone.architecture import count_layers, get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
-from bellm.engine.packed import Packed, common
-from bellm.engine.padded import Padded
-from bellm.engine.proof import packed
-from bellm.engine.tokens import Tokens
-from bellm.types import PoolingName, Reading, Window
+from bellm.engine.packed import PackedRunner, common_prefix_length
+from bellm.engine.packing_check import check_packing
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.tokenization import Tokens
+from bellm.types import PoolingName, Variant, Window
 
 from ..decoders import CASES, decoder, openable
 
 WINDOWS: tuple[Window, ...] = ("keep", "open")
-READINGS: tuple[Reading, ...] = ("sequential", "parallel")
+VARIANTS: tuple[Variant, ...] = ("sequential", "parallel")
 POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "mean-text", "weighted-mean", "first", "max")
 
 PADDED = {"bloom", "codegen", "falcon", "gpt2", "gptj", "jamba", "lfm2", "llama4_text", "mpt", "qwen3_next"}
@@ -34,15 +34,15 @@ def tokens_of(rows: Sequence[Sequence[int]]) -> Tokens:
 
 
 def one_by_one(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int = -1) -> Tensor:
-    way = Padded(model, tokens, pooling, layer, 0)
-    return torch.cat([way.vectors([number]) for number in range(len(tokens))])
+    runner = PaddedRunner(model, tokens, pooling, layer, 0)
+    return torch.cat([runner.vectors([number]) for number in range(len(tokens))])
 
 
 def together(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int, budget: int) -> Tensor:
-    way = Packed(PackedModel(model), tokens, pooling, layer % (count_layers(model) + 1))
-    groups = way.batches(range(len(tokens)), budget)
+    runner = PackedRunner(PackedModel(model), tokens, pooling, layer % (count_layers(model) + 1))
+    groups = runner.batches(range(len(tokens)), budget)
     assert sorted(number for group in groups for number in group) == list(range(len(tokens)))
-    vectors = torch.cat([way.vectors(group) for group in groups])
+    vectors = torch.cat([runner.vectors(group) for group in groups])
     return vectors[torch.tensor([number for group in groups for number in group]).argsort()]
 
 
@@ -65,7 +65,7 @@ def rows(draw: st.DrawFn) -> list[tuple[int, ...]]:
     pooling=st.sampled_from(POOLINGS),
     layer=st.integers(-1, 4),
     budget=st.sampled_from([1, 7, 20, 1000]),
-    reading=st.sampled_from(READINGS),
+    variant=st.sampled_from(VARIANTS),
 )
 @torch.inference_mode()
 def test_any_rows_map_pooling_layer_and_reading(
@@ -75,9 +75,9 @@ def test_any_rows_map_pooling_layer_and_reading(
     pooling: PoolingName,
     layer: int,
     budget: int,
-    reading: Reading,
+    variant: Variant,
 ) -> None:
-    model = open_layers(tiny_model, sorted(layers), reading=reading)
+    model = open_layers(tiny_model, sorted(layers), variant=variant)
     tokens = tokens_of(rows)
     wanted = one_by_one(model, tokens, pooling, layer)
     assert apart(together(model, tokens, pooling, layer, budget), wanted) <= 1e-5
@@ -96,8 +96,8 @@ def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: 
     numbers = openable(plain)
     upper = numbers[len(numbers) // 2 :]
     models = [open_layers(plain, chosen, window=window) for window in WINDOWS for chosen in ([], upper, numbers)]
-    for model in [*models, open_layers(plain, upper, reading="parallel")]:
-        proof = packed(model)
+    for model in [*models, open_layers(plain, upper, variant="parallel")]:
+        proof = check_packing(model)
         if name in PADDED:
             assert proof.twin is None
             assert proof.reason
@@ -110,7 +110,7 @@ def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: 
 def test_kernels_of_their_own_run_padded() -> None:
     assert (
         "attention='flex_attention' leaves padding out in its own way"
-        in packed(decoder("llama", "flex_attention")).reason
+        in check_packing(decoder("llama", "flex_attention")).reason
     )
 
 
@@ -125,9 +125,9 @@ def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: in
 
             mlp = layer.module.get_submodule("mlp")
             hooks.callback(mlp.register_forward_pre_hook(count).remove)
-        way = Packed(model, tokens, pooling, model.depth)
-        for group in way.batches(range(len(tokens)), budget):
-            way.vectors(group)
+        runner = PackedRunner(model, tokens, pooling, model.depth)
+        for group in runner.batches(range(len(tokens)), budget):
+            runner.vectors(group)
     return counts
 
 
@@ -143,7 +143,7 @@ def test_nothing_is_computed_twice(tiny_model: LlamaForCausalLM) -> None:
     assert counted(PackedModel(open_layers(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
     assert counted(PackedModel(open_layers(tiny_model, [0])), tokens, "mean", 100) == [whole] * 4
     # Two branches take what one stack takes.
-    assert counted(PackedModel(open_layers(tiny_model, [2], reading="parallel")), tokens, "last", 100) == [
+    assert counted(PackedModel(open_layers(tiny_model, [2], variant="parallel")), tokens, "last", 100) == [
         10,
         10,
         whole,
@@ -160,18 +160,18 @@ def test_layers_above_the_pooled_one_do_not_run(tiny_model: LlamaForCausalLM) ->
             raise AssertionError
 
         hooks.callback(layer.register_forward_pre_hook(never).remove)
-        Packed(model, ROWS, "mean", 3).vectors([0])
+        PackedRunner(model, ROWS, "mean", 3).vectors([0])
 
 
 def test_neighbours_share_a_batch_and_budgets_hold(tiny_model: LlamaForCausalLM) -> None:
-    way = Packed(PackedModel(tiny_model), ROWS, "last", 4)
+    runner = PackedRunner(PackedModel(tiny_model), ROWS, "last", 4)
     with torch.inference_mode():
-        assert way.batches(range(6), 100) == [[0, 1, 2, 3, 4, 5]]
-        assert all(len(group) == 1 for group in way.batches(range(6), 1))
-        assert sorted(n for group in way.batches([4, 1], 100) for n in group) == [1, 4]
+        assert runner.batches(range(6), 100) == [[0, 1, 2, 3, 4, 5]]
+        assert all(len(group) == 1 for group in runner.batches(range(6), 1))
+        assert sorted(n for group in runner.batches([4, 1], 100) for n in group) == [1, 4]
 
 
 def test_common_is_the_length_of_the_shared_beginning() -> None:
-    assert common([1, 2, 3], [1, 2, 4]) == 2
-    assert common([1, 2], [1, 2, 3]) == 2
-    assert common([], [1]) == 0
+    assert common_prefix_length([1, 2, 3], [1, 2, 4]) == 2
+    assert common_prefix_length([1, 2], [1, 2, 3]) == 2
+    assert common_prefix_length([], [1]) == 0

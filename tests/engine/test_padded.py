@@ -5,15 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from bellm.engine.padded import Padded, pad
-from bellm.engine.tokens import Tokens
+from bellm.engine.padded import PaddedRunner, pad_rows
+from bellm.engine.tokenization import Tokens
 
 
 def test_rows_are_padded_on_the_side_that_is_asked_for() -> None:
-    ids, mask = pad([[5, 6], [7]], 0, torch.device("cpu"))
+    ids, mask = pad_rows([[5, 6], [7]], 0, torch.device("cpu"))
     assert ids.tolist() == [[5, 6], [7, 0]]
     assert mask.tolist() == [[1, 1], [1, 0]]
-    ids, mask = pad([[5, 6], [7]], 0, torch.device("cpu"), left=True)
+    ids, mask = pad_rows([[5, 6], [7]], 0, torch.device("cpu"), left=True)
     assert ids.tolist() == [[5, 6], [0, 7]]
     assert mask.tolist() == [[1, 1], [0, 1]]
 
@@ -23,7 +23,7 @@ def test_every_row_comes_once_longest_first_within_the_budget(
     tiny_model: LlamaForCausalLM, lengths: list[int], budget: int
 ) -> None:
     tokens = Tokens([[3] * length for length in lengths], [(0, length) for length in lengths], 0)
-    groups = Padded(tiny_model, tokens, "mean", -1, 0).batches(range(len(lengths)), budget)
+    groups = PaddedRunner(tiny_model, tokens, "mean", -1, 0).batches(range(len(lengths)), budget)
     planned = [number for group in groups for number in group]
     assert sorted(planned) == list(range(len(lengths)))
     assert [lengths[number] for number in planned] == sorted(lengths, reverse=True)

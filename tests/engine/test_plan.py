@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from bellm.engine.plan import one_ahead, suitable_tokens, windows, without_doubles
-from bellm.engine.tokens import Tokens
+from bellm.engine.plan import chunk_texts, deduplicate, default_batch_tokens, prefetch
+from bellm.engine.tokenization import Tokens
 
 from ..decoders import decoder
 
 
 @given(st.lists(st.text(max_size=20)))
 def test_windows_hold_every_text_once_in_order(texts: list[str]) -> None:
-    parts = list(windows(texts, max_texts=5, max_characters=30))
+    parts = list(chunk_texts(texts, max_texts=5, max_characters=30))
     assert [text for part in parts for text in part] == texts
     assert all(len(part) <= 5 and sum(map(len, part[:-1])) <= 30 for part in parts)
 
@@ -32,13 +32,13 @@ def test_work_is_done_in_order_and_one_ahead() -> None:
         return number * number
 
     found = []
-    for result in one_ahead(map(work, range(5))):
+    for result in prefetch(map(work, range(5))):
         if not found:
             assert begun.wait(10)  # The second item is under way while the first result is used.
         found.append(result)
     assert found == [0, 1, 4, 9, 16]
     assert done == [0, 1, 2, 3, 4]
-    assert list(one_ahead(iter([]))) == []
+    assert list(prefetch(iter([]))) == []
 
 
 def test_an_error_ahead_arrives() -> None:
@@ -46,23 +46,23 @@ def test_an_error_ahead_arrives() -> None:
         return 1 // (1 - number)
 
     with pytest.raises(ZeroDivisionError):
-        list(one_ahead(map(work, range(3))))
+        list(prefetch(map(work, range(3))))
 
 
 def test_rows_of_equal_ids_are_one_unless_their_spans_count() -> None:
     tokens = Tokens([[1, 2], [3], [1, 2], [1, 2]], [(0, 2), (0, 1), (0, 2), (1, 2)], 0)
-    rows, where = without_doubles(tokens, by_span=False)
+    rows, where = deduplicate(tokens, by_span=False)
     assert (rows.ids, where) == ([[1, 2], [3]], [0, 1, 0, 0])
-    rows, where = without_doubles(tokens, by_span=True)
+    rows, where = deduplicate(tokens, by_span=True)
     assert (rows.spans, where) == ([(0, 2), (0, 1), (1, 2)], [0, 1, 0, 2])
 
 
 def test_wider_models_get_fewer_tokens(tiny_model: LlamaForCausalLM) -> None:
-    assert suitable_tokens(tiny_model) == 4096
+    assert default_batch_tokens(tiny_model) == 4096
     wide = decoder("llama")
     width, wide.config.intermediate_size = wide.config.intermediate_size, 2048
     try:
-        assert suitable_tokens(wide) == 384
-        assert suitable_tokens(wide.to(torch.bfloat16)) == 768
+        assert default_batch_tokens(wide) == 384
+        assert default_batch_tokens(wide.to(torch.bfloat16)) == 768
     finally:
         wide.to(torch.float32).config.intermediate_size = width

@@ -153,7 +153,7 @@ def test_names_and_revisions_tell_encoders_apart(tiny_encoder: Encoder) -> None:
     ]
     assert {meta.name for meta in metas} == {f"bellm/{Path(tiny_encoder.name).name}"}
     assert metas[0].revision == metas[1].revision != metas[2].revision
-    assert metas[0].embed_dim == tiny_encoder.dim
+    assert metas[0].embed_dim == tiny_encoder.embedding_dim
     shorter = tiny_encoder.replace(max_tokens=64)
     assert MtebEncoder(shorter).mteb_model_meta.revision != metas[0].revision
     assert MtebEncoder(Letters()).mteb_model_meta.name == "bellm/Letters"

@@ -12,7 +12,7 @@ from bellm.cli.files import fresh_file
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.sources import Sources, of_encoder
 from bellm.evaluate.subject import Subject
-from bellm.facts import identity
+from bellm.metadata import encoder_identity
 
 TEXTS = ["A heron waits.", "Snow fell.", "Why?", "Snow fell."]
 
@@ -24,7 +24,7 @@ def test_an_encoder_keeps_its_vectors(tiny_encoder: Encoder, tmp_path: Path) -> 
     again = of_encoder(tiny_encoder, "tiny", tmp_path).vectors(TEXTS[::-1])
     np.testing.assert_array_equal(again, found[::-1])
     assert subject.facts["open_layers"] == [2, 3]
-    assert subject.facts["way"] == "packed"
+    assert subject.facts["batching_mode"] == "packed"
 
 
 def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path:
 
 
 def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_path: Path) -> None:
-    first, second = Encoder.load(tiny_folder), Encoder.load(tiny_folder)
+    first, second = Encoder.from_pretrained(tiny_folder), Encoder.from_pretrained(tiny_folder)
     with torch.no_grad():  # So little that rounding could explain it.
         second.model.model.layers[0].mlp.up_proj.weight.mul_(1 + 1e-4)
-    assert identity(first) == identity(Encoder.load(tiny_folder)) != identity(second)
+    assert encoder_identity(first) == encoder_identity(Encoder.from_pretrained(tiny_folder)) != encoder_identity(second)
     subjects = [of_encoder(encoder, "a model", tmp_path) for encoder in (first, second)]
     for subject, encoder in zip(subjects, (first, second), strict=True):
         np.testing.assert_array_equal(subject.vectors(["Snow"]), encoder.encode(["Snow"]))

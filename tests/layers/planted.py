@@ -30,7 +30,7 @@ def mixing_in(layer: int, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
                 attention.o_proj.weight.zero_()
             else:
                 attention.o_proj.weight.mul_(20)
-    return Encoder.load(planted, tokenizer=tokenizer, prompt="raw", pooling="first")
+    return Encoder.from_pretrained(planted, tokenizer=tokenizer, prompt="raw", pooling="first")
 
 
 TOPICS = ("fish", "invoice", "station", "sentence", "cat", "mat")
@@ -52,12 +52,12 @@ def trained_to_see(
         for number, decoder_layer in enumerate(get_decoder(random_model).layers):
             decoder_layer.mlp.down_proj.weight.mul_(0.3)  # So that tokens are still themselves further up.
             decoder_layer.self_attn.o_proj.weight.mul_(0.3 if number <= layer else 2)
-    Encoder.load(random_model, tokenizer=tokenizer).save(folder / "random")
+    Encoder.from_pretrained(random_model, tokenizer=tokenizer).save_pretrained(folder / "random")
     attention = [f"self_attn.{name}_proj" for name in "qkvo"]
     parts = [*attention, *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
     recipe = Recipe(
         model=str(folder / "random"),
-        settings={"bidirectional": str(layer), "prompt": "raw", "pooling": "first"},
+        encoder_options={"bidirectional": str(layer), "prompt": "raw", "pooling": "first"},
         tuning=Lora(rank=16, targets=tuple(f"layers.{layer}.{part}" for part in parts)),
         batch_size=len(TOPICS),
         max_steps=_STEPS,

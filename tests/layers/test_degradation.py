@@ -28,14 +28,14 @@ def dev(tmp_path: Path) -> Pairs:
 def test_scores_are_those_of_models_with_fewer_layers(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, dev: Pairs, tmp_path: Path, pooling: str
 ) -> None:
-    encoder = Encoder.load(tiny_model, tokenizer=tiny_tokenizer, bidirectional="first:2", pooling=pooling)  # type: ignore[arg-type]
+    encoder = Encoder.from_pretrained(tiny_model, tokenizer=tiny_tokenizer, bidirectional="first:2", pooling=pooling)  # type: ignore[arg-type]
     found = degrade(encoder, dev, tmp_path / "cache")
     assert len(found.scores) == 4
     for depth, score in enumerate(found.scores, 1):
         cut = copy.deepcopy(tiny_model)
         get_decoder(cut).layers = get_decoder(cut).layers[:depth]
         cut.config.num_hidden_layers = depth
-        short = Encoder.load(cut, tokenizer=tiny_tokenizer, pooling=pooling)  # type: ignore[arg-type]
+        short = Encoder.from_pretrained(cut, tokenizer=tiny_tokenizer, pooling=pooling)  # type: ignore[arg-type]
         items_N = paired_cosine_similarity(short.encode(dev.left), short.encode(dev.right))
         assert score.value == pytest.approx(100 * spearmanr(items_N, dev.gold_N).statistic, abs=0.1)
         assert score.low < score.value < score.high
@@ -49,13 +49,13 @@ def test_what_was_computed_is_not_computed_again(
     found = degrade(tiny_encoder, dev, tmp_path / "cache", done=counts.append)
     assert sum(counts) == len(set(zip(dev.left, dev.right, strict=True)))
     rows: list[int] = []
-    vectors = padded.Padded.vectors
+    vectors = padded.PaddedRunner.vectors
 
-    def counted(self: padded.Padded, numbers: list[int]) -> object:
+    def counted(self: padded.PaddedRunner, numbers: list[int]) -> object:
         rows.extend(numbers)
         return vectors(self, numbers)
 
-    monkeypatch.setattr(padded.Padded, "vectors", counted)
+    monkeypatch.setattr(padded.PaddedRunner, "vectors", counted)
     assert degrade(tiny_encoder, dev, tmp_path / "cache") == found
     assert 0 < len(rows) <= 4  # The fingerprint's.
     other = degrade(tiny_encoder.replace(pooling="mean"), dev, tmp_path / "cache")

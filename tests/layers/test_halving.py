@@ -128,7 +128,12 @@ class Tried:
         self.untrained = search(encoder.replace(pooling="mean"), self.dev, maps, folder / "cache", resamples=50)
         settings = {"pooling": "mean", "prompt": "raw"}
         self.recipe = Recipe(
-            model=str(model), settings=settings, tuning=Lora(rank=2), batch_size=4, max_steps=6, learning_rate=2e-2
+            model=str(model),
+            encoder_options=settings,
+            tuning=Lora(rank=2),
+            batch_size=4,
+            max_steps=6,
+            learning_rate=2e-2,
         )
 
     def run(self, out: Path, rows: int = 10, dev: Pairs | None = None, **changes: object) -> Halving:
@@ -181,7 +186,7 @@ def test_every_round_keeps_the_better_half_and_the_baselines(undisturbed: tuple[
 def test_all_maps_have_the_same_budget(undisturbed: tuple[Path, Halving]) -> None:
     out, found = undisturbed
     records = [json.loads((folder_of(out, one) / "run.json").read_text()) for one in found.maps]
-    maps = [record["settings"].pop("bidirectional") for record in records]
+    maps = [record["encoder_options"].pop("bidirectional") for record in records]
     assert sorted(maps) == ["0", "0-1", "0-3", "1", "2", "none"]
     assert all(record == records[0] for record in records)
     rates = [[record["learning_rate"] for record in metrics(folder_of(out, one))] for one in found.maps]
@@ -194,8 +199,8 @@ def test_who_comes_to_the_end_is_as_if_trained_alone(
 ) -> None:
     out, found = undisturbed
     one = found.best
-    settings = {**tried.recipe.settings, "bidirectional": list(one.open_layers)}
-    alone = train(replace(tried.recipe, settings=settings, epochs=9), [(dataset(10), 1.0)], tmp_path / "alone")
+    settings = {**tried.recipe.encoder_options, "bidirectional": list(one.open_layers)}
+    alone = train(replace(tried.recipe, encoder_options=settings, epochs=9), [(dataset(10), 1.0)], tmp_path / "alone")
     left, right = (load_file(run / CHECKPOINT) for run in (folder_of(out, one), tmp_path / "alone"))
     assert all((left[key] == right[key]).all() for key in left)
     cosines = paired_cosine_similarity(alone.encode(tried.dev.left), alone.encode(tried.dev.right))
@@ -377,7 +382,7 @@ def test_the_layer_that_was_trained_to_see_is_found(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     encoder = trained_to_see(2, tiny_model, tiny_tokenizer, tmp_path)
-    encoder.save(tmp_path / "closed")
+    encoder.save_pretrained(tmp_path / "closed")
     write_topics(tmp_path / "data", 100, seed=99)
     dev = pairs.read("STSBenchmark-dev", tmp_path / "data")
     untrained = search(encoder, dev, maps_of(encoder), tmp_path / "cache")

@@ -13,7 +13,7 @@ from bellm.evaluate.similarity import score_pairs
 from bellm.evaluate.subject import Subject
 from bellm.layers.prepending import Prepending
 from bellm.tensors.similarity import paired_cosine_similarity
-from tests.backbone.test_prepending import by_hand
+from tests.backbone.test_token_prepending import by_hand
 from tests.conftest import train_tokenizer
 from tests.evaluate.sets import write_pairs
 
@@ -28,7 +28,7 @@ def causal(tiny_encoder: Encoder) -> Encoder:
 @pytest.mark.parametrize("prompt", ["prompteol", "raw", "Read: {text}", "{text} Sum:"])
 def test_the_placeholder_stands_before_the_text_and_nothing_else_changes(causal: Encoder, prompt: str) -> None:
     encoder = causal.replace(prompt=prompt)
-    plain, found = encoder.tokenise(TEXTS), Prepending(encoder, 4).tokenise(TEXTS)
+    plain, found = encoder.tokenize(TEXTS), Prepending(encoder, 4).tokenize(TEXTS)
     for ids, (start, end), wanted, (first, last) in zip(found.ids, found.spans, plain.ids, plain.spans, strict=True):
         assert ids.index(PLACEHOLDER) == first
         assert [token for token in ids if token != PLACEHOLDER] == wanted
@@ -40,14 +40,14 @@ def test_the_placeholder_stands_before_the_text_and_nothing_else_changes(causal:
 def test_without_a_bos_the_placeholder_comes_first(tiny_model: LlamaForCausalLM) -> None:
     tokenizer = train_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
-    encoder = Encoder.load(tiny_model, tokenizer=tokenizer, prompt="raw")
-    assert all(ids[0] == PLACEHOLDER for ids in Prepending(encoder, 4).tokenise(TEXTS).ids)
+    encoder = Encoder.from_pretrained(tiny_model, tokenizer=tokenizer, prompt="raw")
+    assert all(ids[0] == PLACEHOLDER for ids in Prepending(encoder, 4).tokenize(TEXTS).ids)
 
 
 def test_queries_have_their_own_template(causal: Encoder) -> None:
     encoder = causal.replace(prompt="instruct")
     prepending = Prepending(encoder, 3)
-    assert prepending.tokenise(TEXTS, "query").ids != prepending.tokenise(TEXTS, "document").ids
+    assert prepending.tokenize(TEXTS, "query").ids != prepending.tokenize(TEXTS, "document").ids
     assert not np.allclose(prepending.encode_query(TEXTS), prepending.encode(TEXTS))
     np.testing.assert_allclose(prepending.encode_document(TEXTS), prepending.encode(TEXTS))
 
@@ -56,7 +56,7 @@ def test_queries_have_their_own_template(causal: Encoder) -> None:
 def test_vectors_are_those_of_the_loop(tiny_model: LlamaForCausalLM, causal: Encoder, pooling: str) -> None:
     prepending = Prepending(causal.replace(pooling=pooling), 3)  # type: ignore[arg-type]
     found = prepending.encode(TEXTS)
-    tokens = prepending.tokenise(TEXTS)
+    tokens = prepending.tokenize(TEXTS)
     for vector, ids, (start, end) in zip(found, tokens.ids, tokens.spans, strict=True):
         states_LD = by_hand(tiny_model, ids, 3, causal.tokenizer.bos_token_id)[-1]
         pooled = {"last": states_LD[-1:], "mean": states_LD, "mean-text": states_LD[start:end]}[pooling]
@@ -76,10 +76,10 @@ def test_long_texts_leave_room_for_the_placeholder(causal: Encoder) -> None:
     prepending = Prepending(encoder, 4)
     with pytest.warns(TruncationWarning, match="1 of 3 texts were cut to 24 tokens"):
         prepending.encode([TEXTS[2], TEXTS[2], TEXTS[1] * 3])
-    long = prepending.tokenise([TEXTS[1] * 3])
+    long = prepending.tokenize([TEXTS[1] * 3])
     assert [len(ids) for ids in long.ids] == [24]
     assert long.ids[0].count(PLACEHOLDER) == long.num_truncated == 1
-    suffix = encoder.tokenise([""]).ids[0][-3:]
+    suffix = encoder.tokenize([""]).ids[0][-3:]
     assert long.ids[0][-3:] == suffix
     with pytest.raises(PromptError, match="leaves no room for the text"):
         Prepending(causal.replace(max_tokens=2), 4).encode(TEXTS)
@@ -87,7 +87,7 @@ def test_long_texts_leave_room_for_the_placeholder(causal: Encoder) -> None:
 
 def test_no_texts_and_wrong_texts(causal: Encoder) -> None:
     prepending = Prepending(causal, 4)
-    assert prepending.encode([]).shape == (0, causal.dim)
+    assert prepending.encode([]).shape == (0, causal.embedding_dim)
     with pytest.raises(BellmError, match="got one string"):
         prepending.encode("A heron")
 

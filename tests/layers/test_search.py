@@ -50,7 +50,7 @@ def test_the_maps_of_four_layers(tiny_encoder: Encoder) -> None:
 
 
 def test_layers_without_attention_stay_out(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    encoder = Encoder.load(decoder("jamba"), tokenizer=tiny_tokenizer)
+    encoder = Encoder.from_pretrained(decoder("jamba"), tokenizer=tiny_tokenizer)
     maps = maps_of(encoder)
     openable = set(maps["all"])
     assert openable < set(range(encoder.num_layers))
@@ -133,7 +133,7 @@ def test_the_last_layer_with_the_last_token_is_causal_to_the_bit(
 
 
 def test_beside_the_stack_no_layer_leaves_the_causal_vectors(tiny_encoder: Encoder, dev: Pairs, tmp_path: Path) -> None:
-    encoder = tiny_encoder.replace(reading="parallel")
+    encoder = tiny_encoder.replace(variant="parallel")
     found = search(encoder, dev, {"none": (), "all": (0, 1, 2, 3), "last:1": (3,)}, tmp_path, resamples=200)
     last = found.find("last:1")
     assert last.no_op is None
@@ -216,7 +216,7 @@ def test_a_second_run_embeds_nothing(
     assert told == [("none", 0, 4), ("all", 1, 4), ("first:2", 2, 4), ("prepending:4", 3, 4)]
     for embeds in (Encoder, Prepending):
 
-        def few(self: Encoder, texts: list[str], *, known: Any = embeds.encode_counted, **options: object) -> object:
+        def few(self: Encoder, texts: list[str], *, known: Any = embeds.encode_with_stats, **options: object) -> object:
             assert len(texts) <= 4, "only the fingerprint's texts"
             return known(self, texts, **options)
 

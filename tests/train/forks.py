@@ -12,10 +12,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import bellm.cli.train
-import bellm.evaluate.development
-import bellm.train.loop
-import bellm.train.reading  # noqa: F401 - what is loaded here need not be loaded by each fork
 from bellm.cli import app
 from tests.corpus.killed import die_at, tell
 

@@ -96,8 +96,8 @@ def pooled(states_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
 
 def vectors_of(encoder: Encoder, texts: Sequence[str], template: str) -> Tensor:
     ids_BL, mask_BL = tokens_of(encoder, texts, template)
-    states_BLD = states_of(encoder.model, ids_BL, mask_BL, encoder.settings.bidirectional)
-    return pooled(states_BLD, mask_BL, encoder.settings.pooling)
+    states_BLD = states_of(encoder.model, ids_BL, mask_BL, encoder.config.bidirectional)
+    return pooled(states_BLD, mask_BL, encoder.config.pooling)
 
 
 def cosines(encoder: Encoder, examples: Sequence[Example], templates: tuple[str, str]) -> tuple[Tensor, Tensor]:

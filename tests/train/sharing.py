@@ -42,7 +42,7 @@ STEPS = {"vectors": triplets(5), "one row": ONE, "adapted": triplets(3)}
 def recipe(source: str, tuning: str) -> Recipe:
     return Recipe(
         model=source,
-        settings={"dtype": "float32"},
+        encoder_options={"dtype": "float32"},
         tuning=TUNINGS[tuning],
         batch_size=5,
         adaptation=Adaptation(1, learning_rate=1e-3),
@@ -56,7 +56,7 @@ def recipe(source: str, tuning: str) -> Recipe:
 
 
 def encoder_of(source: str, tuning: str) -> Encoder:
-    encoder = Encoder.load(source, verify=False)
+    encoder = Encoder.from_pretrained(source, verify=False)
     return reference.exact(encoder if tuning == "all weights" else reference.with_lora(encoder))
 
 
@@ -88,18 +88,18 @@ def whole_layers(encoder: Encoder) -> list[int]:
 def main(source: str, folder: Path) -> None:
     processes, found = Processes(), {}
     for tuning in TUNINGS:
-        for way, options in WAYS.items():
+        for runner, options in WAYS.items():
             encoder = encoder_of(source, tuning)
             whole = sum(each.numel() for each in encoder.model.parameters())
             learner = Learner(encoder, Contrastive(), chunk_tokens=60, sharded=True, **options)
             parts: list[Any] = list(encoder.model.parameters())
-            found[f"{tuning} {way} share"] = sum(each.to_local().numel() for each in parts) / whole
+            found[f"{tuning} {runner} share"] = sum(each.to_local().numel() for each in parts) / whole
             counts = whole_layers(encoder)
             for name, (learned, gradients) in steps(learner).items():
-                found[f"{tuning} {way} {name}"] = asdict(learned)
+                found[f"{tuning} {runner} {name}"] = asdict(learned)
                 if tensors := gathered(gradients, processes):
-                    save_file(tensors, folder / f"{tuning} {way} {name}.safetensors")
-            found[f"{tuning} {way} whole layers"] = [min(counts), max(counts)]
+                    save_file(tensors, folder / f"{tuning} {runner} {name}.safetensors")
+            found[f"{tuning} {runner} whole layers"] = [min(counts), max(counts)]
         shared = replace(recipe(source, tuning), sharded=True)
         trained = train(shared, [(dataset(14), 1.0)], folder / tuning, checkpoint_every=2)
         found[f"{tuning} vector"] = trained.encode(["Snow"])[0].tolist()

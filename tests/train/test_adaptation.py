@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedMo
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
-from bellm.engine.packed import Packed
-from bellm.engine.padded import pad
-from bellm.engine.tokens import Tokens
+from bellm.engine.packed import PackedRunner
+from bellm.engine.padded import pad_rows
+from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
 from bellm.train.adaptation import (
     Masked,
@@ -129,7 +129,7 @@ def test_impossible_shares_are_refused(share: float) -> None:
 def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tuple[int, ...], packs: bool) -> None:
     model = open_layers(tiny(name), layers)
     masked = mask_tokens(TEXTS, Vocabulary(4, torch.arange(3, 99)), generator=seeded())
-    ids_BL, mask_BL = pad(masked.ids, 0, CPU)
+    ids_BL, mask_BL = pad_rows(masked.ids, 0, CPU)
     labels_BL = torch.full_like(ids_BL, -100)
     for number, (positions, hidden) in enumerate(zip(masked.positions, masked.hidden, strict=True)):
         labels_BL[number, positions] = torch.tensor(hidden, dtype=torch.long)
@@ -137,10 +137,12 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tu
     wanted = cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none")
     wanted = wanted[labels_BL[:, 1:].flatten() != -100]
     order: Sequence[int] = range(len(TEXTS))
-    through: PreTrainedModel | Packed = model
+    through: PreTrainedModel | PackedRunner = model
     if packs:
         spans = [(0, len(ids)) for ids in masked.ids]
-        through = Packed(PackedModel(model), Tokens(masked.ids, spans, 0), "last", count_layers(model), begins=False)
+        through = PackedRunner(
+            PackedModel(model), Tokens(masked.ids, spans, 0), "last", count_layers(model), share_prefix=False
+        )
         (order,) = through.batches(order, 1 << 20)
     found = mntp_losses(through, masked, order)
     found = torch.cat(

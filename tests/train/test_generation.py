@@ -16,8 +16,8 @@ from bellm import Encoder
 from bellm.backbone.adapters import disable_adapters
 from bellm.backbone.architecture import get_decoder
 from bellm.backbone.states import logits_at
-from bellm.engine.padded import pad
-from bellm.engine.tokens import Tokens
+from bellm.engine.padded import pad_rows
+from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
 from bellm.train.generation import (
     reference_log_probs,
@@ -152,7 +152,7 @@ def test_log_probs_are_those_of_the_full_logits(max_batch_tokens: int) -> None:
 @torch.no_grad()
 def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
     model = tiny("llama").bfloat16()
-    ids_BL, mask_BL = pad([[1, *[5, 9] * 20]], 0, CPU)
+    ids_BL, mask_BL = pad_rows([[1, *[5, 9] * 20]], 0, CPU)
     log_probs_LV = model(input_ids=ids_BL, attention_mask=mask_BL).logits[0].double().log_softmax(-1)
     wanted = sum(log_probs_LV[at - 1, ids_BL[0, at]] for at in range(1, 41))
     found = response_log_probs(model, Tokens(ids_BL.tolist(), [(1, 41)], 0)).sum_R
@@ -165,7 +165,7 @@ def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
 def test_any_head_is_the_model_s_own(name: str) -> None:
     model = tiny(name)
     assert torch.allclose(response_log_probs(model, ROWS).sum_R, by_hand(model, ROWS), atol=2e-5, rtol=0)
-    ids_BL, mask_BL = pad(TEXTS, 0, CPU)
+    ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     whole_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     chosen_BL = torch.rand(mask_BL.shape, generator=torch.Generator().manual_seed(0)) < 0.3
     found = logits_at(model, ids_BL, mask_BL, chosen_BL)
@@ -176,7 +176,7 @@ def test_any_head_is_the_model_s_own(name: str) -> None:
 @torch.no_grad()
 def test_left_padded_batches_of_transformers_say_the_same() -> None:
     model = tiny("gpt2")  # Learned positions.
-    ids_BL, mask_BL = pad(ROWS.ids, 0, CPU, left=True)
+    ids_BL, mask_BL = pad_rows(ROWS.ids, 0, CPU, left=True)
     position_ids = (mask_BL.cumsum(1) - 1).clamp(min=0)
     logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, position_ids=position_ids).logits.log_softmax(-1)
     wanted = []
@@ -236,7 +236,7 @@ WAYS: list[Callable[[Any], Any]] = [
 def adapted(request: pytest.FixtureRequest, tiny_encoder: Encoder) -> Encoder:
     """An open encoder of its own weights, with a LoRA that changes them."""
     own = copy.deepcopy(tiny_encoder.model)
-    encoder = Encoder.load(own, tokenizer=tiny_encoder.tokenizer, bidirectional="last:2")
+    encoder = Encoder.from_pretrained(own, tokenizer=tiny_encoder.tokenizer, bidirectional="last:2")
     encoder.model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -79,8 +79,8 @@ def test_dropout_is_the_same_both_times_and_another_for_each_chunk(size: int) ->
     assert size == 8 or not torch.equal(kept[0], kept[1])
     whole, cached, held = Network(), Network(0.5), Network(0.5)
     apart([whole(ROWS_BW, torch.cat(kept))]).backward()  # type: ignore[no-untyped-call]
-    for network, way in ((cached, True), (held, False)):
-        accumulate(network.chunks(size), apart, seed=70, cached=way)
+    for network, runner in ((cached, True), (held, False)):
+        accumulate(network.chunks(size), apart, seed=70, cached=runner)
         assert relative(network.gradients(), whole.gradients()) < 1e-12
 
 
@@ -88,7 +88,8 @@ def test_dropout_is_the_same_both_times_and_another_for_each_chunk(size: int) ->
 def test_cached_and_held_are_equal_bit_for_bit(dropout: float) -> None:
     cached, held = Network(dropout, torch.float32), Network(dropout, torch.float32)
     losses = [
-        accumulate(network.chunks(3), apart, seed=5, cached=way) for network, way in ((cached, True), (held, False))
+        accumulate(network.chunks(3), apart, seed=5, cached=runner)
+        for network, runner in ((cached, True), (held, False))
     ]
     assert torch.equal(*losses)
     assert all(map(torch.equal, cached.gradients(), held.gradients()))
@@ -136,7 +137,7 @@ def test_two_at_once_are_equal_to_one_after_the_other_bit_for_bit(two_threads: N
     with torch.autocast("cpu", torch.bfloat16, enabled=casts):
         for _ in range(2):  # The second adds to what is there.
             found = accumulate(
-                ours.chunks(1), apart, seed=0, cached=cached, abreast=2, parameters=list(ours.parameters())
+                ours.chunks(1), apart, seed=0, cached=cached, concurrent=2, parameters=list(ours.parameters())
             )
             wanted = accumulate(theirs.chunks(1), apart, seed=0, cached=cached)
     assert torch.equal(found, wanted)
@@ -154,7 +155,7 @@ def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, ca
         return chunk()
 
     chunks = [partial(waiting, chunk) for chunk in network.chunks(2)]
-    accumulate(chunks, apart, seed=0, cached=cached, abreast=2, parameters=list(network.parameters()))
+    accumulate(chunks, apart, seed=0, cached=cached, concurrent=2, parameters=list(network.parameters()))
     assert len(threads) == 2
     assert {number for _, number in threads} == {1}
     assert torch.get_num_threads() == 2
@@ -162,7 +163,7 @@ def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, ca
 
 def test_two_at_once_leave_weights_without_a_part_alone(two_threads: None) -> None:
     network, other = Network(), nn.Parameter(torch.zeros(3))
-    accumulate(network.chunks(3), apart, seed=0, cached=True, abreast=2, parameters=[*network.parameters(), other])
+    accumulate(network.chunks(3), apart, seed=0, cached=True, concurrent=2, parameters=[*network.parameters(), other])
     assert other.grad is None
 
 
@@ -172,7 +173,7 @@ def test_what_goes_wrong_in_one_of_two_is_told(two_threads: None) -> None:
 
     network = Network()
     with pytest.raises(RuntimeError, match="no room"):
-        accumulate([*network.chunks(3), broken], apart, seed=0, cached=True, abreast=2)
+        accumulate([*network.chunks(3), broken], apart, seed=0, cached=True, concurrent=2)
     assert torch.get_num_threads() == 2
 
 

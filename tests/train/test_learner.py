@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.engine.padded import Padded
+from bellm.engine.padded import PaddedRunner
 from bellm.errors import BellmError
 from bellm.prompts import Prompt
 from bellm.tensors.losses.contrastive import info_nce
@@ -26,7 +26,7 @@ from bellm.train.examples import Example
 from bellm.train.gradients import accumulate
 from bellm.train.learner import Learner
 from bellm.train.objectives import Contrastive, Grl, Ranked
-from bellm.types import PoolingName, Reading
+from bellm.types import PoolingName, Variant
 from tests.train import reference
 from tests.train.rows import triplets
 
@@ -38,7 +38,7 @@ BY_OLD_NAME = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:F
 @pytest.fixture
 def own(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Encoder:
     """An encoder all of whose weights are trained and nobody else's."""
-    return Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
+    return Encoder.from_pretrained(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
 
 
 def found(
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_one_padded_batch(own: Encoder, layers: str, pool
     if pooling == "first" and layers != "all":
         pytest.skip("the first token has seen nothing")
     encoder = own.replace(bidirectional=layers, pooling=pooling)
-    assert encoder.way == "packed"
+    assert encoder.runner == "packed"
     assert_same(found(encoder, triplets(5)), wanted(encoder, triplets(5)))
 
 
@@ -86,7 +86,7 @@ def test_chunks_do_not_matter(own: Encoder, chunk_tokens: int, held: int) -> Non
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_cached_and_held_are_equal_bit_for_bit(own: Encoder, dropout: float) -> None:
     encoder = reference.with_lora(own, dropout=dropout)
-    assert encoder.way == "packed"  # Dropout would tell packed from padded, were it awake.
+    assert encoder.runner == "packed"  # Dropout would tell packed from padded, were it awake.
     cached, held = (found(encoder, triplets(6), held=held) for held in (0, HELD))
     assert cached[0] == held[0]
     assert all(torch.equal(cached[1][name], held[1][name]) for name in held[1])
@@ -103,10 +103,10 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
     own: Encoder, monkeypatch: pytest.MonkeyPatch, dropout: float | None, held: int
 ) -> None:
     encoder = own if dropout is None else reference.with_lora(own, dropout=dropout)
-    abreast: list[int] = []
+    concurrent: list[int] = []
 
     def recorded(*args: Any, **kwargs: Any) -> Tensor:
-        abreast.append(kwargs["abreast"])
+        concurrent.append(kwargs["abreast"])
         return accumulate(*args, **kwargs)
 
     monkeypatch.setattr(learner, "accumulate", recorded)
@@ -114,11 +114,11 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
     torch.set_num_threads(2)
     try:
         for most in (1, 2):
-            monkeypatch.setattr("bellm.engine.abreast._ABREAST", most)
+            monkeypatch.setattr("bellm.engine.concurrency._CONCURRENT_BATCHES", most)
             results.append(found(encoder, triplets(6), held=held, seed=7))
     finally:
         torch.set_num_threads(threads)
-    assert abreast == [1, 1 if dropout else 2]  # What drops out draws from one generator.
+    assert concurrent == [1, 1 if dropout else 2]  # What drops out draws from one generator.
     (one, ours), (two, theirs) = results
     assert one == two
     assert ours.keys() == theirs.keys()
@@ -135,19 +135,21 @@ def test_adapters_alone_learn_and_as_autograd_says(own: Encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reading", "way"), [("gpt2", "sequential", "padded"), ("llama", "parallel", "packed")]
+    ("name", "variant", "runner"), [("gpt2", "sequential", "padded"), ("llama", "parallel", "packed")]
 )
 def test_either_way_learns_what_padded_batches_do(
-    name: str, reading: Reading, way: str, tiny_tokenizer: PreTrainedTokenizerFast
+    name: str, variant: Variant, runner: str, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = tiny(name)
     model.resize_token_embeddings(len(tiny_tokenizer))
-    encoder = Encoder.load(model, tokenizer=tiny_tokenizer, bidirectional="last:2", reading=reading, pooling="mean")
-    assert encoder.way.startswith(way)
+    encoder = Encoder.from_pretrained(
+        model, tokenizer=tiny_tokenizer, bidirectional="last:2", variant=variant, pooling="mean"
+    )
+    assert encoder.runner.startswith(runner)
     examples = triplets(5)
     texts = [one.anchor for one in examples] + [one.positives[0] for one in examples]
-    tokens = encoder.tokenise([*texts, *(one.negatives[0] for one in examples)])
-    vectors = Padded(encoder.model, tokens, "mean", -1, 0).vectors(range(15))
+    tokens = encoder.tokenize([*texts, *(one.negatives[0] for one in examples)])
+    vectors = PaddedRunner(encoder.model, tokens, "mean", -1, 0).vectors(range(15))
     loss = info_nce(*torch.split(vectors, 5))
     loss.backward()  # type: ignore[no-untyped-call]
     theirs = loss.item(), reference.gradients(encoder.model)
@@ -201,7 +203,7 @@ def test_ratings_reach_the_objective(own: Encoder) -> None:
 
 def test_what_a_step_was(own: Encoder) -> None:
     short = own.replace(max_tokens=30, bidirectional="none")
-    tokens = short.tokenise([text for one in triplets(5) for text in one.texts])
+    tokens = short.tokenize([text for one in triplets(5) for text in one.texts])
     learned = Learner(short, Contrastive()).learn(triplets(5), 0)
     assert learned.num_tokens == sum(map(len, tokens.ids))
     assert learned.num_truncated == tokens.num_truncated > 0

@@ -45,7 +45,7 @@ def spread(encoder):
 
 recipe = Recipe(
     model={model!r},
-    settings={{"pooling": "mean"}},
+    encoder_options={{"pooling": "mean"}},
     tuning=Lora(rank=2, dropout=0.1),
     adaptation=Adaptation(3, gradual=True),
     batch_size=4,

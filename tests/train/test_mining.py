@@ -148,7 +148,7 @@ def test_positives_that_point_away_have_a_guard_too() -> None:
 
 
 def test_captions_of_one_image_are_no_negatives() -> None:
-    images = [alike([f"{at} seen {way}" for way in range(4)]) for at in range(9)]
+    images = [alike([f"{at} seen {runner}" for runner in range(4)]) for at in range(9)]
     mined = mine(images, encoder(2), count=3, margin=0.0)
     assert mined.num_found
     for at, row in enumerate(mined.examples):

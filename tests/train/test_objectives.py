@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused(batch: Embedded) -> None:
 def test_a_step_with_checkpoints_has_the_same_gradients(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    encoder = Encoder.load(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
+    encoder = Encoder.from_pretrained(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
     calls: list[int] = []
     get_layers(encoder.model)[1].attention[0].register_forward_hook(lambda *_: calls.append(1))
     found: list[Tensor] = []

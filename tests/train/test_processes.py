@@ -52,7 +52,7 @@ def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def adapted(tiny_folder: Path) -> Encoder:
-    return short(reference.exact(reference.with_lora(Encoder.load(tiny_folder))))
+    return short(reference.exact(reference.with_lora(Encoder.from_pretrained(tiny_folder))))
 
 
 def free_port() -> int:

@@ -47,7 +47,7 @@ def test_what_cannot_be_is_refused_in_one_line(choices: dict[str, Any], said: st
 
 def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
     recipe = Recipe(
-        settings={"prompt": Prompt("own", "{text}!"), "bidirectional": [2, 3], "max_tokens": 64},
+        encoder_options={"prompt": Prompt("own", "{text}!"), "bidirectional": [2, 3], "max_tokens": 64},
         tuning=Lora(targets=("q_proj",)),
         objective=Grl(contrastive=Contrastive(dims=(8, 16))),
         adaptation=Adaptation(5),
@@ -70,7 +70,7 @@ def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
         {"objective": Ranked()},
         {"objective": Angle(angle=0.5)},
         {"objective": quiet},
-        {"settings": {"pooling": "mean"}},
+        {"encoder_options": {"pooling": "mean"}},
         {"adaptation": Adaptation(3)},
         {"seed": 7},
     ],
@@ -101,12 +101,12 @@ class Plain:
     ],
 )
 def test_whatever_scores_says_what_it_is(dev: Any, said: Any) -> None:
-    described = Recipe(dev=dev, settings={"cache": Path("here")}).described()
+    described = Recipe(dev=dev, encoder_options={"cache": Path("here")}).described()
     assert described["dev"] == said
-    assert described["settings"] == {"cache": "here"}
+    assert described["encoder_options"] == {"cache": "here"}
     assert json.loads(json.dumps(described)) == described
 
 
 def test_the_order_of_settings_is_of_no_account() -> None:
-    first, second = (Recipe(settings=dict(pairs)) for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
+    first, second = (Recipe(encoder_options=dict(pairs)) for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
     assert json.dumps(first.described()) == json.dumps(second.described())

@@ -34,7 +34,7 @@ def test_the_published_recipes_are_there() -> None:
         "prompteol": Contrastive,
         "ullme_grl": Grl,
     }
-    maps = {name: recipe_of(name).settings.get("bidirectional") for name in NAMES}
+    maps = {name: recipe_of(name).encoder_options.get("bidirectional") for name in NAMES}
     assert maps == {"angle": None, "bellm": "last:8", "llm2vec": "all", "prompteol": None, "ullme_grl": "all"}
     assert [name for name in NAMES if recipe_of(name).adaptation] == ["llm2vec"]
 
@@ -42,13 +42,13 @@ def test_the_published_recipes_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_trains_a_small_model(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(name)
-    settings = {**recipe.settings, "max_tokens": 128}
+    settings = {**recipe.encoder_options, "max_tokens": 128}
     if settings.get("bidirectional") == "last:8":
         settings["bidirectional"] = "last:2"
     small = replace(
         recipe,
         model=str(tiny_folder),
-        settings=settings,
+        encoder_options=settings,
         tuning=Lora(rank=2),
         adaptation=recipe.adaptation and Adaptation(steps=1),
         batch_size=4,
@@ -58,5 +58,5 @@ def test_each_trains_a_small_model(name: str, tiny_folder: Path, tmp_path: Path)
     lines = (tmp_path / "out" / METRICS).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     assert all(json.loads(line)["grad_norm"] > 0 for line in lines)
-    assert encoder.settings.prompt.name == recipe.settings["prompt"]
-    assert (encoder.encode(["A heron waits."]) != Encoder.load(tiny_folder).encode(["A heron waits."])).any()
+    assert encoder.config.prompt.name == recipe.encoder_options["prompt"]
+    assert (encoder.encode(["A heron waits."]) != Encoder.from_pretrained(tiny_folder).encode(["A heron waits."])).any()

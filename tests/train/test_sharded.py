@@ -44,24 +44,24 @@ def records(out: Path) -> list[dict[str, Any]]:
 def test_a_step_is_that_of_one_process(shared: Path, tiny_folder: Path, tuning: str) -> None:
     learner = Learner(encoder_of(str(tiny_folder), tuning), Contrastive(), **WAYS["checkpointed"])
     for name, (learned, gradients) in steps(learner).items():
-        for way in WAYS:
-            facts = [found(shared, rank)[f"{tuning} {way} {name}"] for rank in (0, 1)]
+        for runner in WAYS:
+            facts = [found(shared, rank)[f"{tuning} {runner} {name}"] for rank in (0, 1)]
             assert [each["loss"] for each in facts] == pytest.approx([learned.loss] * 2, rel=1e-6)
             assert sum(each["num_tokens"] for each in facts) == learned.num_tokens
-            ours = load_file(shared / f"{tuning} {way} {name}.safetensors")
-            assert reference.distance(ours, gradients) < 1e-6, (way, name)
+            ours = load_file(shared / f"{tuning} {runner} {name}.safetensors")
+            assert reference.distance(ours, gradients) < 1e-6, (runner, name)
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_cached_and_held_are_equal_bit_for_bit(shared: Path, tuning: str) -> None:
     for name in STEPS:
-        cached, held = (load_file(shared / f"{tuning} {way} {name}.safetensors") for way in ("cached", "held"))
+        cached, held = (load_file(shared / f"{tuning} {runner} {name}.safetensors") for runner in ("cached", "held"))
         assert all((cached[weight] == held[weight]).all() for weight in held)
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_each_process_has_a_half(shared: Path, tuning: str) -> None:
-    shares = [[found(shared, rank)[f"{tuning} {way} share"] for way in WAYS] for rank in (0, 1)]
+    shares = [[found(shared, rank)[f"{tuning} {runner} share"] for runner in WAYS] for rank in (0, 1)]
     assert shares[0] == pytest.approx([0.5] * 3, abs=0.02)
     assert [sum(both) for both in zip(*shares, strict=True)] == pytest.approx([1.0] * 3)
 
@@ -69,7 +69,7 @@ def test_each_process_has_a_half(shared: Path, tuning: str) -> None:
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_only_the_layer_that_computes_is_whole(shared: Path, tuning: str) -> None:
     for rank in (0, 1):
-        assert [found(shared, rank)[f"{tuning} {way} whole layers"] for way in ("cached", "held")] == [[1, 1]] * 2
+        assert [found(shared, rank)[f"{tuning} {runner} whole layers"] for runner in ("cached", "held")] == [[1, 1]] * 2
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

@@ -43,16 +43,16 @@ def taught(recipe: Recipe, steps: int = 3) -> Encoder:
 def test_merged_vectors_are_those_of_the_adapter_and_come_back_from_disk(
     tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    encoder = taught(Recipe(model=str(tiny_folder), settings=settings, tuning=Lora(rank=3, dropout=0.2)))
+    encoder = taught(Recipe(model=str(tiny_folder), encoder_options=settings, tuning=Lora(rank=3, dropout=0.2)))
     before = tiny_encoder.replace(**settings).encode(TEXTS)
     adapted = encoder.encode(TEXTS)
     assert np.linalg.norm(adapted - before) > 0.1 * np.linalg.norm(before)
     merged = finished(encoder, Recipe())
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     np.testing.assert_allclose(merged.encode(TEXTS), adapted, atol=1e-5 * np.abs(adapted).max(), rtol=1e-5)
-    merged.save(tmp_path / "saved")
-    loaded = Encoder.load(tmp_path / "saved")
-    assert loaded.settings == merged.settings == tiny_encoder.replace(**settings).settings
+    merged.save_pretrained(tmp_path / "saved")
+    loaded = Encoder.from_pretrained(tmp_path / "saved")
+    assert loaded.config == merged.config == tiny_encoder.replace(**settings).config
     np.testing.assert_allclose(loaded.encode(TEXTS), merged.encode(TEXTS), atol=1e-6, rtol=1e-6)
 
 
@@ -60,7 +60,9 @@ def test_a_folder_that_was_trained_from_stays_as_it_was(tiny_folder: Path, tiny_
     before = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
     encoder = finished(taught(Recipe(model=str(tiny_folder))), Recipe())
     assert {path.name: path.read_bytes() for path in tiny_folder.iterdir()} == before
-    np.testing.assert_allclose(Encoder.load(tiny_folder).encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6)
+    np.testing.assert_allclose(
+        Encoder.from_pretrained(tiny_folder).encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6
+    )
     assert not np.allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-2)
 
 
@@ -91,7 +93,7 @@ def test_adapters_where_they_are_wanted(tiny_folder: Path) -> None:
 
 
 def test_full_training_keeps_weights_in_float32_and_multiplies_in_less(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe(model=str(tiny_folder), settings={"dtype": "bfloat16"}, tuning=Full())
+    recipe = Recipe(model=str(tiny_folder), encoder_options={"dtype": "bfloat16"}, tuning=Full())
     encoder, autocast = prepared(recipe)
     assert autocast == torch.bfloat16
     parameters = dict(encoder.model.named_parameters())
@@ -104,7 +106,7 @@ def test_full_training_keeps_weights_in_float32_and_multiplies_in_less(tiny_fold
     assert torch.bfloat16 in seen
     assert all(each.grad is None or each.grad.dtype == torch.float32 for each in parameters.values())
     taught(recipe)
-    finished(encoder, Recipe()).save(tmp_path / "saved")
+    finished(encoder, Recipe()).save_pretrained(tmp_path / "saved")
     assert {tensor.dtype for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()} == {torch.float32}
     assert json.loads((tmp_path / "saved" / "bellm.json").read_text())["dtype"] == "float32"
 
@@ -121,19 +123,19 @@ def test_full_training_keeps_weights_in_float32_and_multiplies_in_less(tiny_fold
 def test_products_are_in_the_dtype_that_was_asked_for(
     tiny_folder: Path, tuning: Lora | Full, dtype: str, wanted: torch.dtype | None
 ) -> None:
-    _, autocast = prepared(Recipe(model=str(tiny_folder), settings={"dtype": dtype}, tuning=tuning))
+    _, autocast = prepared(Recipe(model=str(tiny_folder), encoder_options={"dtype": dtype}, tuning=tuning))
     assert autocast == wanted
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 0.1)])
 def test_adapters_may_be_saved_alone(tiny_folder: Path, tmp_path: Path, dtype: str, rounding: float) -> None:
     """The fingerprint is that of merged adapters, because merging rounds as coarsely as the weights are."""
-    recipe = Recipe(model=str(tiny_folder), settings={"dtype": dtype}, tuning=Lora(rank=3, merged=False))
+    recipe = Recipe(model=str(tiny_folder), encoder_options={"dtype": dtype}, tuning=Lora(rank=3, merged=False))
     encoder = finished(taught(recipe), recipe)
-    encoder.save(tmp_path / "saved")
+    encoder.save_pretrained(tmp_path / "saved")
     size = sum(path.stat().st_size for path in (tmp_path / "saved").glob("*.safetensors"))
     assert size < 0.5 * (tiny_folder / "model.safetensors").stat().st_size
-    loaded = Encoder.load(tmp_path / "saved", dtype=dtype)
+    loaded = Encoder.from_pretrained(tmp_path / "saved", dtype=dtype)
     np.testing.assert_allclose(loaded.fingerprint(), fingerprint_in(tmp_path / "saved"), atol=1e-6)
     found, wanted = loaded.encode(TEXTS), encoder.encode(TEXTS)
     assert np.linalg.norm(found - wanted) < rounding * np.linalg.norm(wanted)
@@ -151,9 +153,11 @@ def test_weights_of_four_bits_learn_and_adapters_go_onto_whole_ones(
     config = copy.deepcopy(tiny_model.config)
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16  # Blocks are of 64 weights.
     torch.manual_seed(0)
-    Encoder.load(LlamaForCausalLM(config).eval(), tokenizer=tiny_tokenizer).save(tmp_path / "wide")
+    Encoder.from_pretrained(LlamaForCausalLM(config).eval(), tokenizer=tiny_tokenizer).save_pretrained(
+        tmp_path / "wide"
+    )
     recipe = Recipe(model=str(tmp_path / "wide"), tuning=Lora(rank=3, four_bit=True))
-    whole = dict(Encoder.load(tmp_path / "wide").model.named_parameters())
+    whole = dict(Encoder.from_pretrained(tmp_path / "wide").model.named_parameters())
     encoder, _ = prepared(recipe)
     small = {name: each for name, each in encoder.model.named_parameters() if isinstance(each, Params4bit)}
     assert len(small) == 7 * 4

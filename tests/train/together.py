@@ -67,7 +67,7 @@ def dropped_out(source: str) -> list[list[float]]:
         seen.extend(batch.anchors_BD.tolist())
         return batch.anchors_BD.sum()
 
-    encoder = reference.with_lora(Encoder.load(source), dropout=0.5)
+    encoder = reference.with_lora(Encoder.from_pretrained(source), dropout=0.5)
     Learner(encoder, objective).learn(triplets(1) * 2, 0)
     return seen
 
@@ -80,7 +80,7 @@ def without(encoder: Encoder) -> list[str]:
 
 def main(source: str, folder: Path) -> None:
     processes = Processes()
-    encoder = short(reference.exact(reference.with_lora(Encoder.load(source))))
+    encoder = short(reference.exact(reference.with_lora(Encoder.from_pretrained(source))))
     learned = {}
     for name, (objective, examples) in CASES.items():
         learned[name] = asdict(Learner(encoder, objective, chunk_tokens=60).learn(examples, 0))
@@ -94,7 +94,7 @@ def main(source: str, folder: Path) -> None:
         "world": processes.world,
         "learned": learned,
         "refusal": refusal(encoder),
-        "without": without(Encoder.load(source)),
+        "without": without(Encoder.from_pretrained(source)),
         "dropped out": dropped_out(source),
         "shown": shown,
         "vector": trained.encode(["Snow"])[0].tolist(),

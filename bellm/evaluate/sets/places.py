@@ -87,18 +87,18 @@ def fetch(origin: Origin, *, split: str, config: str | None = None) -> Any:
     Raises:
         SourceError: The set is not on the Hub, cannot be fetched, or datasets is not installed.
     """
-    way = f"Give a folder that has it (--data, {VARIABLE}); the original is at {origin.address}."
+    batching_mode = f"Give a folder that has it (--data, {VARIABLE}); the original is at {origin.address}."
     if not origin.hub:
-        raise SourceError(f"{origin.name} is not on the Hub. {way}")
+        raise SourceError(f"{origin.name} is not on the Hub. {batching_mode}")
     try:
         from datasets import load_dataset
     except ImportError as error:
         package = "the package datasets: pip install 'bellm[evaluate]'"
-        raise SourceError(f"{origin.name} comes from the Hub through {package}. {way}") from error
+        raise SourceError(f"{origin.name} comes from the Hub through {package}. {batching_mode}") from error
     try:
         return load_dataset(origin.hub, config, split=split, revision=origin.revision)
     except (OSError, ValueError) as error:  # No connection, no such repository, no such split.
         reason = str(error).partition("\n")[0]
         raise SourceError(
-            f"{origin.name} cannot be fetched from the Hub ({origin.hub}, {split}): {reason} {way}"
+            f"{origin.name} cannot be fetched from the Hub ({origin.hub}, {split}): {reason} {batching_mode}"
         ) from error

@@ -14,10 +14,10 @@ from bellm.backbone.states import input_device
 
 Answer = TypeVar("Answer")
 
-_ABREAST = 2
+_CONCURRENT_BATCHES = 2
 
 
-class Mapping(Protocol):
+class ParallelMap(Protocol):
     """`map`, or one that computes several answers at once."""
 
     def __call__(self, function: Callable[[int], Answer], numbers: Iterable[int], /) -> Iterator[Answer]:
@@ -25,22 +25,22 @@ class Mapping(Protocol):
         ...
 
 
-def at_once(model: PreTrainedModel) -> int:
+def num_concurrent_batches(model: PreTrainedModel) -> int:
     """How many batches a model's device should compute at once, if it has as many threads.
 
     One by one where the model sets its rotary frequencies anew for each batch.
     """
-    return _ABREAST if input_device(model).type == "cpu" and not has_dynamic_frequencies(model) else 1
+    return _CONCURRENT_BATCHES if input_device(model).type == "cpu" and not has_dynamic_frequencies(model) else 1
 
 
 @contextmanager
-def mapping(abreast: int) -> Iterator[Mapping]:
+def parallel_map(concurrent: int) -> Iterator[ParallelMap]:
     """A `map` that computes several answers at once, on an equal share of the processor's threads each.
 
     The calling thread's autocast and inference mode hold in all of them.
     """
     threads = torch.get_num_threads()
-    if min(abreast, threads) == 1:
+    if min(concurrent, threads) == 1:
         yield map
         return
     dtype, casts = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
@@ -52,7 +52,7 @@ def mapping(abreast: int) -> Iterator[Mapping]:
             return function(number)
 
     try:
-        with ThreadPoolExecutor(abreast, "bellm", torch.set_num_threads, (threads // abreast,)) as pool:
+        with ThreadPoolExecutor(concurrent, "bellm", torch.set_num_threads, (threads // concurrent,)) as pool:
             yield lambda function, numbers: pool.map(partial(inside, function), numbers)
     finally:
         torch.set_num_threads(threads)

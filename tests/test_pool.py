@@ -8,22 +8,22 @@ import pytest
 
 from bellm import Encoder
 from bellm.errors import BellmError, TruncationWarning
-from bellm.workers import Workers
+from bellm.pool import EncoderPool
 
 TEXTS = [f"Heron number {number} stands in the shallow water." for number in range(2500)]
 LONG = "Snow fell all night and the street was white and quiet in the morning. " * 9
 
 
 def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder: Encoder) -> None:
-    with Workers(tiny_encoder, ["cpu", "cpu"]) as workers:
+    with EncoderPool(tiny_encoder, ["cpu", "cpu"]) as workers:
         found = workers.encode(TEXTS)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, tiny_encoder.encode(TEXTS), rtol=0, atol=1e-5)
-        assert workers.encode([]).shape == (0, tiny_encoder.dim)
+        assert workers.encode([]).shape == (0, tiny_encoder.embedding_dim)
         with pytest.warns(TruncationWarning, match="1 of 2 texts were cut to 128 tokens"):
             workers.encode([LONG, "A heron."])
-        queries = workers.encode_counted(TEXTS[:2], role="query", normalise=True)
-        assert queries.num_tokens == sum(map(len, tiny_encoder.tokenise(TEXTS[:2]).ids))
+        queries = workers.encode_with_stats(TEXTS[:2], input_type="query", normalize=True)
+        assert queries.num_tokens == sum(map(len, tiny_encoder.tokenize(TEXTS[:2]).ids))
         np.testing.assert_allclose(np.linalg.norm(queries.vectors, axis=1), 1, atol=1e-6)
         with pytest.raises(BellmError, match=r"texts\[0\] is int"):
             workers.encode([1])  # type: ignore[list-item]
@@ -34,6 +34,6 @@ def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder:
 
 def test_devices_are_checked_before_anything_starts(tiny_encoder: Encoder) -> None:
     with pytest.raises(BellmError, match="at least one device"):
-        Workers(tiny_encoder, [])
+        EncoderPool(tiny_encoder, [])
     with pytest.raises(BellmError, match="'gpu9' is not known to torch"):
-        Workers(tiny_encoder, ["gpu9"])
+        EncoderPool(tiny_encoder, ["gpu9"])

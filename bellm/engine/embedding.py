@@ -14,18 +14,18 @@ from transformers import PreTrainedModel
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.states import hidden_size
-from bellm.engine.abreast import at_once, mapping
-from bellm.engine.packed import Packed
-from bellm.engine.padded import Padded
-from bellm.engine.plan import one_ahead, suitable_tokens, without_doubles
-from bellm.engine.tokens import Tokens
-from bellm.engine.trunk import trunk_in_use
+from bellm.engine.activation_cache import active_cache
+from bellm.engine.concurrency import num_concurrent_batches, parallel_map
+from bellm.engine.packed import PackedRunner
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.plan import deduplicate, default_batch_tokens, prefetch
+from bellm.engine.tokenization import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import PoolingName, Vectors
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodeResult:
     """Vectors of texts, and what it took to make them."""
 
     vectors: Vectors
@@ -36,7 +36,7 @@ class Encoded:
     """How many texts were cut."""
 
 
-class Way(Protocol):
+class BatchRunner(Protocol):
     """How rows go through a model."""
 
     def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -48,7 +48,7 @@ class Way(Protocol):
         ...
 
 
-def embed(
+def embed_tokens(
     model: PreTrainedModel,
     tokens: Tokens,
     *,
@@ -80,30 +80,30 @@ def embed(
     Warns:
         MemoryWarning: Batches had to become smaller.
     """
-    rows, where = without_doubles(tokens, by_span=pooling == "mean-text")
+    rows, where = deduplicate(tokens, by_span=pooling == "mean-text")
     copies = np.bincount(where, minlength=len(rows))
     vectors = np.empty((len(rows), hidden_size(model)), dtype=np.float32)
     if not len(rows):
         return vectors
-    budget = max_batch_tokens or suitable_tokens(model)
+    budget = max_batch_tokens or default_batch_tokens(model)
     with torch.inference_mode():
-        way = way_of(model, rows, packed=packed, pooling=pooling, layer=layer, pad_id=pad_id)
-        groups = way.batches(range(len(rows)), budget)
-        abreast = at_once(model) if isinstance(way, Packed) and len(groups) > 1 else 1
+        runner = make_runner(model, rows, packed=packed, pooling=pooling, layer=layer, pad_id=pad_id)
+        groups = runner.batches(range(len(rows)), budget)
+        concurrent = num_concurrent_batches(model) if isinstance(runner, PackedRunner) and len(groups) > 1 else 1
         while groups:
             num_done = 0
-            for group, found in zip(groups, _each(way, groups, abreast), strict=False):
+            for group, found in zip(groups, _each(runner, groups, concurrent), strict=False):
                 if found is None:
                     budget = _smaller([len(rows.ids[number]) for number in group])
                     break
                 vectors[group] = found
                 done(int(copies[group].sum()))
                 num_done += 1
-            groups = way.batches(list(chain.from_iterable(groups[num_done:])), budget)
+            groups = runner.batches(list(chain.from_iterable(groups[num_done:])), budget)
     return vectors[where]
 
 
-def embed_parts(parts: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> Encoded:
+def embed_chunks(parts: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:
     """Embed part after part of a long list, the next being tokenised meanwhile.
 
     Args:
@@ -113,14 +113,14 @@ def embed_parts(parts: Iterator[Tokens], embed: Callable[[Tokens], Vectors], wid
     """
     vectors: list[Vectors] = [np.empty((0, width), dtype=np.float32)]
     num_tokens = num_truncated = 0
-    for tokens in one_ahead(parts):
+    for tokens in prefetch(parts):
         vectors.append(embed(tokens))
         num_tokens += sum(map(len, tokens.ids))
         num_truncated += tokens.num_truncated
-    return Encoded(np.concatenate(vectors), num_tokens, num_truncated)
+    return EncodeResult(np.concatenate(vectors), num_tokens, num_truncated)
 
 
-def way_of(
+def make_runner(
     model: PreTrainedModel,
     rows: Tokens,
     *,
@@ -128,25 +128,27 @@ def way_of(
     pooling: PoolingName,
     layer: int,
     pad_id: int,
-    begins: bool = True,
-) -> Way:
+    share_prefix: bool = True,
+) -> BatchRunner:
     """The packed way where the model has a packed twin, else the padded one; see `embed` and `Packed`."""
     if packed is None:
-        return Padded(model, rows, pooling, layer, pad_id)
-    trunk = trunk_in_use() if begins else None
-    return Packed(packed, rows, pooling, layer % (count_layers(model) + 1), begins=begins, trunk=trunk)
+        return PaddedRunner(model, rows, pooling, layer, pad_id)
+    cache = active_cache() if share_prefix else None
+    return PackedRunner(
+        packed, rows, pooling, layer % (count_layers(model) + 1), share_prefix=share_prefix, cache=cache
+    )
 
 
-def _each(way: Way, groups: Sequence[Sequence[int]], abreast: int) -> Iterator[Vectors | None]:
+def _each(runner: BatchRunner, groups: Sequence[Sequence[int]], concurrent: int) -> Iterator[Vectors | None]:
     """Vectors of group after group; None where memory does not hold one."""
-    with mapping(min(abreast, len(groups))) as each:
-        yield from each(lambda number: _vectors(way, groups[number]), range(len(groups)))
+    with parallel_map(min(concurrent, len(groups))) as each:
+        yield from each(lambda number: _vectors(runner, groups[number]), range(len(groups)))
 
 
-def _vectors(way: Way, group: Sequence[int]) -> Vectors | None:
+def _vectors(runner: BatchRunner, group: Sequence[int]) -> Vectors | None:
     """Vectors of a group; None where memory does not hold it."""
     try:
-        found: Vectors = way.vectors(group).cpu().numpy()
+        found: Vectors = runner.vectors(group).cpu().numpy()
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None

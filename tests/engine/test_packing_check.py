@@ -14,20 +14,20 @@ from transformers import LlamaForCausalLM
 from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
-from bellm.engine.proof import packed
+from bellm.engine.packing_check import check_packing
 
 TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all night."]
 
 
 def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
     model = open_layers(tiny_model, [2])
-    proof = packed(model)
+    proof = check_packing(model)
     assert proof.twin is not None
     assert proof.distance is not None
     assert proof.limit is not None
     assert proof.distance <= proof.limit
-    assert packed(model) is proof
-    assert packed(open_layers(tiny_model, [2])) is not proof
+    assert check_packing(model) is proof
+    assert check_packing(open_layers(tiny_model, [2])) is not proof
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -38,16 +38,16 @@ def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, 
         return output + output.mean(1, keepdim=True) if isinstance(output, torch.Tensor) else output
 
     get_layers(model)[1].module.register_forward_hook(leak)
-    proof = packed(model)
+    proof = check_packing(model)
     assert proof.twin is None
     assert "packed vectors differ from padded ones by" in proof.reason
 
 
 def test_what_makes_much_of_rounding_is_packed_all_the_same() -> None:
-    model = Encoder.load("smollm2", dtype="bfloat16", bidirectional="every:2", reading="parallel").model
-    proof = packed(model)
+    model = Encoder.from_pretrained("smollm2", dtype="bfloat16", bidirectional="every:2", variant="parallel").model
+    proof = check_packing(model)
     assert proof.twin is not None, proof.reason
-    precise = packed(copy.deepcopy(model).float())
+    precise = check_packing(copy.deepcopy(model).float())
     assert precise.distance is not None
     assert precise.distance <= 1e-4
 
@@ -55,18 +55,18 @@ def test_what_makes_much_of_rounding_is_packed_all_the_same() -> None:
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
 def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
     own = copy.deepcopy(tiny_encoder.model)  # Merging writes into weights that twins share.
-    encoder = Encoder.load(own, tokenizer=tiny_encoder.tokenizer, bidirectional="last:3")
+    encoder = Encoder.from_pretrained(own, tokenizer=tiny_encoder.tokenizer, bidirectional="last:3")
     before = encoder.encode(TEXTS)
     adapted = get_peft_model(encoder.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     changed = encoder.encode(TEXTS)
     assert abs(changed - before).max() > 1e-3
     encoder.model = adapted.merge_and_unload()
     assert abs(encoder.encode(TEXTS) - changed).max() < 1e-4
-    assert encoder.way == "packed"
+    assert encoder.runner == "packed"
 
 
 def test_new_weights_in_place_are_used(tiny_encoder: Encoder) -> None:
-    encoder = Encoder.load(copy.deepcopy(tiny_encoder.model), tokenizer=tiny_encoder.tokenizer)
+    encoder = Encoder.from_pretrained(copy.deepcopy(tiny_encoder.model), tokenizer=tiny_encoder.tokenizer)
     before = encoder.encode(TEXTS)
     with torch.no_grad():
         encoder.model.get_input_embeddings().weight.mul_(0.5)
@@ -75,7 +75,7 @@ def test_new_weights_in_place_are_used(tiny_encoder: Encoder) -> None:
 
 def test_proofs_do_not_keep_models_alive(tiny_model: LlamaForCausalLM) -> None:
     model = open_layers(tiny_model, [])
-    packed(model)
+    check_packing(model)
     gone = weakref.ref(model)
     del model
     gc.collect()

@@ -25,7 +25,7 @@ class Tokens:
         return len(self.ids)
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
     """Put each text in the template and turn it into at most `max_tokens` token ids.
 
     A row that is too long loses tokens from the end of its text, never from the prompt. A row without any token (an
@@ -60,12 +60,12 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template:
             ids = ids[: end - surplus] + ids[end:]
             end -= surplus
             num_truncated += 1
-        rows.append(ids or [stand_in(tokenizer)])
+        rows.append(ids or [fallback_token_id(tokenizer)])
         spans.append((start, end))
     return Tokens(rows, spans, num_truncated)
 
 
-def stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
+def fallback_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Token id that stands for an empty text and fills padding: BOS, EOS, PAD, or 0."""
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if isinstance(token_id, int):
@@ -73,7 +73,7 @@ def stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def warn_of_cuts(num_truncated: int, num_texts: int, max_tokens: int) -> None:
+def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
     """Say how many texts were cut, if any, to the caller of bellm.
 
     Warns:

@@ -15,9 +15,9 @@ from bellm.backbone.attention import shared_copy as twin_of
 from bellm.backbone.leakage import sample_token_ids
 from bellm.backbone.lean import fuse_modules
 from bellm.backbone.packed_model import NotPackableError, PackedModel
-from bellm.engine.packed import Packed
-from bellm.engine.padded import Padded
-from bellm.engine.tokens import Tokens
+from bellm.engine.packed import PackedRunner
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.tokenization import Tokens
 from bellm.types import PoolingName
 
 _LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -34,7 +34,7 @@ _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 
 
 @dataclass(frozen=True)
-class Proof:
+class PackingCheck:
     """What came of packing a model."""
 
     twin: PackedModel | None
@@ -63,7 +63,7 @@ class _Remembered:
 _remembered: WeakKeyDictionary[PreTrainedModel, _Remembered] = WeakKeyDictionary()
 
 
-def packed(model: PreTrainedModel) -> Proof:
+def check_packing(model: PreTrainedModel) -> PackingCheck:
     """Give the model's packed twin, or say why it has none; found out once for a model."""
     known = _remembered.get(model)
     if known is None or not known.holds(model):
@@ -82,22 +82,22 @@ def _parts(model: nn.Module) -> list[object]:
     return parts
 
 
-def _prove(model: PreTrainedModel) -> Proof:
+def _prove(model: PreTrainedModel) -> PackingCheck:
     limit = _LIMITS.get(model.dtype, 0.1)
     try:
         twin = PackedModel(model)
         distance = _distance(model, twin)
     except NotPackableError as reason:
-        return Proof(None, str(reason))
+        return PackingCheck(None, str(reason))
     except Exception as error:  # Models fail in ways of their own, and the padded way is open to all of them.
-        return Proof(None, f"{type(model).__name__} does not run packed ({type(error).__name__})")
+        return PackingCheck(None, f"{type(model).__name__} does not run packed ({type(error).__name__})")
     if not distance <= limit:
         limit = max(limit, min(_ROUNDINGS * _rounding(model), _UNEXPLAINED))
     if not distance <= limit:
         said = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
-        return Proof(None, said, distance, limit)
+        return PackingCheck(None, said, distance, limit)
     fuse_modules(twin.model)  # Each part compared on its own; before, packed and padded round alike.
-    return Proof(twin, "", distance, limit)
+    return PackingCheck(twin, "", distance, limit)
 
 
 @torch.inference_mode()
@@ -110,9 +110,9 @@ def _distance(model: PreTrainedModel, twin: PackedModel) -> float:
     tokens, largest = _tokens(model), 0.0
     for pooling in _POOLINGS:
         wanted = _padded(model, tokens, pooling)
-        way = Packed(twin, tokens, pooling, count_layers(model))
-        for group in way.batches(range(len(tokens)), 12):
-            largest = max(largest, _apart(way.vectors(group), wanted[group]))
+        runner = PackedRunner(twin, tokens, pooling, count_layers(model))
+        for group in runner.batches(range(len(tokens)), 12):
+            largest = max(largest, _apart(runner.vectors(group), wanted[group]))
     return largest
 
 
@@ -143,7 +143,7 @@ def _tokens(model: PreTrainedModel) -> Tokens:
 
 
 def _padded(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName) -> Tensor:
-    return Padded(model, tokens, pooling, -1, 0).vectors(range(len(tokens)))
+    return PaddedRunner(model, tokens, pooling, -1, 0).vectors(range(len(tokens)))
 
 
 def _apart(found_BD: Tensor, wanted_BD: Tensor) -> float:

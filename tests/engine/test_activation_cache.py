@@ -11,25 +11,25 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
-from bellm.engine.embed import way_of
-from bellm.engine.packed import Packed
-from bellm.engine.proof import packed
-from bellm.engine.tokens import Tokens
-from bellm.engine.trunk import Trunk, one_trunk, trunk_in_use
-from bellm.types import Reading
+from bellm.engine.activation_cache import ActivationCache, active_cache, share_activations
+from bellm.engine.embedding import make_runner
+from bellm.engine.packed import PackedRunner
+from bellm.engine.packing_check import check_packing
+from bellm.engine.tokenization import Tokens
+from bellm.types import Variant
 
 from ..decoders import CASES, decoder, openable
 
-READINGS: tuple[Reading, ...] = ("sequential", "parallel")
+VARIANTS: tuple[Variant, ...] = ("sequential", "parallel")
 STEM = [7, 8, 9, 10, 11, 12]
 ROWS = [[*STEM, 13], [*STEM, 14, 15, 16], [*STEM, 14, 15, 17, 18, 19], [7, 8, 30], [7, 8, 30, 31], [7, 40, 41, 42, 43]]
 TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
 
 def vectors(model: PreTrainedModel, layer: int = -1) -> Tensor:
-    twin = packed(model).twin
-    way = way_of(model, TOKENS, packed=twin, pooling="last", layer=layer, pad_id=0)
-    return torch.cat([way.vectors(group) for group in way.batches(range(len(TOKENS)), 16)])
+    twin = check_packing(model).twin
+    runner = make_runner(model, TOKENS, packed=twin, pooling="last", layer=layer, pad_id=0)
+    return torch.cat([runner.vectors(group) for group in runner.batches(range(len(TOKENS)), 16)])
 
 
 def maps(model: PreTrainedModel) -> list[Sequence[int]]:
@@ -42,25 +42,25 @@ def maps(model: PreTrainedModel) -> list[Sequence[int]]:
 @torch.inference_mode()
 def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str) -> None:
     plain = decoder(name, attention)
-    models = [open_layers(plain, chosen, reading=reading) for reading in READINGS for chosen in maps(plain)]
+    models = [open_layers(plain, chosen, variant=variant) for variant in VARIANTS for chosen in maps(plain)]
     wanted = [vectors(model) for model in models]
-    with one_trunk():
+    with share_activations():
         assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
-    assert trunk_in_use() is None
+    assert active_cache() is None
 
 
 def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
-    twin = packed(model).twin
+    twin = check_packing(model).twin
     assert twin is not None
-    alone = Packed(twin, TOKENS, "last", layer % 5)
+    alone = PackedRunner(twin, TOKENS, "last", layer % 5)
     return torch.cat([alone.vectors(group) for group in alone.batches(range(len(TOKENS)), 16)])
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
-def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM, reading: Reading) -> None:
-    model = open_layers(tiny_model, [3], reading=reading)
-    with one_trunk():
+def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM, variant: Variant) -> None:
+    model = open_layers(tiny_model, [3], variant=variant)
+    with share_activations():
         vectors(open_layers(tiny_model, [2]))
         for layer in range(5):
             assert torch.equal(vectors(model, layer), without_trunk(model, layer))
@@ -70,10 +70,10 @@ def test_an_earlier_state_is_pooled(tiny_model: LlamaForCausalLM, reading: Readi
 def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) -> None:
     runs: list[int] = []
     counts: list[list[int]] = []
-    with one_trunk():
+    with share_activations():
         for chosen in ([1], [3], [2], [3]):
             model = open_layers(tiny_model, chosen)
-            twin = packed(model).twin
+            twin = check_packing(model).twin
             assert twin is not None
             for layer in get_layers(twin.model):
 
@@ -82,9 +82,9 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
 
                 layer.module.get_submodule("mlp").register_forward_pre_hook(count)
             runs.clear()
-            way = Packed(twin, TOKENS, "mean", 4, begins=False, trunk=trunk_in_use())
-            for group in way.batches(range(len(TOKENS)), 16):
-                way.vectors(group)
+            runner = PackedRunner(twin, TOKENS, "mean", 4, share_prefix=False, cache=active_cache())
+            for group in runner.batches(range(len(TOKENS)), 16):
+                runner.vectors(group)
             counts.append([runs.count(number) for number in range(4)])
     # Three batches; a model that goes on from another's states computes its first one both ways besides.
     assert counts == [[3, 3, 3, 3], [1, 5, 5, 5], [3, 3, 3, 3], [1, 1, 5, 5]]
@@ -106,11 +106,11 @@ def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: Ll
     second.module.register_forward_hook(add)
     unlike = Tokens([[3, 4, 5, 6], [7, 8, 9], [10, 11]], [(0, 4), (0, 3), (0, 2)], 0)
 
-    def found(chosen: Sequence[int], trunk: Trunk | None) -> Tensor:
-        return Packed(PackedModel(open_layers(plain, chosen)), unlike, "mean", 4, begins=False, trunk=trunk).vectors(
-            range(3)
-        )
+    def found(chosen: Sequence[int], cache: ActivationCache | None) -> Tensor:
+        return PackedRunner(
+            PackedModel(open_layers(plain, chosen)), unlike, "mean", 4, share_prefix=False, cache=cache
+        ).vectors(range(3))
 
-    trunk = Trunk()
-    assert torch.equal(found([1], trunk), found([1], None))
-    assert torch.equal(found([3], trunk), found([3], None))
+    cache = ActivationCache()
+    assert torch.equal(found([1], cache), found([1], None))
+    assert torch.equal(found([3], cache), found([3], None))

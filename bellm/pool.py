@@ -13,16 +13,16 @@ from torch import multiprocessing
 
 from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder, check_texts
-from bellm.engine.embed import Encoded
-from bellm.engine.plan import windows
-from bellm.engine.tokens import warn_of_cuts
+from bellm.engine.embedding import EncodeResult
+from bellm.engine.plan import chunk_texts
+from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError
-from bellm.types import Role, Vectors
+from bellm.types import InputType, Vectors
 
 _encoder: Encoder
 
 
-class Workers:
+class EncoderPool:
     """Processes that embed texts with one encoder, each on a device of its own.
 
     The weights go to the processes through shared memory. Use it as a context manager:
@@ -51,7 +51,7 @@ class Workers:
         threads = max(1, (os.cpu_count() or 1) // len(devices))
         self._pool = ProcessPoolExecutor(len(devices), context, _start, (encoder, queue, threads))
 
-    def encode(self, texts: Sequence[str], *, role: Role = "text", normalise: bool = False) -> Vectors:
+    def encode(self, texts: Sequence[str], *, input_type: InputType = "text", normalize: bool = False) -> Vectors:
         """Embed texts, in their order; see `Encoder.encode`.
 
         Raises:
@@ -60,31 +60,31 @@ class Workers:
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
-        encoded = self.encode_counted(texts, role=role, normalise=normalise)
-        warn_of_cuts(encoded.num_truncated, len(texts), self._encoder.settings.max_tokens)
+        encoded = self.encode_with_stats(texts, input_type=input_type, normalize=normalize)
+        warn_truncated(encoded.num_truncated, len(texts), self._encoder.config.max_tokens)
         return encoded.vectors
 
-    def encode_counted(
+    def encode_with_stats(
         self,
         texts: Sequence[str],
         *,
-        role: Role = "text",
+        input_type: InputType = "text",
         max_batch_tokens: int | None = None,
-        normalise: bool = False,
-    ) -> Encoded:
+        normalize: bool = False,
+    ) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut; see `Encoder.encode_counted`."""
         check_texts(texts)
-        tasks = [(part, role, max_batch_tokens, normalise) for part in _parts(texts)]
+        tasks = [(part, input_type, max_batch_tokens, normalize) for part in _parts(texts)]
         try:
             done = list(self._pool.map(_work, tasks))
         except BrokenProcessPool as error:
             raise BellmError("A worker process ended early: it was killed, or its device failed.") from error
-        vectors = [np.empty((0, self._encoder.dim), dtype=np.float32), *(part.vectors for part in done)]
-        return Encoded(
+        vectors = [np.empty((0, self._encoder.embedding_dim), dtype=np.float32), *(part.vectors for part in done)]
+        return EncodeResult(
             np.concatenate(vectors), sum(part.num_tokens for part in done), sum(part.num_truncated for part in done)
         )
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "EncoderPool":
         return self
 
     def __exit__(
@@ -95,7 +95,7 @@ class Workers:
 
 def _parts(texts: Sequence[str]) -> Iterable[Sequence[str]]:
     """Parts small enough that no process waits long for another's last one."""
-    return windows(texts, max_texts=1024, max_characters=500_000)
+    return chunk_texts(texts, max_texts=1024, max_characters=500_000)
 
 
 def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
@@ -107,6 +107,8 @@ def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
     _encoder = encoder
 
 
-def _work(task: tuple[Sequence[str], Role, int | None, bool]) -> Encoded:
-    texts, role, max_batch_tokens, normalise = task
-    return _encoder.encode_counted(texts, role=role, max_batch_tokens=max_batch_tokens, normalise=normalise)
+def _work(task: tuple[Sequence[str], InputType, int | None, bool]) -> EncodeResult:
+    texts, input_type, max_batch_tokens, normalize = task
+    return _encoder.encode_with_stats(
+        texts, input_type=input_type, max_batch_tokens=max_batch_tokens, normalize=normalize
+    )

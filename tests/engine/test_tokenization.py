@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from bellm.engine.tokens import text_mask, tokenise
+from bellm.engine.tokenization import text_mask, tokenize
 from bellm.errors import PromptError
 
 TEMPLATE = 'This sentence : "{text}" means in one word:"'
@@ -14,14 +14,14 @@ LONG = "Snow fell all night and the street was white and quiet in the morning. "
 
 
 def test_a_text_that_fits_is_the_tokenizers_own_ids(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = tokenise(tiny_tokenizer, ["A heron.", LONG], "{text}", 10_000)
+    tokens = tokenize(tiny_tokenizer, ["A heron.", LONG], "{text}", 10_000)
     assert tokens.ids == tiny_tokenizer(["A heron.", LONG])["input_ids"]
     assert tokens.num_truncated == 0
 
 
 def test_the_prompt_survives_truncation(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    whole = tokenise(tiny_tokenizer, [LONG], TEMPLATE, 10_000)
-    cut = tokenise(tiny_tokenizer, [LONG, "Snow"], TEMPLATE, 40)
+    whole = tokenize(tiny_tokenizer, [LONG], TEMPLATE, 10_000)
+    cut = tokenize(tiny_tokenizer, [LONG, "Snow"], TEMPLATE, 40)
     assert len(cut.ids[0]) == 40
     assert cut.num_truncated == 1
     (start, end), (_, whole_end) = cut.spans[0], whole.spans[0]
@@ -38,7 +38,7 @@ def test_the_prompt_survives_truncation(tiny_tokenizer: PreTrainedTokenizerFast)
 def test_any_text_keeps_its_prompt_and_its_limit(
     tiny_tokenizer: PreTrainedTokenizerFast, text: str, limit: int
 ) -> None:
-    tokens = tokenise(tiny_tokenizer, [text], TEMPLATE, limit)
+    tokens = tokenize(tiny_tokenizer, [text], TEMPLATE, limit)
     assert len(tokens.ids[0]) <= limit
     decoded = tiny_tokenizer.decode(tokens.ids[0], skip_special_tokens=True)
     assert decoded.startswith("This sentence : ")
@@ -46,19 +46,19 @@ def test_any_text_keeps_its_prompt_and_its_limit(
 
 
 def test_a_span_is_the_text_alone(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = tokenise(tiny_tokenizer, ["heron"], 'Say "{text}" now', 50)
+    tokens = tokenize(tiny_tokenizer, ["heron"], 'Say "{text}" now', 50)
     start, end = tokens.spans[0]
     assert tiny_tokenizer.decode(tokens.ids[0][start:end]) == "heron"
 
 
 def test_a_prompt_without_room_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(PromptError, match="max_tokens=5 leaves no room for the text: the prompt alone takes"):
-        tokenise(tiny_tokenizer, [LONG], TEMPLATE, 5)
+        tokenize(tiny_tokenizer, [LONG], TEMPLATE, 5)
 
 
 def test_an_empty_text_is_its_prompt_and_without_one_the_bos(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokenise(tiny_tokenizer, [""], "{text}", 10).ids == [[tiny_tokenizer.bos_token_id]]
-    assert tokenise(tiny_tokenizer, [""], "word: {text}", 50).spans == [(0, 0)]
+    assert tokenize(tiny_tokenizer, [""], "{text}", 10).ids == [[tiny_tokenizer.bos_token_id]]
+    assert tokenize(tiny_tokenizer, [""], "word: {text}", 50).spans == [(0, 0)]
 
 
 def test_a_tokenizer_that_adds_nothing_still_gives_a_token() -> None:
@@ -67,7 +67,7 @@ def test_a_tokenizer_that_adds_nothing_still_gives_a_token() -> None:
     bare = train_tokenizer()
     bare.backend_tokenizer.post_processor = None
     assert bare("")["input_ids"] == []
-    assert tokenise(bare, [""], "{text}", 10).ids == [[bare.bos_token_id]]
+    assert tokenize(bare, [""], "{text}", 10).ids == [[bare.bos_token_id]]
 
 
 def test_no_chat_template_is_put_around_a_text() -> None:
@@ -75,11 +75,11 @@ def test_no_chat_template_is_put_around_a_text() -> None:
 
     chatty = train_tokenizer()
     chatty.chat_template = "{% for m in messages %}User: {{ m['content'] }}{% endfor %}"
-    assert tokenise(chatty, ["A heron."], "{text}", 50).ids == [chatty("A heron.")["input_ids"]]
+    assert tokenize(chatty, ["A heron."], "{text}", 50).ids == [chatty("A heron.")["input_ids"]]
 
 
 def test_no_text_is_no_row(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokenise(tiny_tokenizer, [], TEMPLATE, 50).ids == []
+    assert tokenize(tiny_tokenizer, [], TEMPLATE, 50).ids == []
 
 
 def test_the_texts_mask_leaves_the_prompt_out_unless_there_is_no_text() -> None:

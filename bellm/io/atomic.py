@@ -13,7 +13,7 @@ DRAFT = ".part"
 
 
 @contextmanager
-def draft(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Give a file that takes the place of `path` once the block has succeeded and its bytes are on the disk.
 
     Raises:
@@ -37,9 +37,9 @@ def draft(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file whole; see `draft`."""
-    with draft(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 

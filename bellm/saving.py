@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.config import Settings
+from bellm.config import EncoderConfig
 from bellm.errors import FingerprintError, SourceError
 from bellm.layer_spec import format_layers
 from bellm.types import Vectors
@@ -44,17 +44,17 @@ by."""
 
 
 @dataclass(frozen=True)
-class Record:
+class SavedEncoder:
     """What `bellm.json` and the fingerprint say about a saved encoder."""
 
-    settings: Settings
+    config: EncoderConfig
     base_model: str
     dtype: str
     num_layers: int
     fingerprint: Vectors
 
 
-def locate(source: str) -> Path | None:
+def find_saved(source: str) -> Path | None:
     """The folder of a saved encoder, fetched from the Hub if it lies there; None for any other source.
 
     Raises:
@@ -73,7 +73,7 @@ def locate(source: str) -> Path | None:
         raise SourceError(f"{source} cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
 
 
-def push(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
+def push_folder(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
     """Upload a saved encoder to a Hub repository, made if it is not there; returns the commit's address.
 
     Raises:
@@ -88,7 +88,7 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
 
 
 @contextmanager
-def fresh_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `path` once the block has succeeded.
 
     Raises:
@@ -109,11 +109,11 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         raise SourceError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def write(
+def write_saved(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    record: Record,
+    record: SavedEncoder,
     version: str,
     notes: str = "",
 ) -> None:
@@ -125,13 +125,13 @@ def write(
         "base_model": record.base_model,
         "dtype": record.dtype,
         "num_layers": record.num_layers,
-        **asdict(record.settings),
+        **asdict(record.config),
     }
     (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file(
         {"vectors": record.fingerprint},
         folder / FINGERPRINT_FILE,
-        metadata={"settings": record.settings.digest(), "dtype": record.dtype},
+        metadata={"encoder_options": record.config.digest(), "dtype": record.dtype},
     )
     (folder / "README.md").write_text(f"{_card(record, version)}{notes and chr(10)}{notes}", encoding="utf-8")
     usual = (folder / SETTINGS_FILE).stat().st_mode
@@ -139,7 +139,7 @@ def write(
         path.chmod(usual)
 
 
-def read(folder: Path) -> Record:
+def read_saved(folder: Path) -> SavedEncoder:
     """Read settings and fingerprint.
 
     Raises:
@@ -148,7 +148,7 @@ def read(folder: Path) -> Record:
     """
     try:
         facts: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        settings = Settings.from_dict(facts)
+        config = EncoderConfig.from_dict(facts)
         names = {name: str(facts[name]) for name in ("base_model", "dtype")}
         num_layers = int(facts["num_layers"])
     except SourceError:
@@ -164,15 +164,15 @@ def read(folder: Path) -> Record:
             f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
             "Save the encoder again with bellm."
         ) from error
-    if metadata.get("settings") != settings.digest():
+    if metadata.get("settings") != config.digest():
         raise FingerprintError(
             f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
             "back, or load it as saved and use Encoder.replace(...)."
         )
-    return Record(settings, names["base_model"], names["dtype"], num_layers, vectors)
+    return SavedEncoder(config, names["base_model"], names["dtype"], num_layers, vectors)
 
 
-def load(folder: Path, record: Record, **options: Any) -> loading.LoadedModel:
+def load_saved(folder: Path, record: SavedEncoder, **options: Any) -> loading.LoadedModel:
     """Load a saved encoder's model and tokenizer; where only adapters were saved, merge them into the base model.
 
     Args:
@@ -196,7 +196,7 @@ def load(folder: Path, record: Record, **options: Any) -> loading.LoadedModel:
     return replace(loaded, model=adapters.load_adapters(loaded.model, folder))
 
 
-def distance(saved: Vectors, found: Vectors) -> float:
+def fingerprint_distance(saved: Vectors, found: Vectors) -> float:
     """Largest relative distance between two fingerprints; infinite where their shapes differ or values are missing."""
     if saved.shape != found.shape:
         return float("inf")
@@ -204,19 +204,19 @@ def distance(saved: Vectors, found: Vectors) -> float:
     return float(np.nan_to_num(np.linalg.norm(saved - found, axis=1) / lengths, nan=np.inf).max())
 
 
-def tolerance(saved: str, found: str) -> float:
+def fingerprint_tolerance(saved: str, found: str) -> float:
     """Largest distance that rounding explains between fingerprints in these two dtypes."""
     return max(_TOLERANCE.get(saved, 0.05), _TOLERANCE.get(found, 0.05))
 
 
-def check(record: Record, found: Vectors, dtype: str, place: str) -> None:
+def check_fingerprint(record: SavedEncoder, found: Vectors, dtype: str, place: str) -> None:
     """Compare the fingerprint of a loaded encoder with the saved one.
 
     Raises:
         FingerprintError: They differ by more than rounding.
     """
-    apart = distance(record.fingerprint, found)
-    limit = tolerance(record.dtype, dtype)
+    apart = fingerprint_distance(record.fingerprint, found)
+    limit = fingerprint_tolerance(record.dtype, dtype)
     if not apart <= limit:
         raise FingerprintError(
             f"{place} does not give the vectors it was saved with (relative distance {apart:.3g}, allowed {limit:g}): "
@@ -224,8 +224,8 @@ def check(record: Record, found: Vectors, dtype: str, place: str) -> None:
         )
 
 
-def _card(record: Record, version: str) -> str:
-    settings = record.settings
+def _card(record: SavedEncoder, version: str) -> str:
+    config = record.config
     return f"""---
 base_model: {record.base_model}
 library_name: bellm
@@ -237,16 +237,16 @@ tags: [bellm, sentence-embeddings, bidirectional-attention]
 | | |
 |---|---|
 | base model | `{record.base_model}` |
-| open (bidirectional) layers | `{format_layers(settings.bidirectional)}` of {record.num_layers} |
-| reading, window | {settings.reading}, {settings.window} |
-| prompt | `{settings.prompt.template}` |
-| pooling | {settings.pooling}, state of layer {settings.layer} |
-| dtype, longest input | {record.dtype}, {settings.max_tokens} tokens |
+| open (bidirectional) layers | `{format_layers(config.bidirectional)}` of {record.num_layers} |
+| reading, window | {config.variant}, {config.window} |
+| prompt | `{config.prompt.template}` |
+| pooling | {config.pooling}, state of layer {config.layer} |
+| dtype, longest input | {record.dtype}, {config.max_tokens} tokens |
 
 ```python
 from bellm import Encoder
 
-encoder = Encoder.load("path/or/id")
+encoder = Encoder.from_pretrained("path/or/id")
 vectors = encoder.encode(["A sentence."])
 ```
 

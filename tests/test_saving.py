@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from bellm import Encoder, folder
+from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
 
@@ -41,7 +41,7 @@ def test_a_new_process_gives_the_same_vectors(tiny_folder: Path, tiny_encoder: E
     code = (
         "import sys, json, numpy\n"
         "from bellm import Encoder\n"
-        "encoder = Encoder.load(sys.argv[1], device='cpu')\n"
+        "encoder = Encoder.from_pretrained(sys.argv[1], device='cpu')\n"
         "numpy.save(sys.argv[2], encoder.encode(json.loads(sys.argv[3])))\n"
     )
     target = tmp_path / "vectors.npy"
@@ -56,61 +56,61 @@ def test_a_new_process_gives_the_same_vectors(tiny_folder: Path, tiny_encoder: E
         {},
         {"bidirectional": "none"},
         {"bidirectional": "all", "pooling": "mean-text", "prompt": "instruct:Find the bird"},
-        {"bidirectional": (0, 2), "reading": "parallel", "pooling": "mean", "layer": 2, "max_tokens": 100},
+        {"bidirectional": (0, 2), "variant": "parallel", "pooling": "mean", "layer": 2, "max_tokens": 100},
         {"window": "open", "prompt": 'Ünïcode "{text}" \\ {brace}', "pooling": "max", "layer": -2},
     ],
     ids=str,
 )
 def test_every_setting_comes_back(tiny_encoder: Encoder, tmp_path: Path, choices: dict[str, Any]) -> None:
     encoder = tiny_encoder.replace(**choices)
-    encoder.save(tmp_path / "encoder")
-    loaded = Encoder.load(tmp_path / "encoder", device="cpu")
-    assert loaded.settings == encoder.settings
+    encoder.save_pretrained(tmp_path / "encoder")
+    loaded = Encoder.from_pretrained(tmp_path / "encoder", device="cpu")
+    assert loaded.config == encoder.config
     assert loaded.name == encoder.name
-    assert get_open_layers(loaded.model) == encoder.settings.bidirectional
+    assert get_open_layers(loaded.model) == encoder.config.bidirectional
     assert np.array_equal(loaded.encode_query(TEXTS), encoder.encode_query(TEXTS))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype_comes_back_unless_another_is_asked_for(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
-    encoder = Encoder.load(tiny_folder, device="cpu", dtype=dtype)
-    encoder.save(tmp_path / "encoder")
-    loaded = Encoder.load(tmp_path / "encoder", device="cpu")
+    encoder = Encoder.from_pretrained(tiny_folder, device="cpu", dtype=dtype)
+    encoder.save_pretrained(tmp_path / "encoder")
+    loaded = Encoder.from_pretrained(tmp_path / "encoder", device="cpu")
     assert loaded.dtype_name == encoder.dtype_name == dtype
     assert np.array_equal(loaded.encode(TEXTS), encoder.encode(TEXTS))
-    assert Encoder.load(tmp_path / "encoder", device="cpu", dtype="float32").dtype_name == "float32"
+    assert Encoder.from_pretrained(tmp_path / "encoder", device="cpu", dtype="float32").dtype_name == "float32"
 
 
 def test_choices_are_applied_after_the_proof(tiny_folder: Path, tiny_encoder: Encoder) -> None:
-    loaded = Encoder.load(tiny_folder, device="cpu", bidirectional="all", pooling="mean")
+    loaded = Encoder.from_pretrained(tiny_folder, device="cpu", bidirectional="all", pooling="mean")
     wanted = tiny_encoder.replace(bidirectional="all", pooling="mean")
     assert np.array_equal(loaded.encode(TEXTS), wanted.encode(TEXTS))
 
 
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
 def test_adapters_are_saved_merged_or_alone(tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
-    encoder = Encoder.load(tiny_folder, device="cpu")
+    encoder = Encoder.from_pretrained(tiny_folder, device="cpu")
     encoder.name = str(tmp_path / "base")
-    tiny_encoder.save(tmp_path / "base")
+    tiny_encoder.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     encoder.model = get_peft_model(encoder.model, config).eval()  # type: ignore[assignment]
     adapted = encoder.encode(TEXTS)
     assert np.abs(adapted - tiny_encoder.encode(TEXTS)).max() > 1e-3
-    encoder.save(tmp_path / "adapter")
+    encoder.save_pretrained(tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("model*.safetensors"))
-    alone = Encoder.load(tmp_path / "adapter", device="cpu")
-    assert alone.settings == encoder.settings
+    alone = Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert alone.config == encoder.config
     assert np.abs(alone.encode(TEXTS) - adapted).max() <= 1e-5 * np.abs(adapted).max()
     encoder.model = encoder.model.merge_and_unload()  # type: ignore[operator]
-    encoder.save(tmp_path / "encoder")
-    loaded = Encoder.load(tmp_path / "encoder", device="cpu")
+    encoder.save_pretrained(tmp_path / "encoder")
+    loaded = Encoder.from_pretrained(tmp_path / "encoder", device="cpu")
     assert np.abs(loaded.encode(TEXTS) - adapted).max() <= 1e-5 * np.abs(adapted).max()
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(SourceError, match="holds adapters, and their base model is not there"):
-        Encoder.load(tmp_path / "adapter", device="cpu")
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
     shutil.copytree(tmp_path / "encoder", tmp_path / "base")
     with pytest.raises(FingerprintError):  # Another base model.
-        Encoder.load(tmp_path / "adapter", device="cpu")
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
 
 
 def test_plain_transformers_reads_the_folder_causally_and_the_card_says_so(
@@ -151,7 +151,7 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
     [
         {"bidirectional": [0, 1, 2, 3]},
         {"bidirectional": []},
-        {"reading": "parallel"},
+        {"variant": "parallel"},
         {"window": "open"},
         {"pooling": "mean"},
         {"layer": 3},
@@ -163,35 +163,35 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
 def test_a_changed_setting_is_found_out(saved: Path, facts: dict[str, Any]) -> None:
     change(saved / "bellm.json", **facts)
     with pytest.raises(FingerprintError, match="changed after saving"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 def test_keys_that_decide_nothing_may_be_added(saved: Path, tiny_encoder: Encoder) -> None:
     change(saved / "bellm.json", note="for the third floor")
-    assert np.array_equal(Encoder.load(saved, device="cpu").encode(TEXTS), tiny_encoder.encode(TEXTS))
+    assert np.array_equal(Encoder.from_pretrained(saved, device="cpu").encode(TEXTS), tiny_encoder.encode(TEXTS))
 
 
 def test_a_missing_fingerprint_is_refused(saved: Path) -> None:
     (saved / "fingerprint.safetensors").unlink()
     with pytest.raises(FingerprintError, match=r"no readable fingerprint\.safetensors"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 100])
 def test_an_unreadable_fingerprint_is_refused(saved: Path, content: bytes) -> None:
     (saved / "fingerprint.safetensors").write_bytes(content)
     with pytest.raises(FingerprintError, match=r"no readable fingerprint\.safetensors"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 @pytest.mark.parametrize("spoil", [lambda rows: rows[:-1], lambda rows: rows * np.nan, lambda rows: rows * 1.01])
 def test_other_vectors_are_refused(saved: Path, spoil: Callable[[Any], Any]) -> None:
     place = saved / "fingerprint.safetensors"
     vectors = spoil(load_file(place)["vectors"])
-    record = folder.read(saved)
-    save_file({"vectors": np.ascontiguousarray(vectors)}, place, {"settings": record.settings.digest()})
+    record = saving.read_saved(saved)
+    save_file({"vectors": np.ascontiguousarray(vectors)}, place, {"encoder_options": record.config.digest()})
     with pytest.raises(FingerprintError, match="does not give the vectors it was saved with"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 def test_weights_of_another_model_are_refused(saved: Path, tiny_model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_weights_of_another_model_are_refused(saved: Path, tiny_model: LlamaForC
         LlamaForCausalLM(tiny_model.config).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", saved)
     with pytest.raises(FingerprintError, match="its weights or its tokenizer are not those of the saved encoder"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 def test_one_changed_weight_is_found_out(saved: Path) -> None:
@@ -209,7 +209,7 @@ def test_one_changed_weight_is_found_out(saved: Path) -> None:
     weights["model.layers.0.self_attn.v_proj.weight"][3] *= 1.5
     save_file(weights, place, {"format": "pt"})
     with pytest.raises(FingerprintError, match="does not give the vectors"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 def test_a_tokenizer_that_counts_otherwise_is_refused(saved: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_tokenizer_that_counts_otherwise_is_refused(saved: Path) -> None:
     record["post_processor"] = None
     place.write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(FingerprintError, match="does not give the vectors"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_tokenizer_that_counts_otherwise_is_refused(saved: Path) -> None:
 def test_an_unreadable_record_is_refused(saved: Path, content: bytes) -> None:
     (saved / "bellm.json").write_bytes(content)
     with pytest.raises(SourceError, match=r"bellm\.json cannot be read"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ def test_an_unreadable_record_is_refused(saved: Path, content: bytes) -> None:
 def test_a_record_with_a_setting_of_the_wrong_kind_is_refused(saved: Path, facts: dict[str, Any]) -> None:
     change(saved / "bellm.json", **facts)
     with pytest.raises(SourceError, match=r"bellm\.json cannot be read"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 def test_half_a_weights_file_is_refused(saved: Path) -> None:
     place = saved / "model.safetensors"
     place.write_bytes(place.read_bytes()[:1000])
     with pytest.raises(BellmError, match="cannot be loaded"):
-        Encoder.load(saved, device="cpu")
+        Encoder.from_pretrained(saved, device="cpu")
 
 
 # What a failure leaves behind
@@ -263,23 +263,23 @@ def test_half_a_weights_file_is_refused(saved: Path) -> None:
 def test_an_existing_folder_is_not_touched(tiny_encoder: Encoder, saved: Path) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(SourceError, match="exists already and is not empty"):
-        tiny_encoder.save(saved)
+        tiny_encoder.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def test_an_existing_file_is_not_touched(tiny_encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(SourceError, match="exists already"):
-        tiny_encoder.save(tmp_path / "notes")
+        tiny_encoder.save_pretrained(tmp_path / "notes")
     with pytest.raises(SourceError, match="cannot be written"):
-        tiny_encoder.save(tmp_path / "notes" / "encoder")
+        tiny_encoder.save_pretrained(tmp_path / "notes" / "encoder")
     assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_an_empty_folder_is_filled_and_missing_parents_are_made(tiny_encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "empty", tmp_path / "deep" / "down"):
-        tiny_encoder.save(place)
+        tiny_encoder.save_pretrained(place)
         assert (place / "bellm.json").is_file()
     assert sorted(os.listdir(tmp_path)) == ["deep", "empty"]
 
@@ -297,16 +297,16 @@ def test_nothing_half_written_stays_when_saving_fails(
     def fail(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(folder, "save_file", fail)
+    monkeypatch.setattr(saving, "save_file", fail)
     with pytest.raises(raised or KeyboardInterrupt, match="No space left" if raised else None):
-        tiny_encoder.save(tmp_path / "encoder")
+        tiny_encoder.save_pretrained(tmp_path / "encoder")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_without_a_record_is_an_ordinary_model(saved: Path, tiny_encoder: Encoder) -> None:
     (saved / "bellm.json").unlink()
-    loaded = Encoder.load(saved, device="cpu", dtype="float32")
-    assert loaded.settings.bidirectional == ()
+    loaded = Encoder.from_pretrained(saved, device="cpu", dtype="float32")
+    assert loaded.config.bidirectional == ()
     assert np.array_equal(loaded.encode(TEXTS), tiny_encoder.replace(bidirectional="none").encode(TEXTS))
 
 
@@ -315,19 +315,23 @@ def test_folder_without_a_record_is_an_ordinary_model(saved: Path, tiny_encoder:
 
 def test_distance_is_relative_to_the_saved_vector() -> None:
     saved = np.array([[3, 4], [0, 2]], dtype=np.float32)
-    assert folder.distance(saved, saved) == 0.0
-    assert folder.distance(saved, saved + np.float32([[0, 0], [0, 1]])) == pytest.approx(0.5)
-    assert folder.distance(saved, saved[:1]) == float("inf")
-    assert folder.distance(saved, saved * np.float32("nan")) == float("inf")
+    assert saving.fingerprint_distance(saved, saved) == 0.0
+    assert saving.fingerprint_distance(saved, saved + np.float32([[0, 0], [0, 1]])) == pytest.approx(0.5)
+    assert saving.fingerprint_distance(saved, saved[:1]) == float("inf")
+    assert saving.fingerprint_distance(saved, saved * np.float32("nan")) == float("inf")
 
 
 def test_the_coarser_dtype_sets_the_limit() -> None:
-    assert folder.tolerance("float32", "float32") == 1e-3
-    assert folder.tolerance("float32", "bfloat16") == folder.tolerance("bfloat16", "float32") == 0.05
+    assert saving.fingerprint_tolerance("float32", "float32") == 1e-3
+    assert (
+        saving.fingerprint_tolerance("float32", "bfloat16")
+        == saving.fingerprint_tolerance("bfloat16", "float32")
+        == 0.05
+    )
 
 
 def test_opening_another_map_moves_the_fingerprint_far_beyond_its_limit(tiny_encoder: Encoder) -> None:
     fingerprint = tiny_encoder.fingerprint()
     for other in ("none", "first:2", "all", "last:3"):
         found = tiny_encoder.replace(bidirectional=other).fingerprint()
-        assert folder.distance(fingerprint, found) > 50 * folder.tolerance("float32", "float32")
+        assert saving.fingerprint_distance(fingerprint, found) > 50 * saving.fingerprint_tolerance("float32", "float32")

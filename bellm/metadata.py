@@ -13,7 +13,7 @@ from bellm.layer_spec import format_layers
 _SAMPLE = 1024  # Numbers of each weight that are looked at; training changes all of them.
 
 
-def identity(encoder: Encoder) -> str:
+def encoder_identity(encoder: Encoder) -> str:
     """What tells an encoder's vectors from those of every other: name, settings, dtype and weights.
 
     Two trainings of one model differ in their weights alone, and perhaps by so little that vectors look rounded.
@@ -24,33 +24,33 @@ def identity(encoder: Encoder) -> str:
         places = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLE, flat.numel()), dtype=torch.float64)
         weights.update(f"{name} {tuple(weight.shape)}".encode())
         weights.update(flat[places.long().to(flat.device)].double().cpu().numpy().tobytes())
-    return f"{encoder.name} {encoder.settings.digest()} {encoder.dtype_name} {weights.hexdigest()}"
+    return f"{encoder.name} {encoder.config.digest()} {encoder.dtype_name} {weights.hexdigest()}"
 
 
-def facts(source: str, encoder: Encoder) -> dict[str, Any]:
+def encoder_metadata(source: str, encoder: Encoder) -> dict[str, Any]:
     """What an encoder was loaded from, and its settings, as commands print them and a corpus keeps them."""
-    settings = encoder.settings
+    config = encoder.config
     return {
         "source": source,
-        "bidirectional": format_layers(settings.bidirectional),
-        "open_layers": list(settings.bidirectional),
+        "bidirectional": format_layers(config.bidirectional),
+        "open_layers": list(config.bidirectional),
         "num_layers": encoder.num_layers,
-        "reading": settings.reading,
-        "window": settings.window,
-        "prompt": settings.prompt.name,
-        "template": settings.prompt.template,
-        "query_template": settings.prompt.query,
-        "document_template": settings.prompt.document,
-        "pooling": settings.pooling,
-        "layer": settings.layer,
-        "max_tokens": settings.max_tokens,
-        "dim": encoder.dim,
+        "variant": config.variant,
+        "window": config.window,
+        "prompt": config.prompt.name,
+        "template": config.prompt.template,
+        "query_template": config.prompt.query,
+        "document_template": config.prompt.document,
+        "pooling": config.pooling,
+        "layer": config.layer,
+        "max_tokens": config.max_tokens,
+        "embedding_dim": encoder.embedding_dim,
         "dtype": encoder.dtype_name,
         "device": str(encoder.device),
     }
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of Python, and of the packages that vectors and scores come from, as far as they are installed."""
     names = (
         "bellm",

@@ -16,28 +16,28 @@ from torch import Tensor
 
 from bellm.backbone.packed_model import LayerState, PackedBatch, PackedModel, SharedPrefix
 
-_in_use: ContextVar["Trunk | None"] = ContextVar("trunk", default=None)
+_in_use: ContextVar["ActivationCache | None"] = ContextVar("trunk", default=None)
 
 
 @contextmanager
-def one_trunk() -> Iterator[None]:
+def share_activations() -> Iterator[None]:
     """Keep what the causal layers make of every batch inside, of encoders that differ in their maps and no more.
 
     It takes memory for one state of each token.
     """
-    token = _in_use.set(Trunk())
+    token = _in_use.set(ActivationCache())
     try:
         yield
     finally:
         _in_use.reset(token)
 
 
-def trunk_in_use() -> "Trunk | None":
+def active_cache() -> "ActivationCache | None":
     """What `one_trunk` keeps, inside of it."""
     return _in_use.get()
 
 
-class Trunk:
+class ActivationCache:
     """How far each batch has come."""
 
     def __init__(self) -> None:

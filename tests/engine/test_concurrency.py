@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from bellm.backbone.packed_model import PackedModel
-from bellm.engine.abreast import at_once, mapping
-from bellm.engine.embed import embed
-from bellm.engine.tokens import Tokens
+from bellm.engine.concurrency import num_concurrent_batches, parallel_map
+from bellm.engine.embedding import embed_tokens
+from bellm.engine.tokenization import Tokens
 from bellm.types import Vectors
 
 from ..decoders import decoder, longrope
@@ -29,16 +29,16 @@ def test_answers_come_in_order_with_modes_and_threads_as_outside() -> None:
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         return number, torch.get_num_threads(), torch.is_inference_mode_enabled(), product.dtype
 
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), mapping(2) as each:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), parallel_map(2) as each:
         assert list(each(found, range(5))) == [(number, 1, True, torch.bfloat16) for number in range(5)]
     assert torch.get_num_threads() == 2
-    with mapping(2) as each:
+    with parallel_map(2) as each:
         assert list(each(found, [7])) == [(7, 1, False, torch.float32)]
 
 
 def test_one_thread_has_nothing_to_share() -> None:
     torch.set_num_threads(1)
-    with mapping(2) as each:
+    with parallel_map(2) as each:
         assert each is map
 
 
@@ -50,7 +50,7 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
     tokens, twin = Tokens(rows, [(0, len(row)) for row in rows], 0), PackedModel(tiny_model)
 
     def vectors() -> Vectors:
-        return embed(
+        return embed_tokens(
             tiny_model,
             tokens,
             packed=twin,
@@ -62,11 +62,11 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
         )
 
     two = vectors()
-    monkeypatch.setattr("bellm.engine.abreast._ABREAST", 1)
+    monkeypatch.setattr("bellm.engine.concurrency._CONCURRENT_BATCHES", 1)
     torch.set_num_threads(1)
     assert (vectors() == two).all()
 
 
 def test_frequencies_that_change_with_the_batch_are_not_shared() -> None:
-    assert at_once(decoder("llama")) == 2
-    assert at_once(longrope(16)) == 1
+    assert num_concurrent_batches(decoder("llama")) == 2
+    assert num_concurrent_batches(longrope(16)) == 1

@@ -1,0 +1,1 @@
+"""Files: written whole or not at all, and rows read one way for all commands."""
