@@ -27,8 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from bellm import Encoder
 from bellm.corpus import job
-from bellm.corpus.job import Progress, embed_corpus
-from bellm.corpus.spans import SHARD_ROWS
+from bellm.corpus.job import CorpusProgress, embed_corpus
+from bellm.corpus.row_ranges import SHARD_ROWS
 
 WORDS = [consonant + vowel + end for consonant in "bdfgklmnprst" for vowel in "aeiou" for end in ("n", "r", "st", "ll")]
 LINES = (100_000, 1_000_000)
@@ -109,7 +109,7 @@ def run_job(encoder: str, corpus: str, out: str) -> None:
     start = time.perf_counter()
     first: list[float] = []
 
-    def watch(_: Progress) -> None:
+    def watch(_: CorpusProgress) -> None:
         first.append(time.perf_counter() - start)
 
     report = embed_corpus(loaded, [corpus], out, progress=watch)
@@ -174,7 +174,7 @@ def overhead(model: str, folder: Path, lines: int) -> dict[str, Any]:
 def timed_spans() -> Iterator[list[float]]:
     """Count the seconds that jobs spend in the encoder."""
     seconds: list[float] = []
-    embed_span = job.embed_span
+    embed_span = job.embed_rows
 
     def timed(*arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
@@ -182,11 +182,11 @@ def timed_spans() -> Iterator[list[float]]:
         seconds.append(time.perf_counter() - start)
         return encoded
 
-    job.embed_span = timed
+    job.embed_rows = timed
     try:
         yield seconds
     finally:
-        job.embed_span = embed_span
+        job.embed_rows = embed_span
 
 
 def show(found: dict[str, Any]) -> None:

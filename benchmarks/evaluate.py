@@ -26,10 +26,10 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from bellm import Encoder
+from bellm.data import sts
+from bellm.data.sts import STSPairs
 from bellm.evaluate import suite
-from bellm.evaluate.sets import pairs
-from bellm.evaluate.sets.pairs import Pairs
-from bellm.evaluate.sources import of_encoder
+from bellm.evaluate.models import from_encoder
 
 BATCH_SIZES = (8, 16, 32, 64)
 
@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    sets = [part(pairs.read(name, data_folder()), 100 if options.quick else None) for name in suite.STS]
+    sets = [part(sts.read_sts(name, data_folder()), 100 if options.quick else None) for name in suite.STS]
     with tempfile.TemporaryDirectory() as place:
         encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean")
         save_plain(encoder, place)
@@ -82,11 +82,11 @@ def main() -> None:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def part(whole: Pairs, count: int | None) -> Pairs:
+def part(whole: STSPairs, count: int | None) -> STSPairs:
     """Some pairs of a set, drawn with seed 0."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(whole.left))[:count])
     left, right, parts = ([column[number] for number in chosen] for column in (whole.left, whole.right, whole.parts))
-    return Pairs(whole.name, tuple(left), tuple(right), whole.gold_N[chosen], tuple(parts))
+    return STSPairs(whole.name, tuple(left), tuple(right), whole.gold_N[chosen], tuple(parts))
 
 
 def save_plain(encoder: Encoder, place: str) -> None:
@@ -105,7 +105,7 @@ def foreign(encoder: Encoder, place: str) -> SentenceTransformer:
     )
 
 
-def best_batch(model: SentenceTransformer, sets: list[Pairs]) -> int:
+def best_batch(model: SentenceTransformer, sets: list[STSPairs]) -> int:
     """The fastest batch size on 64 texts of each set."""
     texts = [text for one in sets for text in one.left[:64]]
     model.encode(texts[:64], show_progress_bar=False)
@@ -118,7 +118,7 @@ def best_batch(model: SentenceTransformer, sets: list[Pairs]) -> int:
     return min(BATCH_SIZES, key=seconds)
 
 
-def by_evaluators(model: SentenceTransformer, sets: list[Pairs], batch: int) -> dict[str, float]:
+def by_evaluators(model: SentenceTransformer, sets: list[STSPairs], batch: int) -> dict[str, float]:
     """sentence-transformers: an evaluator for each set."""
     found = {}
     for one in sets:
@@ -129,9 +129,9 @@ def by_evaluators(model: SentenceTransformer, sets: list[Pairs], batch: int) -> 
     return found
 
 
-def by_bellm(encoder: Encoder, sets: list[Pairs], cache: Path) -> dict[str, float]:
+def by_bellm(encoder: Encoder, sets: list[STSPairs], cache: Path) -> dict[str, float]:
     """bellm: one run over all sets, with intervals."""
-    [run] = suite.evaluate([of_encoder(encoder, "bellm", cache)], sets).runs
+    [run] = suite.evaluate([from_encoder(encoder, "bellm", cache)], sets).runs
     return {task: score.value for task, score in run.scores.items()}
 
 

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bellm import Encoder
-from bellm.corpus import manifest, recipe, shards
-from bellm.corpus.index import Index, build
+from bellm.corpus import corpus_config, manifest, shards
+from bellm.corpus.corpus_config import CorpusConfig
+from bellm.corpus.index import Index, build_index
 from bellm.corpus.job import embed_corpus
-from bellm.corpus.recipe import Recipe
-from bellm.corpus.spans import SHARD_ROWS, Span
+from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import TruncationWarning
 from bellm.metadata import encoder_metadata
@@ -102,16 +102,20 @@ def measured(encoder: Encoder, place: Path, count: int, quick: bool) -> Iterator
 
 def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> None:
     """A corpus of drawn vectors in half precision, as if the encoder had given them."""
-    (out / shards.FOLDER).mkdir(parents=True)
-    how = Recipe(config=encoder.config.digest(), dtype=encoder.dtype_name, vectors="float16")
-    digest = recipe.agree(out, how, encoder)
+    (out / shards.SHARD_FOLDER).mkdir(parents=True)
+    how = CorpusConfig(config=encoder.config.digest(), dtype=encoder.dtype_name, vectors="float16")
+    digest = corpus_config.check_corpus_config(out, how, encoder)
     written = []
     for first in range(1, count + 1, SHARD_ROWS):
         rows = list(range(first, min(first + SHARD_ROWS, count + 1)))
-        span = Span("generated", first, rows, list(map(str, rows)), [""] * len(rows))
+        row_range = RowRange("generated", first, rows, list(map(str, rows)), [""] * len(rows))
         encoded = EncodeResult(clusters.draw(len(rows)), 0, 0)
-        written.append(shards.write(out / shards.FOLDER, span, encoded, form="float16", keep_text=False, recipe=digest))
-    manifest.finish(out, encoder_metadata(MODEL, encoder), written)
+        written.append(
+            shards.write_shard(
+                out / shards.SHARD_FOLDER, row_range, encoded, form="float16", keep_text=False, recipe=digest
+            )
+        )
+    manifest.write_manifest(out, encoder_metadata(MODEL, encoder), written)
 
 
 def embed_scifact(data: Path, out: Path, encoder: Encoder, count: int | None) -> Vectors:
@@ -129,9 +133,9 @@ def embed_scifact(data: Path, out: Path, encoder: Encoder, count: int | None) ->
 
 def measure(name: str, out: Path, queries: Vectors) -> Row:
     """Index a corpus both ways and put the same queries to both."""
-    index_seconds, _ = timed(lambda: build(out, approximate=False))
+    index_seconds, _ = timed(lambda: build_index(out, approximate=False))
     exact_seconds, expected = timed(lambda: searched(out, queries))
-    approximate_index_seconds, record = timed(lambda: build(out, approximate=True))
+    approximate_index_seconds, record = timed(lambda: build_index(out, approximate=True))
     approximate_seconds, found = timed(lambda: searched(out, queries))
     shared = sum(len(a & b) for a, b in zip(found, expected, strict=True))
     return Row(

@@ -20,7 +20,15 @@ from rich.table import Table
 from scipy.stats import binomtest, bootstrap, norm, rankdata
 from tqdm.auto import tqdm
 
-from bellm.evaluate.statistics import Estimate, average, compare_averages, corrected, difference, estimate, over_seeds
+from bellm.report.statistics import (
+    BootstrapEstimate,
+    average_estimates,
+    average_over_seeds,
+    bootstrap_estimate,
+    compare_averages,
+    holm_correction,
+    paired_difference,
+)
 
 Numbers = NDArray[np.float64]
 Trial = Callable[[Generator], Mapping[str, bool]]
@@ -97,7 +105,7 @@ def rates(what: str, world: str, trial: Trial, trials: int, aim: float | None, s
 class Sample:
     """Items of a task and the score that endless items would have, in points."""
 
-    items_N: Numbers
+    item_scores_N: Numbers
     gold_N: Numbers | None
     truth: float
 
@@ -105,8 +113,8 @@ class Sample:
 def rated(draw: Generator, n: int, levels: int = 0, quality: float = QUALITY) -> Sample:
     """Pairs of normals; gold is rounded to so many levels, as STS ratings are."""
     gold_N = draw.normal(size=n)
-    items_N = noisy(gold_N, draw.normal(size=n), quality)
-    return Sample(items_N, to_levels(gold_N, levels), true_spearman(quality, levels))
+    item_scores_N = noisy(gold_N, draw.normal(size=n), quality)
+    return Sample(item_scores_N, to_levels(gold_N, levels), true_spearman(quality, levels))
 
 
 def hits(draw: Generator, n: int) -> Sample:
@@ -156,12 +164,12 @@ SCORES: Mapping[str, Callable[[Generator, int], Sample]] = {
 def holds(sample: Callable[[Generator, int], Sample], n: int, draw: Generator) -> Mapping[str, bool]:
     """Whether each interval holds the truth."""
     world = sample(draw, n)
-    found = estimate(world.items_N, world.gold_N, resamples=RESAMPLES)
+    found = bootstrap_estimate(world.item_scores_N, world.gold_N, resamples=RESAMPLES)
     did = {"percentile (bellm)": found.low <= world.truth <= found.high}
     did["normal"] = abs(found.value - world.truth) <= 1.96 * found.resamples_R.std(ddof=1)
     if world.gold_N is not None and n <= FEW:
         interval = bootstrap(
-            (world.items_N, world.gold_N), spearman, paired=True, n_resamples=RESAMPLES, method="BCa", rng=draw
+            (world.item_scores_N, world.gold_N), spearman, paired=True, n_resamples=RESAMPLES, method="BCa", rng=draw
         ).confidence_interval
         did["BCa (scipy)"] = interval.low <= world.truth <= interval.high
     return did
@@ -182,7 +190,7 @@ def spearman(items_RN: Numbers, gold_RN: Numbers, axis: int = -1) -> Numbers:
 class Couple:
     """Two systems on the same items."""
 
-    items_N: Numbers
+    item_scores_N: Numbers
     others_N: Numbers
     gold_N: Numbers | None
 
@@ -190,8 +198,10 @@ class Couple:
 def equal(draw: Generator, n: int, quality: float = QUALITY) -> Couple:
     """Ratings 0 to 5 and two systems whose errors go together, on scales that do not; equal unless told otherwise."""
     gold_N, shared_N, one_N, other_N = draw.normal(size=(4, n))
-    items_N = noisy(gold_N, noisy(shared_N, one_N, 0.7), QUALITY)
-    return Couple(items_N, np.exp(2 * noisy(gold_N, noisy(shared_N, other_N, 0.7), quality)), to_levels(gold_N, 6))
+    item_scores_N = noisy(gold_N, noisy(shared_N, one_N, 0.7), QUALITY)
+    return Couple(
+        item_scores_N, np.exp(2 * noisy(gold_N, noisy(shared_N, other_N, 0.7), quality)), to_levels(gold_N, 6)
+    )
 
 
 def unequal(draw: Generator, n: int) -> Couple:
@@ -210,8 +220,8 @@ def equal_hits(draw: Generator, n: int) -> Couple:
     """Two classifiers right 17 times in 20, mostly on the same sentences."""
     shared_N, one_N, other_N = draw.normal(size=(3, n))
     bar = norm.ppf(0.85)
-    items_N, others_N = (noisy(shared_N, noise_N, 0.9) < bar for noise_N in (one_N, other_N))
-    return Couple(items_N.astype(np.float64), others_N.astype(np.float64), None)
+    item_scores_N, others_N = (noisy(shared_N, noise_N, 0.9) < bar for noise_N in (one_N, other_N))
+    return Couple(item_scores_N.astype(np.float64), others_N.astype(np.float64), None)
 
 
 EQUALS: Mapping[str, Callable[[Generator, int], Couple]] = {
@@ -226,20 +236,20 @@ def alarms(sample: Callable[[Generator, int], Couple], n: int, draw: Generator) 
     world = sample(draw, n)
     ours, theirs = estimates(world)
     differences_R = ours.resamples_R - theirs.resamples_R
-    did = {"bootstrap (bellm)": difference(ours, theirs).p_value < 0.05}
+    did = {"bootstrap (bellm)": paired_difference(ours, theirs).p_value < 0.05}
     did["normal"] = abs(ours.value - theirs.value) > 1.96 * differences_R.std(ddof=1)
     return did | ({"swapped": swapped(world, draw) < 0.05} if n <= FEW else {})
 
 
-def estimates(world: Couple) -> tuple[Estimate, Estimate]:
+def estimates(world: Couple) -> tuple[BootstrapEstimate, BootstrapEstimate]:
     """Both systems' scores on the same resampled items."""
-    ours = estimate(world.items_N, world.gold_N, resamples=RESAMPLES)
-    return ours, estimate(world.others_N, world.gold_N, resamples=RESAMPLES)
+    ours = bootstrap_estimate(world.item_scores_N, world.gold_N, resamples=RESAMPLES)
+    return ours, bootstrap_estimate(world.others_N, world.gold_N, resamples=RESAMPLES)
 
 
 def swapped(world: Couple, draw: Generator) -> float:
     """P-value of a permutation test: the two systems' ranks (without gold: their items) change places at random."""
-    one_N, other_N, gold_N = world.items_N, world.others_N, world.gold_N
+    one_N, other_N, gold_N = world.item_scores_N, world.others_N, world.gold_N
     if gold_N is not None:
         one_N, other_N = rankdata(one_N), rankdata(other_N)
     swap_RN = draw.random((1 + RESAMPLES, len(one_N))) < 0.5
@@ -255,10 +265,10 @@ def swapped(world: Couple, draw: Generator) -> float:
 
 def any_alarm(sample: Callable[[Generator, int], Couple], draw: Generator) -> Mapping[str, bool]:
     """Whether any of seven tasks finds a difference that is not there."""
-    found = {str(n): difference(*estimates(sample(draw, n))) for n in TASKS}
+    found = {str(n): paired_difference(*estimates(sample(draw, n))) for n in TASKS}
     # A correction lowers no p-value, and takes its time.
     alarm = any(one.p_value < 0.05 for one in found.values())
-    after = alarm and any(one.p_value < 0.05 for one in corrected(found).values())
+    after = alarm and any(one.p_value < 0.05 for one in holm_correction(found).values())
     return {"Holm (bellm)": after, "uncorrected": alarm}
 
 
@@ -275,10 +285,10 @@ def holds_over_seeds(seeds: int, spread: float, draw: Generator) -> Mapping[str,
     found = []
     for score in 75 + spread * draw.normal(size=seeds):
         noise_N = noisy(shared_N, draw.normal(size=PAIRS), 0.9)
-        items_N = noisy(gold_N, noise_N, 2 * np.sin(np.pi / 6 * score / 100))
-        found.append(estimate(items_N, gold_N, resamples=RESAMPLES))
-    pooled, mean = over_seeds(found), average(found).value
-    alone = Estimate(mean, np.mean([one.resamples_R for one in found], axis=0))
+        item_scores_N = noisy(gold_N, noise_N, 2 * np.sin(np.pi / 6 * score / 100))
+        found.append(bootstrap_estimate(item_scores_N, gold_N, resamples=RESAMPLES))
+    pooled, mean = average_over_seeds(found), average_estimates(found).value
+    alone = BootstrapEstimate(mean, np.mean([one.resamples_R for one in found], axis=0))
     error = np.std([one.value for one in found], ddof=1) / np.sqrt(seeds)
     did = {"both (bellm)": pooled.low <= 75 <= pooled.high, "items only": alone.low <= 75 <= alone.high}
     return did | {"trainings only": abs(mean - 75) <= 2 * error}

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bellm.layer_search.turning import TurningPoint, find_turning_point
 from numpy.random import Generator
 from numpy.typing import NDArray
 from rich.console import Console
@@ -20,8 +21,7 @@ from rich.table import Table
 from simulate_statistics import noisy
 from tqdm.auto import tqdm
 
-from bellm.evaluate.statistics import estimate
-from bellm.layers.turning import Turning, turning_point
+from bellm.report.statistics import bootstrap_estimate
 
 Numbers = NDArray[np.float64]
 
@@ -110,7 +110,7 @@ def simulate(trials: int) -> Iterator[Row]:
         yield row(name, f"{PAIRS} pairs", world, partial(scored, world), trials // 2)
 
 
-def row(name: str, noise: str, world: World, sample: Callable[[Generator], Turning], trials: int) -> Row:
+def row(name: str, noise: str, world: World, sample: Callable[[Generator], TurningPoint], trials: int) -> Row:
     """Count what is found in so many curves of a world."""
     draw = np.random.default_rng(list(f"{name}{noise}".encode()))
     turnings = [sample(draw) for _ in tqdm(range(trials), f"{name}: {noise}", leave=False, disable=None)]
@@ -130,11 +130,11 @@ def row(name: str, noise: str, world: World, sample: Callable[[Generator], Turni
     )
 
 
-def noise_added(world: World, items: float, layers: float, draw: Generator) -> Turning:
+def noise_added(world: World, items: float, layers: float, draw: Generator) -> TurningPoint:
     """A curve of which the noise of the items is known, as resampling would show it."""
     noise_RK = items * neighbourly(draw, 1 + RESAMPLES)
     scores_K = world.scores_K + noise_RK[0] + layers * draw.normal(size=len(DEPTHS))
-    return turning_point(scores_K, scores_K + noise_RK[1:])
+    return find_turning_point(scores_K, scores_K + noise_RK[1:])
 
 
 def neighbourly(draw: Generator, curves: int) -> Numbers:
@@ -145,16 +145,16 @@ def neighbourly(draw: Generator, curves: int) -> Numbers:
     return noise_RK
 
 
-def scored(world: World, draw: Generator) -> Turning:
+def scored(world: World, draw: Generator) -> TurningPoint:
     """A curve of Spearman correlations on rated pairs, with bellm's own bootstrap."""
     gold_N = draw.normal(size=PAIRS)
     noise_KN = neighbourly(draw, PAIRS).T
     estimates = [
-        estimate(noisy(gold_N, noise_N, 2 * np.sin(np.pi / 6 * score / 100)), gold_N, resamples=RESAMPLES)
+        bootstrap_estimate(noisy(gold_N, noise_N, 2 * np.sin(np.pi / 6 * score / 100)), gold_N, resamples=RESAMPLES)
         for score, noise_N in zip(world.scores_K, noise_KN, strict=True)
     ]
     resamples_RK = np.stack([one.resamples_R for one in estimates], axis=1)
-    return turning_point(np.array([one.value for one in estimates]), resamples_RK)
+    return find_turning_point(np.array([one.value for one in estimates]), resamples_RK)
 
 
 def table(rows: list[Row]) -> Table:

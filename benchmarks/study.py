@@ -29,18 +29,18 @@ from rich.progress import track
 
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate import statistics
-from bellm.evaluate.cache import default_folder
-from bellm.evaluate.record import record
+from bellm.evaluate.models import ModelLoader
+from bellm.evaluate.record import report_to_json
 from bellm.evaluate.results import Difference, Score
-from bellm.evaluate.sources import Sources
-from bellm.evaluate.statistics import Estimate
 from bellm.evaluate.suite import evaluate
-from bellm.evaluate.tables import interval, mark, points
+from bellm.evaluate.tables import format_interval, format_points, significance_mark
+from bellm.evaluate.vector_cache import default_cache_folder
 from bellm.io import atomic
-from bellm.layers.verdict import p_value
+from bellm.layer_search.summary import format_p_value
 from bellm.metadata import package_versions
-from bellm.page.words import tick
+from bellm.report import statistics
+from bellm.report.formatting import format_tick
+from bellm.report.statistics import BootstrapEstimate
 from bellm.train.loop import train
 from bellm.train.reading import load
 from bellm.train.recipe import Recipe
@@ -161,9 +161,9 @@ def main() -> None:
 def measure(cell: Cell, tasks: Sequence[str]) -> dict[str, Any]:
     """Score a cell and the causal model of its setting, whose vectors are kept for all cells."""
     started = time.monotonic()
-    sources = Sources(default_folder())
+    sources = ModelLoader(default_cache_folder())
     report = evaluate([sources.open(each.source) for each in (cell.causal, cell)], tasks, data=data_folder())
-    first = record(report)
+    first = report_to_json(report)
     (ours,) = first["compared"]
     name = AVERAGE if AVERAGE in ours["averages"] else tasks[0]
     return {
@@ -182,11 +182,11 @@ def trained(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> dict[str, Any
         each: [_score(each, replace(recipe, encoder_options=each.settings, seed=seed), file, runs) for seed in SEEDS]
         for each in (cell.causal, cell)
     }
-    causal, ours = (statistics.over_seeds(each) for each in estimates.values())
+    causal, ours = (statistics.average_over_seeds(each) for each in estimates.values())
     return {
         "causal": _as_score(causal),
         "score": _as_score(ours),
-        "difference": asdict(statistics.difference(ours, causal)),
+        "difference": asdict(statistics.paired_difference(ours, causal)),
         "seeds": {seed: [both[0].value, both[1].value] for seed, *both in zip(SEEDS, *estimates.values(), strict=True)},
         "steps": recipe.max_steps,
         "batch_size": recipe.batch_size,
@@ -194,16 +194,20 @@ def trained(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> dict[str, Any
     }
 
 
-def _score(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> Estimate:
+def _score(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> BootstrapEstimate:
     """The mean over the tests after one training."""
     named = f"{cell.setting} {cell.bidirectional} {recipe.seed} {recipe.max_steps} {recipe.batch_size}"
     run = runs / re.sub(r"[^\w-]+", "-", named)
     train(recipe, [(load(file), 1.0)], run)
-    (outcomes,) = evaluate([Sources(default_folder()).open(str(run / "model"))], TESTS, data=data_folder()).outcomes
-    return statistics.average([statistics.estimate(each.items_N, each.gold_N) for each in outcomes.values()])
+    (results,) = evaluate(
+        [ModelLoader(default_cache_folder()).open(str(run / "model"))], TESTS, data=data_folder()
+    ).results
+    return statistics.average_estimates(
+        [statistics.bootstrap_estimate(each.item_scores_N, each.gold_N) for each in results.values()]
+    )
 
 
-def _as_score(estimate: Estimate) -> dict[str, Any]:
+def _as_score(estimate: BootstrapEstimate) -> dict[str, Any]:
     return asdict(Score("mean", estimate.value, estimate.low, estimate.high, len(TESTS)))
 
 
@@ -216,12 +220,12 @@ def table(setting: str, found: Mapping[str, Any]) -> str:
     known = {cell: found[cell.source] for cell in cells() if cell.setting == setting and cell.source in found}
     if not known:
         return "Not measured yet."
-    gains = statistics.corrected({cell.source: Difference(**one["difference"]) for cell, one in known.items()})
+    gains = statistics.holm_correction({cell.source: Difference(**one["difference"]) for cell, one in known.items()})
     causal = Score(**next(iter(known.values()))["causal"])
     lines = [
         "| open layers | sequential | over causal | p | parallel | over causal | p |",
         "|---|---|---|---|---|---|---|",
-        f"| none | {points(causal.value)} ({interval(causal)}) | | | as sequential | | |",
+        f"| none | {format_points(causal.value)} ({format_interval(causal)}) | | | as sequential | | |",
     ]
     for spec in MAPS:
         parts = []
@@ -233,7 +237,7 @@ def table(setting: str, found: Mapping[str, Any]) -> str:
                 parts.append("not measured | | ")
             else:
                 score = Score(**known[cell]["score"])
-                parts.append(f"{points(score.value)} | {_told(gains[cell.source])}")
+                parts.append(f"{format_points(score.value)} | {_told(gains[cell.source])}")
         lines.append(f"| {spec} | {' | '.join(parts)} |")
     return "\n".join(lines)
 
@@ -242,7 +246,7 @@ def table_of_trained(found: Mapping[str, Any]) -> str:
     """Trained cells as Markdown; p-values corrected for all that are there."""
     if not found:
         return "Not measured yet."
-    gains = statistics.corrected({source: Difference(**one["difference"]) for source, one in found.items()})
+    gains = statistics.holm_correction({source: Difference(**one["difference"]) for source, one in found.items()})
     lines = ["| | open layers | triplets | score | over causal | p | with each seed |", "|---|---|---|---|---|---|---|"]
     for setting in SETTINGS:
         known = {spec: found.get(Cell(setting, spec).source) for spec in TRAINED}
@@ -252,7 +256,7 @@ def table_of_trained(found: Mapping[str, Any]) -> str:
         ]
         for spec, score, told, one in [*baselines, *rows]:
             scored = Score(**score)
-            values = f"{points(scored.value)} ({interval(scored)})"
+            values = f"{format_points(scored.value)} ({format_interval(scored)})"
             triplets = f"{one['steps']} x {one['batch_size']}"
             each = _each_seed(one) if told else ""
             lines.append(f"| {setting} | {spec} | {triplets} | {values} | {told or '| '} | {each} |")
@@ -270,12 +274,12 @@ def _in_full(one: Mapping[str, Any] | None) -> str:
 
 def _each_seed(one: Mapping[str, Any]) -> str:
     """What a trained cell has over causal after the same rows in the same order."""
-    return ", ".join(points(ours - causal, signed=True) for causal, ours in one["seeds"].values())
+    return ", ".join(format_points(ours - causal, signed=True) for causal, ours in one["seeds"].values())
 
 
 def _told(gain: Difference) -> str:
-    value = f"{mark(gain)} {points(gain.value, signed=True)} ({interval(gain)})".strip()
-    return f"{value} | {p_value(gain.p_value)}"
+    value = f"{significance_mark(gain)} {format_points(gain.value, signed=True)} ({format_interval(gain)})".strip()
+    return f"{value} | {format_p_value(gain.p_value)}"
 
 
 def figure(found: Results, specs: Sequence[str]) -> bytes:
@@ -290,7 +294,7 @@ def figure(found: Results, specs: Sequence[str]) -> bytes:
         for panel, setting in zip(panels, SETTINGS, strict=True):
             panel.set(title=setting, xlabel="points over causal (logarithmic beyond 1)")
             panel.set_xscale("symlog", linthresh=1)
-            panel.set_xticks(TICKS, [tick(value, signed=True) for value in TICKS])
+            panel.set_xticks(TICKS, [format_tick(value, signed=True) for value in TICKS])
             panel.minorticks_off()
             panel.set_yticks(range(len(specs)), specs)
             panel.set_ylim(len(specs) - 0.5, -0.5)

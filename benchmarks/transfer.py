@@ -27,10 +27,10 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bellm import Encoder
-from bellm.evaluate import classifier, transfer
-from bellm.evaluate.classifier import Choice, Labels, Search
-from bellm.evaluate.sets import sentences
-from bellm.evaluate.sets.sentences import Sentences
+from bellm.data import classification
+from bellm.data.classification import LabeledTexts
+from bellm.evaluate import classification_task, logistic_regression
+from bellm.evaluate.logistic_regression import Fit, GridSearch, Labels
 from bellm.types import Vectors
 
 
@@ -53,7 +53,9 @@ class Row:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["MR", "TREC"], choices=sentences.ORIGINS, metavar="TASK")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["MR", "TREC"], choices=classification.CLASSIFICATION_SOURCES, metavar="TASK"
+    )
     parser.add_argument("--model", help="Hub id, folder, GGUF file or alias; hashed words without it")
     parser.add_argument("--width", type=int, default=576, help="of hashed words (576)")
     parser.add_argument("--folds", type=int, default=2, help="outer folds of ten that are done, both ways (2)")
@@ -67,7 +69,9 @@ def main() -> None:
         options.tasks, options.width, options.folds = ["CR"], 128, 1
     encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean") if options.model else None
     embed = encoder.encode if encoder else partial(hashed, width=options.width)
-    rows = [measure(sentences.read(name, data_folder()), embed, options.folds) for name in options.tasks]
+    rows = [
+        measure(classification.read_classification(name, data_folder()), embed, options.folds) for name in options.tasks
+    ]
     Console().print(table(rows))
     if options.json:
         record = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
@@ -82,12 +86,12 @@ def data_folder() -> Path:
     return folder
 
 
-def measure(task: Sentences, embed: Callable[[list[str]], Vectors], folds: int) -> Row:
+def measure(task: LabeledTexts, embed: Callable[[list[str]], Vectors], folds: int) -> Row:
     """Choose strengths and classify, for some of the outer folds where the task is cross-validated."""
-    vectors_ND = transfer.features(task, embed(transfer.texts_of(task)))
-    searches, grid = transfer.searches_of(task)[:folds], transfer.strengths_of(task)
+    vectors_ND = classification_task.pair_features(task, embed(classification_task.distinct_texts(task)))
+    searches, grid = classification_task.make_grid_searches(task)[:folds], classification_task.C_grid(task)
     started = time.perf_counter()
-    choices = classifier.search(vectors_ND, task.labels_N, searches, grid)
+    choices = logistic_regression.grid_search(vectors_ND, task.labels_N, searches, grid)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     others = [plain_search(vectors_ND, task.labels_N, one, grid) for one in searches]
@@ -113,18 +117,18 @@ def hashed(texts: Sequence[str], width: int) -> Vectors:
     return np.asarray(TruncatedSVD(width, n_iter=2, random_state=0).fit_transform(words), dtype=np.float32)
 
 
-def plain_search(vectors_ND: Vectors, labels_N: Labels, one: Search, grid: Sequence[float]) -> Choice:
+def plain_search(vectors_ND: Vectors, labels_N: Labels, one: GridSearch, grid: Sequence[float]) -> Fit:
     """What SentEval's code does with today's scikit-learn."""
     accuracies = []
-    for strength in grid:
+    for C in grid:
         scores = []
         for trial in one.trials:
-            model = LogisticRegression(C=strength, max_iter=1000).fit(vectors_ND[trial.fit], labels_N[trial.fit])
+            model = LogisticRegression(C=C, max_iter=1000).fit(vectors_ND[trial.fit], labels_N[trial.fit])
             scores.append(model.score(vectors_ND[trial.test], labels_N[trial.test]))
         accuracies.append(round(100 * float(np.mean(scores)), 2))
     best = int(np.argmax(accuracies))
     model = LogisticRegression(C=grid[best], max_iter=1000).fit(vectors_ND[one.final.fit], labels_N[one.final.fit])
-    return Choice(grid[best], accuracies[best], model.predict(vectors_ND[one.final.test]))
+    return Fit(grid[best], accuracies[best], model.predict(vectors_ND[one.final.test]))
 
 
 def table(rows: Sequence[Row]) -> Table:

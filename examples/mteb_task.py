@@ -14,8 +14,8 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from bellm import Encoder
-from bellm.evaluate.mteb import MtebEncoder
-from bellm.evaluate.sets import pairs
+from bellm.data import sts
+from bellm.evaluate.mteb_encoder import MtebEncoder
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.disable_progress_bar()
 
-    found = pairs.read("STSBenchmark", options.data)
+    found = sts.read_sts("STSBenchmark", options.data)
     columns = {"sentence1": found.left, "sentence2": found.right, "score": found.gold_N.tolist()}
     task = mteb.get_task("STSBenchmark")
     task.dataset = DatasetDict(

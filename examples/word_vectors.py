@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from bellm.evaluate.page import write_page
-from bellm.evaluate.subject import Subject
+from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.page import write_report_page
 from bellm.evaluate.suite import evaluate
-from bellm.evaluate.tables import terminal
+from bellm.evaluate.tables import terminal_table
 from bellm.types import Vectors
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
@@ -46,9 +46,11 @@ def main() -> None:
     options = parser.parse_args()
     vectors = read(options.vectors)
     width = len(next(iter(vectors.values())))
-    report = evaluate([Subject.of(WordAverage(vectors, width), options.vectors.stem)], ["sts"], data=options.data)
-    write_page(report, options.output)
-    Console().print(terminal(report))
+    report = evaluate(
+        [EvaluatedModel.of(WordAverage(vectors, width), options.vectors.stem)], ["sts"], data=options.data
+    )
+    write_report_page(report, options.output)
+    Console().print(terminal_table(report))
 
 
 def read(file: Path) -> dict[str, Vectors]:

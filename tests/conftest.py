@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from tests.page.browser import chromium
+from tests.report.browser import chromium
 
 CORPUS = (
     "A heron stands in the shallow water and waits for a fish.",

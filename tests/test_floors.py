@@ -13,12 +13,13 @@ PACKAGE = ROOT / "bellm"
 FLOORS = (
     {"errors", "types", "version"},
     {"tensors", "layer_spec", "prompts", "io", "progress"},
-    {"config", "backbone", "page"},
+    {"config", "backbone"},
     {"engine", "saving"},
     {"encoder"},
     {"metadata"},
+    {"data", "report"},
     {"doctor", "corpus", "evaluate", "train", "pool"},
-    {"layers"},
+    {"layer_search"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from bellm.cli.options import ModelOptions
 from bellm.corpus.formats import Columns
-from bellm.corpus.inputs import check, expand
+from bellm.corpus.input_files import check_columns, expand_inputs
 from bellm.errors import BellmError
 
 if TYPE_CHECKING:
-    from bellm.corpus.job import Progress
-    from bellm.corpus.ray import RayEngine
+    from bellm.corpus.job import CorpusProgress
+    from bellm.corpus.ray_executor import RayExecutor
 
 
 def embed(
@@ -37,7 +37,7 @@ def embed(
     if engine == "local" and workers is not None:
         raise BellmError("--workers belongs to --engine ray: one process embeds here.")
 
-    check(expand(inputs, Path(output)), Columns(column, how["id_column"]))
+    check_columns(expand_inputs(inputs, Path(output)), Columns(column, how["id_column"]))
     try:
         encoder = options.load(source)
         from bellm.corpus.job import embed_corpus
@@ -59,10 +59,10 @@ def embed(
     }
 
 
-def _ray(source: str, options: ModelOptions, workers: int | None) -> "RayEngine":
-    from bellm.corpus.ray import RayEngine
+def _ray(source: str, options: ModelOptions, workers: int | None) -> "RayExecutor":
+    from bellm.corpus.ray_executor import RayExecutor
 
-    return RayEngine(source=source, workers=workers, options=options.loading())
+    return RayExecutor(source=source, workers=workers, options=options.loading())
 
 
 def in_words(result: dict[str, Any]) -> str:
@@ -94,7 +94,7 @@ class Bar:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("checking what is there", total=None)
-        self._first: tuple[float, Progress] | None = None
+        self._first: tuple[float, CorpusProgress] | None = None
 
     def __enter__(self) -> "Bar":
         self._bar.start()
@@ -103,7 +103,7 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, now: "Progress") -> None:
+    def show(self, now: "CorpusProgress") -> None:
         """Show how far it is; speeds are those since the first call, for what was there before took no time."""
         clock = time.monotonic()
         if self._first is None:

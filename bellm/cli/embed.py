@@ -10,8 +10,8 @@ import typer
 
 from bellm.cli import corpus, files
 from bellm.cli.options import AsJson, BatchTokens, Column, ModelOptions, Source, takes_model
-from bellm.corpus.inputs import expand
-from bellm.corpus.spans import SHARD_ROWS
+from bellm.corpus.input_files import expand_inputs
+from bellm.corpus.row_ranges import SHARD_ROWS
 from bellm.errors import BellmError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def embed(
 def _to_file(
     source: str, options: ModelOptions, inputs: list[str], output: str, column: str, force: bool, **encoding: Any
 ) -> dict[str, Any]:
-    texts = [text for file in expand(inputs) for text in files.read_texts(file, column)]
+    texts = [text for file in expand_inputs(inputs) for text in files.read_texts(file, column)]
     with files.fresh_file(output, force=force) as write:
         encoder = options.load(source)
         start = time.perf_counter()

@@ -100,24 +100,24 @@ def _report(
     options: ModelOptions,
     progress: "Progress",
 ) -> "Report":
-    from bellm.evaluate.suite import tasks_of
+    from bellm.evaluate.suite import resolve_tasks
 
-    wanted = tasks_of([task.strip() for task in tasks if task.strip()])
+    wanted = resolve_tasks([task.strip() for task in tasks if task.strip()])
     with shell.working(f"loading {', '.join(named)}"):
-        from bellm.evaluate.cache import default_folder
-        from bellm.evaluate.sources import Sources
+        from bellm.evaluate.models import ModelLoader
         from bellm.evaluate.suite import evaluate as run
+        from bellm.evaluate.vector_cache import default_cache_folder
 
-        opened = Sources(Path(cache) if cache else default_folder(), **options.given())
+        opened = ModelLoader(Path(cache) if cache else default_cache_folder(), **options.given())
         subjects = [opened.open(source) for source in dict.fromkeys(named)]
     folder = Path(data) if data else None
     return run(subjects, wanted, data=folder, clean=clean, resamples=resamples, seed=seed, progress=progress)
 
 
 def _record(report: "Report") -> dict[str, Any]:
-    from bellm.evaluate.record import record
+    from bellm.evaluate.record import report_to_json
 
-    return record(report)
+    return report_to_json(report)
 
 
 def _refuse_others(folder: Path, named: Sequence[str], force: bool) -> None:
@@ -141,20 +141,20 @@ def _refuse_others(folder: Path, named: Sequence[str], force: bool) -> None:
 
 
 def _write(folder: Path, report: "Report", results: dict[str, Any]) -> None:
-    from bellm.evaluate.page import write_page
-    from bellm.evaluate.tables import markdown
+    from bellm.evaluate.page import write_report_page
+    from bellm.evaluate.tables import markdown_table
 
-    atomic.write_bytes(folder / TABLE, markdown(report).encode())
+    atomic.write_bytes(folder / TABLE, markdown_table(report).encode())
     atomic.write_bytes(folder / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
-    write_page(report, folder / PAGE)
+    write_report_page(report, folder / PAGE)
 
 
 def _show(report: "Report", folder: Path, seconds: float) -> None:
     from rich.console import Console
 
-    from bellm.evaluate.tables import terminal
+    from bellm.evaluate.tables import terminal_table
 
-    Console().print(terminal(report))
+    Console().print(terminal_table(report))
     typer.echo(f"{seconds:.0f} s. {folder / PAGE} shows it all; {RESULTS} and {TABLE} lie beside it.")
 
 

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bellm.corpus.formats import Columns, problem_of
-from bellm.corpus.inputs import Source
-from bellm.corpus.spans import Row
+from bellm.corpus.formats import Columns, text_problem
+from bellm.corpus.input_files import InputFile
+from bellm.corpus.row_ranges import CorpusRow
 from bellm.errors import SourceError
 from bellm.types import Vectors
 
@@ -25,7 +25,7 @@ def read_texts(file: str, column: str = "text") -> list[str]:
     Raises:
         SourceError: The file cannot be read, or a row holds no text.
     """
-    source = Source(file, Columns(column))
+    source = InputFile(file, Columns(column))
     return [_strict(source, row) for row in source.rows()]
 
 
@@ -35,7 +35,7 @@ def checked_text(place: str, cell: str) -> str:
     Raises:
         SourceError: It holds half a character, or is too long.
     """
-    if problem := problem_of(cell):
+    if problem := text_problem(cell):
         raise SourceError(f"{place}: {problem}")
     return cell
 
@@ -105,7 +105,7 @@ def _writer(target: Path) -> Callable[[BinaryIO, Sequence[str], Vectors], None]:
     return WRITERS[suffix]
 
 
-def _strict(source: Source, row: Row) -> str:
+def _strict(source: InputFile, row: CorpusRow) -> str:
     if row.text is None:
         raise SourceError(f"{source.title}, {row.reason}")
     return row.text

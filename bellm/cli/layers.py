@@ -18,9 +18,9 @@ from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
 
 if TYPE_CHECKING:
+    from bellm.data.sts import STSPairs
     from bellm.encoder import Encoder
-    from bellm.evaluate.sets.pairs import Pairs
-    from bellm.layers.finder import Finding
+    from bellm.layer_search.finder import Finding
     from bellm.train.dataset import Dataset
 
 RESULTS, RUNS = "layers.json", "runs"
@@ -152,25 +152,27 @@ def _refuse_others(folder: Path, source: str) -> None:
         raise SourceError(f"{there} is about {known}. Choose another folder.")
 
 
-def _development_set(name: str, data: str | None) -> "Pairs":
+def _development_set(name: str, data: str | None) -> "STSPairs":
     with shell.working(f"reading {name}"):
-        from bellm.layers.finder import development_set
+        from bellm.layer_search.finder import read_dev_set
 
-        return development_set(name, Path(data) if data else None)
+        return read_dev_set(name, Path(data) if data else None)
 
 
 def _find(
     encoder: "Encoder",
-    pairs: "Pairs",
+    pairs: "STSPairs",
     cache: str | None,
     methods: frozenset[Method],
     progress: Callable[[str, int, int], None],
 ) -> "Finding":
-    from bellm.evaluate.cache import default_folder
-    from bellm.layers.finder import METHODS, find
+    from bellm.evaluate.vector_cache import default_cache_folder
+    from bellm.layer_search.finder import METHODS, find_layers
 
     wanted = [one for one in METHODS if one in methods]
-    return find(encoder, pairs, Path(cache) if cache else default_folder(), methods=wanted, progress=progress)
+    return find_layers(
+        encoder, pairs, Path(cache) if cache else default_cache_folder(), methods=wanted, progress=progress
+    )
 
 
 def _train(
@@ -178,19 +180,21 @@ def _train(
     source: str,
     choices: dict[str, Any],
     sources: "list[tuple[Dataset, float]]",
-    pairs: "Pairs",
+    pairs: "STSPairs",
     folder: Path,
 ) -> "Finding":
-    from bellm.layers.halving import halve, plan
+    from bellm.layer_search.successive_halving import plan_halving, run_halving
     from bellm.train.recipe import Recipe
 
     assert finding.search
     rule = finding.degradation.rule if finding.degradation else None
     recipe = Recipe(model=source, **choices)
-    planned = plan(finding.search, rule, recipe)
+    planned = plan_halving(finding.search, rule, recipe)
     typer.echo(f"{planned.budget}.", err=True)
     with _progress("training") as progress:
-        return dataclasses.replace(finding, trained=halve(planned, recipe, sources, pairs, folder, progress=progress))
+        return dataclasses.replace(
+            finding, trained=run_halving(planned, recipe, sources, pairs, folder, progress=progress)
+        )
 
 
 def _facts(source: str, encoder: "Encoder") -> dict[str, Any]:
@@ -200,34 +204,34 @@ def _facts(source: str, encoder: "Encoder") -> dict[str, Any]:
 
 
 def _record(finding: "Finding", known: dict[str, Any]) -> dict[str, Any]:
-    from bellm.layers.finder import record
+    from bellm.layer_search.finder import finding_to_json
 
-    return record(finding, known)
+    return finding_to_json(finding, known)
 
 
 def _write(folder: Path, finding: "Finding", found: dict[str, Any]) -> None:
-    from bellm.layers.page import write_page
+    from bellm.layer_search.page import write_layer_page
 
     atomic.write_bytes(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
-    write_page(finding, found, folder / PAGE)
+    write_layer_page(finding, found, folder / PAGE)
 
 
 def _show(finding: "Finding") -> None:
     from rich.console import Console
 
-    from bellm.layers.tables import candidates, curve, training
+    from bellm.layer_search.tables import candidate_table, degradation_table, halving_table
 
     console = Console()
     degradation, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
     tables = (
-        curve(degradation, profile) if degradation or profile else None,
-        candidates(search) if search else None,
-        training(trained) if trained else None,
+        degradation_table(degradation, profile) if degradation or profile else None,
+        candidate_table(search) if search else None,
+        halving_table(trained) if trained else None,
     )
     for table in filter(None, tables):
         console.print(table)
         console.print()
-    console.print(finding.verdict, highlight=False, markup=False)
+    console.print(finding.summary, highlight=False, markup=False)
 
 
 @contextmanager

@@ -35,9 +35,9 @@ def index(
 
     Example: bellm index vectors/
     """
-    from bellm.corpus.index import build
+    from bellm.corpus.index import build_index
 
-    record = build(corpus, approximate=approximate, progress=sys.stderr.isatty())
+    record = build_index(corpus, approximate=approximate, progress=sys.stderr.isatty())
     if as_json:
         typer.echo(json.dumps({"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}))
     else:
@@ -122,9 +122,9 @@ def _in_corpus(
 
 def _encoder_of(corpus: str, model: str | None, options: dict[str, Any]) -> "tuple[Encoder, str]":
     with shell.working(f"loading the encoder of {corpus}"):
-        from bellm.corpus import origin
+        from bellm.corpus import encoder_ref
 
-        known = origin.of_corpus(corpus, model)
+        known = encoder_ref.read_encoder_ref(corpus, model)
         return known.load(**options), known.source
 
 

@@ -131,9 +131,9 @@ def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: s
     settings = {**recipe.encoder_options, **options.given()}
     changes = dict(given)
     if dev:
-        from bellm.evaluate.development import DevScore
+        from bellm.evaluate.dev_evaluator import DevEvaluator
 
-        changes["dev"] = DevScore(dev)
+        changes["dev"] = DevEvaluator(dev)
     return dataclasses.replace(recipe, encoder_options=settings, **changes)
 
 

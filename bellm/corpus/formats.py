@@ -38,7 +38,7 @@ class Cells(NamedTuple):
     problem: str = ""
 
 
-def lines(stream: BinaryIO, _columns: Columns) -> Iterator[Cells]:
+def text_rows(stream: BinaryIO, _columns: Columns) -> Iterator[Cells]:
     """Rows of a text file."""
     for number, line in enumerate(_lines(stream), 1):
         place = f"line {number}"
@@ -48,13 +48,13 @@ def lines(stream: BinaryIO, _columns: Columns) -> Iterator[Cells]:
             yield Cells(place, problem=_not_utf8(error.object[error.start]))
 
 
-def json_lines(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
+def json_rows(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
     """Rows of a JSON Lines file."""
-    for cells in lines(stream, columns):
+    for cells in text_rows(stream, columns):
         yield cells if cells.problem else _json_cells(cells.place, str(cells.text), columns)
 
 
-def table(stream: BinaryIO, columns: Columns, *, dialect: str = "excel") -> Iterator[Cells]:
+def csv_rows(stream: BinaryIO, columns: Columns, *, dialect: str = "excel") -> Iterator[Cells]:
     """Rows of a CSV file; its first line names the columns, empty lines are no rows."""
     csv.field_size_limit(LONGEST)  # The csv module's own limit of 128 KiB is shorter than a long document.
     text = _CsvLines(stream)
@@ -80,12 +80,12 @@ def table(stream: BinaryIO, columns: Columns, *, dialect: str = "excel") -> Iter
             yield _csv_cells(_place(start, text.number), row, header, columns)
 
 
-def tab_table(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
+def tsv_rows(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
     """Rows of a tab-separated file, quoted as CSV is."""
-    return table(stream, columns, dialect="excel-tab")
+    return csv_rows(stream, columns, dialect="excel-tab")
 
 
-def parquet(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
+def parquet_rows(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
     """Rows of a Parquet file."""
     from bellm.corpus.arrow import pa, pq
 
@@ -104,16 +104,16 @@ def parquet(stream: BinaryIO, columns: Columns) -> Iterator[Cells]:
 
 
 READERS: dict[str, Callable[[BinaryIO, Columns], Iterator[Cells]]] = {
-    ".txt": lines,
-    ".jsonl": json_lines,
-    ".csv": table,
-    ".tsv": tab_table,
-    ".parquet": parquet,
+    ".txt": text_rows,
+    ".jsonl": json_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".parquet": parquet_rows,
 }
 """How each suffix is read. A reader raises a SourceError without the file's name where no row can be read at all."""
 
 
-def problem_of(cell: object) -> str:
+def text_problem(cell: object) -> str:
     """Why a cell is no text; empty if it is one."""
     if not isinstance(cell, str):
         return f"{repr(cell)[:60]} is not a text. Give a string, be it an empty one."

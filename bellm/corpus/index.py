@@ -16,7 +16,7 @@ from typing import Any
 
 from bellm.corpus import manifest, shards
 from bellm.corpus.arrow import pa
-from bellm.corpus.job import locked
+from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic
@@ -42,7 +42,7 @@ _OLD = timedelta(hours=1)  # Longer than any search, which reads the version tha
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class IndexRecord:
     """What an index holds."""
 
     version: int
@@ -70,7 +70,7 @@ class Hit:
 class Index:
     """A corpus that can be searched; `build` makes it."""
 
-    def __init__(self, table: Any, record: Record) -> None:
+    def __init__(self, table: Any, record: IndexRecord) -> None:
         """Search this table at the version of the record; `open` finds both."""
         self.record = record
         self._table = table
@@ -86,9 +86,9 @@ class Index:
             CorpusWarning: The corpus has grown since.
         """
         out = Path(out)
-        complete = manifest.read(out)
+        complete = manifest.read_manifest(out)
         try:
-            record = Record(**json.loads((out / FOLDER / RECORD_FILE).read_bytes()))
+            record = IndexRecord(**json.loads((out / FOLDER / RECORD_FILE).read_bytes()))
         except FileNotFoundError as error:
             raise SourceError(f"{out} has no index yet: bellm index {out}") from error
         except (OSError, TypeError, ValueError) as error:
@@ -125,13 +125,13 @@ class Index:
         else:
             ask = ask.bypass_vector_index()
         found = ask.select([name for name in self._table.schema.names if name != "shard"] + ["_distance"]).to_arrow()
-        scores = cosine_similarity(unit, shards.vectors_of(found))[0]
+        scores = cosine_similarity(unit, shards.shard_vectors(found))[0]
         rows = found.drop_columns(["vector", "_distance"]).to_pylist()
         best = (-scores).argsort(kind="stable")[:top].tolist()
         return [Hit(float(scores[hit]), **{"text": None} | rows[hit]) for hit in best]
 
 
-def build(out: str | Path, *, approximate: bool | None = None, progress: bool = False) -> Record:
+def build_index(out: str | Path, *, approximate: bool | None = None, progress: bool = False) -> IndexRecord:
     """Make a complete corpus searchable; for one that has grown since, only what is new is added.
 
     Args:
@@ -143,8 +143,8 @@ def build(out: str | Path, *, approximate: bool | None = None, progress: bool = 
         SourceError: There is no complete corpus, a shard is damaged, or the disk refuses. The index stays as it was.
     """
     out = Path(out)
-    complete = manifest.read(out)
-    with locked(out), _store(out):
+    complete = manifest.read_manifest(out)
+    with lock_corpus(out), _store(out):
         keys = _keys(out, complete)
         table = _table(out, complete)
         had = _indexed(table)
@@ -159,7 +159,7 @@ def build(out: str | Path, *, approximate: bool | None = None, progress: bool = 
         rows = table.count_rows()
         is_approximate = rows > EXACT_ROWS if approximate is None else approximate
         _approximate(table, is_approximate)
-        record = Record(version=table.version, rows=rows, is_approximate=is_approximate, shards=_digest(keys))
+        record = IndexRecord(version=table.version, rows=rows, is_approximate=is_approximate, shards=_digest(keys))
         atomic.write_bytes(out / FOLDER / RECORD_FILE, (json.dumps(vars(record), indent=1) + "\n").encode())
         _tidy(out, table)
     return record
@@ -185,7 +185,7 @@ def _schema(complete: Manifest) -> Any:
 
 def _batches(paths: dict[str, Path], schema: Any) -> Iterator[Any]:
     for key, path in paths.items():
-        shard = shards.read(path)
+        shard = shards.read_shard(path)
         shard = shard.append_column("shard", pa.repeat(key, len(shard)))
         yield from shard.select(schema.names).cast(schema).to_batches()
 
@@ -194,7 +194,7 @@ def _keys(out: Path, complete: Manifest) -> dict[str, Path]:
     """The shards of a corpus, by what tells the rows and the encoder of each from any other's."""
     paths = {}
     for path in manifest.shard_paths(out, complete):
-        shard = shards.read_facts(path)
+        shard = shards.read_shard_info(path)
         paths[_digest([shard.name, shard.rows_digest, shard.recipe])[:32]] = path
     return paths
 

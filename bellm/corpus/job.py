@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bellm.corpus import plan, shards
+from bellm.corpus import shard_plan, shards
+from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
 from bellm.corpus.formats import Columns
-from bellm.corpus.inputs import STDIN, check, expand
-from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, finish
-from bellm.corpus.recipe import Recipe, agree
-from bellm.corpus.shards import Shard, VectorForm
-from bellm.corpus.spans import SHARD_ROWS, Span
+from bellm.corpus.input_files import STDIN, check_columns, expand_inputs
+from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, write_manifest
+from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
+from bellm.corpus.shards import Precision, Shard
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.plan import prefetch
@@ -38,7 +38,7 @@ LOCK_FILE = ".lock"
 _PIECE_ROWS, _PIECE_CHARACTERS = 1024, 2**22  # Texts that go to the encoder at once: progress shows after each.
 
 
-class Progress(NamedTuple):
+class CorpusProgress(NamedTuple):
     """How far a run has come."""
 
     rows: int
@@ -49,7 +49,7 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Job:
     """What is to be embedded, and how: all that an engine needs to know next to the encoder."""
 
     out: Path
@@ -59,23 +59,25 @@ class Work:
     """Most rows of a shard."""
     done: list[Shard]
     """The shards that are there."""
-    recipe: Recipe
+    recipe: CorpusConfig
     digest: str
     """Digest of the recipe and the encoder."""
     max_batch_tokens: int | None
 
-    def write(self, span: Span, encoded: EncodeResult) -> Shard:
+    def write(self, row_range: RowRange, encoded: EncodeResult) -> Shard:
         """Write the shard of a span; errors as in `shards.write`."""
         form, keep_text = self.recipe.vectors, self.recipe.keep_text
-        return shards.write(self.out / shards.FOLDER, span, encoded, form=form, keep_text=keep_text, recipe=self.digest)
+        return shards.write_shard(
+            self.out / shards.SHARD_FOLDER, row_range, encoded, form=form, keep_text=keep_text, recipe=self.digest
+        )
 
 
-Engine = Callable[[Encoder, Work, Callable[[Progress], None] | None], list[Shard]]
+Executor = Callable[[Encoder, Job, Callable[[CorpusProgress], None] | None], list[Shard]]
 """Embeds what is missing and gives the new shards, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CorpusReport:
     """What a run has done, and what the folder holds."""
 
     manifest: Manifest
@@ -94,14 +96,14 @@ def embed_corpus(
     column: str = "text",
     id_column: str | None = None,
     input_type: InputType = "text",
-    vectors: VectorForm = "float32",
+    vectors: Precision = "float32",
     keep_text: bool = False,
     shard_rows: int = SHARD_ROWS,
     normalize: bool = False,
     max_batch_tokens: int | None = None,
-    engine: Engine | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> Report:
+    executor: Executor | None = None,
+    progress: Callable[[CorpusProgress], None] | None = None,
+) -> CorpusReport:
     """Embed every row of the inputs into a folder of shards; the same call goes on where an earlier one was stopped.
 
     Rows that have a shard already are compared with it and not embedded again, so a second call on inputs that have
@@ -109,7 +111,7 @@ def embed_corpus(
 
     Args:
         encoder: What embeds.
-        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.corpus.inputs.expand`.
+        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.corpus.input_files.expand_inputs`.
         out: The folder; made if it is not there.
         source: What `Encoder.from_pretrained` was given, for the manifest.
         column: Where tables hold the texts.
@@ -120,7 +122,7 @@ def embed_corpus(
         shard_rows: Most rows of a shard.
         normalize: Scale every vector to length 1.
         max_batch_tokens: Most tokens in one forward pass.
-        engine: What does the work, such as `bellm.corpus.ray.RayEngine`; None is this process.
+        executor: What does the work, such as `bellm.corpus.ray_executor.RayExecutor`; None is this process.
         progress: Called with how far it is, after some hundred rows each time.
 
     Raises:
@@ -134,9 +136,9 @@ def embed_corpus(
     if shard_rows < 1:
         raise BellmError(f"shard_rows={shard_rows} is too small: give at least 1.")
     columns = Columns(column, id_column)
-    files = expand(inputs, skip=out)
-    check(files, columns)
-    recipe = Recipe(
+    files = expand_inputs(inputs, skip=out)
+    check_columns(files, columns)
+    recipe = CorpusConfig(
         config=encoder.config.digest(),
         dtype=encoder.dtype_name,
         input_type=input_type,
@@ -147,10 +149,10 @@ def embed_corpus(
         id_column=id_column,
     )
     start = time.perf_counter()
-    with locked(out):
-        digest = agree(out, recipe, encoder)
-        done = plan.survey(out, digest)
-        work = Work(
+    with lock_corpus(out):
+        digest = check_corpus_config(out, recipe, encoder)
+        done = shard_plan.scan_shards(out, digest)
+        job = Job(
             out=out,
             files=files,
             columns=columns,
@@ -160,10 +162,12 @@ def embed_corpus(
             digest=digest,
             max_batch_tokens=max_batch_tokens,
         )
-        new = (engine or _embed)(encoder, work, progress)
-        manifest = finish(out, encoder_metadata(source or encoder.name, encoder), plan.in_order(files, [*done, *new]))
+        new = (executor or _embed)(encoder, job, progress)
+        manifest = write_manifest(
+            out, encoder_metadata(source or encoder.name, encoder), shard_plan.in_order(files, [*done, *new])
+        )
     _tell(out, manifest, files)
-    return Report(
+    return CorpusReport(
         manifest=manifest,
         new_rows=sum(shard.num_rows for shard in new),
         new_tokens=sum(shard.num_tokens for shard in new),
@@ -172,7 +176,7 @@ def embed_corpus(
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def lock_corpus(out: Path) -> Iterator[None]:
     """Hold a corpus folder alone: make it if need be, and clear away the drafts of a process that was killed.
 
     Raises:
@@ -180,10 +184,10 @@ def locked(out: Path) -> Iterator[None]:
     """
     try:
         _refuse_strangers(out)
-        (out / shards.FOLDER).mkdir(parents=True, exist_ok=True)
+        (out / shards.SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK_FILE, timeout=0):
             atomic.remove_drafts(out)
-            atomic.remove_drafts(out / shards.FOLDER)
+            atomic.remove_drafts(out / shards.SHARD_FOLDER)
             yield
     except Timeout as error:
         raise SourceError(
@@ -193,10 +197,10 @@ def locked(out: Path) -> Iterator[None]:
         raise SourceError(f"{out} cannot be written: {error.strerror or error}.") from error
 
 
-def embed_span(
+def embed_rows(
     encoder: Encoder,
-    span: Span,
-    recipe: Recipe,
+    row_range: RowRange,
+    recipe: CorpusConfig,
     *,
     max_batch_tokens: int | None = None,
     watch: Callable[[int, int], None] = lambda rows, tokens: None,
@@ -205,7 +209,7 @@ def embed_span(
 
     Args:
         encoder: What embeds.
-        span: What to embed; it may hold no readable row.
+        row_range: What to embed; it may hold no readable row.
         recipe: Role and length of the vectors.
         max_batch_tokens: Most tokens in one forward pass.
         watch: Called with the rows and tokens of each piece that is done.
@@ -213,11 +217,11 @@ def embed_span(
     Raises:
         BellmError: A vector is not finite.
     """
-    vectors = np.empty((len(span.texts), encoder.embedding_dim), np.float32)
+    vectors = np.empty((len(row_range.texts), encoder.embedding_dim), np.float32)
     tokens = truncated = 0
-    for piece in _pieces(span.texts):
+    for piece in _pieces(row_range.texts):
         encoded = encoder.encode_with_stats(
-            span.texts[piece],
+            row_range.texts[piece],
             input_type=recipe.input_type,
             normalize=recipe.normalize,
             max_batch_tokens=max_batch_tokens,
@@ -228,28 +232,31 @@ def embed_span(
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise BellmError(
-            f"{span.file}, row {span.rows[broken[0]]}: its vector is not finite. Load the model with dtype float32."
+            f"{row_range.file}, row {row_range.rows[broken[0]]}: its vector is not finite. Load the model with dtype "
+            "float32."
         )
     return EncodeResult(vectors, tokens, truncated)
 
 
-def _embed(encoder: Encoder, work: Work, progress: Callable[[Progress], None] | None) -> list[Shard]:
+def _embed(encoder: Encoder, job: Job, progress: Callable[[CorpusProgress], None] | None) -> list[Shard]:
     """The engine of one machine: reading is a span ahead of the model, and writing a shard behind it."""
-    spans = plan.missing(work.files, work.columns, work.done, work.shard_rows)
+    row_ranges = shard_plan.missing_ranges(job.files, job.columns, job.done, job.shard_rows)
     # Standard input is read where Ctrl-C arrives.
-    spans = spans if STDIN in work.files else prefetch(spans)
+    row_ranges = row_ranges if STDIN in job.files else prefetch(row_ranges)
     new: list[Shard] = []
     meter = _Meter(progress)
 
-    def write(span: Span, encoded: EncodeResult) -> None:
-        new.append(work.write(span, encoded))
+    def write(row_range: RowRange, encoded: EncodeResult) -> None:
+        new.append(job.write(row_range, encoded))
 
     with ThreadPoolExecutor(1) as writer:
-        for span in spans:
-            meter.begin(span)
-            encoded = embed_span(encoder, span, work.recipe, max_batch_tokens=work.max_batch_tokens, watch=meter.count)
+        for row_range in row_ranges:
+            meter.begin(row_range)
+            encoded = embed_rows(
+                encoder, row_range, job.recipe, max_batch_tokens=job.max_batch_tokens, watch=meter.count
+            )
             meter.written.result()
-            meter.written = writer.submit(write, span, encoded)
+            meter.written = writer.submit(write, row_range, encoded)
         meter.written.result()
     return new
 
@@ -257,24 +264,24 @@ def _embed(encoder: Encoder, work: Work, progress: Callable[[Progress], None] | 
 class _Meter:
     """Counts what is embedded, tells it, and sees at once when writing the shard before has failed."""
 
-    def __init__(self, tell: Callable[[Progress], None] | None) -> None:
+    def __init__(self, tell: Callable[[CorpusProgress], None] | None) -> None:
         self.written: Future[None] = Future()
         self.written.set_result(None)
         self._tell = tell
-        self._now = Progress(0, 0, 0.0)
+        self._now = CorpusProgress(0, 0, 0.0)
         self._gain = 0.0
 
-    def begin(self, span: Span) -> None:
+    def begin(self, row_range: RowRange) -> None:
         """Know how much of the inputs each row of this span is."""
-        self._now = self._now._replace(share=span.begun)
-        self._gain = (span.read - span.begun) / max(len(span.rows), 1)
+        self._now = self._now._replace(share=row_range.begun)
+        self._gain = (row_range.read - row_range.begun) / max(len(row_range.rows), 1)
 
     def count(self, rows: int, tokens: int) -> None:
         """Take in a piece of the span."""
         if self.written.done():
             self.written.result()
         now = self._now
-        self._now = Progress(now.rows + rows, now.tokens + tokens, now.share + rows * self._gain)
+        self._now = CorpusProgress(now.rows + rows, now.tokens + tokens, now.share + rows * self._gain)
         if self._tell:
             self._tell(self._now)
 
@@ -310,6 +317,6 @@ def _pieces(texts: Sequence[str]) -> Iterator[slice]:
 def _refuse_strangers(out: Path) -> None:
     if (out / FINGERPRINT_FILE).exists() or not out.exists():
         return
-    ours = (LOCK_FILE, shards.FOLDER, MANIFEST_FILE, REJECTED_FILE)
+    ours = (LOCK_FILE, shards.SHARD_FOLDER, MANIFEST_FILE, REJECTED_FILE)
     if any(path.name not in ours and not path.name.endswith(atomic.DRAFT) for path in out.iterdir()):
         raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")

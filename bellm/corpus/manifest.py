@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bellm.corpus import shards
-from bellm.corpus.recipe import read as read_recipe
+from bellm.corpus.corpus_config import read_corpus_config as read_recipe
 from bellm.corpus.shards import Shard
 from bellm.errors import SourceError
 from bellm.io import atomic
@@ -40,7 +40,7 @@ class Manifest:
     complete: bool = True
 
 
-def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifest:
+def write_manifest(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifest:
     """Write the list of unreadable rows, and then the manifest, each whole or not at all.
 
     Args:
@@ -68,7 +68,7 @@ def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifes
     return manifest
 
 
-def read(out: Path) -> Manifest:
+def read_manifest(out: Path) -> Manifest:
     """Read the manifest of a complete corpus folder.
 
     Raises:
@@ -87,7 +87,7 @@ def read(out: Path) -> Manifest:
 
 def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
     """Where the shards of a corpus lie, in order."""
-    return (out / shards.FOLDER / entry["name"] for entry in manifest.shards)
+    return (out / shards.SHARD_FOLDER / entry["name"] for entry in manifest.shards)
 
 
 def _entry(shard: Shard) -> dict[str, Any]:
@@ -105,6 +105,6 @@ def _write_rejected(out: Path, done: Sequence[Shard]) -> None:
     with atomic.atomic_write(out / REJECTED_FILE) as file:
         for shard in done:
             if shard.num_unreadable:
-                for row, reason in shards.read_unreadable(out / shards.FOLDER / shard.name):
+                for row, reason in shards.read_unreadable_rows(out / shards.SHARD_FOLDER / shard.name):
                     line = {"file": shard.file, "row": row, "reason": reason}
                     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bellm.corpus.arrow import pa, pq
-from bellm.corpus.spans import Span
+from bellm.corpus.row_ranges import RowRange
 from bellm.errors import SourceError
 from bellm.io import atomic
 from bellm.types import Vectors
@@ -26,10 +26,10 @@ from bellm.types import Vectors
 if TYPE_CHECKING:
     from bellm.engine.embedding import EncodeResult
 
-FOLDER = "shards"
+SHARD_FOLDER = "shards"
 """Where the shards of a corpus lie."""
 
-VectorForm = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16", "int8"]
 """How vectors are kept; int8 is symmetric by row, vector = scale * q."""
 
 _FACTS, _DIGEST = b"bellm", b"bellm.digest"
@@ -63,7 +63,7 @@ class Shard:
     @property
     def name(self) -> str:
         """Name of the shard's file: the same for the same place in the corpus."""
-        return name_of(self.file, self.first)
+        return shard_name(self.file, self.first)
 
     @property
     def num_unreadable(self) -> int:
@@ -71,14 +71,14 @@ class Shard:
         return self.stop - self.first - self.num_rows
 
 
-def name_of(file: str, first: int) -> str:
+def shard_name(file: str, first: int) -> str:
     """Name of the shard that begins with this row; sorted, the shards of a file are in order."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", file)[-60:].lstrip(".-")
     return f"{readable}-{hashlib.sha256(file.encode()).hexdigest()[:12]}-{first:012d}.parquet"
 
 
-def write(
-    folder: Path, span: Span, encoded: "EncodeResult", *, form: VectorForm, keep_text: bool, recipe: str
+def write_shard(
+    folder: Path, row_range: RowRange, encoded: "EncodeResult", *, form: Precision, keep_text: bool, recipe: str
 ) -> Shard:
     """Write the shard of a span, whole or not at all.
 
@@ -86,17 +86,17 @@ def write(
         SourceError: The disk refuses, or a vector does not fit float16.
     """
     shard = Shard(
-        file=span.file,
-        first=span.first,
-        stop=span.stop,
-        num_rows=len(span.rows),
+        file=row_range.file,
+        first=row_range.first,
+        stop=row_range.stop,
+        num_rows=len(row_range.rows),
         num_tokens=encoded.num_tokens,
         num_truncated=encoded.num_truncated,
-        rows_digest=span.digest,
+        rows_digest=row_range.digest,
         recipe=recipe,
     )
-    table = _table(span, encoded.vectors, form, keep_text)
-    table = table.replace_schema_metadata(_metadata(shard, span.unreadable, table))
+    table = _table(row_range, encoded.vectors, form, keep_text)
+    table = table.replace_schema_metadata(_metadata(shard, row_range.unreadable, table))
     path = folder / shard.name
     with atomic.atomic_write(path) as file:
         # Vectors are noise to a compressor and to a dictionary, and cost time there.
@@ -111,7 +111,7 @@ def write(
     return dataclasses.replace(shard, num_bytes=path.stat().st_size)
 
 
-def read_facts(path: Path) -> Shard:
+def read_shard_info(path: Path) -> Shard:
     """Read what a shard says about itself, without its rows.
 
     Raises:
@@ -123,12 +123,12 @@ def read_facts(path: Path) -> Shard:
     return Shard(**facts | {"num_bytes": path.stat().st_size})
 
 
-def read_unreadable(path: Path) -> list[tuple[int, str]]:
+def read_unreadable_rows(path: Path) -> list[tuple[int, str]]:
     """Read the numbers of the rows that could not be embedded, and why; errors as in `read_facts`."""
     return [(int(row), str(reason)) for row, reason in _facts(path)["unreadable"]]
 
 
-def read(path: Path) -> Any:
+def read_shard(path: Path) -> Any:
     """Read a shard's rows as a pyarrow table, proved to be the rows that were written; errors as in `read_facts`."""
     facts = _facts(path)
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -139,7 +139,7 @@ def read(path: Path) -> Any:
     return table
 
 
-def vectors_of(table: Any) -> Vectors:
+def shard_vectors(table: Any) -> Vectors:
     """The vectors of a shard's rows as float32 of shape (rows, width), whatever form they are kept in."""
     column = table.column("vector").combine_chunks()
     width = column.type.list_size
@@ -147,19 +147,19 @@ def vectors_of(table: Any) -> Vectors:
     return vectors * table.column("scale").to_numpy()[:, None] if "scale" in table.column_names else vectors
 
 
-def _table(span: Span, vectors: Vectors, form: VectorForm, keep_text: bool) -> Any:
+def _table(row_range: RowRange, vectors: Vectors, form: Precision, keep_text: bool) -> Any:
     kept, scale = _FORMS[form](vectors)
-    file = pa.DictionaryArray.from_arrays(np.zeros(len(span.rows), np.int32), pa.array([span.file]))
+    file = pa.DictionaryArray.from_arrays(np.zeros(len(row_range.rows), np.int32), pa.array([row_range.file]))
     values = pa.array(kept.ravel())
     kind = pa.list_(pa.field("element", values.type), vectors.shape[1])
     columns = {
-        "id": pa.array(span.ids, pa.string()),
+        "id": pa.array(row_range.ids, pa.string()),
         "file": file,
-        "row": pa.array(span.rows, pa.int64()),
+        "row": pa.array(row_range.rows, pa.int64()),
         "vector": pa.FixedSizeListArray.from_arrays(values, type=kind),
     }
     columns |= {"scale": pa.array(scale)} if scale is not None else {}
-    return pa.table(columns | ({"text": pa.array(span.texts, pa.string())} if keep_text else {}))
+    return pa.table(columns | ({"text": pa.array(row_range.texts, pa.string())} if keep_text else {}))
 
 
 def _float32(vectors: Vectors) -> tuple[Any, None]:

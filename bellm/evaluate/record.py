@@ -9,7 +9,7 @@ DIGITS = 4
 """Decimals of a point that are kept."""
 
 
-def record(report: Report) -> dict[str, Any]:
+def report_to_json(report: Report) -> dict[str, Any]:
     """The first run at the top, the others under `compared` with their differences to it."""
     first, *others = [_run(run) for run in report.runs]
     del first["differences"]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """What a task measured on one encoder, item by item."""
 
     task: str
     metric: str
     """In words: Spearman of cosine, accuracy, nDCG@10."""
-    items_N: NDArray[np.float64]
+    item_scores_N: NDArray[np.float64]
     """A pair's cosine, 1 for a sentence that was classified right and 0 for another, a query's nDCG."""
     gold_N: NDArray[np.float64] | None = None
     """Ratings whose Spearman correlation with the items is the score; without them their mean is."""
@@ -28,7 +28,7 @@ class Outcome:
     """What the items are about, for pairs."""
     num_texts: int = 0
     num_truncated: int = 0
-    also: Mapping[str, float] = field(default_factory=dict)
+    extra_metrics: Mapping[str, float] = field(default_factory=dict)
     """Other metrics of the same task, in points."""
 
 
@@ -42,7 +42,7 @@ class Score:
     high: float
     n: int
     num_truncated: int = 0
-    also: Mapping[str, float] = field(default_factory=dict)
+    extra_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __float__(self) -> float:
         """The value alone."""
@@ -80,5 +80,5 @@ class Report:
     """Runs on the same tasks; the first is the baseline of the others."""
 
     runs: tuple[Run, ...]
-    outcomes: tuple[Mapping[str, Outcome], ...]
+    results: tuple[Mapping[str, TaskResult], ...]
     """For each run its items by task, for what is shown pair by pair."""

@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bellm.data import classification, retrieval, sts
+from bellm.data.classification import LabeledTexts
+from bellm.data.retrieval import RetrievalData
+from bellm.data.sts import STSPairs
 from bellm.errors import BellmError
-from bellm.evaluate import statistics
-from bellm.evaluate.results import Difference, Outcome, Report, Run, Score
-from bellm.evaluate.retrieval import score_collection
-from bellm.evaluate.sets import pairs, search, sentences
-from bellm.evaluate.sets.pairs import Pairs
-from bellm.evaluate.sets.search import Collection
-from bellm.evaluate.sets.sentences import Sentences
-from bellm.evaluate.similarity import score_pairs
-from bellm.evaluate.statistics import Estimate
-from bellm.evaluate.subject import Subject
-from bellm.evaluate.transfer import score_sentences
+from bellm.evaluate.classification_task import score_classification
+from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.results import Difference, Report, Run, Score, TaskResult
+from bellm.evaluate.retrieval_task import score_retrieval
+from bellm.evaluate.sts_task import score_sts
 from bellm.metadata import package_versions
+from bellm.report import statistics
+from bellm.report.statistics import BootstrapEstimate
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 TRANSFER = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
@@ -28,14 +28,14 @@ GROUPS: dict[str, tuple[str, ...]] = {"sts": STS, "transfer": TRANSFER, "scifact
 
 AVERAGES = {"STS average": STS, "transfer average": TRANSFER}
 
-Set = Pairs | Sentences | Collection
+Set = STSPairs | LabeledTexts | RetrievalData
 """What a task is about."""
 
 Progress = Callable[[str, str, int, int], None]
 """Told the encoder, the task, and how many of how many texts have vectors."""
 
 
-def tasks_of(names: Sequence[str]) -> tuple[str, ...]:
+def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """Tasks and groups by name, each task once, in the order given.
 
     Raises:
@@ -51,7 +51,7 @@ def tasks_of(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def evaluate(
-    subjects: Sequence[Subject],
+    models: Sequence[EvaluatedModel],
     tasks: Sequence[str | Set],
     *,
     data: Path | None = None,
@@ -63,7 +63,7 @@ def evaluate(
     """Score every subject on every task; the first is the baseline of the others.
 
     Args:
-        subjects: What is evaluated.
+        models: What is evaluated.
         tasks: Names of tasks and groups, or sets of your own.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
         clean: Pairs are cleaned as the papers do.
@@ -75,74 +75,76 @@ def evaluate(
         BellmError: A task is unknown, a data set is not there, or vectors cannot be had.
     """
     sets = _read(tasks, data, clean)
-    paired = [text for one in sets.values() if isinstance(one, Pairs) for text in (*one.left, *one.right)]
-    outcomes: list[dict[str, Outcome]] = []
-    for subject in subjects:
-        if paired and subject.cache:  # All at once: sets share texts, and texts their beginnings.
-            _embed(subject, paired, progress)
-        outcomes.append({name: _score(subject, one, progress) for name, one in sets.items()})
+    paired = [text for one in sets.values() if isinstance(one, STSPairs) for text in (*one.left, *one.right)]
+    results: list[dict[str, TaskResult]] = []
+    for model in models:
+        if paired and model.cache:  # All at once: sets share texts, and texts their beginnings.
+            _embed(model, paired, progress)
+        results.append({name: _score(model, one, progress) for name, one in sets.items()})
     settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
-    runs = [_run(subject, found, resamples, seed, settings) for subject, found in zip(subjects, outcomes, strict=True)]
+    runs = [_run(model, found, resamples, seed, settings) for model, found in zip(models, results, strict=True)]
     first = runs[0][1]
     compared = [replace(run, differences=_differences(known, first)) for run, known in runs[1:]]
-    return Report((runs[0][0], *compared), tuple(outcomes))
+    return Report((runs[0][0], *compared), tuple(results))
 
 
 def _read(tasks: Sequence[str | Set], data: Path | None, clean: bool) -> dict[str, Set]:
     """All sets, before anything is embedded: what is missing shows now."""
     own = [task for task in tasks if not isinstance(task, str)]
     found: list[Set] = []
-    for name in tasks_of([task for task in tasks if isinstance(task, str)]):
+    for name in resolve_tasks([task for task in tasks if isinstance(task, str)]):
         if name in TRANSFER:
-            found.append(sentences.read(name, data))
+            found.append(classification.read_classification(name, data))
         elif name in SEARCH:
-            found.append(search.read(name, data))
+            found.append(retrieval.read_retrieval(name, data))
         else:
-            found.append(pairs.read(name, data, clean=clean))
+            found.append(sts.read_sts(name, data, clean=clean))
     return {one.name: one for one in [*found, *own]}
 
 
-def _embed(subject: Subject, texts: Sequence[str], progress: Progress) -> None:
+def _embed(model: EvaluatedModel, texts: Sequence[str], progress: Progress) -> None:
     total, so_far = len(set(texts)), 0
 
     def done(count: int) -> None:
         nonlocal so_far
         so_far += count
-        progress(subject.name, "STS", so_far, total)
+        progress(model.name, "STS", so_far, total)
 
-    subject.vectors(texts, done=done)
+    model.vectors(texts, done=done)
 
 
-def _score(subject: Subject, task: Set, progress: Progress) -> Outcome:
-    progress(subject.name, task.name, 0, 0)
-    if isinstance(task, Pairs):
-        return score_pairs(subject, task)
-    if isinstance(task, Sentences):
-        return score_sentences(subject, task)
-    return score_collection(subject, task)
+def _score(model: EvaluatedModel, task: Set, progress: Progress) -> TaskResult:
+    progress(model.name, task.name, 0, 0)
+    if isinstance(task, STSPairs):
+        return score_sts(model, task)
+    if isinstance(task, LabeledTexts):
+        return score_classification(model, task)
+    return score_retrieval(model, task)
 
 
 def _run(
-    subject: Subject, outcomes: Mapping[str, Outcome], resamples: int, seed: int, settings: Mapping[str, object]
-) -> tuple[Run, dict[str, Estimate]]:
+    model: EvaluatedModel, results: Mapping[str, TaskResult], resamples: int, seed: int, settings: Mapping[str, object]
+) -> tuple[Run, dict[str, BootstrapEstimate]]:
     known = {
-        task: statistics.estimate(outcome.items_N, outcome.gold_N, resamples=resamples, seed=seed)
-        for task, outcome in outcomes.items()
+        task: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
+        for task, result in results.items()
     }
-    scores = {task: statistics.score_of(outcome, known[task]) for task, outcome in outcomes.items()}
+    scores = {task: statistics.to_score(result, known[task]) for task, result in results.items()}
     averages: dict[str, Score] = {}
     for name, tasks in AVERAGES.items():
         if set(tasks) <= set(known):
-            known[name] = statistics.average([known[task] for task in tasks])
+            known[name] = statistics.average_estimates([known[task] for task in tasks])
             averages[name] = Score(
                 "mean", known[name].value, known[name].low, known[name].high, sum(scores[task].n for task in tasks)
             )
-    return Run(subject.name, {**subject.facts, "evaluation": dict(settings)}, scores, averages), known
+    return Run(model.name, {**model.facts, "evaluation": dict(settings)}, scores, averages), known
 
 
-def _differences(known: Mapping[str, Estimate], first: Mapping[str, Estimate]) -> dict[str, Difference]:
+def _differences(
+    known: Mapping[str, BootstrapEstimate], first: Mapping[str, BootstrapEstimate]
+) -> dict[str, Difference]:
     """Tasks are corrected together, averages together: an average is no further question about a task."""
-    found = {name: statistics.difference(known[name], first[name]) for name in known}
+    found = {name: statistics.paired_difference(known[name], first[name]) for name in known}
     tasks = {name: one for name, one in found.items() if name not in AVERAGES}
     averages = {name: one for name, one in found.items() if name in AVERAGES}
-    return {**statistics.corrected(tasks), **statistics.corrected(averages)}
+    return {**statistics.holm_correction(tasks), **statistics.holm_correction(averages)}

@@ -17,7 +17,7 @@ BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANG
 _TELLING = ("bidirectional", "variant", "window", "prompt", "pooling", "layer", "max_tokens", "dtype")
 
 
-def labels(report: Report) -> list[str]:
+def run_labels(report: Report) -> list[str]:
     """A short name for each run: the end of its model's name, and the settings that tell it from the same model's."""
     models = [run.model.partition("?")[0].rstrip("/").rpartition("/")[2] for run in report.runs]
     groups = {model: [run for run, name in zip(report.runs, models, strict=True) if name == model] for model in models}
@@ -34,7 +34,7 @@ def all_scores(run: Run) -> dict[str, Score]:
     return {**run.averages, **run.scores}
 
 
-def points(value: float, *, signed: bool = False) -> str:
+def format_points(value: float, *, signed: bool = False) -> str:
     """A number of points to one decimal; with its sign where it is a difference.
 
     >>> points(-0.04), points(3.14159, signed=True)
@@ -44,33 +44,33 @@ def points(value: float, *, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''}.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(estimate: Score | Difference) -> str:
+def format_interval(estimate: Score | Difference) -> str:
     """The ends of a 95 % interval, in words."""
-    return f"{points(estimate.low)} to {points(estimate.high)}"
+    return f"{format_points(estimate.low)} to {format_points(estimate.high)}"
 
 
-def mark(difference: Difference | None) -> str:
+def significance_mark(difference: Difference | None) -> str:
     """A triangle up or down for a significant difference to the baseline, and nothing for any other."""
     if difference is None or not difference.p_value < SIGNIFICANT or not difference.value:
         return ""
     return BETTER if difference.value > 0 else WORSE
 
 
-def markdown(report: Report) -> str:
+def markdown_table(report: Report) -> str:
     """A table for a model card: a row for each average and task, a column for each run, and what its signs mean."""
     first = all_scores(report.runs[0])
-    head = ["Task", "Metric", *labels(report)]
+    head = ["Task", "Metric", *run_labels(report)]
     rows = [[name, score.metric, *_cells(report, name)] for name, score in first.items()]
     lines = [head, ["---", "---", *["---:"] * len(report.runs)], *rows]
     table = "".join(f"| {' | '.join(map(_escaped, line))} |\n" for line in lines)
-    return f"{table}\n{_escaped(note(report))}\n"
+    return f"{table}\n{_escaped(table_note(report))}\n"
 
 
-def terminal(report: Report) -> Table:
+def terminal_table(report: Report) -> Table:
     """The same table for rich to print."""
-    table = Table(box=None, caption=note(report), caption_justify="left", pad_edge=False, header_style="bold")
+    table = Table(box=None, caption=table_note(report), caption_justify="left", pad_edge=False, header_style="bold")
     table.add_column("task")
-    for label in labels(report):
+    for label in run_labels(report):
         table.add_column(Text(label, overflow="fold"), justify="right")
     first = report.runs[0]
     for name in all_scores(first):
@@ -79,13 +79,13 @@ def terminal(report: Report) -> Table:
     return table
 
 
-def note(report: Report) -> str:
+def table_note(report: Report) -> str:
     """What the signs of the tables mean."""
     meaning = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval over items."
     if len(report.runs) == 1:
         return meaning
     return (
-        f"{meaning} {BETTER} significantly better and {WORSE} worse than {labels(report)[0]}: paired test, p below "
+        f"{meaning} {BETTER} significantly better and {WORSE} worse than {run_labels(report)[0]}: paired test, p below "
         f"{SIGNIFICANT} after Holm's correction for the number of tasks (averages apart); without a sign no "
         "difference can be told."
     )
@@ -109,8 +109,8 @@ def _cells(report: Report, name: str) -> list[str]:
 
 
 def _cell(score: Score, difference: Difference | None) -> str:
-    half = points((score.high - score.low) / 2)
-    return f"{points(score.value)} \N{PLUS-MINUS SIGN} {half} {mark(difference) or chr(32)}"
+    half = format_points((score.high - score.low) / 2)
+    return f"{format_points(score.value)} \N{PLUS-MINUS SIGN} {half} {significance_mark(difference) or chr(32)}"
 
 
 def _escaped(text: str) -> str:

@@ -89,7 +89,7 @@ def train(
             run = _Run(recipe, batches, output, total, processes)
             run.go(stop, checkpoint_every, progress)
             if stop < total:
-                return run.standing()
+                return run.round_result()
             run.finish(described)
         elif stop < total:
             raise _past(output, total, stop)
@@ -148,7 +148,7 @@ class _Run:
                         f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
                     )
 
-    def standing(self) -> Encoder:
+    def round_result(self) -> Encoder:
         """The encoder with the last weights, its adapters in them as when a saved one is loaded."""
         encoder = finished(self.encoder, self.recipe)
         encoder.model = adapters.merge_adapters(encoder.model)

@@ -31,11 +31,11 @@ def test_a_folder_of_shards(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     assert re.match(r"out: 30 rows of 32 dimensions in 5 shards, 30 of them new, open layers 2-3 of 4, ", result.stdout)
-    found = manifest.read(Path("out"))
+    found = manifest.read_manifest(Path("out"))
     assert found.encoder["source"] == str(tiny_folder)
-    tables = list(map(shards.read, manifest.shard_paths(Path("out"), found)))
+    tables = list(map(shards.read_shard, manifest.shard_paths(Path("out"), found)))
     assert [text for table in tables for text in table.column("text").to_pylist()] == TEXTS
-    vectors = np.concatenate([shards.vectors_of(table) for table in tables])
+    vectors = np.concatenate([shards.shard_vectors(table) for table in tables])
     np.testing.assert_allclose(vectors, tiny_encoder.encode(TEXTS), rtol=2e-3, atol=1e-4)
 
 
@@ -54,8 +54,8 @@ def test_lines_from_a_pipe_are_skipped_where_they_are_done(tiny_folder: Path) ->
         assert json.loads(result.stdout)["new_rows"] == new
     ids = [
         id
-        for path in manifest.shard_paths(Path("out"), manifest.read(Path("out")))
-        for id in shards.read(path).column("id").to_pylist()
+        for path in manifest.shard_paths(Path("out"), manifest.read_manifest(Path("out")))
+        for id in shards.read_shard(path).column("id").to_pylist()
     ]
     assert ids == [f"-:{row}" for row in range(1, 31)]
 
@@ -133,8 +133,8 @@ def test_ray_gives_the_same_corpus(tiny_folder: Path, tiny_encoder: Encoder) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == len(TEXTS)
-    tables = map(shards.read, manifest.shard_paths(Path("out"), manifest.read(Path("out"))))
-    vectors = np.concatenate([shards.vectors_of(table) for table in tables])
+    tables = map(shards.read_shard, manifest.shard_paths(Path("out"), manifest.read_manifest(Path("out"))))
+    vectors = np.concatenate([shards.shard_vectors(table) for table in tables])
     np.testing.assert_allclose(vectors, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
 
 

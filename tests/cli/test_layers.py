@@ -113,7 +113,7 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     write(tmp_path / "rows.jsonl", 10)
     command = ("layers", tiny_folder, "--data=data", "-o", "out")
     with monkeypatch.context() as stopped:
-        stopped.setattr("bellm.layers.halving.score_pairs", _ctrl_c)
+        stopped.setattr("bellm.layer_search.successive_halving.score_pairs", _ctrl_c)
         result = bellm(*command, *TRAINED)
     assert result.exit_code == 130
     assert result.stderr.splitlines() == [

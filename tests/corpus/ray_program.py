@@ -14,20 +14,20 @@ from typing import Any
 import ray
 
 from bellm import Encoder
-from bellm.corpus.job import Progress, embed_corpus
-from bellm.corpus.ray import RayEngine
+from bellm.corpus.job import CorpusProgress, embed_corpus
+from bellm.corpus.ray_executor import RayExecutor
 from bellm.errors import BellmError
 
 
 def main(source: str) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    encoder, engine = Encoder.from_pretrained(source), RayEngine(source=source, workers=2)
+    encoder, executor = Encoder.from_pretrained(source), RayExecutor(source=source, workers=2)
     options: dict[str, Any] = {"source": source, "keep_text": True, "shard_rows": 100}
     start = time.perf_counter()
     found: dict[str, Any] = {"killed": [], "progress": []}
 
-    def kill_half_way(now: Progress) -> None:
+    def kill_half_way(now: CorpusProgress) -> None:
         found["progress"].append(now)
         if now.rows >= 600 and not found["killed"]:
             found["killed"] = workers()[:1]
@@ -35,12 +35,12 @@ def main(source: str) -> None:
             os.kill(found["killed"][0], signal.SIGKILL)
 
     embed_corpus(encoder, ["a.txt"], "out", **options)
-    report = embed_corpus(encoder, ["a.txt", "b.txt"], "out", engine=engine, progress=kill_half_way, **options)
+    report = embed_corpus(encoder, ["a.txt", "b.txt"], "out", executor=executor, progress=kill_half_way, **options)
     found["new_rows"] = report.new_rows
     found["errors"] = [
-        refusal(encoder, engine, "-", **options),
-        refusal(encoder, RayEngine(source=source, workers=3), "a.txt", **options),
-        refusal(encoder, RayEngine(source="none/there", workers=1), "a.txt", **options),
+        refusal(encoder, executor, "-", **options),
+        refusal(encoder, RayExecutor(source=source, workers=3), "a.txt", **options),
+        refusal(encoder, RayExecutor(source="none/there", workers=1), "a.txt", **options),
     ]
     found["seconds"] = time.perf_counter() - start
     Path("found.json").write_text(json.dumps(found), encoding="utf-8")
@@ -57,9 +57,9 @@ def stats() -> list[Path]:
     return [stat for stat in Path("/proc").glob("[0-9]*/stat") if stat.exists()]
 
 
-def refusal(encoder: Encoder, engine: RayEngine, file: str, **options: Any) -> str:
+def refusal(encoder: Encoder, executor: RayExecutor, file: str, **options: Any) -> str:
     try:
-        embed_corpus(encoder, [file], "refused", engine=engine, **options)
+        embed_corpus(encoder, [file], "refused", executor=executor, **options)
     except BellmError as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was refused"

@@ -94,13 +94,13 @@ def undisturbed(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def assert_same_corpus(found: Path, expected: Path) -> None:
     """Compare row by row, and then byte by byte."""
-    plan = manifest.read(expected)
-    assert manifest.read(found) == plan
+    plan = manifest.read_manifest(expected)
+    assert manifest.read_manifest(found) == plan
     rows = 0
     for ours, theirs in zip(manifest.shard_paths(found, plan), manifest.shard_paths(expected, plan), strict=True):
-        assert shards.read_facts(ours) == shards.read_facts(theirs)
-        assert shards.read(ours).equals(shards.read(theirs))
-        rows += shards.read(ours).num_rows
+        assert shards.read_shard_info(ours) == shards.read_shard_info(theirs)
+        assert shards.read_shard(ours).equals(shards.read_shard(theirs))
+        rows += shards.read_shard(ours).num_rows
     assert rows == plan.rows == NUM_ROWS + 50 - 4
     names = [sorted(str(path.relative_to(out)) for path in out.rglob("*")) for out in (found, expected)]
     assert names[0] == names[1]
@@ -111,7 +111,7 @@ def assert_same_corpus(found: Path, expected: Path) -> None:
 def assert_promises_are_kept(out: Path) -> None:
     """Where there is a manifest, all that it names is there."""
     if (out / manifest.MANIFEST_FILE).exists():
-        assert all(path.exists() for path in manifest.shard_paths(out, manifest.read(out)))
+        assert all(path.exists() for path in manifest.shard_paths(out, manifest.read_manifest(out)))
         assert (out / manifest.REJECTED_FILE).exists()
 
 
@@ -129,7 +129,7 @@ def test_killed_at_random_moments_no_row_is_lost_and_none_comes_twice(
         else:
             assert end == -signal.SIGKILL
             kills += 1
-            seen.add(len(list((tmp_path / "out" / shards.FOLDER).glob("*.parquet"))))
+            seen.add(len(list((tmp_path / "out" / shards.SHARD_FOLDER).glob("*.parquet"))))
     assert jobs.run(tmp_path / "out") == 0
     assert_same_corpus(tmp_path / "out", expected)
     assert len(seen) >= 3  # So many different numbers of shards were there when it died.
@@ -184,8 +184,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert note == f"note: 4 of 450 rows cannot be read; {mount}/out/rejected.jsonl lists them."
     assert " new, " in done
     assert second == "ended with 0"
-    found, expected = manifest.read(tmp_path / "out"), manifest.read(undisturbed[0])
+    found, expected = manifest.read_manifest(tmp_path / "out"), manifest.read_manifest(undisturbed[0])
     assert (found.shards, found.recipe_digest) == (expected.shards, expected.recipe_digest)
-    assert [shards.read(path).column("text").to_pylist() for path in manifest.shard_paths(tmp_path / "out", found)] == [
-        shards.read(path).column("text").to_pylist() for path in manifest.shard_paths(undisturbed[0], expected)
-    ]
+    assert [
+        shards.read_shard(path).column("text").to_pylist() for path in manifest.shard_paths(tmp_path / "out", found)
+    ] == [shards.read_shard(path).column("text").to_pylist() for path in manifest.shard_paths(undisturbed[0], expected)]

@@ -143,8 +143,8 @@ def test_a_missing_column_of_ids_is_named() -> None:
 @pytest.mark.parametrize("cell", [None, 7, 1.5, ["a"], "half \ud83d", "x" * 100])
 def test_cells_that_are_no_text(monkeypatch: pytest.MonkeyPatch, cell: Any) -> None:
     monkeypatch.setattr(formats, "LONGEST", 50)
-    assert formats.problem_of(cell)
-    assert not formats.problem_of("")
+    assert formats.text_problem(cell)
+    assert not formats.text_problem("")
 
 
 def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

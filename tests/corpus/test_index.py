@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from bellm import Encoder
-from bellm.corpus import index, manifest, recipe, shards
-from bellm.corpus.index import Index, build
-from bellm.corpus.job import embed_corpus, locked
-from bellm.corpus.recipe import Recipe
-from bellm.corpus.shards import VectorForm
-from bellm.corpus.spans import Row, cut
+from bellm.corpus import corpus_config, index, manifest, shards
+from bellm.corpus.corpus_config import CorpusConfig
+from bellm.corpus.index import Index, build_index
+from bellm.corpus.job import embed_corpus, lock_corpus
+from bellm.corpus.row_ranges import CorpusRow, split_rows
+from bellm.corpus.shards import Precision
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.metadata import encoder_metadata
@@ -46,27 +46,27 @@ def embed(encoder: Encoder, source: Path, place: Path, **options: Any) -> None:
 
 def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
     """A corpus of these vectors, as if the encoder had given them."""
-    how = Recipe(encoder_options=encoder.config.digest(), dtype=encoder.dtype_name)
-    (out / shards.FOLDER).mkdir(parents=True)
-    digest = recipe.agree(out, how, encoder)
-    rows = (Row(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
+    how = CorpusConfig(encoder_options=encoder.config.digest(), dtype=encoder.dtype_name)
+    (out / shards.SHARD_FOLDER).mkdir(parents=True)
+    digest = corpus_config.check_corpus_config(out, how, encoder)
+    rows = (CorpusRow(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
     written = [
-        shards.write(
-            out / shards.FOLDER,
-            span,
-            EncodeResult(vectors[span.first - 1 : span.stop - 1], 0, 0),
+        shards.write_shard(
+            out / shards.SHARD_FOLDER,
+            row_range,
+            EncodeResult(vectors[row_range.first - 1 : row_range.stop - 1], 0, 0),
             form="float32",
             keep_text=False,
             recipe=digest,
         )
-        for span in cut("planted", rows, 1000)
+        for row_range in split_rows("planted", rows, 1000)
     ]
-    manifest.finish(out, encoder_metadata("planted", encoder) | {"embedding_dim": vectors.shape[1]}, written)
+    manifest.write_manifest(out, encoder_metadata("planted", encoder) | {"embedding_dim": vectors.shape[1]}, written)
 
 
 def vectors_in(out: Path) -> Vectors:
-    paths = manifest.shard_paths(out, manifest.read(out))
-    return np.concatenate([shards.vectors_of(shards.read(path)) for path in paths])
+    paths = manifest.shard_paths(out, manifest.read_manifest(out))
+    return np.concatenate([shards.shard_vectors(shards.read_shard(path)) for path in paths])
 
 
 def brute_force(vectors: Vectors, query: Vectors) -> Vectors:
@@ -75,12 +75,10 @@ def brute_force(vectors: Vectors, query: Vectors) -> Vectors:
 
 
 @pytest.mark.parametrize("form", ["float32", "float16", "int8"])
-def test_exact_search_is_brute_force(
-    tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path, form: VectorForm
-) -> None:
+def test_exact_search_is_brute_force(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path, form: Precision) -> None:
     texts_to(tmp_path / "in" / "a.txt", TEXTS)
     embed(tiny_encoder, tiny_folder, tmp_path, vectors=form, keep_text=True)
-    record = build(tmp_path / "out")
+    record = build_index(tmp_path / "out")
     assert (record.rows, record.is_approximate) == (80, False)
     query = 1e-9 * tiny_encoder.encode_query(["seven trains in the snow"])[0]
     expected = brute_force(vectors_in(tmp_path / "out"), query)
@@ -93,7 +91,7 @@ def test_exact_search_is_brute_force(
 
 
 def test_without_texts_hits_have_none(corpus: Path, tiny_encoder: Encoder) -> None:
-    build(corpus)
+    build_index(corpus)
     hits = Index.open(corpus).search(tiny_encoder.encode(["x"])[0], 100)
     assert sorted(hit.row for hit in hits) == list(range(1, 81))
     assert {hit.text for hit in hits} == {None}
@@ -104,7 +102,7 @@ def test_approximate_search_finds_what_exact_search_finds(tiny_encoder: Encoder,
     centres = rng.standard_normal((50, 48), dtype=np.float32)
     vectors = centres[rng.integers(0, 50, 20_000)] + 0.5 * rng.standard_normal((20_000, 48), dtype=np.float32)
     planted(tmp_path / "out", tiny_encoder, vectors)
-    assert build(tmp_path / "out", approximate=True).is_approximate
+    assert build_index(tmp_path / "out", approximate=True).is_approximate
     queries = vectors[:20] + 0.3 * rng.standard_normal((20, 48), dtype=np.float32)
     searched, shared = Index.open(tmp_path / "out"), 0
     for query in queries:
@@ -116,9 +114,9 @@ def test_approximate_search_finds_what_exact_search_finds(tiny_encoder: Encoder,
 
 def test_approximate_from_a_number_of_rows_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "EXACT_ROWS", 79)
-    assert build(corpus).is_approximate
+    assert build_index(corpus).is_approximate
     assert _index_names(corpus)
-    assert not build(corpus, approximate=False).is_approximate
+    assert not build_index(corpus, approximate=False).is_approximate
     assert not _index_names(corpus)
 
 
@@ -130,7 +128,7 @@ def _index_names(corpus: Path) -> list[str]:
 def test_a_grown_corpus_adds_what_is_new(
     corpus: Path, tiny_encoder: Encoder, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, approximate: bool
 ) -> None:
-    build(corpus, approximate=approximate)
+    build_index(corpus, approximate=approximate)
     texts_to(corpus.parent / "in" / "b.txt", ["An invoice was paid twice."])
     embed(tiny_encoder, tiny_folder, corpus.parent)
     query = tiny_encoder.encode_query(["An invoice was paid twice."])[0]
@@ -138,8 +136,8 @@ def test_a_grown_corpus_adds_what_is_new(
         before = Index.open(corpus).search(query, 100)
     assert len(before) == 80
     read = []
-    monkeypatch.setattr(shards, "read", lambda path, real=shards.read: read.append(path.name) or real(path))
-    assert build(corpus, approximate=approximate).rows == 81
+    monkeypatch.setattr(shards, "read", lambda path, real=shards.read_shard: read.append(path.name) or real(path))
+    assert build_index(corpus, approximate=approximate).rows == 81
     assert len(read) == 1
     if approximate:
         assert Index.open(corpus)._table.index_stats("vector_idx").num_unindexed_rows == 0
@@ -152,12 +150,12 @@ def test_a_grown_corpus_adds_what_is_new(
 def test_rows_that_were_embedded_anew_take_the_place_of_the_old(
     corpus: Path, tiny_encoder: Encoder, tiny_folder: Path
 ) -> None:
-    build(corpus)
+    build_index(corpus)
     texts_to(corpus.parent / "in" / "a.txt", [*TEXTS[:25], "Something else.", *TEXTS[26:]])
-    name = manifest.read(corpus).shards[2]["name"]
-    (corpus / shards.FOLDER / name).unlink()
+    name = manifest.read_manifest(corpus).shards[2]["name"]
+    (corpus / shards.SHARD_FOLDER / name).unlink()
     embed(tiny_encoder, tiny_folder, corpus.parent)
-    assert build(corpus).rows == 80
+    assert build_index(corpus).rows == 80
     hits = Index.open(corpus).search(tiny_encoder.encode_query(["Something else."])[0], 100)
     assert hits[0].row == 26
     assert sorted(hit.row for hit in hits) == list(range(1, 81))
@@ -166,7 +164,7 @@ def test_rows_that_were_embedded_anew_take_the_place_of_the_old(
 def test_a_killed_indexer_is_repaired_by_the_same_command(
     corpus: Path, tiny_encoder: Encoder, tiny_folder: Path
 ) -> None:
-    build(corpus)
+    build_index(corpus)
     texts_to(corpus.parent / "in" / "b.txt", TEXTS[::-1])
     embed(tiny_encoder, tiny_folder, corpus.parent)
     # Dies in the middle of the third commit.
@@ -186,7 +184,7 @@ def test_a_killed_indexer_is_repaired_by_the_same_command(
     query = tiny_encoder.encode_query([TEXTS[5]])[0]
     with pytest.warns(CorpusWarning, match="searched as it was"):
         assert len(Index.open(corpus).search(query, 200)) == 80
-    assert build(corpus).rows == 160
+    assert build_index(corpus).rows == 160
     expected = np.sort(brute_force(vectors_in(corpus), query))[::-1]
     found = [hit.score for hit in Index.open(corpus).search(query, 160)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -194,15 +192,15 @@ def test_a_killed_indexer_is_repaired_by_the_same_command(
 
 
 def test_a_second_run_leaves_the_index_as_it_is(corpus: Path) -> None:
-    first = build(corpus)
-    assert build(corpus) == first
+    first = build_index(corpus)
+    assert build_index(corpus) == first
 
 
 def test_a_corpus_without_rows(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path) -> None:
     texts_to(tmp_path / "in" / "a.txt", [])
     embed(tiny_encoder, tiny_folder, tmp_path)
     for approximate in (False, True):
-        assert build(tmp_path / "out", approximate=approximate).rows == 0
+        assert build_index(tmp_path / "out", approximate=approximate).rows == 0
         assert Index.open(tmp_path / "out").search(tiny_encoder.encode(["x"])[0]) == []
 
 
@@ -210,33 +208,33 @@ def test_what_cannot_be_searched(corpus: Path, tmp_path: Path, tiny_encoder: Enc
     with pytest.raises(SourceError, match=r"out has no index yet: bellm index .*out$"):
         Index.open(corpus)
     with pytest.raises(SourceError, match=r"no manifest\.json"):
-        build(tmp_path / "in")
-    build(corpus)
+        build_index(tmp_path / "in")
+    build_index(corpus)
     with pytest.raises(BellmError, match="3 numbers, and the corpus has vectors of 32"):
         Index.open(corpus).search(np.ones(3, np.float32))
     (corpus / index.FOLDER / index.RECORD_FILE).write_text("{}")
     with pytest.raises(SourceError, match=r"index\.json cannot be read.*Run: bellm index"):
         Index.open(corpus)
-    build(corpus)
+    build_index(corpus)
     shutil.rmtree(corpus / index.FOLDER / "vectors.lance" / "_versions")
     with pytest.raises(SourceError, match=r"index fails: .*Run: bellm index"):
         Index.open(corpus)
 
 
 def test_a_damaged_shard_is_refused_and_the_index_stays(corpus: Path, tiny_encoder: Encoder, tiny_folder: Path) -> None:
-    build(corpus)
+    build_index(corpus)
     texts_to(corpus.parent / "in" / "b.txt", TEXTS)
     embed(tiny_encoder, tiny_folder, corpus.parent)
-    path = corpus / shards.FOLDER / manifest.read(corpus).shards[-1]["name"]
+    path = corpus / shards.SHARD_FOLDER / manifest.read_manifest(corpus).shards[-1]["name"]
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
     with pytest.raises(SourceError, match="is damaged"):
-        build(corpus)
+        build_index(corpus)
     with pytest.warns(CorpusWarning):
         assert Index.open(corpus).record.rows == 80
 
 
 def test_one_at_a_time(corpus: Path) -> None:
-    with locked(corpus), pytest.raises(SourceError, match="Another bellm is at work"):
-        build(corpus)
+    with lock_corpus(corpus), pytest.raises(SourceError, match="Another bellm is at work"):
+        build_index(corpus)

@@ -12,8 +12,8 @@ import pytest
 
 from bellm import Encoder
 from bellm.corpus import job, manifest, shards
-from bellm.corpus.job import Progress, Report, embed_corpus, locked
-from bellm.corpus.recipe import read as read_recipe
+from bellm.corpus.corpus_config import read_corpus_config as read_recipe
+from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
 from bellm.saving import FINGERPRINT_TEXTS
@@ -46,13 +46,15 @@ def lines(file: str, texts: list[str]) -> str:
     return file
 
 
-def run(encoder: Encoder, *inputs: str, **options: Any) -> Report:
+def run(encoder: Encoder, *inputs: str, **options: Any) -> CorpusReport:
     return embed_corpus(encoder, inputs, "out", **{"shard_rows": 8, **options})
 
 
 def table() -> Any:
     """All rows of the folder, in the order of its manifest."""
-    return pa.concat_tables(map(shards.read, manifest.shard_paths(Path("out"), manifest.read(Path("out")))))
+    return pa.concat_tables(
+        map(shards.read_shard, manifest.shard_paths(Path("out"), manifest.read_manifest(Path("out"))))
+    )
 
 
 def content() -> dict[str, bytes]:
@@ -68,8 +70,8 @@ def test_every_row_has_its_vector(tiny_encoder: Encoder) -> None:
     assert rows.column("file").to_pylist() == ["a.txt"] * 50 + ["d/b.txt"] * 50
     assert rows.column("id").to_pylist()[49:51] == ["a.txt:50", "d/b.txt:1"]
     expected = tiny_encoder.encode(TEXTS)
-    np.testing.assert_allclose(shards.vectors_of(rows), [*expected, *expected[::-1]], rtol=1e-4, atol=1e-5)
-    found = manifest.read(Path("out"))
+    np.testing.assert_allclose(shards.shard_vectors(rows), [*expected, *expected[::-1]], rtol=1e-4, atol=1e-5)
+    found = manifest.read_manifest(Path("out"))
     assert found == report.manifest
     assert (found.rows, found.unreadable, found.embedding_dim, found.complete, len(found.shards)) == (
         100,
@@ -93,7 +95,7 @@ def test_choices_reach_the_encoder_and_the_recipe(tiny_encoder: Encoder) -> None
     rows = table()
     assert rows.column("id").to_pylist() == list(map(str, range(50)))
     expected = encoder.encode_query(TEXTS, normalize=True)
-    np.testing.assert_allclose(shards.vectors_of(rows), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shards.shard_vectors(rows), expected, rtol=1e-4, atol=1e-5)
     recipe, fingerprint = read_recipe(Path("out"))
     assert (recipe.input_type, recipe.normalize, recipe.column, recipe.id_column) == ("query", True, "t", "n")
     assert fingerprint.shape == (8, 32)
@@ -121,7 +123,7 @@ def test_lost_shards_are_made_anew_and_no_others(tiny_encoder: Encoder, counted:
     if shard_rows == 8:
         assert content() == before
     assert table().drop_columns("vector").equals(rows.drop_columns("vector"))
-    np.testing.assert_allclose(shards.vectors_of(table()), shards.vectors_of(rows), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shards.shard_vectors(table()), shards.shard_vectors(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_grown_inputs_cost_what_is_new(tiny_encoder: Encoder, counted: list[str]) -> None:
@@ -237,7 +239,7 @@ def test_folders_of_others_are_left_alone(tiny_encoder: Encoder) -> None:
 
 def test_two_at_once_do_not_meet(tiny_encoder: Encoder) -> None:
     lines("a.txt", TEXTS)
-    with locked(Path("out")), pytest.raises(SourceError, match="Another bellm is at work in out"):
+    with lock_corpus(Path("out")), pytest.raises(SourceError, match="Another bellm is at work in out"):
         run(tiny_encoder, "a.txt")
     assert run(tiny_encoder, "a.txt").new_rows == 50
 
@@ -294,7 +296,7 @@ def test_cut_texts_are_counted(tiny_encoder: Encoder) -> None:
 def test_smaller_forms_are_near(tiny_encoder: Encoder, vectors: Any, bound: float) -> None:
     run(tiny_encoder, lines("a.txt", TEXTS), vectors=vectors)
     expected = tiny_encoder.encode(TEXTS)
-    error = np.abs(shards.vectors_of(table()) - expected) / np.abs(expected).max(axis=1, keepdims=True)
+    error = np.abs(shards.shard_vectors(table()) - expected) / np.abs(expected).max(axis=1, keepdims=True)
     assert 0 < error.max() <= bound * 1.01
 
 
@@ -312,15 +314,15 @@ def test_broken_vectors_stop_the_work(tiny_encoder: Encoder, monkeypatch: pytest
 
 def test_progress_reaches_the_end(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "_PIECE_ROWS", 5)
-    seen: list[Progress] = []
+    seen: list[CorpusProgress] = []
     report = run(tiny_encoder, lines("a.txt", TEXTS), lines("b.txt", TEXTS[:10]), progress=seen.append)
     assert [now.rows for now in seen] == sorted(now.rows for now in seen)
     assert [now.share for now in seen] == sorted(now.share for now in seen)
-    assert seen[-1] == Progress(60, report.new_tokens, pytest.approx(1))
+    assert seen[-1] == CorpusProgress(60, report.new_tokens, pytest.approx(1))
     Path("a.txt").write_text(Path("a.txt").read_text() + "One more.\n")
     seen.clear()
     run(tiny_encoder, "b.txt", "a.txt", progress=seen.append)
-    assert seen == [Progress(1, seen[0].tokens, pytest.approx(1))]
+    assert seen == [CorpusProgress(1, seen[0].tokens, pytest.approx(1))]
 
 
 def test_long_texts_go_to_the_encoder_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from bellm.evaluate.results import Difference, Outcome, Report, Run, Score
+from bellm.evaluate.results import Difference, Report, Run, Score, TaskResult
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 TRANSFER = ("MR", "CR", "TREC")
@@ -22,40 +22,40 @@ def report(
     opened: Sequence[int] = (0,), *, sts: Sequence[str] = STS, transfer: Sequence[str] = (), pairs: int = 240
 ) -> Report:
     """A report with a run for each number of open layers, which make some tasks better, some worse."""
-    outcomes = [
+    results = [
         {task: _similarity(task, number, count, pairs) for number, task in enumerate(sts)}
         | {task: _accuracy(task, number, count, pairs) for number, task in enumerate(transfer)}
         for count in opened
     ]
-    scores = [{task: _score(outcome) for task, outcome in found.items()} for found in outcomes]
+    scores = [{task: _score(result) for task, result in found.items()} for found in results]
     runs = [_run(count, found, scores[0], sts, transfer) for count, found in zip(opened, scores, strict=True)]
-    return Report(tuple(runs), tuple(outcomes))
+    return Report(tuple(runs), tuple(results))
 
 
-def _similarity(task: str, number: int, opened: int, pairs: int) -> Outcome:
+def _similarity(task: str, number: int, opened: int, pairs: int) -> TaskResult:
     random = np.random.default_rng(number)
     gold_N = random.integers(0, 26, pairs) / 5
     noise_N = random.normal(size=pairs)
     own_N = np.random.default_rng([number, opened]).normal(size=pairs)
     cosine_N = 0.25 + 0.12 * gold_N + (0.2 - 0.004 * opened * (2 - number % 4)) * noise_N + 0.04 * own_N
     texts = tuple((_sentence(random), _sentence(random)) for _ in range(pairs))
-    return Outcome(task, "Spearman of cosine", np.clip(cosine_N, -1, 1), gold_N, texts, num_texts=2 * pairs)
+    return TaskResult(task, "Spearman of cosine", np.clip(cosine_N, -1, 1), gold_N, texts, num_texts=2 * pairs)
 
 
-def _accuracy(task: str, number: int, opened: int, pairs: int) -> Outcome:
+def _accuracy(task: str, number: int, opened: int, pairs: int) -> TaskResult:
     hits_N = np.random.default_rng([number, opened]).random(pairs) < 0.7 + 0.01 * opened * (1 - number)
-    return Outcome(task, "accuracy", hits_N.astype(np.float64), num_texts=pairs, num_truncated=number)
+    return TaskResult(task, "accuracy", hits_N.astype(np.float64), num_texts=pairs, num_truncated=number)
 
 
 def _sentence(random: np.random.Generator) -> str:
     return " ".join(str(random.choice(part)) for part in (_WHO, _DOES, _WHAT)) + "."
 
 
-def _score(outcome: Outcome) -> Score:
-    items_N, n = outcome.items_N, len(outcome.items_N)
-    value = 100 * (items_N.mean() if outcome.gold_N is None else spearmanr(items_N, outcome.gold_N).statistic)
+def _score(result: TaskResult) -> Score:
+    item_scores_N, n = result.item_scores_N, len(result.item_scores_N)
+    value = 100 * (item_scores_N.mean() if result.gold_N is None else spearmanr(item_scores_N, result.gold_N).statistic)
     half = 196 * (1 - (value / 100) ** 2) / n**0.5
-    return Score(outcome.metric, float(value), float(value - half), float(value + half), n, outcome.num_truncated)
+    return Score(result.metric, float(value), float(value - half), float(value + half), n, result.num_truncated)
 
 
 def _run(

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from bellm.errors import SourceError
-from bellm.evaluate.page import write_page
-from bellm.evaluate.record import record
-from bellm.evaluate.results import Outcome, Report
+from bellm.evaluate.page import write_report_page
+from bellm.evaluate.record import report_to_json
+from bellm.evaluate.results import Report, TaskResult
 from tests.evaluate.reports import TRANSFER, report
-from tests.page.browser import HOSTILE, complaints, find, find_all, is_light, requests, sorts, values, visit
+from tests.report.browser import HOSTILE, complaints, find, find_all, is_light, requests, sorts, values, visit
 
 
 def open_page(driver: Any, folder: Path, found: Report, **screen: Any) -> None:
-    write_page(found, folder / "page.html")
+    write_report_page(found, folder / "page.html")
     visit(driver, folder / "page.html", **screen)
 
 
@@ -36,7 +36,7 @@ def hostile_report() -> Report:
     """Every text that comes from outside is an attack."""
     texts = tuple((HOSTILE[number % 4], HOSTILE[(number + 1) % 4]) for number in range(40))
     random = np.random.default_rng(0)
-    outcome = Outcome(HOSTILE[0], HOSTILE[1], random.random(40), random.random(40), texts)
+    result = TaskResult(HOSTILE[0], HOSTILE[1], random.random(40), random.random(40), texts)
     planted = report((0, 2), sts=["STS12"])
     score = dataclasses.replace(planted.runs[0].scores["STS12"], metric=HOSTILE[1])
     runs = [
@@ -51,7 +51,7 @@ def hostile_report() -> Report:
         )
         for number, run in enumerate(planted.runs)
     ]
-    return Report(tuple(runs), ({HOSTILE[0]: outcome},) * 2)
+    return Report(tuple(runs), ({HOSTILE[0]: result},) * 2)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_pointing_at_a_pair_shows_its_sentences(driver: Any, tmp_path: Path) -> 
     found = report((0, 8), sts=["STS12", "STS13"])
     open_page(driver, tmp_path, found)
     circle = find(driver, ".scatter:not([hidden]) g.worst circle")
-    outcome, pair = found.outcomes[0]["STS12"], int(circle.get_attribute("data-pair"))
+    result, pair = found.results[0]["STS12"], int(circle.get_attribute("data-pair"))
     point_at(driver, circle)
     lines = find(driver, ".scatter:not([hidden]) .card").text.splitlines()
-    assert tuple(lines[:2]) == outcome.texts[pair]
-    assert lines[2] == f"rating {outcome.gold_N[pair]:.3g}, cosine {outcome.items_N[pair]:.3f}"
+    assert tuple(lines[:2]) == result.texts[pair]
+    assert lines[2] == f"rating {result.gold_N[pair]:.3g}, cosine {result.item_scores_N[pair]:.3f}"
     assert find(driver, "li.chosen").text.splitlines()[:2] == lines[:2]
     point_at(driver, find_all(driver, ".scatter:not([hidden]) li")[1])
     assert find_all(driver, "circle.chosen") == [find_all(driver, "g.worst circle")[1]]
@@ -131,9 +131,9 @@ def test_the_selects_change_what_is_plotted(driver: Any, tmp_path: Path) -> None
         Select(find(driver, "#task")).select_by_visible_text(task)
         Select(find(driver, "#run")).select_by_index(run)
         (shown,) = [each for each in find_all(driver, ".scatter") if each.is_displayed()]
-        outcome = found.outcomes[run][task]
+        result = found.results[run][task]
         for circle in shown.find_elements("css selector", "circle")[:5]:
-            cosine = outcome.items_N[int(circle.get_attribute("data-pair"))]
+            cosine = result.item_scores_N[int(circle.get_attribute("data-pair"))]
             assert circle.get_attribute("data-words").endswith(f"cosine {cosine:.3f}")
 
 
@@ -164,16 +164,16 @@ def test_hostile_texts_are_shown_and_do_nothing(driver: Any, tmp_path: Path) -> 
 
 def test_the_numbers_are_in_the_page_for_programs(tmp_path: Path) -> None:
     found = report((0, 8), transfer=TRANSFER)
-    write_page(found, tmp_path / "page.html")
+    write_report_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     _, _, rest = page.partition('<script type="application/json" id="results">')
     results = json.loads(rest.partition("</script>")[0])
-    assert results == json.loads(json.dumps(record(found)))
+    assert results == json.loads(json.dumps(report_to_json(found)))
     assert list(results["scores"]) == list(found.runs[0].scores)
 
 
 def test_a_large_report_stays_small_and_says_so(tmp_path: Path) -> None:
-    write_page(report(sts=["STS14"], pairs=3750), tmp_path / "page.html")
+    write_report_page(report(sts=["STS14"], pairs=3750), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<circle cx") == 300
     assert "300 of 3,750 pairs" in page
@@ -184,15 +184,15 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.mkdir()
     with pytest.raises(SourceError, match=r"page.html cannot be written: "):
-        write_page(report(), file)
+        write_report_page(report(), file)
     assert list(tmp_path.iterdir()) == [file]
     file.rmdir()
-    write_page(report(), file)
+    write_report_page(report(), file)
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_half_a_character_does_not_stop_the_page(tmp_path: Path) -> None:
     found = report(sts=["STS12"])
-    outcome = dataclasses.replace(found.outcomes[0]["STS12"], texts=(("half \ud800", "a character"),) * 240)
-    write_page(Report(found.runs, ({"STS12": outcome},)), tmp_path / "page.html")
+    result = dataclasses.replace(found.results[0]["STS12"], texts=(("half \ud800", "a character"),) * 240)
+    write_report_page(Report(found.runs, ({"STS12": result},)), tmp_path / "page.html")
     assert "half ?" in (tmp_path / "page.html").read_text(encoding="utf-8")

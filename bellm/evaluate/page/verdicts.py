@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from bellm.evaluate.results import Difference, Report, Run
-from bellm.evaluate.tables import BETTER, WORSE, interval, labels, mark, points
+from bellm.evaluate.tables import BETTER, WORSE, format_interval, format_points, run_labels, significance_mark
 
 UNCLEAR = "\N{ALMOST EQUAL TO}"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """One comparison with the baseline, or what a run that stands alone has reached."""
 
     sign: str
@@ -17,43 +17,43 @@ class Verdict:
     text: str
 
 
-def verdicts(report: Report) -> list[Verdict]:
+def compare_runs(report: Report) -> list[Comparison]:
     """A sentence for each run but the baseline, or one for a run that stands alone."""
-    names = labels(report)
+    names = run_labels(report)
     if len(report.runs) == 1:
-        return [Verdict("", _alone(report.runs[0], names[0]))]
+        return [Comparison("", _alone(report.runs[0], names[0]))]
     return [_compared(run, name, names[0]) for run, name in zip(report.runs[1:], names[1:], strict=True)]
 
 
 def _alone(run: Run, name: str) -> str:
     reached = [
-        f"{points(score.value)} points ({interval(score)}) on {_the(task, run)}"
+        f"{format_points(score.value)} points ({format_interval(score)}) on {_the(task, run)}"
         for task, score in (run.averages or run.scores).items()
     ]
     return f"{name} reaches {'; '.join(reached)}."
 
 
-def _compared(run: Run, name: str, baseline: str) -> Verdict:
-    marks = {task: mark(difference) for task, difference in run.differences.items()}
+def _compared(run: Run, name: str, baseline: str) -> Comparison:
+    marks = {task: significance_mark(difference) for task, difference in run.differences.items()}
     said = list(run.averages) or (list(run.scores) if len(run.scores) == 1 else [])
     clauses = [f"{_clause(run.differences[task], name, baseline)} on {_the(task, run)}" for task in said[:1]]
     clauses += [f"{_clause(run.differences[task])} on {_the(task, run)}" for task in said[1:]]
     if len(run.scores) > 1:
-        subject = "" if said else f"{name} against {baseline}: "
-        clauses.append(subject + _tally([marks[task] for task in run.scores]))
+        model = "" if said else f"{name} against {baseline}: "
+        clauses.append(model + _tally([marks[task] for task in run.scores]))
     signs = {marks[task] for task in said[:1] or run.scores}
     text = "; ".join(clauses) + "."
-    return Verdict(signs.pop() or UNCLEAR if len(signs) == 1 else UNCLEAR, text)
+    return Comparison(signs.pop() or UNCLEAR if len(signs) == 1 else UNCLEAR, text)
 
 
 def _clause(difference: Difference, name: str = "", baseline: str = "") -> str:
     """What is known of a difference; with the names of both sides where they have not been said."""
-    if not mark(difference):
-        gap = f"{points(difference.value, signed=True)} points, {interval(difference)}"
+    if not significance_mark(difference):
+        gap = f"{format_points(difference.value, signed=True)} points, {format_interval(difference)}"
         between = f"{name} and {baseline} cannot be told apart" if name else "no difference can be told"
         return f"{between} ({gap})"
     word = "better" if difference.value > 0 else "worse"
-    size = f"by {points(abs(difference.value))} points ({_size(difference)})"
+    size = f"by {format_points(abs(difference.value))} points ({_size(difference)})"
     return f"{name} is {word} than {baseline} {size}" if name else f"{word} {size}"
 
 
@@ -64,7 +64,7 @@ def _the(task: str, run: Run) -> str:
 def _size(difference: Difference) -> str:
     """The interval of a difference whose direction has been said in words."""
     ends = (difference.low, difference.high) if difference.value > 0 else (-difference.high, -difference.low)
-    return " to ".join(map(points, ends))
+    return " to ".join(map(format_points, ends))
 
 
 def _tally(marks: list[str]) -> str:

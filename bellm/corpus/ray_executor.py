@@ -1,0 +1,181 @@
+"""Embed a corpus on many machines: spans go through Ray Data to workers that load the encoder once and write shards.
+
+Every machine finds the inputs and the corpus folder under the same paths: they lie on a file system that all share. A
+worker that dies is started again, and with it the spans that it held.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from bellm.corpus import shard_plan, shards
+from bellm.corpus.encoder_ref import EncoderRef
+from bellm.corpus.input_files import STDIN
+from bellm.corpus.job import CorpusProgress, Job, embed_rows
+from bellm.corpus.shards import Shard
+from bellm.encoder import Encoder
+from bellm.errors import BellmError, SourceError
+from bellm.io import atomic
+
+try:
+    import ray
+    import ray.data
+except ImportError as error:
+    raise SourceError("The engine ray needs Ray Data: pip install 'bellm[corpus]'.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayExecutor:
+    """Embeds with the workers of a Ray cluster; an `Engine` for `embed_corpus`.
+
+    The cluster is the one that this process is connected to, that RAY_ADDRESS names or that runs on this machine;
+    without any, one is started here and ended with the work.
+    """
+
+    source: str
+    """What `Encoder.from_pretrained` was given; workers load it too."""
+    workers: int | None = None
+    """How many load the encoder and embed; None is one for each GPU, or for each machine where there is none."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `Encoder.from_pretrained` that leave the vectors alone."""
+
+    def __call__(
+        self, encoder: Encoder, job: Job, progress: Callable[[CorpusProgress], None] | None = None
+    ) -> list[Shard]:
+        """Embed what is missing; returns the new shards.
+
+        Raises:
+            BellmError: A worker meets an error, or the cluster is too small. Finished shards are kept.
+        """
+        if STDIN in job.files:
+            raise BellmError("Other machines cannot read this one's standard input: give files, or engine local.")
+        source = os.path.abspath(self.source) if os.path.exists(self.source) else self.source
+        origin = EncoderRef(
+            source=source,
+            config=encoder.config,
+            dtype=encoder.dtype_name,
+            fingerprint=encoder.fingerprint(),
+        )
+        with _cluster(), _one_line():
+            rows = self._dataset(origin, job).iter_rows() if job.files else iter(())
+            new = list(_told(rows, job, progress))
+        atomic.remove_drafts(job.out / shards.SHARD_FOLDER)
+        return new
+
+    def _dataset(self, origin: EncoderRef, job: Job) -> Any:
+        """Files to spans to what is said of each shard, as a pipeline that nothing has started yet."""
+        place = os.getcwd()
+        how = _shares(self.workers)
+        files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
+        row_ranges = files.flat_map(_spans, fn_kwargs={"work": job, "place": place}, num_cpus=0)
+        # From flat_map, unlike from map, a worker's error comes through as it is.
+        return row_ranges.flat_map(
+            _Worker,
+            fn_constructor_kwargs={"origin": origin, "options": dict(self.options), "work": job, "place": place},
+            compute=ray.data.ActorPoolStrategy(size=how.workers),
+            num_cpus=how.cpus,
+            num_gpus=how.gpus,
+        )
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """How many workers there are, and what each has."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+def _shares(workers: int | None) -> _Shares:
+    has = ray.cluster_resources()
+    cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+    workers = workers or gpus or sum(node["Alive"] for node in ray.nodes())
+    if workers > cpus:
+        raise BellmError(f"{workers} workers are too many for a cluster of {cpus} cores: give at most as many.")
+    return _Shares(workers, cpus // workers, min(1.0, gpus / workers))
+
+
+def _spans(row: dict[str, Any], job: Job, place: str) -> Iterator[dict[str, Any]]:
+    """The spans of a file that no shard covers; a task of Ray's."""
+    os.chdir(place)
+    for row_range in shard_plan.missing_ranges([row["file"]], job.columns, job.done, job.shard_rows):
+        yield {"span": row_range}
+
+
+class _Worker:
+    """An actor of Ray's: one encoder, embedding one span after the other."""
+
+    def __init__(self, origin: EncoderRef, options: dict[str, Any], job: Job, place: str) -> None:
+        os.chdir(place)
+        self._origin = origin
+        self._options = options
+        self._work = job
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        # Not when the actor is made: there an error would reach nobody in words.
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        return self._origin.load(**self._options)
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        row_range, job = row["span"], self._work
+        encoded = embed_rows(self._encoder, row_range, job.recipe, max_batch_tokens=job.max_batch_tokens)
+        yield vars(job.write(row_range, encoded)) | {"read": row_range.read}
+
+
+def _told(
+    rows: Iterator[dict[str, Any]], job: Job, progress: Callable[[CorpusProgress], None] | None
+) -> Iterator[Shard]:
+    """The shards that workers have written, while progress is told of them."""
+    # Of files that have shards already it is not known here how far those go.
+    size = {} if job.done else {file: os.path.getsize(file) for file in job.files}
+    read = dict.fromkeys(size, 0.0)
+    done = CorpusProgress(0, 0, 0.0)
+    for row in rows:
+        share = row.pop("read")
+        shard = Shard(**row)
+        read[shard.file] = max(read.get(shard.file, 0.0), share)
+        covered = sum(read[file] * size[file] for file in size) / max(sum(size.values()), 1)
+        done = CorpusProgress(done.rows + shard.num_rows, done.tokens + shard.num_tokens, covered)
+        if progress:
+            progress(done)
+        yield shard
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """Be connected to a cluster, quietly, with a block of data for each span, so that every worker gets some."""
+    begun = not ray.is_initialized()
+    if begun:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home otherwise.
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    kept = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
+    context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = 1, False, False
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = kept
+        if begun:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Put what a worker met in one line: its first, as Ray adds advice of its own."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        reason = getattr(error, "cause", None) or error
+        first = str(reason).strip().splitlines()[0]
+        if isinstance(reason, BellmError):
+            raise type(reason)(first) from error
+        raise SourceError(f"A worker failed: {first} Finished shards are kept: mend this and go on.") from error

@@ -1,0 +1,155 @@
+"""SentEval's seven transfer tasks: sentences, or pairs of them, and their classes.
+
+Files and their places are those that SentEval (github.com/facebookresearch/SentEval) writes to `data/downstream`. The
+words of a sentence are put together with single spaces, a line without any becomes ".", and the rows of each part are
+sorted by their number of words and then by class, as there: folds are drawn from this order.
+
+Shapes: N rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellm.data import sources
+from bellm.data.sources import DataSource, TextLine
+from bellm.errors import BellmError, SourceError
+
+Part = Literal["train", "dev", "test"]
+
+_ADDRESS = (
+    "SentEval (github.com/facebookresearch/SentEval): its data/downstream/get_transfer_data.bash fetches it into "
+    "data/downstream, which becomes transfer/ in the folder of data sets"
+)
+_UTF8 = ("SST2", "MRPC")  # The others are Latin-1.
+_QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
+
+
+@dataclass(frozen=True)
+class LabeledTexts:
+    """A task of classification."""
+
+    name: str
+    columns: tuple[tuple[str, ...], ...]
+    """One column of N sentences, or two where pairs are classified."""
+    labels_N: NDArray[np.int64]
+    """Classes, counted from 0."""
+    split: Mapping[Part, range] = field(default_factory=dict)
+    """The rows of each published part; empty where the task is cross-validated."""
+
+
+class _Row(NamedTuple):
+    texts: tuple[str, ...]
+    label: int
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return *(len(text.split()) for text in self.texts), self.label
+
+
+_Parser = Callable[[TextLine], _Row | None]
+"""A line to its row, or to None for a header."""
+
+
+def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
+    """Read a task from a folder, see `places.find`; there is no copy of SentEval's files on the Hub.
+
+    Args:
+        name: `MR`, `CR`, `SUBJ`, `MPQA` (cross-validated), `SST2` (train, dev and test), `TREC` (coarse classes) or
+            `MRPC` (pairs; both train and test).
+        folder: Holds `transfer/MR/rt-polarity.pos` and their like.
+
+    Raises:
+        BellmError: There is no task of that name.
+        SourceError: The task is absent, or a line cannot be read.
+    """
+    if name not in CLASSIFICATION_SOURCES:
+        raise BellmError(f"There is no transfer task {name!r}. Choose from {', '.join(CLASSIFICATION_SOURCES)}.")
+    rows: list[_Row] = []
+    split: dict[Part, range] = {}
+    for part, files in _FILES[name].items():
+        found = [row for file, parser in files.items() for row in _rows(name, folder, file, parser)]
+        if part:
+            split[part] = range(len(rows), len(rows) + len(found))
+        rows += sorted(found, key=lambda row: row.order)
+    columns = tuple(zip(*([text or "." for text in row.texts] for row in rows), strict=True))
+    return LabeledTexts(name, columns, np.array([row.label for row in rows]), split)
+
+
+def _rows(name: str, folder: Path | None, path: str, parser: _Parser) -> Iterator[_Row]:
+    place = sources.data_folder(folder)
+    if place is None:
+        raise SourceError(f"{name} needs a folder of data sets (--data, {sources.VARIABLE}). Get it from {_ADDRESS}.")
+    file = sources.require_file(place, f"transfer/{path}", CLASSIFICATION_SOURCES[name])
+    for line in sources.read_lines(file, "utf-8" if name in _UTF8 else "latin-1"):
+        row = parser(line)
+        if row is not None:
+            yield row
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _positive(line: TextLine) -> _Row:
+    return _Row((_words(line.text),), 1)
+
+
+def _negative(line: TextLine) -> _Row:
+    return _Row((_words(line.text),), 0)
+
+
+def _sentiment(line: TextLine) -> _Row:
+    """A sentence, a tab, and its class."""
+    text, tab, label = line.text.rstrip().rpartition("\t")
+    if not tab or label not in ("0", "1"):
+        raise _malformed(line, "a sentence, a tab, and 0 or 1")
+    return _Row((_words(text),), int(label))
+
+
+def _question(line: TextLine) -> _Row:
+    """`LOC:city Where is it ?`: the class, how it is divided further, and the question."""
+    label, _, rest = line.text.partition(":")
+    _, space, text = rest.partition(" ")
+    if not space or label not in _QUESTIONS:
+        raise _malformed(line, f"one of {', '.join(_QUESTIONS)}, a colon, a finer class, a space and a question")
+    return _Row((_words(text),), _QUESTIONS.index(label))
+
+
+def _paraphrase(line: TextLine) -> _Row | None:
+    """The class, two ids and two sentences between tabs, under a header."""
+    cells = line.text.split("\t")
+    if cells[0] == "Quality":
+        return None
+    if len(cells) != 5 or cells[0] not in ("0", "1"):
+        raise _malformed(line, "0 or 1, two ids and two sentences, between tabs")
+    return _Row((_words(cells[3]), _words(cells[4])), int(cells[0]))
+
+
+def _malformed(line: TextLine, form: str) -> SourceError:
+    return SourceError(f"{line.place}: {line.text[:40]!r} is not {form}.")
+
+
+_FILES: dict[str, dict[Part | None, dict[str, _Parser]]] = {
+    "MR": {None: {"MR/rt-polarity.pos": _positive, "MR/rt-polarity.neg": _negative}},
+    "CR": {None: {"CR/custrev.pos": _positive, "CR/custrev.neg": _negative}},
+    "SUBJ": {None: {"SUBJ/subj.objective": _positive, "SUBJ/subj.subjective": _negative}},
+    "MPQA": {None: {"MPQA/mpqa.pos": _positive, "MPQA/mpqa.neg": _negative}},
+    "SST2": {
+        "train": {"SST/binary/sentiment-train": _sentiment},
+        "dev": {"SST/binary/sentiment-dev": _sentiment},
+        "test": {"SST/binary/sentiment-test": _sentiment},
+    },
+    "TREC": {"train": {"TREC/train_5500.label": _question}, "test": {"TREC/TREC_10.label": _question}},
+    "MRPC": {
+        "train": {"MRPC/msr_paraphrase_train.txt": _paraphrase},
+        "test": {"MRPC/msr_paraphrase_test.txt": _paraphrase},
+    },
+}
+
+CLASSIFICATION_SOURCES = {name: DataSource(name, _ADDRESS, "") for name in _FILES}
+"""By the name of the task, in the order in which papers show them."""

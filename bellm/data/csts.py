@@ -1,0 +1,126 @@
+"""Conditional similarity, C-STS: how alike two sentences are in one respect.
+
+Deshpande et al. 2023, "C-STS: Conditional Semantic Textual Similarity" (arXiv 2305.15093). The set is given on request
+only (github.com/princeton-nlp/c-sts), so that a user reads a copy of their own; the labels of its test part are hidden.
+
+Shapes: N pairs.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellm.data import sources
+from bellm.errors import BellmError, SourceError
+
+COLUMNS = ("sentence1", "sentence2", "condition", "label")
+
+
+@dataclass(frozen=True)
+class CSTSPairs:
+    """Pairs of sentences, and how alike people found them under a condition."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    conditions: tuple[str, ...]
+    gold_N: NDArray[np.float64]
+    """1, dissimilar, to 5, the same."""
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Left and right texts to embed, each with the condition."""
+        left = [join_condition(*pair) for pair in zip(self.left, self.conditions, strict=True)]
+        right = [join_condition(*pair) for pair in zip(self.right, self.conditions, strict=True)]
+        return left, right
+
+
+class Correlations(NamedTuple):
+    """Agreement with people, in points."""
+
+    spearman: float
+    pearson: float
+
+
+def read_csts(file: Path) -> CSTSPairs:
+    """Read a CSV file with the columns sentence1, sentence2, condition and label (1 to 5).
+
+    Raises:
+        SourceError: The file cannot be read, a column is missing, or a row has no label, as in the hidden test part.
+    """
+    rows = list(_rows(file))
+    if not rows:
+        raise SourceError(f"{file} holds no pairs.")
+    left, right, conditions, golds = zip(*rows, strict=True)
+    return CSTSPairs(left, right, conditions, np.array(golds))
+
+
+def join_condition(sentence: str, condition: str) -> str:
+    """One text of a sentence and its condition, for encoders that take one text.
+
+    The paper's bi-encoder gives its tokenizer the sentence and then the condition (`get_preprocessing_function` in
+    utils/sts/dataset_preprocessing.py of its code), with the separator of a masked language model between them.
+    Decoders have none; a space stands there.
+
+    >>> joined("Two dogs run on a beach.", "The number of animals.")
+    'Two dogs run on a beach. The number of animals.'
+    """
+    return f"{sentence.strip()} {condition.strip()}"
+
+
+def csts_correlations(cosine_N: NDArray[np.floating], gold_N: NDArray[np.float64]) -> Correlations:
+    """Spearman and Pearson correlation with the labels times 100: the paper's two metrics.
+
+    Args:
+        cosine_N: Similarity of each pair.
+        gold_N: Label of each pair.
+
+    Raises:
+        BellmError: One of them is the same for every pair, so that nothing correlates.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    for name, values_N in (("similarities", cosine_N), ("labels", gold_N)):
+        if np.ptp(values_N) == 0:
+            raise BellmError(f"All {name} are {values_N[0]:g}: nothing correlates with them.")
+    return Correlations(
+        100 * float(spearmanr(cosine_N, gold_N).statistic), 100 * float(pearsonr(cosine_N, gold_N).statistic)
+    )
+
+
+def _rows(file: Path) -> Iterator[tuple[str, str, str, float]]:
+    # Quoted cells may hold line ends, so the reader gets them back.
+    table = csv.reader((line.text + "\n" for line in sources.read_lines(file)), strict=True)
+    try:
+        columns = _columns(file, next(table, []))
+        for row in table:
+            place = f"{file}, line {table.line_num}"
+            if len(row) <= max(columns):
+                raise SourceError(f"{place}: {len(row)} cells, fewer than the header has.")
+            left, right, condition, label = (row[column] for column in columns)
+            yield left, right, condition, _label(place, label)
+    except csv.Error as error:
+        raise SourceError(f"{file}, line {table.line_num}: {error}.") from error
+
+
+def _columns(file: Path, header: list[str]) -> list[int]:
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise SourceError(f"{file} has no column {missing[0]}. A C-STS file has {', '.join(COLUMNS)}.")
+    return [header.index(column) for column in COLUMNS]
+
+
+def _label(place: str, cell: str) -> float:
+    try:
+        label = float(cell or "-1")
+    except ValueError:
+        label = math.nan
+    if label == -1:
+        raise SourceError(f"{place}: no label. Labels of the test part are hidden: take csts_validation.csv.")
+    if not 1 <= label <= 5:
+        raise SourceError(f"{place}: {cell!r} is no label from 1 to 5.")
+    return label

@@ -1,0 +1,180 @@
+"""Pairs of sentences that people rated by similarity: STS 2012 to 2016, STS-Benchmark and SICK.
+
+Texts are those of the original files, unchanged. SentEval's own download is Moses-tokenised and partly lower-cased, so
+that papers which use it score slightly other texts.
+
+Shapes: N pairs.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellm.data import sources
+from bellm.data.sources import DataSource, TextLine
+from bellm.errors import BellmError, SourceError
+
+_SEMEVAL = "http://ixa2.si.ehu.eus/stswiki"
+_BENCHMARK = ("mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831")
+_SICK = "http://alt.qcri.org/semeval2014/task1"
+
+STS_SOURCES = {
+    source.name: source
+    for source in (
+        DataSource("STS12", _SEMEVAL, "mteb/sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384"),
+        DataSource("STS13", _SEMEVAL, "mteb/sts13-sts", "7e90230a92c190f1bf69ae9002b8cea547a64cca"),
+        DataSource("STS14", _SEMEVAL, "mteb/sts14-sts", "6031580fec1f6af667f0bd2da0a551cf4f0b2375"),
+        DataSource("STS15", _SEMEVAL, "mteb/sts15-sts", "ae752c7c21bf194d8b67fd573edf7ae58183cbe3"),
+        DataSource("STS16", _SEMEVAL, "mteb/sts16-sts", "4d8694f8f0e0100860b497b999b3dbed754a0513"),
+        DataSource("STSBenchmark", _SEMEVAL, *_BENCHMARK),
+        DataSource("STSBenchmark-dev", _SEMEVAL, *_BENCHMARK),
+        DataSource("STSBenchmark-train", _SEMEVAL, *_BENCHMARK),
+        DataSource("SICK-R", _SICK, ""),
+        DataSource("SICK-R-full", _SICK, "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
+    )
+}
+"""By the name of the set; copies on the Hub as mteb 2.26 pins them. Its copy of SICK does not tell the 4927 test pairs
+from the others."""
+
+PARTS = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+"""Sub-sets that SentEval scores (Conneau & Kiela 2018, arXiv 1803.05449): SMT of 2013 is left out."""
+
+_SICK_FILES = ("SICK_test_annotated.txt", "SICK_train.txt", "SICK_trial.txt")
+_SICK_COLUMNS = ["pair_ID", "sentence_A", "sentence_B", "relatedness_score"]
+
+
+@dataclass(frozen=True)
+class STSPairs:
+    """A set of rated pairs."""
+
+    name: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    gold_N: NDArray[np.float64]
+    """Mean rating of people: 0 to 5, SICK's 1 to 5."""
+    parts: tuple[str, ...]
+    """Sub-set of each pair, such as MSRpar, in the STS sets of a folder; elsewhere the name of the set."""
+
+
+class _Row(NamedTuple):
+    left: str
+    right: str
+    gold: float
+    part: str
+
+
+def read_sts(name: str, folder: Path | None = None, *, clean: bool = False) -> STSPairs:
+    """Read a set from a folder, or from the Hub where neither `folder` nor BELLM_DATA names one.
+
+    Args:
+        name: `STS12` to `STS16` (SentEval's `all`: sub-sets one after the other), `STSBenchmark` (test),
+            `STSBenchmark-dev`, `STSBenchmark-train`, `SICK-R` (SentEval's 4927 test pairs) or `SICK-R-full`
+            (MTEB's 9927: test, train and trial).
+        folder: Holds `sts/STS12-en-test/`, `stsbenchmark/sts-test.csv`, `sick/SICK_train.txt` and their like.
+        clean: Give the texts as the papers do, see `cleaned`.
+
+    Raises:
+        BellmError: There is no set of that name.
+        SourceError: The set is absent, or a line cannot be read.
+    """
+    if name not in STS_SOURCES:
+        raise BellmError(f"There is no set of pairs {name!r}. Choose from {', '.join(STS_SOURCES)}.")
+    place = sources.data_folder(folder)
+    rows = list(_from_hub(name) if place is None else _from_folder(name, place))
+    if not rows:
+        raise SourceError(f"{name} holds no rated pairs. Get it from {STS_SOURCES[name].address}.")
+    change = clean_text if clean else str
+    return STSPairs(
+        name,
+        tuple(change(row.left) for row in rows),
+        tuple(change(row.right) for row in rows),
+        np.array([row.gold for row in rows]),
+        tuple(row.part for row in rows),
+    )
+
+
+def clean_text(text: str) -> str:
+    """The text as papers on prompted language models give it to the model.
+
+    White space becomes single spaces, a full stop is put behind a text that does not end in one of `.?"'`, and a
+    question mark at the end becomes a full stop. Source: the batcher in eval_sts.py of github.com/4AI/BeLLM, which has
+    it from PromptEOL's (github.com/kongds/scaling_sentemb), where double quotes become single ones besides.
+
+    >>> cleaned("Two  dogs run"), cleaned("Where do they run?"), cleaned('He said "run"')
+    ('Two dogs run.', 'Where do they run.', 'He said "run"')
+    """
+    text = " ".join(text.split())
+    if text.endswith("?"):
+        return text[:-1] + "."
+    return text if not text or text[-1] in ".\"'" else text + "."
+
+
+def _from_folder(name: str, folder: Path) -> Iterator[_Row]:
+    source = STS_SOURCES[name]
+    if name in PARTS:
+        for part in PARTS[name]:
+            yield from _semeval(folder, f"sts/{name}-en-test", part, source)
+    elif name.startswith("STSBenchmark"):
+        split = name.removeprefix("STSBenchmark-") if "-" in name else "test"
+        for line in sources.read_lines(sources.require_file(folder, f"stsbenchmark/sts-{split}.csv", source)):
+            yield _row(line, (5, 6, 4), name)
+    else:
+        for file in _SICK_FILES[:1] if name == "SICK-R" else _SICK_FILES:
+            header, *rows = sources.read_lines(sources.require_file(folder, f"sick/{file}", source))
+            if header.text.split("\t")[:4] != _SICK_COLUMNS:
+                raise SourceError(f"{header.place}: expected the columns {', '.join(_SICK_COLUMNS)}.")
+            yield from (_row(line, (1, 2, 3), name) for line in rows)
+
+
+def _semeval(folder: Path, path: str, part: str, source: DataSource) -> Iterator[_Row]:
+    """The pairs of a sub-set that have a rating: a blank line in its file of ratings means that nobody gave one."""
+    texts = list(sources.read_lines(sources.require_file(folder, f"{path}/STS.input.{part}.txt", source)))
+    golds = list(sources.read_lines(sources.require_file(folder, f"{path}/STS.gs.{part}.txt", source)))
+    if len(texts) != len(golds):
+        raise SourceError(f"{folder / path}: {len(texts)} pairs in STS.input.{part}.txt, {len(golds)} ratings.")
+    for pair, gold in zip(texts, golds, strict=True):
+        if gold.text.strip():
+            left, right = _cells(pair, (0, 1))
+            yield _Row(left, right, _rating(gold.place, gold.text), part)
+
+
+def _from_hub(name: str) -> Iterable[_Row]:
+    split = {"STSBenchmark-dev": "validation", "STSBenchmark-train": "train"}.get(name, "test")
+    found = sources.fetch_from_hub(STS_SOURCES[name], split=split)
+    for number, row in enumerate(found, 1):
+        gold = _rating(f"{STS_SOURCES[name].hub}, row {number}", row["score"])
+        yield _Row(row["sentence1"], row["sentence2"], gold, name)
+
+
+def _row(line: TextLine, columns: tuple[int, int, int], part: str) -> _Row:
+    left, right, gold = _cells(line, columns)
+    return _Row(left, right, _rating(line.place, gold), part)
+
+
+def _cells(line: TextLine, columns: tuple[int, ...]) -> list[str]:
+    """Cells between tabs. Quotes are part of the text: many have no partner."""
+    cells = line.text.split("\t")
+    if len(cells) <= max(columns):
+        raise SourceError(f"{line.place}: {len(cells)} cells between tabs, at least {max(columns) + 1} are needed.")
+    return [cells[column] for column in columns]
+
+
+def _rating(place: str, cell: str | float | None) -> float:
+    try:
+        rating = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        rating = math.nan
+    if not 0 <= rating <= 5:
+        raise SourceError(f"{place}: {cell!r} is no rating from 0 to 5.")
+    return rating

@@ -1,0 +1,228 @@
+"""Sources under evaluation: bellm encoders, sentence-transformers models, files of vectors."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from bellm import saving
+from bellm.encoder import Encoder
+from bellm.errors import BellmWarning, SourceError
+from bellm.evaluate.evaluated_model import EvaluatedModel, TextView
+from bellm.evaluate.vector_cache import VectorCache
+from bellm.metadata import encoder_identity, encoder_metadata
+from bellm.types import InputType, Vectors
+
+ROLES: tuple[InputType, ...] = ("text", "query", "document")
+
+SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
+"""How sources that are no bellm encoders begin."""
+
+
+class ModelLoader:
+    """Opens sources; encoders on the same weights share them."""
+
+    def __init__(self, cache: Path, **options: Any) -> None:
+        """Keep what all sources have in common.
+
+        Args:
+            cache: Folder of vectors that were computed before.
+            options: Arguments of `Encoder.from_pretrained` for every bellm encoder.
+        """
+        self._cache = cache
+        self._options = options
+        self._loaded: dict[tuple[str, str], Encoder] = {}
+
+    def open(self, source: str) -> EvaluatedModel:
+        """Make a source ready for evaluation.
+
+        Args:
+            source: Anything that `Encoder.from_pretrained` takes, with settings of its own behind a question mark
+                (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model;
+                `vectors:` and a .parquet or .jsonl file with the columns text and vector.
+
+        Raises:
+            BellmError: It cannot be loaded.
+        """
+        if source.startswith(SENTENCE_TRANSFORMERS):
+            return self._sentence_transformer(source)
+        if source.startswith(VECTORS):
+            return _of_file(source)
+        place, _, query = source.partition("?")
+        own = _settings(source, query)
+        return from_encoder(self._encoder(place, {**self._options, **own}), source, self._cache)
+
+    def _encoder(self, place: str, options: dict[str, Any]) -> Encoder:
+        fixed = {name: options.pop(name) for name in _LOADING if name in options}
+        key = (place, json.dumps(fixed, sort_keys=True))
+        if key not in self._loaded:
+            self._loaded[key] = Encoder.from_pretrained(place, **fixed)
+        return self._loaded[key].replace(**options)
+
+    def _sentence_transformer(self, source: str) -> EvaluatedModel:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise SourceError(f"{source} needs sentence-transformers: pip install sentence-transformers.") from error
+        device = self._options.get("device")
+        try:
+            model = SentenceTransformer(
+                source.removeprefix(SENTENCE_TRANSFORMERS), device=None if device in (None, "auto") else device
+            )
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        return from_sentence_transformer(model, source, self._cache)
+
+
+_LOADING = ("dtype", "device", "attention", "trust_remote_code")
+"""What cannot be changed once the weights are there."""
+
+_SETTINGS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("bidirectional", "variant", "window", "prompt", "pooling", "dtype", "attention"), str),
+    "layer": int,
+    "max_tokens": int,
+}
+
+
+def _settings(source: str, query: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _SETTINGS:
+            known = ", ".join(_SETTINGS)
+            raise SourceError(f"{source}: {name!r} is no setting of an encoder. Write NAME=VALUE: {known}.")
+        try:
+            found[name] = _SETTINGS[name](value)
+        except ValueError as error:
+            raise SourceError(f"{source}: {name}={value!r} is no whole number.") from error
+    return found
+
+
+def from_encoder(encoder: Encoder, source: str, cache: Path | None = None) -> EvaluatedModel:
+    """A bellm encoder, with a cache if a folder is given."""
+    fingerprint = encoder.fingerprint()
+    known = {
+        **encoder_metadata(source, encoder),
+        "fingerprint": _digest(fingerprint),
+        "batching_mode": encoder.batching_mode,
+    }
+    views = {input_type: _view(encoder, input_type) for input_type in ROLES}
+    return EvaluatedModel(source, views, known, cache_for(encoder, cache, fingerprint) if cache else None)
+
+
+def cache_for(encoder: Encoder, cache: Path, fingerprint: Vectors, what: str = "") -> VectorCache:
+    """What a folder keeps of an encoder.
+
+    Args:
+        encoder: Whose vectors they are, or what is made of them.
+        cache: The folder.
+        fingerprint: Vectors of a few fixed texts, made in the same way: kept ones are given up where it is another.
+        what: What is kept instead of the encoder's own vectors.
+    """
+    name = f"{encoder_identity(encoder)} {what}".rstrip()
+    return VectorCache(cache, name, fingerprint, saving.fingerprint_tolerance(encoder.dtype_name, encoder.dtype_name))
+
+
+def _view(encoder: Encoder, input_type: InputType) -> TextView:
+    def embed(texts: Sequence[str]) -> Vectors:
+        return encoder.encode_with_stats(texts, input_type=input_type).vectors
+
+    def num_truncated(texts: Sequence[str]) -> int:
+        return encoder.tokenize(texts, input_type=input_type).num_truncated
+
+    return TextView(encoder.config.prompt.template_for(input_type), embed, num_truncated)
+
+
+def from_sentence_transformer(model: Any, source: str, cache: Path | None = None) -> EvaluatedModel:
+    """A model of sentence-transformers as it embeds by itself, its prompts and chat template included.
+
+    Warns:
+        BellmWarning: Its chat template wraps the texts.
+    """
+    if wrapped := _wraps(model):
+        message = f"{source} wraps every text in its chat template, as sentence-transformers does."
+        warnings.warn(message, BellmWarning, stacklevel=2)
+    known = {
+        "source": source,
+        "prompts": model.prompts,
+        "default_prompt": model.default_prompt_name,
+        "chat_template": wrapped,
+        "max_tokens": model.max_seq_length,
+        "embedding_dim": model.get_embedding_dimension(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+    methods = {"text": model.encode, "query": model.encode_query, "document": model.encode_document}
+    views = {input_type: _foreign_view(model, input_type, methods[input_type]) for input_type in ROLES}
+    fingerprint = views["text"].embed(saving.FINGERPRINT_TEXTS)
+    known["fingerprint"] = _digest(fingerprint)
+    kept = VectorCache(cache, json.dumps(known), fingerprint, 0.05) if cache else None
+    return EvaluatedModel(source, views, known, kept)
+
+
+def _foreign_view(model: Any, input_type: InputType, method: Callable[..., Any]) -> TextView:
+    def embed(texts: Sequence[str]) -> Vectors:
+        return np.asarray(method(list(texts), show_progress_bar=False), dtype=np.float32)
+
+    def num_truncated(texts: Sequence[str]) -> int:
+        limit = model.max_seq_length
+        ids = model.tokenizer(list(texts), truncation=False, verbose=False).input_ids if limit else []
+        return sum(len(row) > limit for row in ids)
+
+    return TextView(input_type, embed, num_truncated)
+
+
+def _wraps(model: Any) -> bool:
+    text = saving.FINGERPRINT_TEXTS[0]
+    read = int(np.asarray(model.preprocess([text])["attention_mask"]).sum())
+    return bool(getattr(model.tokenizer, "chat_template", None)) and read > len(model.tokenizer(text).input_ids)
+
+
+def _of_file(source: str) -> EvaluatedModel:
+    file = Path(source.removeprefix(VECTORS))
+    texts, vectors = _read(file)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise SourceError(f"{file}: the vectors are not of one width, or hold numbers that are none.")
+    place = {text: number for number, text in enumerate(texts)}
+
+    def embed(wanted: Sequence[str]) -> Vectors:
+        if missing := [text for text in wanted if text not in place]:
+            what = f"{len(missing)} of {len(wanted)} texts, the first of them {missing[0][:60]!r}"
+            raise SourceError(f"{file} has no vector for {what}.")
+        return vectors[[place[text] for text in wanted]]
+
+    known = {"source": source, "embedding_dim": vectors.shape[1], "fingerprint": _digest(vectors), "texts": len(place)}
+    view = TextView("text", embed)
+    return EvaluatedModel(source, dict.fromkeys(ROLES, view), known)
+
+
+def _read(file: Path) -> tuple[list[str], Vectors]:
+    try:
+        if file.suffix.lower() == ".jsonl":
+            with file.open(encoding="utf-8") as lines:
+                rows = [json.loads(line) for line in lines]
+            return [row["text"] for row in rows], np.array([row["vector"] for row in rows], dtype=np.float32)
+        if file.suffix.lower() != ".parquet":
+            raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(file, columns=["text", "vector"])
+        vectors = np.stack(table.column("vector").to_numpy())
+        return table.column("text").to_pylist(), vectors.astype(np.float32)
+    except ImportError as error:
+        raise SourceError("Parquet files need pyarrow: pip install 'bellm[evaluate]'.") from error
+    except SourceError:
+        raise
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
+
+
+def _digest(vectors: Vectors) -> str:
+    """A short name for a fingerprint; the same on the same machine, and elsewhere but for rounding."""
+    return hashlib.sha256(np.round(vectors, 2).tobytes()).hexdigest()[:16]

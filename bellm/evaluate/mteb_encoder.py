@@ -1,0 +1,82 @@
+"""Any encoder as mteb wants it, so that every task of mteb can be run on it.
+
+mteb (Muennighoff et al. 2023, arXiv 2210.07316) takes objects that follow its `EncoderProtocol`:
+
+    mteb.evaluate(MtebEncoder(encoder), mteb.get_tasks(["STSBenchmark", "NFCorpus"]))
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from bellm.encoder import Encoder
+from bellm.errors import SourceError
+from bellm.evaluate.evaluated_model import Embedder
+from bellm.saving import FINGERPRINT_TEXTS
+from bellm.types import Vectors
+
+
+class MtebEncoder:
+    """An encoder that follows mteb's protocol; texts of a task are embedded together, not in mteb's batches."""
+
+    def __init__(self, encoder: Embedder, name: str | None = None) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: bellm's, or anything with `encode(texts)`. Queries and documents go to its `encode_query` and
+                `encode_document`, where it has them.
+            name: How mteb's results call it, `organisation/model`; None takes the encoder's name under `bellm/`.
+
+        Raises:
+            SourceError: mteb is not installed.
+        """
+        try:
+            from mteb.models.model_meta import ModelMeta, ScoringFunction
+        except ImportError as error:
+            raise SourceError("Tasks of mteb need mteb 2.26 or newer: pip install 'bellm[evaluate]'.") from error
+        self.encoder = encoder
+        name = name or PurePath(getattr(encoder, "name", type(encoder).__name__)).name
+        vectors = np.asarray(encoder.encode(list(FINGERPRINT_TEXTS)), dtype=np.float32)
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": name if "/" in name else f"bellm/{name}",
+                "revision": _revision(encoder, vectors),
+                "embed_dim": vectors.shape[1],
+                "similarity_fn_name": ScoringFunction.COSINE,
+            }
+        )
+
+    def encode(self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_: Any) -> Vectors:
+        """Embed the texts of mteb's batches.
+
+        Args:
+            inputs: Batches with their texts in `text`.
+            prompt_type: mteb's `PromptType`: whether texts are queries or documents, or None for neither.
+
+        Returns:
+            Vectors of shape (texts, width).
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        own = None if prompt_type is None else getattr(self.encoder, f"encode_{prompt_type.value}", None)
+        return np.asarray((own or self.encoder.encode)(texts), dtype=np.float32)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of every left row with every right row."""
+        from mteb.similarity_functions import cos_sim
+
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of each left row with the right row of the same number."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def _revision(encoder: Embedder, vectors: Vectors) -> str:
+    """What tells encoders of one name apart: mteb keeps results by name and revision and gives old ones back."""
+    settings = repr(encoder) if isinstance(encoder, Encoder) else ""
+    return hashlib.sha256(settings.encode() + vectors.tobytes()).hexdigest()[:16]

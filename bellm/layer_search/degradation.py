@@ -1,0 +1,121 @@
+"""The degradation experiment of BeLLM (arXiv 2311.05296): layers are dropped from the top, one by one.
+
+Shapes: N pairs, K layers, D width.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bellm import saving
+from bellm.backbone.early_exit import with_early_exits
+from bellm.data.sts import STSPairs
+from bellm.encoder import Encoder
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.plan import default_batch_tokens
+from bellm.engine.tokenization import fallback_token_id
+from bellm.evaluate.models import cache_for
+from bellm.evaluate.results import Score
+from bellm.evaluate.sts_task import SPEARMAN
+from bellm.layer_search.turning import TurningPoint, find_turning_point
+from bellm.report import statistics
+from bellm.tensors.similarity import paired_cosine_similarity
+from bellm.types import Vectors
+
+_PART = 256  # Pairs whose states after every layer are in memory at once.
+_FEWEST_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Scores of a causal model cut down to its first layers."""
+
+    scores: tuple[Score, ...]
+    """With the first 1, 2, ... layers, and at last all of them."""
+    turning: TurningPoint
+
+    @property
+    def rule(self) -> str | None:
+        """What the paper's rule opens: the layers after the turning point; None without one."""
+        return None if self.turning.depth is None else f"last:{len(self.scores) - self.turning.depth}"
+
+
+def measure_degradation(
+    encoder: Encoder,
+    pairs: STSPairs,
+    cache: Path,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    done: Callable[[int], None] = lambda _: None,
+) -> Degradation:
+    """Score the first layers alone, for every number of them, from one pass over the texts.
+
+    The model is causal. Its final norm stays where layers are dropped, as in the paper; the state that `layer` of an
+    encoder pools has not gone through it.
+
+    Args:
+        encoder: Whose weights, prompt and pooling are used; that layers are open does not matter.
+        pairs: What to score on.
+        cache: Folder that keeps what was computed before.
+        resamples: Bootstrap replicates of each score, on the same pairs for all numbers of layers.
+        seed: Of the bootstrap.
+        done: Called with how many different pairs are there, now and then.
+    """
+    cosines_NK = _kept(encoder, pairs, cache, done)
+    estimates = [
+        statistics.bootstrap_estimate(item_scores_N, pairs.gold_N, resamples=resamples, seed=seed)
+        for item_scores_N in cosines_NK.T.astype(np.float64)
+    ]
+    turning = find_turning_point(
+        np.array([one.value for one in estimates]), np.stack([one.resamples_R for one in estimates], axis=1)
+    )
+    return Degradation(
+        tuple(Score(SPEARMAN, one.value, one.low, one.high, len(pairs.left)) for one in estimates), turning
+    )
+
+
+def cosines_by_depth(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vectors:
+    """Cosine of each pair with the first 1, 2, ..., K layers of the causal model alone, (N, K)."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    place = {text: number for number, text in enumerate(texts)}
+    vectors_NKD = _vectors(encoder, texts)
+    left, right = ([place[text] for text in side] for side in zip(*pairs, strict=True))
+    return np.stack(
+        [paired_cosine_similarity(vectors_ND[left], vectors_ND[right]) for vectors_ND in vectors_NKD.swapaxes(0, 1)],
+        axis=1,
+    )
+
+
+def _vectors(encoder: Encoder, texts: Sequence[str]) -> Vectors:
+    model, tokens = with_early_exits(encoder.model), encoder.tokenize(texts)
+    runner = PaddedRunner(model, tokens, encoder.config.pooling, None, fallback_token_id(encoder.tokenizer))
+    # States of all layers are alive at once.
+    budget = max(default_batch_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)
+    vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.embedding_dim), dtype=np.float32)
+    with torch.inference_mode():
+        for group in runner.batches(range(len(tokens)), budget):
+            vectors_NKD[group] = runner.vectors(group)[:, 1:].cpu().numpy()
+    return vectors_NKD
+
+
+def _kept(encoder: Encoder, pairs: STSPairs, place: Path, done: Callable[[int], None]) -> Vectors:
+    """What is kept of a pair is a vector of its own: its cosines, depth after depth."""
+
+    def embed(names: Sequence[str]) -> Vectors:
+        found = []
+        for start in range(0, len(names), _PART):
+            part = [json.loads(name) for name in names[start : start + _PART]]
+            found.append(cosines_by_depth(encoder, part))
+            done(len(part))
+        return np.concatenate(found)
+
+    fingerprint = cosines_by_depth(encoder, list(pairwise(saving.FINGERPRINT_TEXTS)))
+    cache = cache_for(encoder, place, fingerprint, "cosines after each layer")
+    names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
+    return cache.vectors(names, encoder.config.prompt.template, embed)

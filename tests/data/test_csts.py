@@ -1,0 +1,85 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bellm.data.csts import COLUMNS, csts_correlations, read_csts
+from bellm.errors import BellmError, SourceError
+
+ROWS = [
+    ["A man rows a boat.", "A boat is rowed, \nslowly.", "The speed of the boat.", "2"],
+    ['A girl says "no".', "Two girls sing.", "The number of girls.", "1.0"],
+]
+
+
+def written(folder: Path, rows: list[list[str]], header: tuple[str, ...] = COLUMNS) -> Path:
+    file = folder / "csts_validation.csv"
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return file
+
+
+def test_pairs_come_back_with_their_conditions(tmp_path: Path) -> None:
+    found = read_csts(written(tmp_path, ROWS))
+    assert found.left == ("A man rows a boat.", 'A girl says "no".')
+    assert found.right == ("A boat is rowed, \nslowly.", "Two girls sing.")
+    assert found.conditions == ("The speed of the boat.", "The number of girls.")
+    assert found.gold_N.tolist() == [2.0, 1.0]
+    left, right = found.texts()
+    assert left == ["A man rows a boat. The speed of the boat.", 'A girl says "no". The number of girls.']
+    assert right[1] == "Two girls sing. The number of girls."
+
+
+def test_columns_are_known_by_their_names(tmp_path: Path) -> None:
+    rows = [[row[3], "7", row[2], row[1], row[0]] for row in ROWS]
+    found = read_csts(written(tmp_path, rows, ("label", "id", "condition", "sentence2", "sentence1")))
+    assert found.left[0] == ROWS[0][0]
+    assert found.gold_N.tolist() == [2.0, 1.0]
+    with pytest.raises(SourceError, match=r"no column condition\. A C-STS file has sentence1, sentence2, condition"):
+        read_csts(written(tmp_path, ROWS, ("sentence1", "sentence2", "aspect", "label")))
+
+
+@pytest.mark.parametrize(
+    ("cells", "problem"),
+    [
+        (["one", "two", "three", "-1"], "line 4: no label. Labels of the test part are hidden"),
+        (["one", "two", "three", ""], "line 4: no label"),
+        (["one", "two", "three", "0"], "line 4: '0' is no label from 1 to 5"),
+        (["one", "two", "three", "high"], "line 4: 'high' is no label"),
+        (["one", "two", "three"], "line 4: 3 cells, fewer than the header has"),
+    ],
+)
+def test_a_bad_row_is_named(cells: list[str], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=rf"csts_validation\.csv, {problem}"):
+        read_csts(written(tmp_path, [ROWS[0], cells]))
+
+
+def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be read: No such file"):
+        read_csts(tmp_path / "csts_validation.csv")
+    with pytest.raises(SourceError, match="holds no pairs"):
+        read_csts(written(tmp_path, []))
+    file = written(tmp_path, ROWS)
+    file.write_text(file.read_text() + 'one,two,"three,4\n')
+    with pytest.raises(SourceError, match=r"csts_validation\.csv, line 5: unexpected end of data"):
+        read_csts(file)
+
+
+def test_correlations_are_those_of_their_definitions() -> None:
+    random = np.random.default_rng(0)
+    gold_N = random.integers(1, 6, 200).astype(np.float64)
+    cosine_N = gold_N / 10 + random.normal(size=200)
+    ranks_2N = [
+        [np.mean(np.flatnonzero(np.sort(values) == value)) for value in values] for values in (cosine_N, gold_N)
+    ]
+    found = csts_correlations(cosine_N.astype(np.float32), gold_N)
+    assert found.pearson == pytest.approx(100 * np.corrcoef(cosine_N, gold_N)[0, 1], abs=1e-4)
+    assert found.spearman == pytest.approx(100 * np.corrcoef(ranks_2N)[0, 1], abs=1e-4)
+
+
+def test_nothing_correlates_with_a_constant() -> None:
+    with pytest.raises(BellmError, match="All labels are 3"):
+        csts_correlations(np.array([0.1, 0.2, 0.3]), np.full(3, 3.0))
+    with pytest.raises(BellmError, match="All similarities are 1"):
+        csts_correlations(np.ones(3), np.array([1.0, 2.0, 3.0]))

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bellm import Encoder
+from bellm.cli.files import fresh_file
+from bellm.errors import BellmError, SourceError
+from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.models import ModelLoader, from_encoder
+from bellm.metadata import encoder_identity
+
+TEXTS = ["A heron waits.", "Snow fell.", "Why?", "Snow fell."]
+
+
+def test_an_encoder_keeps_its_vectors(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    model = from_encoder(tiny_encoder, "tiny", tmp_path)
+    found = model.vectors(TEXTS)
+    np.testing.assert_allclose(found, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
+    again = from_encoder(tiny_encoder, "tiny", tmp_path).vectors(TEXTS[::-1])
+    np.testing.assert_array_equal(again, found[::-1])
+    assert model.facts["open_layers"] == [2, 3]
+    assert model.facts["batching_mode"] == "packed"
+
+
+def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    for encoder in (tiny_encoder, tiny_encoder.replace(bidirectional="none"), tiny_encoder.replace(prompt="raw")):
+        np.testing.assert_allclose(
+            from_encoder(encoder, "tiny", tmp_path).vectors(TEXTS), encoder.encode(TEXTS), rtol=1e-4, atol=1e-5
+        )
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = Encoder.from_pretrained(tiny_folder), Encoder.from_pretrained(tiny_folder)
+    with torch.no_grad():  # So little that rounding could explain it.
+        second.model.model.layers[0].mlp.up_proj.weight.mul_(1 + 1e-4)
+    assert encoder_identity(first) == encoder_identity(Encoder.from_pretrained(tiny_folder)) != encoder_identity(second)
+    models = [from_encoder(encoder, "a model", tmp_path) for encoder in (first, second)]
+    for model, encoder in zip(models, (first, second), strict=True):
+        np.testing.assert_array_equal(model.vectors(["Snow"]), encoder.encode(["Snow"]))
+    assert (first.encode(["Snow"]) != second.encode(["Snow"])).any()
+
+
+def test_roles_have_vectors_of_their_own(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    encoder = tiny_encoder.replace(prompt="instruct:Find the same thing")
+    model = from_encoder(encoder, "tiny", tmp_path)
+    np.testing.assert_allclose(model.vectors(TEXTS, "query"), encoder.encode_query(TEXTS), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.vectors(TEXTS, "document"), encoder.encode_document(TEXTS), rtol=1e-4, atol=1e-5)
+    assert model.num_truncated(["s " * 115, "snow"], "query") == 1
+    assert model.num_truncated(["s " * 115, "snow"], "document") == 0
+
+
+def test_settings_behind_the_source(tiny_folder: Path, tmp_path: Path) -> None:
+    sources = ModelLoader(tmp_path, pooling="mean")
+    model = sources.open(f"{tiny_folder}?bidirectional=first:1&prompt=raw&layer=2&max_tokens=64")
+    facts = model.facts
+    assert [facts[name] for name in ("open_layers", "prompt", "layer", "max_tokens", "pooling")] == [
+        [0], "raw", 2, 64, "mean"
+    ]  # fmt: skip
+    assert sources.open(str(tiny_folder)).facts["open_layers"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("layers=2", "'layers' is no setting of an encoder. Write NAME=VALUE: bidirectional,"),
+        ("layer=top", "layer='top' is no whole number"),
+        ("last:8", "'last:8' is no setting of an encoder"),
+        ("pooling=sum", "pooling='sum' is not one of"),
+    ],
+)
+def test_settings_that_are_none(tiny_folder: Path, tmp_path: Path, query: str, message: str) -> None:
+    with pytest.raises(BellmError, match=message.replace("?", r"\?")):
+        ModelLoader(tmp_path).open(f"{tiny_folder}?{query}")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_file_of_vectors(tiny_encoder: Encoder, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"v{suffix}"
+    vectors = tiny_encoder.encode(TEXTS)
+    with fresh_file(str(file)) as write:
+        write(TEXTS, vectors)
+    model = ModelLoader(tmp_path).open(f"vectors:{file}")
+    np.testing.assert_allclose(model.vectors(TEXTS[:2], "query"), vectors[:2], rtol=1e-6)
+    with pytest.raises(SourceError, match="has no vector for 1 of 2 texts, the first of them 'Rain"):
+        model.vectors(["Why?", "Rain."])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("v.jsonl", '{"text": "a"}\n', "needs the columns text and vector"),
+        ("v.jsonl", '{"text": "a", "vector": [1, NaN]}\n', "hold numbers that are none"),
+        ("v.jsonl", '{"text": "a", "vector": [1]}\n{"text": "b", "vector": [1, 2]}\n', "needs the columns"),
+        ("v.parquet", "no parquet", "cannot be read"),
+        ("v.npy", "", "its suffix is '.npy'"),
+        ("", "", "No such file"),
+    ],
+)
+def test_files_that_hold_no_vectors(tmp_path: Path, name: str, content: str, message: str) -> None:
+    if name:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(SourceError, match=message):
+        ModelLoader(tmp_path).open(f"vectors:{tmp_path / (name or 'none.jsonl')}")
+
+
+def test_anything_with_one_method(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def encode(texts: list[str]) -> Any:
+        asked.append(texts)
+        return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+    model = EvaluatedModel.of(SimpleNamespace(encode=encode), "lengths")
+    assert model.vectors(TEXTS).tolist() == [[14], [10], [4], [10]]
+    assert model.vectors(["Why?"], "query").tolist() == [[4]]
+    assert asked == [["A heron waits.", "Snow fell.", "Why?"], ["Why?"]]
+    assert json.dumps(dict(model.facts)) == "{}"
