@@ -131,7 +131,7 @@ def write_saved(
     save_file(
         {"vectors": record.fingerprint},
         folder / FINGERPRINT_FILE,
-        metadata={"encoder_options": record.config.digest(), "dtype": record.dtype},
+        metadata={"config": record.config.digest(), "dtype": record.dtype},
     )
     (folder / "README.md").write_text(f"{_card(record, version)}{notes and chr(10)}{notes}", encoding="utf-8")
     usual = (folder / SETTINGS_FILE).stat().st_mode
@@ -164,7 +164,7 @@ def read_saved(folder: Path) -> SavedEncoder:
             f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
             "Save the encoder again with bellm."
         ) from error
-    if metadata.get("settings") != config.digest():
+    if metadata.get("config") != config.digest():
         raise FingerprintError(
             f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
             "back, or load it as saved and use Encoder.replace(...)."

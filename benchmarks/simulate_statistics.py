@@ -46,7 +46,7 @@ class Row:
     """How often a method did it."""
 
     what: str
-    world: str
+    world_size: str
     method: str
     aim: float | None
     found: float
@@ -71,30 +71,32 @@ def main() -> None:
 def simulate(trials: int, sizes: Iterable[int]) -> Iterable[Row]:
     """All rows: intervals of one score, tests of a difference, seven tasks, several trainings."""
     for n in sizes:
-        for world, sample in SCORES.items():
-            yield from rates("interval holds the score", f"{world}, {n} items", partial(holds, sample, n), trials, 0.95)
+        for world_size, sample in SCORES.items():
+            yield from rates(
+                "interval holds the score", f"{world_size}, {n} items", partial(holds, sample, n), trials, 0.95
+            )
     for n in sizes:
-        for world, couple in EQUALS.items():
-            yield from rates("false alarm", f"{world}, {n} items", partial(alarms, couple, n), trials, 0.05)
+        for world_size, couple in EQUALS.items():
+            yield from rates("false alarm", f"{world_size}, {n} items", partial(alarms, couple, n), trials, 0.05)
         yield from rates("power", f"0.80 against 0.77, {n} items", partial(alarms, unequal, n), trials, None)
     yield from rates("any false alarm in 7 tasks", "equal Spearman", partial(any_alarm, equal), trials, 0.05)
     yield from rates("interval holds the difference", "average of 7 tasks", holds_average, trials, 0.95)
     for seeds, spread in ((2, 4.0), (3, 1.0), (3, 4.0), (5, 1.0), (5, 4.0)):
-        world = f"{seeds} trainings, sd {spread} points, {PAIRS} pairs"
+        world_size = f"{seeds} trainings, sd {spread} points, {PAIRS} pairs"
         what = "interval over trainings holds the score"
-        yield from rates(what, world, partial(holds_over_seeds, seeds, spread), trials, 0.95)
+        yield from rates(what, world_size, partial(holds_over_seeds, seeds, spread), trials, 0.95)
 
 
-def rates(what: str, world: str, trial: Trial, trials: int, aim: float | None, seed: int = 0) -> list[Row]:
+def rates(what: str, world_size: str, trial: Trial, trials: int, aim: float | None, seed: int = 0) -> list[Row]:
     """How often each method did it, with the binomial interval that so many trials leave."""
     draw = np.random.default_rng(seed)
     counts: Counter[str] = Counter()
-    for _ in tqdm(range(trials), f"{what}: {world}", leave=False, disable=None):
+    for _ in tqdm(range(trials), f"{what}: {world_size}", leave=False, disable=None):
         counts.update({method: int(did) for method, did in trial(draw).items()})
     rows = []
     for method, count in counts.items():
         limits = binomtest(count, trials).proportion_ci(method="wilson")
-        rows.append(Row(what, world, method, aim, count / trials, limits.low, limits.high, trials))
+        rows.append(Row(what, world_size, method, aim, count / trials, limits.low, limits.high, trials))
     return rows
 
 
@@ -163,15 +165,20 @@ SCORES: Mapping[str, Callable[[Generator, int], Sample]] = {
 
 def holds(sample: Callable[[Generator, int], Sample], n: int, draw: Generator) -> Mapping[str, bool]:
     """Whether each interval holds the truth."""
-    world = sample(draw, n)
-    found = bootstrap_estimate(world.item_scores_N, world.gold_N, resamples=RESAMPLES)
-    did = {"percentile (bellm)": found.low <= world.truth <= found.high}
-    did["normal"] = abs(found.value - world.truth) <= 1.96 * found.resamples_R.std(ddof=1)
-    if world.gold_N is not None and n <= FEW:
+    world_size = sample(draw, n)
+    found = bootstrap_estimate(world_size.item_scores_N, world_size.gold_N, resamples=RESAMPLES)
+    did = {"percentile (bellm)": found.low <= world_size.truth <= found.high}
+    did["normal"] = abs(found.value - world_size.truth) <= 1.96 * found.resamples_R.std(ddof=1)
+    if world_size.gold_N is not None and n <= FEW:
         interval = bootstrap(
-            (world.item_scores_N, world.gold_N), spearman, paired=True, n_resamples=RESAMPLES, method="BCa", rng=draw
+            (world_size.item_scores_N, world_size.gold_N),
+            spearman,
+            paired=True,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=draw,
         ).confidence_interval
-        did["BCa (scipy)"] = interval.low <= world.truth <= interval.high
+        did["BCa (scipy)"] = interval.low <= world_size.truth <= interval.high
     return did
 
 
@@ -233,23 +240,23 @@ EQUALS: Mapping[str, Callable[[Generator, int], Couple]] = {
 
 def alarms(sample: Callable[[Generator, int], Couple], n: int, draw: Generator) -> Mapping[str, bool]:
     """Whether each test finds a difference at 5 %."""
-    world = sample(draw, n)
-    ours, theirs = estimates(world)
+    world_size = sample(draw, n)
+    ours, theirs = estimates(world_size)
     differences_R = ours.resamples_R - theirs.resamples_R
     did = {"bootstrap (bellm)": paired_difference(ours, theirs).p_value < 0.05}
     did["normal"] = abs(ours.value - theirs.value) > 1.96 * differences_R.std(ddof=1)
-    return did | ({"swapped": swapped(world, draw) < 0.05} if n <= FEW else {})
+    return did | ({"swapped": swapped(world_size, draw) < 0.05} if n <= FEW else {})
 
 
-def estimates(world: Couple) -> tuple[BootstrapEstimate, BootstrapEstimate]:
+def estimates(world_size: Couple) -> tuple[BootstrapEstimate, BootstrapEstimate]:
     """Both systems' scores on the same resampled items."""
-    ours = bootstrap_estimate(world.item_scores_N, world.gold_N, resamples=RESAMPLES)
-    return ours, bootstrap_estimate(world.others_N, world.gold_N, resamples=RESAMPLES)
+    ours = bootstrap_estimate(world_size.item_scores_N, world_size.gold_N, resamples=RESAMPLES)
+    return ours, bootstrap_estimate(world_size.others_N, world_size.gold_N, resamples=RESAMPLES)
 
 
-def swapped(world: Couple, draw: Generator) -> float:
+def swapped(world_size: Couple, draw: Generator) -> float:
     """P-value of a permutation test: the two systems' ranks (without gold: their items) change places at random."""
-    one_N, other_N, gold_N = world.item_scores_N, world.others_N, world.gold_N
+    one_N, other_N, gold_N = world_size.item_scores_N, world_size.others_N, world_size.gold_N
     if gold_N is not None:
         one_N, other_N = rankdata(one_N), rankdata(other_N)
     swap_RN = draw.random((1 + RESAMPLES, len(one_N))) < 0.5
@@ -300,9 +307,9 @@ def table(rows: Sequence[Row]) -> Table:
     aim = "" if first.aim is None else f", aim {100 * first.aim:.0f} %"
     methods = list(dict.fromkeys(row.method for row in rows))
     grid = Table("world", *methods, title=f"{first.what}{aim}, {first.trials} trials")
-    for world in dict.fromkeys(row.world for row in rows):
-        found = {row.method: row for row in rows if row.world == world}
-        grid.add_row(world, *(_cell(found.get(method)) for method in methods))
+    for world_size in dict.fromkeys(row.world_size for row in rows):
+        found = {row.method: row for row in rows if row.world_size == world_size}
+        grid.add_row(world_size, *(_cell(found.get(method)) for method in methods))
     return grid
 
 

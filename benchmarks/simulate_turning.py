@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bellm.layer_search.turning import TurningPoint, find_turning_point
 from numpy.random import Generator
 from numpy.typing import NDArray
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.table import Table
 from simulate_statistics import noisy
 from tqdm.auto import tqdm
 
+from bellm.layer_search.turning import TurningPoint, find_turning_point
 from bellm.report.statistics import bootstrap_estimate
 
 Numbers = NDArray[np.float64]
@@ -73,7 +73,7 @@ NOISE = ((0.5, 0.2), (1.0, 0.5), (2.0, 2.0))
 class Row:
     """What came of one world at one level of noise."""
 
-    world: str
+    world_size: str
     noise: str
     depth: float | None
     trials: int
@@ -101,39 +101,39 @@ def main() -> None:
 
 def simulate(trials: int) -> Iterator[Row]:
     """All rows: curves with noise of known size, then curves scored on rated pairs."""
-    for name, world in {**TURNING, **STRAIGHT}.items():
+    for name, world_size in {**TURNING, **STRAIGHT}.items():
         for items, layers in NOISE:
             noise = f"items {items}, layers {layers}"
-            yield row(name, noise, world, partial(noise_added, world, items, layers), trials)
+            yield row(name, noise, world_size, partial(noise_added, world_size, items, layers), trials)
     for name in ("S, turns at 16", "flat", "straight rise of 50"):
-        world = {**TURNING, **STRAIGHT}[name]
-        yield row(name, f"{PAIRS} pairs", world, partial(scored, world), trials // 2)
+        world_size = {**TURNING, **STRAIGHT}[name]
+        yield row(name, f"{PAIRS} pairs", world_size, partial(scored, world_size), trials // 2)
 
 
-def row(name: str, noise: str, world: World, sample: Callable[[Generator], TurningPoint], trials: int) -> Row:
+def row(name: str, noise: str, world_size: World, sample: Callable[[Generator], TurningPoint], trials: int) -> Row:
     """Count what is found in so many curves of a world."""
     draw = np.random.default_rng(list(f"{name}{noise}".encode()))
     turnings = [sample(draw) for _ in tqdm(range(trials), f"{name}: {noise}", leave=False, disable=None)]
     found = [(one.depth, one.low, one.high) for one in turnings if one.depth is not None]
-    if not found or world.depth is None:
-        return Row(name, noise, world.depth, trials, len(found) / trials, None, None, None)
+    if not found or world_size.depth is None:
+        return Row(name, noise, world_size.depth, trials, len(found) / trials, None, None, None)
     depth_T, low_T, high_T = np.array(found, dtype=np.float64).T
     return Row(
         name,
         noise,
-        world.depth,
+        world_size.depth,
         trials,
         len(found) / trials,
-        error=float(np.abs(depth_T - world.depth).mean()),
-        holds=float(((low_T <= world.depth) & (world.depth <= high_T)).mean()),
+        error=float(np.abs(depth_T - world_size.depth).mean()),
+        holds=float(((low_T <= world_size.depth) & (world_size.depth <= high_T)).mean()),
         width=float((high_T - low_T).mean()),
     )
 
 
-def noise_added(world: World, items: float, layers: float, draw: Generator) -> TurningPoint:
+def noise_added(world_size: World, items: float, layers: float, draw: Generator) -> TurningPoint:
     """A curve of which the noise of the items is known, as resampling would show it."""
     noise_RK = items * neighbourly(draw, 1 + RESAMPLES)
-    scores_K = world.scores_K + noise_RK[0] + layers * draw.normal(size=len(DEPTHS))
+    scores_K = world_size.scores_K + noise_RK[0] + layers * draw.normal(size=len(DEPTHS))
     return find_turning_point(scores_K, scores_K + noise_RK[1:])
 
 
@@ -145,13 +145,13 @@ def neighbourly(draw: Generator, curves: int) -> Numbers:
     return noise_RK
 
 
-def scored(world: World, draw: Generator) -> TurningPoint:
+def scored(world_size: World, draw: Generator) -> TurningPoint:
     """A curve of Spearman correlations on rated pairs, with bellm's own bootstrap."""
     gold_N = draw.normal(size=PAIRS)
     noise_KN = neighbourly(draw, PAIRS).T
     estimates = [
         bootstrap_estimate(noisy(gold_N, noise_N, 2 * np.sin(np.pi / 6 * score / 100)), gold_N, resamples=RESAMPLES)
-        for score, noise_N in zip(world.scores_K, noise_KN, strict=True)
+        for score, noise_N in zip(world_size.scores_K, noise_KN, strict=True)
     ]
     resamples_RK = np.stack([one.resamples_R for one in estimates], axis=1)
     return find_turning_point(np.array([one.value for one in estimates]), resamples_RK)
@@ -167,7 +167,7 @@ def table(rows: list[Row]) -> Table:
             grid.add_section()
         holds = None if one.holds is None else 100 * one.holds
         numbers = ("" if value is None else f"{value:.1f}" for value in (one.error, holds, one.width))
-        grid.add_row(one.world, one.noise, f"{100 * one.found:.1f}", *numbers)
+        grid.add_row(one.world_size, one.noise, f"{100 * one.found:.1f}", *numbers)
     return grid
 
 

@@ -41,8 +41,8 @@ from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.formatting import format_tick
 from bellm.report.statistics import BootstrapEstimate
+from bellm.train.dataset_files import load_dataset
 from bellm.train.loop import train
-from bellm.train.reading import load
 from bellm.train.recipe import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -198,7 +198,7 @@ def _score(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> BootstrapEstim
     """The mean over the tests after one training."""
     named = f"{cell.setting} {cell.bidirectional} {recipe.seed} {recipe.max_steps} {recipe.batch_size}"
     run = runs / re.sub(r"[^\w-]+", "-", named)
-    train(recipe, [(load(file), 1.0)], run)
+    train(recipe, [(load_dataset(file), 1.0)], run)
     (results,) = evaluate(
         [ModelLoader(default_cache_folder()).open(str(run / "model"))], TESTS, data=data_folder()
     ).results

@@ -116,13 +116,13 @@ def ours(
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of each step of bellm."""
     from bellm.train.examples import Example
-    from bellm.train.learner import Learner
-    from bellm.train.recipe import Lora, Recipe
-    from bellm.train.tuning import prepared
+    from bellm.train.recipe import LoRA, Recipe
+    from bellm.train.train_step import TrainStep
+    from bellm.train.trainable import load_trainable
 
-    recipe = Recipe(model=str(place / "encoder"), tuning=Lora(RANK, ALPHA))
-    encoder, autocast = prepared(recipe)
-    learner = Learner(encoder, recipe.objective, autocast=autocast, max_held_tokens=0 if cached else 1 << 30)
+    recipe = Recipe(model=str(place / "encoder"), tuning=LoRA(RANK, ALPHA))
+    encoder, autocast = load_trainable(recipe)
+    train_step = TrainStep(encoder, recipe.objective, autocast=autocast, max_held_tokens=0 if cached else 1 << 30)
     parameters = [each for each in encoder.model.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     seconds, losses = [], []
@@ -131,7 +131,7 @@ def ours(
             Example(anchor, (positive,), (other,)) for anchor, positive, other in triplets[start : start + batch]
         ]
         started = time.perf_counter()
-        losses.append(learner.learn(examples, seed=start).loss)
+        losses.append(train_step.learn(examples, seed=start).loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -7,14 +7,14 @@ orders another quantity. Adapters and learning rate are those of the second vers
 Data: rated pairs (a score column), or anchor, positive and hard negative.
 """
 
-from bellm.train.objectives import Angle
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.objectives import AnglE
+from bellm.train.recipe import LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",
     encoder_options={"prompt": "angle", "pooling": "last", "max_tokens": 50},
-    tuning=Lora(rank=32, alpha=32, dropout=0.1),
-    objective=Angle(cosine=1.0, in_batch=35.0, angle=1.0, temperature=0.05, form="released"),
+    tuning=LoRA(rank=32, alpha=32, dropout=0.1),
+    objective=AnglE(cosine=1.0, in_batch=35.0, angle=1.0, temperature=0.05, form="released"),
     batch_size=120,
     learning_rate=1e-4,
     seed=42,

@@ -16,14 +16,14 @@ Where the paper, its repository and a working recipe disagree:
 Data: rows of anchor, positive and hard negative, such as MNLI and SNLI give.
 """
 
-from bellm.train.objectives import Contrastive
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.objectives import InfoNCE
+from bellm.train.recipe import LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",
     encoder_options={"bidirectional": "last:8", "prompt": "bellm", "pooling": "last", "max_tokens": 60},
-    tuning=Lora(rank=32, alpha=32, dropout=0.1),
-    objective=Contrastive(temperature=0.05),
+    tuning=LoRA(rank=32, alpha=32, dropout=0.1),
+    objective=InfoNCE(temperature=0.05),
     batch_size=64,
     learning_rate=2e-4,
     seed=42,

@@ -8,15 +8,15 @@ tokens; here on the texts of the training data, for as many steps.
 Data: anchor, positive and hard negative.
 """
 
-from bellm.train.objectives import Contrastive
-from bellm.train.recipe import Adaptation, Lora, Recipe
+from bellm.train.objectives import InfoNCE
+from bellm.train.recipe import MNTP, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",
     encoder_options={"bidirectional": "all", "prompt": "raw", "pooling": "mean", "max_tokens": 512},
-    tuning=Lora(rank=16, alpha=32, dropout=0.05),
-    adaptation=Adaptation(steps=1000, share=0.2, learning_rate=5e-5),
-    objective=Contrastive(temperature=0.05),
+    tuning=LoRA(rank=16, alpha=32, dropout=0.05),
+    mntp=MNTP(steps=1000, mask_probability=0.2, learning_rate=5e-5),
+    objective=InfoNCE(temperature=0.05),
     batch_size=64,
     learning_rate=2e-4,
     seed=42,

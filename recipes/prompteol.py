@@ -6,14 +6,14 @@ and what stands here. The code cuts sentences to 32 tokens before it adds the pr
 Data: anchor, positive and hard negative.
 """
 
-from bellm.train.objectives import Contrastive
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.objectives import InfoNCE
+from bellm.train.recipe import LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",
     encoder_options={"prompt": "prompteol", "pooling": "last", "max_tokens": 43},
-    tuning=Lora(rank=64, alpha=16, dropout=0.05),
-    objective=Contrastive(temperature=0.05),
+    tuning=LoRA(rank=64, alpha=16, dropout=0.05),
+    objective=InfoNCE(temperature=0.05),
     batch_size=256,
     learning_rate=5e-4,
     seed=42,

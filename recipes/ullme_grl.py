@@ -9,14 +9,14 @@ KL(found || written); the code has the reverse.
 Data: anchor, one positive and equally many negatives in every row.
 """
 
-from bellm.train.objectives import Contrastive, Grl
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.objectives import GRL, InfoNCE
+from bellm.train.recipe import LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",
     encoder_options={"bidirectional": "all", "prompt": "instruct", "pooling": "mean-text", "max_tokens": 512},
-    tuning=Lora(rank=16, alpha=32, dropout=0.1),
-    objective=Grl(Contrastive(temperature=0.05), preference="dpo", beta=0.1, weights=(1.0, 1.0, 1.0)),
+    tuning=LoRA(rank=16, alpha=32, dropout=0.1),
+    objective=GRL(InfoNCE(temperature=0.05), preference="dpo", beta=0.1, weights=(1.0, 1.0, 1.0)),
     batch_size=64,
     learning_rate=1e-4,
     schedule="cosine",

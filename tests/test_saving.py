@@ -189,7 +189,7 @@ def test_other_vectors_are_refused(saved: Path, spoil: Callable[[Any], Any]) -> 
     place = saved / "fingerprint.safetensors"
     vectors = spoil(load_file(place)["vectors"])
     record = saving.read_saved(saved)
-    save_file({"vectors": np.ascontiguousarray(vectors)}, place, {"encoder_options": record.config.digest()})
+    save_file({"vectors": np.ascontiguousarray(vectors)}, place, {"config": record.config.digest()})
     with pytest.raises(FingerprintError, match="does not give the vectors it was saved with"):
         Encoder.from_pretrained(saved, device="cpu")
 

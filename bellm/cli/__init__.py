@@ -6,27 +6,37 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli import compare, doctor, embed, evaluate, info, layers, search, shell, train
+from bellm.cli import (
+    command_group,
+    doctor_command,
+    embed_command,
+    evaluate_command,
+    info_command,
+    layers_command,
+    search_command,
+    similarity_command,
+    train_command,
+)
 from bellm.version import __version__
 
 app = typer.Typer(
     name="bellm",
-    cls=shell.Commands,
+    cls=command_group.CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("embed")(embed.embed)
-app.command("similarity")(compare.similarity)
-app.command("index")(search.index)
-app.command("search")(search.search)
-app.command("evaluate")(evaluate.evaluate)
-app.command("layers")(layers.layers)
-app.command("train")(train.train)
-app.command("doctor")(doctor.doctor)
-app.command("info")(info.info)
+app.command("embed")(embed_command.embed_command)
+app.command("similarity")(similarity_command.similarity_command)
+app.command("index")(search_command.index_command)
+app.command("search")(search_command.search_command)
+app.command("evaluate")(evaluate_command.evaluate_command)
+app.command("layers")(layers_command.layers_command)
+app.command("train")(train_command.train_command)
+app.command("doctor")(doctor_command.doctor_command)
+app.command("info")(info_command.info_command)
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def check_corpus_config(out: Path, recipe: CorpusConfig, encoder: Encoder) -> st
         return recipe.digest(fingerprint)
     if any((out / SHARD_FOLDER).glob("*.parquet")):
         raise SourceError(f"{out} holds shards without their {FINGERPRINT_FILE}. Put it back, or give another folder.")
-    atomic.write_bytes(path, save({"vectors": found}, {"encoder_options": recipe.config, "recipe": recipe._json()}))
+    atomic.write_bytes(path, save({"vectors": found}, {"config": recipe.config, "recipe": recipe._json()}))
     return recipe.digest(found)
 
 
@@ -90,7 +90,7 @@ def read_corpus_config(out: Path) -> tuple[CorpusConfig, Vectors]:
 
 def _refuse_other(out: Path, recipe: CorpusConfig, kept: CorpusConfig) -> None:
     asked, had = dataclasses.asdict(recipe), dataclasses.asdict(kept)
-    if asked["settings"] != had["settings"]:
+    if asked["config"] != had["config"]:
         raise SourceError(
             f"{out} holds vectors of an encoder with other settings. Give the same options of the model, or another "
             "folder."

@@ -16,7 +16,7 @@ from bellm.layer_search.degradation import Degradation, measure_degradation
 from bellm.layer_search.layer_stats import LayerStats, measure_layers
 from bellm.layer_search.summary import summarize_candidates, summarize_training, summarize_turning_point
 from bellm.metadata import package_versions
-from bellm.train.reading import load
+from bellm.train.dataset_files import load_dataset
 
 if TYPE_CHECKING:
     from bellm.layer_search.successive_halving import HalvingResult
@@ -64,7 +64,7 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
     """Read a set of rated pairs by which layers may be chosen.
 
     Args:
-        name: One of `DEVELOPMENT`, or a file of rated pairs as `bellm.train.reading` reads them.
+        name: One of `DEVELOPMENT`, or a file of rated pairs as `bellm.train.dataset_files` reads them.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
 
     Raises:
@@ -84,7 +84,7 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
 
 def _own_pairs(file: str) -> STSPairs:
     """All rows of a file: a score on fewer pairs than somebody rated would be another score."""
-    rows = load(file)
+    rows = load_dataset(file)
     if rows.rejections:
         first = rows.rejections[0]
         raise SourceError(f"{first.place}: {first.reason} Layers are judged by every row or by none.")

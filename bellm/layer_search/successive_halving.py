@@ -28,9 +28,9 @@ from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate
 from bellm.train.dataset import Dataset
 from bellm.train.loop import train
-from bellm.train.place import CHECKPOINT, MODEL, alone, refuse_other
 from bellm.train.recipe import Recipe
-from bellm.train.stopping import resumable
+from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config
+from bellm.train.signals import resumable_errors
 
 SEARCH = "search.json"
 """What a folder of runs was begun for."""
@@ -201,7 +201,7 @@ def run_halving(
     assert recipe.dev is None
     assert recipe.max_steps
     recipe = replace(recipe, epochs=float(recipe.max_steps))
-    with resumable(output), alone(output):
+    with resumable_errors(output), lock_run_dir(output):
         _agree(output, plan, recipe, sources, dev)
         runs = _Runs(plan, recipe, sources, dev, output, progress)
         found: dict[str, list[RoundResult]] = {one.bidirectional: [] for one in plan.maps}
@@ -325,7 +325,7 @@ def _agree(
         return
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        refuse_other(output, "search", known, wanted)
+        refuse_other_config(output, "search", known, wanted)
     except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise SourceError(f"{output} holds runs of no search ({error}). Choose another folder.") from error
 

@@ -25,7 +25,7 @@ _Rows = list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainBatch:
     """The rows of one step, or one process's part of them."""
 
     step: int
@@ -36,13 +36,13 @@ class Batch:
     """Their numbers there."""
     examples: tuple[Example, ...]
 
-    def part(self, rank: int, world: int) -> "Batch":
+    def part(self, rank: int, world_size: int) -> "TrainBatch":
         """The share of one of `world` processes; those of all ranks, end to end, are the batch.
 
         Shares differ by one row at most, and are empty for some ranks where a batch has fewer rows than processes.
         """
-        assert 0 <= rank < world
-        own = slice(len(self.rows) * rank // world, len(self.rows) * (rank + 1) // world)
+        assert 0 <= rank < world_size
+        own = slice(len(self.rows) * rank // world_size, len(self.rows) * (rank + 1) // world_size)
         return replace(self, rows=self.rows[own], examples=self.examples[own])
 
 
@@ -96,7 +96,7 @@ class Batches:
         """Batches of the first epoch; where texts repeat, another may have a few more or fewer."""
         return len(self._epoch(0))
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainBatch:
         """The batch of a step, counted from 0; steps go on without end."""
         first = 0
         for epoch in itertools.count():
@@ -121,11 +121,11 @@ class Batches:
         ]
         return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
 
-    def _batch(self, step: int, epoch: int, planned: _Planned) -> Batch:
+    def _batch(self, step: int, epoch: int, planned: _Planned) -> TrainBatch:
         dataset = self.sources[planned.source][0]
         # Each row starts from another of its alike texts, and takes the next one each time it comes.
-        examples = tuple(dataset[row].turned(row + planned.turn) for row in planned.rows)
-        return Batch(step, epoch, planned.source, tuple(planned.rows), examples)
+        examples = tuple(dataset[row].rotate(row + planned.turn) for row in planned.rows)
+        return TrainBatch(step, epoch, planned.source, tuple(planned.rows), examples)
 
     def _epoch(self, number: int) -> list[_Planned]:
         if self._last[0] != number:
@@ -147,7 +147,7 @@ class Batches:
 
     def _turn(self, source: int, turn: int) -> list[_Rows]:
         texts = self._texts[source]
-        return pack(self._draw(turn, source).permutation(len(texts)).tolist(), texts, self.batch_size)
+        return pack_batches(self._draw(turn, source).permutation(len(texts)).tolist(), texts, self.batch_size)
 
     def _draw(self, number: int, source: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, number, source]))
@@ -163,7 +163,7 @@ class Batches:
             warnings.warn(message, BellmWarning, stacklevel=3)
 
 
-def pack(order: Iterable[int], texts: Sequence[Sequence[int]], size: int) -> list[_Rows]:
+def pack_batches(order: Iterable[int], texts: Sequence[Sequence[int]], size: int) -> list[_Rows]:
     """Put rows into batches in which no text comes twice.
 
     A row goes into the first batch that has room and comes behind all that hold one of its texts. So it waits no longer

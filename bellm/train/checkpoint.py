@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from bellm.errors import SourceError
 from bellm.io import atomic
-from bellm.train.processes import Processes
-from bellm.train.sharded import gathered, part_of
+from bellm.train.distributed import Distributed
+from bellm.train.fsdp import gather_parameters, local_shard
 
 _WEIGHT, _MOMENT = "weight:", "moment:"
 
 
-def save(
+def save_checkpoint(
     path: Path,
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer | None,
     progress: Mapping[str, Any],
-    processes: Processes | None = None,
+    distributed: Distributed | None = None,
 ) -> None:
     """Write trainable weights, what the optimiser remembers of each, and where training stands.
 
@@ -35,16 +35,18 @@ def save(
     Raises:
         SourceError: The disk refuses; what was there before is kept.
     """
-    processes = processes or Processes()
+    distributed = distributed or Distributed()
     tensors = {f"{_WEIGHT}{name}": parameter.detach() for name, parameter in parameters.items()}
     if optimiser:
         for name, parameter in parameters.items():
             moments = optimiser.state[parameter].items()
             tensors |= {f"{_MOMENT}{moment}:{name}": value for moment, value in moments}
-    processes.from_first(partial(_write, path, gathered(tensors, processes), progress))
+    distributed.broadcast(partial(_write, path, gather_parameters(tensors, distributed), progress))
 
 
-def load(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None
+) -> dict[str, Any]:
     """Read what `save` wrote into these parameters and this optimiser; returns where training stood.
 
     Raises:
@@ -77,10 +79,10 @@ def _fill(file: Any, parameters: Mapping[str, nn.Parameter], optimiser: torch.op
         if optimiser and key.startswith(_MOMENT):
             moment, name = key.removeprefix(_MOMENT).split(":", 1)
             value = file.get_tensor(key)
-            state[name][moment] = value if moment == "step" else part_of(value, parameters[name])
+            state[name][moment] = value if moment == "step" else local_shard(value, parameters[name])
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(part_of(file.get_tensor(f"{_WEIGHT}{name}"), parameter))
+            parameter.copy_(local_shard(file.get_tensor(f"{_WEIGHT}{name}"), parameter))
             if optimiser and state[name]:
                 optimiser.state[parameter] = state[name]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellm.errors import SourceError
-from bellm.train.examples import Example, key
+from bellm.train.examples import Example, text_key
 
 _HEAD = 100  # Rows after which a source without a good one is given up.
 _KEPT = 100  # Rejections that are kept; the others are counted.
@@ -71,8 +71,8 @@ class Dataset:
     def __getitem__(self, row: int) -> Example:
         end = self._ends_R[row]  # An IndexError here also ends a loop over the rows.
         start = self._ends_R[row - 1] if row % len(self) else 0
-        anchor, positives, negatives, score, alike = json.loads(self._bytes[start:end])
-        return Example(anchor, tuple(positives), tuple(negatives), score, alike)
+        anchor, positives, negatives, score, symmetric = json.loads(self._bytes[start:end])
+        return Example(anchor, tuple(positives), tuple(negatives), score, symmetric)
 
     @property
     def rated(self) -> bool:
@@ -90,10 +90,10 @@ class Dataset:
         return np.array(self._key_ends_R, dtype=np.int64)
 
     def _add(self, row: Example, file: IO[bytes]) -> None:
-        fields = [row.anchor, row.positives, row.negatives, row.score, row.alike]
+        fields = [row.anchor, row.positives, row.negatives, row.score, row.symmetric]
         file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
         self._ends_R.append(file.tell())
-        self._keys_T.extend(map(key, row.texts))
+        self._keys_T.extend(map(text_key, row.texts))
         self._key_ends_R.append(len(self._keys_T))
 
     def _reject(self, row: Rejection) -> None:

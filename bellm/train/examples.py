@@ -50,7 +50,7 @@ class Example:
     negatives: tuple[str, ...] = ()
     score: float | None = None
     """How alike the anchor and its one positive are; None where rows are not rated."""
-    alike: bool = False
+    symmetric: bool = False
     """Anchor and positives may change places: captions of one image, say."""
 
     @property
@@ -58,20 +58,20 @@ class Example:
         """Anchor, positives and negatives, in this order."""
         return (self.anchor, *self.positives, *self.negatives)
 
-    def turned(self, by: int) -> "Example":
+    def rotate(self, by: int) -> "Example":
         """The same row with another of its alike texts as the anchor; a row of other kind as it is.
 
         >>> Example("a", ("b", "c"), alike=True).turned(4)
         Example(anchor='b', positives=('c', 'a'), negatives=(), score=None, alike=True)
         """
-        if not self.alike:
+        if not self.symmetric:
             return self
         texts = (self.anchor, *self.positives)
         at = by % len(texts)
-        return Example(texts[at], texts[at + 1 :] + texts[:at], alike=True)
+        return Example(texts[at], texts[at + 1 :] + texts[:at], symmetric=True)
 
 
-def key(text: str) -> int:
+def text_key(text: str) -> int:
     """64 bits that stand for a text as it is compared: without regard to case, spaces and forms of Unicode.
 
     >>> key("Two  Dogs run.") == key("two dogs run. ")
@@ -81,7 +81,7 @@ def key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), signed=True)
 
 
-def find_parts(names: Sequence[str], columns: Columns | None = None) -> Parts:
+def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts:
     """Which of a table's columns are which part of an example.
 
     >>> find_parts(["sent0", "sent1", "hard_neg", "source"])
@@ -104,7 +104,7 @@ def find_parts(names: Sequence[str], columns: Columns | None = None) -> Parts:
     return found
 
 
-def example_of(cells: Mapping[str, object], parts: Parts) -> Example:
+def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
     """Make an example of a row's cells.
 
     >>> example_of({"query": "sum", "pos": ["total"], "neg": None}, find_parts(["query", "pos", "neg"]))
@@ -114,14 +114,14 @@ def example_of(cells: Mapping[str, object], parts: Parts) -> Example:
         SourceError: A cell is not what its part needs.
     """
     if "texts" in parts:
-        return alike(_texts(cells, parts["texts"]))
+        return mark_symmetric(_texts(cells, parts["texts"]))
     anchors, positives, negatives = (_texts(cells, parts.get(part, ())) for part in ("anchor", "positive", "negative"))
     if len(anchors) != 1:
         raise SourceError(f"{len(anchors) or 'no'} anchors. A row has one.")
     if not positives:
         raise SourceError("no positive. A row has one or more.")
-    if both := {key(text) for text in negatives} & {key(text) for text in anchors + positives}:
-        text = next(text for text in negatives if key(text) in both)
+    if both := {text_key(text) for text in negatives} & {text_key(text) for text in anchors + positives}:
+        text = next(text for text in negatives if text_key(text) in both)
         raise SourceError(f"{text[:60]!r} is a negative, and the anchor or a positive as well.")
     score = _score(cells[parts["score"][0]]) if "score" in parts else None
     if score is not None and len(positives) > 1:
@@ -129,7 +129,7 @@ def example_of(cells: Mapping[str, object], parts: Parts) -> Example:
     return Example(anchors[0], tuple(positives), tuple(negatives), score)
 
 
-def alike(texts: Sequence[str]) -> Example:
+def mark_symmetric(texts: Sequence[str]) -> Example:
     """Make an example of texts that say the same; a text that comes twice counts once.
 
     Raises:
@@ -137,11 +137,11 @@ def alike(texts: Sequence[str]) -> Example:
     """
     different: dict[int, str] = {}
     for text in map(_text, texts):
-        different.setdefault(key(text), text)
+        different.setdefault(text_key(text), text)
     if len(different) < 2:
         raise SourceError("Fewer than two different texts: there is nothing to compare.")
     anchor, *positives = different.values()
-    return Example(anchor, tuple(positives), alike=True)
+    return Example(anchor, tuple(positives), symmetric=True)
 
 
 def _by_name(names: Sequence[str]) -> Parts:

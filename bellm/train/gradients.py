@@ -20,7 +20,7 @@ Chunk = Callable[[], Tensor]
 """Computes some of the numbers that the loss is made of; twice alike, but for dropout, which is seeded here."""
 
 
-def accumulate(
+def accumulate_gradients(
     chunks: Sequence[Chunk],
     loss: Callable[[Sequence[Tensor]], Tensor],
     *,

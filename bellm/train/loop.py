@@ -16,19 +16,19 @@ from bellm.backbone import adapters
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.train import checkpoint
-from bellm.train.adaptation import opened_at
 from bellm.train.batches import Batches
-from bellm.train.card import card
 from bellm.train.dataset import Dataset
+from bellm.train.distributed import Answer, Distributed
 from bellm.train.examples import Example
-from bellm.train.learner import Learned, Learner
-from bellm.train.place import BEST, CHECKPOINT, METRICS, MODEL, Metrics, agree, alone
-from bellm.train.processes import Answer, Processes
+from bellm.train.fsdp import gather_parameters
+from bellm.train.mntp import gradual_layers
+from bellm.train.model_card import training_card
 from bellm.train.recipe import Recipe
-from bellm.train.schedule import Stage, height, num_steps, seed_of, stage_of
-from bellm.train.sharded import gathered
-from bellm.train.stopping import Interrupted, resumable, until_asked
-from bellm.train.tuning import finished, prepared, whole
+from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, MetricsLog, check_config, lock_run_dir
+from bellm.train.schedule import TrainPhase, lr_factor, num_steps, phase_at, step_seed
+from bellm.train.signals import Interrupted, graceful_stop, resumable_errors
+from bellm.train.train_step import StepResult, TrainStep
+from bellm.train.trainable import export_encoder, load_trainable, rebuild_encoder
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every step with its number, the number of all, and its record."""
@@ -70,23 +70,23 @@ def train(
         BellmError: The recipe does not suit the data, or the gradient is no longer a number.
         Interrupted: Ctrl-C or a polite kill; the state was written.
     """
-    processes = Processes()
-    recipe = replace(recipe, sharded=recipe.sharded and processes.world > 1)
+    distributed = Distributed()
+    recipe = replace(recipe, sharded=recipe.sharded and distributed.world_size > 1)
     batches = Batches(sources, recipe.batch_size, recipe.seed)
     total = num_steps(batches.per_epoch, recipe)
     stop = total if until is None else min(until, total)
     if stop < total and recipe.sharded:
         raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
     described = {**recipe.described(), "data": batches.described(), "steps": total}
-    with resumable(output), processes.relied_on(), ExitStack() as held:
+    with resumable_errors(output), distributed.relied_on(), ExitStack() as held:
 
         def begin() -> bool:
-            held.enter_context(alone(output))
-            agree(output, described)
+            held.enter_context(lock_run_dir(output))
+            check_config(output, described)
             return (output / MODEL).exists()
 
-        if not processes.from_first(begin):
-            run = _Run(recipe, batches, output, total, processes)
+        if not distributed.broadcast(begin):
+            run = _Run(recipe, batches, output, total, distributed)
             run.go(stop, checkpoint_every, progress)
             if stop < total:
                 return run.round_result()
@@ -102,19 +102,19 @@ def train(
 class _Run:
     """One run of training in one folder."""
 
-    def __init__(self, recipe: Recipe, batches: Batches, output: Path, total: int, processes: Processes) -> None:
+    def __init__(self, recipe: Recipe, batches: Batches, output: Path, total: int, distributed: Distributed) -> None:
         self.recipe, self.batches, self.output, self.total = recipe, batches, output, total
-        self.processes = processes
-        self.encoder, autocast = prepared(recipe)
-        self.learner = Learner(
+        self.distributed = distributed
+        self.encoder, autocast = load_trainable(recipe)
+        self.train_step = TrainStep(
             self.encoder,
             recipe.objective,
-            processes=processes,
+            distributed=distributed,
             autocast=autocast,
             gradient_checkpointing=recipe.gradient_checkpointing,
             sharded=recipe.sharded,
         )
-        self.parameters = self.learner.parameters
+        self.parameters = self.train_step.parameters
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -125,23 +125,23 @@ class _Run:
             "best_step": 0,
             "num_truncated": 0,
         }
-        if processes.from_first((output / CHECKPOINT).exists):
-            self.state = checkpoint.load(output / CHECKPOINT, self.parameters, self.optimiser)
-        self.metrics = processes.from_first(partial(Metrics, output / METRICS, self.state["step"]))
+        if distributed.broadcast((output / CHECKPOINT).exists):
+            self.state = checkpoint.load_checkpoint(output / CHECKPOINT, self.parameters, self.optimiser)
+        self.metrics = distributed.broadcast(partial(MetricsLog, output / METRICS, self.state["step"]))
 
     def go(self, stop: int, checkpoint_every: int, progress: Progress | None) -> None:
         """Take the steps that are left up to `stop`."""
         if self.state["step"] > stop:
             raise _past(self.output, self.state["step"], stop)
-        with until_asked() as asked:
+        with graceful_stop() as asked:
             while self.state["step"] < stop and not self._out_of_patience():
                 record = self._step(self.state["step"])
                 record["dev"] = self._score()
-                self.state = self.processes.from_first(partial(self._note, record, progress))
-                step, stops = self.state["step"], self.processes.any(asked)
+                self.state = self.distributed.broadcast(partial(self._note, record, progress))
+                step, stops = self.state["step"], self.distributed.any(asked)
                 if step % checkpoint_every == 0 or step == stop or stops:
-                    checkpoint.save(
-                        self.output / CHECKPOINT, self.parameters, self.optimiser, self.state, self.processes
+                    checkpoint.save_checkpoint(
+                        self.output / CHECKPOINT, self.parameters, self.optimiser, self.state, self.distributed
                     )
                 if stops:
                     raise Interrupted(
@@ -150,29 +150,29 @@ class _Run:
 
     def round_result(self) -> Encoder:
         """The encoder with the last weights, its adapters in them as when a saved one is loaded."""
-        encoder = finished(self.encoder, self.recipe)
+        encoder = export_encoder(self.encoder, self.recipe)
         encoder.model = adapters.merge_adapters(encoder.model)
         return encoder
 
     def finish(self, described: Mapping[str, Any]) -> None:
         """Write the encoder."""
-        if self.processes.from_first((self.output / BEST).exists):
-            best = checkpoint.load(self.output / BEST, self.parameters, None)
+        if self.distributed.broadcast((self.output / BEST).exists):
+            best = checkpoint.load_checkpoint(self.output / BEST, self.parameters, None)
             self.state |= {name: best[name] for name in ("best", "best_interval", "best_step")}
         self._with_encoder(partial(self._save, described))
 
     def _save(self, described: Mapping[str, Any], encoder: Encoder) -> None:
-        notes = card(described, self.state, self.metrics.records())
-        finished(encoder, self.recipe).save_pretrained(self.output / MODEL, notes=notes)
+        notes = training_card(described, self.state, self.metrics.records())
+        export_encoder(encoder, self.recipe).save_pretrained(self.output / MODEL, notes=notes)
 
     def _step(self, number: int) -> dict[str, Any]:
         started = time.monotonic()
-        stage = stage_of(number, self.total, self.recipe)
-        rate = stage.learning_rate * height(stage.step, stage.steps, self.recipe)
+        phase = phase_at(number, self.total, self.recipe)
+        rate = phase.learning_rate * lr_factor(phase.step, phase.steps, self.recipe)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
-        learned = self._learn(stage, self.batches[number].examples, seed_of(self.recipe.seed, number))
+        learned = self._learn(phase, self.batches[number].examples, step_seed(self.recipe.seed, number))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
         if not math.isfinite(norm):
             raise BellmError(
@@ -182,24 +182,24 @@ class _Run:
         self.optimiser.step()
         seconds = time.monotonic() - started
         self.state["step"] = number + 1
-        self.state["num_truncated"] += self.processes.total(learned.num_truncated)
+        self.state["num_truncated"] += self.distributed.total(learned.num_truncated)
         return {
             "step": number + 1,
             "loss": learned.loss,
-            "tokens_per_second": round(self.processes.total(learned.num_tokens) / seconds, 1),
+            "tokens_per_second": round(self.distributed.total(learned.num_tokens) / seconds, 1),
             "learning_rate": rate,
             "grad_norm": float(norm),
             "seconds": round(seconds, 3),
         }
 
-    def _learn(self, stage: Stage, examples: Sequence[Example], seed: int) -> Learned:
-        adaptation = self.recipe.adaptation
-        if adaptation is None or not stage.adapts:
-            return self.learner.learn(examples, seed)
+    def _learn(self, phase: TrainPhase, examples: Sequence[Example], seed: int) -> StepResult:
+        mntp = self.recipe.mntp
+        if mntp is None or not phase.adapts:
+            return self.train_step.learn(examples, seed)
         layers = self.encoder.config.bidirectional
-        if adaptation.gradual:
-            layers = opened_at(stage.step, stage.steps, layers)
-        return self.learner.adapt(examples, seed, share=adaptation.share, layers=layers)
+        if mntp.gradual:
+            layers = gradual_layers(phase.step, phase.steps, layers)
+        return self.train_step.adapt(examples, seed, mask_probability=mntp.mask_probability, layers=layers)
 
     def _note(self, record: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
         """Record a step; returns where training stands."""
@@ -216,15 +216,15 @@ class _Run:
         score, interval = self._with_encoder(partial(_scored, self.recipe.dev))
         if self.state["best"] is None or score > self.state["best"]:
             self.state |= {"best": score, "best_interval": interval, "best_step": step}
-            checkpoint.save(self.output / BEST, self.parameters, None, self.state, self.processes)
+            checkpoint.save_checkpoint(self.output / BEST, self.parameters, None, self.state, self.distributed)
         return score
 
     def _with_encoder(self, call: Callable[[Encoder], Answer]) -> Answer:
         """Let the first process alone do something with the encoder, which it has to make where weights are shared."""
         if not self.recipe.sharded:
-            return self.processes.from_first(partial(call, self.encoder))
-        learned = gathered(self.parameters, self.processes)
-        return self.processes.from_first(lambda: call(whole(self.recipe, learned)))
+            return self.distributed.broadcast(partial(call, self.encoder))
+        learned = gather_parameters(self.parameters, self.distributed)
+        return self.distributed.broadcast(lambda: call(rebuild_encoder(self.recipe, learned)))
 
     def _out_of_patience(self) -> bool:
         patience, since = self.recipe.patience, self.state["step"] - self.state["best_step"]

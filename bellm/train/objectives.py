@@ -18,14 +18,14 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.tensors.losses import contrastive, distillation, masking, nested, preferences, ranking
 from bellm.tensors.losses.cosines import normalize
-from bellm.train.embedded import Embedded, Written
+from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs
 
-Objective = Callable[[Embedded], Tensor]
+Objective = Callable[[EmbeddedBatch], Tensor]
 """What training makes small: a scalar."""
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class InfoNCE:
     """Every anchor finds its positive among those of the batch and all hard negatives (InfoNCE).
 
     The objective of supervised SimCSE (arXiv 2104.08821) and of BeLLM (arXiv 2311.05296).
@@ -47,12 +47,12 @@ class Contrastive:
         """Refuse what divides by nothing."""
         _refuse_cold(self.temperature)
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch without ratings."""
         loss = self.loss(batch)
         return (nested.over_dimensions(loss, self.dims) if self.dims else loss)(*batch.vectors)
 
-    def loss(self, batch: Embedded) -> Callable[..., Tensor]:
+    def loss(self, batch: EmbeddedBatch) -> Callable[..., Tensor]:
         """The loss as a function of anchors, positives and negatives."""
         if batch.scores_B is not None:
             raise BellmError("This objective learns from positives, and the data has scores. Use Ranked or Angle.")
@@ -64,7 +64,7 @@ class Contrastive:
             ignored_BC=self._ignored(batch),
         )
 
-    def _ignored(self, batch: Embedded) -> Tensor | None:
+    def _ignored(self, batch: EmbeddedBatch) -> Tensor | None:
         if self.guide is None:
             return None
         own = [each.detach() if each.dim() == 2 else each[:, -1].detach() for each in batch.vectors]
@@ -73,7 +73,7 @@ class Contrastive:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class CoSENT:
     """Cosines of rated pairs in the order of their ratings (CoSENT)."""
 
     temperature: float = 0.05
@@ -82,7 +82,7 @@ class Ranked:
         """Refuse what divides by nothing."""
         _refuse_cold(self.temperature)
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs."""
         if batch.scores_B is None:
             raise BellmError("This objective needs pairs with a score. For positives and negatives use Contrastive.")
@@ -90,19 +90,19 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Usual:
+class AutoObjective:
     """What is usual for a batch: `Contrastive` for positives and negatives, `Ranked` for ratings."""
 
-    contrastive: Contrastive = field(default_factory=Contrastive)
-    ranked: Ranked = field(default_factory=Ranked)
+    contrastive: InfoNCE = field(default_factory=InfoNCE)
+    ranked: CoSENT = field(default_factory=CoSENT)
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of any batch."""
         return self.contrastive(batch) if batch.scores_B is None else self.ranked(batch)
 
 
 @dataclass(frozen=True)
-class Angle:
+class AnglE:
     """AnglE's weighted sum (arXiv 2309.12871), for rated pairs and for triplets; weights of its released trainer."""
 
     cosine: float = 0.0
@@ -115,7 +115,7 @@ class Angle:
         """Refuse what divides by nothing."""
         _refuse_cold(self.temperature)
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs, or of triplets."""
         options: dict[str, Any] = {"temperature": self.temperature, "form": self.form}
         options |= {"cosine_w": self.cosine, "ibn_w": self.in_batch, "angle_w": self.angle}
@@ -130,7 +130,7 @@ class Angle:
 class Espresso:
     """A contrastive loss on every layer, and on vectors cut short: Espresso, once 2DMSE (arXiv 2402.14776)."""
 
-    contrastive: Contrastive = field(default_factory=Contrastive)
+    contrastive: InfoNCE = field(default_factory=InfoNCE)
     dims: int = 128
     """Dimensions that are to do without the rest."""
     temperature: float = 1.0
@@ -138,21 +138,21 @@ class Espresso:
 
     all_layers: ClassVar[bool] = True
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch without ratings."""
         loss = nested.espresso(self.contrastive.loss(batch), self.dims, temperature=self.temperature)
         return loss(*(each.transpose(0, 1) for each in batch.vectors))
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distillation:
     """Texts stand to each other as they do to a teacher; a teacher's vectors may have another width."""
 
     teacher: str
     """An encoder that `Encoder.from_pretrained` takes."""
     temperature: float = 0.05
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The divergence of the cosines among all texts of the batch."""
         own_TD = torch.cat(batch.vectors)
         teacher_TD = torch.cat([_seen_by(self.teacher, texts, own_TD) for texts in batch.texts if texts])
@@ -160,14 +160,14 @@ class Distilled:
 
 
 @dataclass(frozen=True)
-class Grl:
+class GRL:
     """ULLME's generation-augmented representation learning (arXiv 2408.03402).
 
     A weighted sum of a contrastive loss, a preference for writing the positive rather than the first negative, and the
     divergence of what is found from what would be written. Rows have one positive and equally many negatives.
     """
 
-    contrastive: Contrastive = field(default_factory=Contrastive)
+    contrastive: InfoNCE = field(default_factory=InfoNCE)
     prompt: str = "{text}\n"
     """What stands before an answer, with a slot for the anchor."""
     preference: Literal["dpo", "kto", "sft"] = "dpo"
@@ -178,23 +178,23 @@ class Grl:
     direction: preferences.Direction = "paper"
     """Of the divergence: the paper's KL(found || written), or the reverse of the released code."""
 
-    def __call__(self, batch: Embedded) -> Tensor:
+    def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The contrastive part alone."""
         return self.contrastive(batch)
 
-    def joint(self, batch: Embedded, written: Written) -> Tensor:
+    def joint(self, batch: EmbeddedBatch, written: ResponseLogProbs) -> Tensor:
         """The weighted sum."""
         parts = self.contrastive(batch), self._preference(written), self._divergence(batch, written)
         return torch.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)]).sum()
 
-    def _preference(self, written: Written) -> Tensor:
+    def _preference(self, written: ResponseLogProbs) -> Tensor:
         if self.preference == "sft":
             return -written.mean_BK[:, 0].mean()
         loss = preferences.dpo if self.preference == "dpo" else preferences.kto_pair
         policy_BK, reference_BK = written.sum_BK, written.reference_BK
         return loss(policy_BK[:, 0], policy_BK[:, 1], reference_BK[:, 0], reference_BK[:, 1], beta=self.beta)
 
-    def _divergence(self, batch: Embedded, written: Written) -> Tensor:
+    def _divergence(self, batch: EmbeddedBatch, written: ResponseLogProbs) -> Tensor:
         rows, width = batch.anchors_BD.shape
         candidates_BKD = torch.cat([batch.positives_PD[:, None], batch.negatives_ND.view(rows, -1, width)], 1)
         found_BK = torch.einsum("bd,bkd->bk", normalize(batch.anchors_BD), normalize(candidates_BKD))

@@ -9,13 +9,13 @@ from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
-from bellm.train.objectives import Grl, Objective, Usual
+from bellm.train.objectives import GRL, AutoObjective, Objective
 
 Schedule = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoRA:
     """Train low-rank adapters and leave the weights as they are (arXiv 2106.09685)."""
 
     rank: int = 16
@@ -32,16 +32,16 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Full:
+class FullFineTuning:
     """Train every weight, kept in float32."""
 
 
 @dataclass(frozen=True)
-class Adaptation:
+class MNTP:
     """A stage before the vectors: masked next-token prediction with open layers (LLM2Vec, arXiv 2404.05961)."""
 
     steps: int
-    share: float = 0.2
+    mask_probability: float = 0.2
     """Of the tokens that are masked."""
     learning_rate: float = 5e-5
     gradual: bool = False
@@ -56,9 +56,9 @@ class Recipe:
     """What `Encoder.from_pretrained` takes."""
     encoder_options: Mapping[str, Any] = field(default_factory=dict)
     """Choices for `Encoder.from_pretrained`: bidirectional, prompt, pooling, max_tokens, dtype, ..."""
-    tuning: Lora | Full = field(default_factory=Lora)
-    objective: Objective = field(default_factory=Usual)
-    adaptation: Adaptation | None = None
+    tuning: LoRA | FullFineTuning = field(default_factory=LoRA)
+    objective: Objective = field(default_factory=AutoObjective)
+    mntp: MNTP | None = None
     batch_size: int = 64
     """Examples of a step, over all processes."""
     epochs: float = 1.0
@@ -105,11 +105,11 @@ class Recipe:
 
     def _unshardable(self) -> str:
         """What takes a second model on the same weights, or other weights than torch shares out."""
-        if isinstance(self.objective, Grl):
+        if isinstance(self.objective, GRL):
             return "the objective Grl"
-        if self.adaptation and self.adaptation.gradual:
+        if self.mntp and self.mntp.gradual:
             return "Adaptation(gradual=True)"
-        return "Lora(four_bit=True)" if isinstance(self.tuning, Lora) and self.tuning.four_bit else ""
+        return "Lora(four_bit=True)" if isinstance(self.tuning, LoRA) and self.tuning.four_bit else ""
 
     def described(self) -> dict[str, Any]:
         """All that decides the weights as plain values, for records and to tell one recipe from another."""

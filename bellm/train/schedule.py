@@ -10,7 +10,7 @@ from bellm.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainPhase:
     """A part of training with a schedule of its own."""
 
     adapts: bool
@@ -21,15 +21,15 @@ class Stage:
     learning_rate: float
 
 
-def stage_of(step: int, total: int, recipe: Recipe) -> Stage:
+def phase_at(step: int, total: int, recipe: Recipe) -> TrainPhase:
     """The stage that a step of a run is in."""
-    first = recipe.adaptation.steps if recipe.adaptation else 0
-    if recipe.adaptation and step < first:
-        return Stage(True, step, first, recipe.adaptation.learning_rate)
-    return Stage(False, step - first, total - first, recipe.learning_rate)
+    first = recipe.mntp.steps if recipe.mntp else 0
+    if recipe.mntp and step < first:
+        return TrainPhase(True, step, first, recipe.mntp.learning_rate)
+    return TrainPhase(False, step - first, total - first, recipe.learning_rate)
 
 
-def height(step: int, total: int, recipe: Recipe) -> float:
+def lr_factor(step: int, total: int, recipe: Recipe) -> float:
     """The learning rate of a step as a share of its height: up in a line, down as the recipe's schedule says."""
     warm = math.ceil(recipe.warmup * total)
     if step < warm:
@@ -40,11 +40,11 @@ def height(step: int, total: int, recipe: Recipe) -> float:
 
 def num_steps(per_epoch: int, recipe: Recipe) -> int:
     """Steps of a run, given the batches of an epoch."""
-    first = recipe.adaptation.steps if recipe.adaptation else 0
+    first = recipe.mntp.steps if recipe.mntp else 0
     steps = first + max(1, round(recipe.epochs * per_epoch))
     return min(steps, recipe.max_steps or steps)
 
 
-def seed_of(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int) -> int:
     """A seed for each step, far from those of its neighbours' chunks."""
     return (seed * 1_000_003 + step) * 65_536 % 2**63

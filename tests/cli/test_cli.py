@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from bellm import Encoder
 from bellm.cli import app
-from bellm.cli.shell import Commands
+from bellm.cli.command_group import CommandGroup
 from bellm.errors import NoOpWarning
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 
@@ -139,7 +139,7 @@ def test_warnings_of_bellm_are_notes(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_warnings_of_others_are_silent() -> None:
-    other = typer.Typer(cls=Commands)
+    other = typer.Typer(cls=CommandGroup)
     other.callback()(lambda: None)
 
     @other.command("warn")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bellm import Encoder
-from bellm.cli.files import fresh_file
+from bellm.cli.output_files import new_vector_file
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.models import ModelLoader, from_encoder
@@ -83,7 +83,7 @@ def test_settings_that_are_none(tiny_folder: Path, tmp_path: Path, query: str, m
 def test_a_file_of_vectors(tiny_encoder: Encoder, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"v{suffix}"
     vectors = tiny_encoder.encode(TEXTS)
-    with fresh_file(str(file)) as write:
+    with new_vector_file(str(file)) as write:
         write(TEXTS, vectors)
     model = ModelLoader(tmp_path).open(f"vectors:{file}")
     np.testing.assert_allclose(model.vectors(TEXTS[:2], "query"), vectors[:2], rtol=1e-6)

@@ -13,7 +13,7 @@ from bellm.backbone.architecture import get_decoder
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import train
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.recipe import LoRA, Recipe
 
 
 def mixing_in(layer: int, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Encoder:
@@ -58,7 +58,7 @@ def trained_to_see(
     recipe = Recipe(
         model=str(folder / "random"),
         encoder_options={"bidirectional": str(layer), "prompt": "raw", "pooling": "first"},
-        tuning=Lora(rank=16, targets=tuple(f"layers.{layer}.{part}" for part in parts)),
+        tuning=LoRA(rank=16, targets=tuple(f"layers.{layer}.{part}" for part in parts)),
         batch_size=len(TOPICS),
         max_steps=_STEPS,
         epochs=_STEPS,

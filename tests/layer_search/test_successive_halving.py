@@ -30,9 +30,9 @@ from bellm.layer_spec import parse_layers
 from bellm.report import statistics
 from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.train.loop import train
-from bellm.train.place import CHECKPOINT, METRICS, MODEL
-from bellm.train.recipe import Lora, Recipe
-from bellm.train.stopping import Interrupted
+from bellm.train.recipe import LoRA, Recipe
+from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL
+from bellm.train.signals import Interrupted
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import on_topics, trained_to_see, write_topics
 from tests.layer_search.test_tables import lines
@@ -140,7 +140,7 @@ class Tried:
         self.recipe = Recipe(
             model=str(model),
             encoder_options=settings,
-            tuning=Lora(rank=2),
+            tuning=LoRA(rank=2),
             batch_size=4,
             max_steps=6,
             learning_rate=2e-2,

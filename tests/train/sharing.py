@@ -16,19 +16,19 @@ from torch.distributed.tensor import DTensor
 
 from bellm import Encoder
 from bellm.backbone.architecture import get_layers
+from bellm.train.distributed import Distributed
 from bellm.train.examples import Example
-from bellm.train.learner import Learned, Learner
+from bellm.train.fsdp import gather_parameters
 from bellm.train.loop import train
-from bellm.train.objectives import Contrastive
-from bellm.train.processes import Processes
-from bellm.train.recipe import Adaptation, Full, Lora, Recipe
-from bellm.train.sharded import gathered
+from bellm.train.objectives import InfoNCE
+from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
+from bellm.train.train_step import StepResult, TrainStep
 from tests.train import reference
 from tests.train.rows import dataset, triplets
 from tests.train.together import score
 
 HELD = 1 << 30  # More tokens than any step here has.
-TUNINGS: dict[str, Lora | Full] = {"adapters": Lora(rank=3), "all weights": Full()}
+TUNINGS: dict[str, LoRA | FullFineTuning] = {"adapters": LoRA(rank=3), "all weights": FullFineTuning()}
 WAYS: dict[str, dict[str, Any]] = {
     "cached": {"max_held_tokens": 0},
     "held": {"max_held_tokens": HELD},
@@ -45,7 +45,7 @@ def recipe(source: str, tuning: str) -> Recipe:
         encoder_options={"dtype": "float32"},
         tuning=TUNINGS[tuning],
         batch_size=5,
-        adaptation=Adaptation(1, learning_rate=1e-3),
+        mntp=MNTP(1, learning_rate=1e-3),
         max_steps=3,
         learning_rate=5e-3,
         weight_decay=0.01,
@@ -60,15 +60,15 @@ def encoder_of(source: str, tuning: str) -> Encoder:
     return reference.exact(encoder if tuning == "all weights" else reference.with_lora(encoder))
 
 
-def steps(learner: Learner) -> dict[str, tuple[Learned, dict[str, Tensor]]]:
+def steps(train_step: TrainStep) -> dict[str, tuple[StepResult, dict[str, Tensor]]]:
     """What each step was, and the gradients that it gave this process."""
     found = {}
     for name, examples in STEPS.items():
         if name == "adapted":
-            learned = learner.adapt(examples, 0, share=0.3, layers=(2, 3))
+            learned = train_step.adapt(examples, 0, mask_probability=0.3, layers=(2, 3))
         else:
-            learned = learner.learn(examples, 0)
-        found[name] = learned, reference.gradients(learner.encoder.model)
+            learned = train_step.learn(examples, 0)
+        found[name] = learned, reference.gradients(train_step.encoder.model)
     return found
 
 
@@ -86,24 +86,24 @@ def whole_layers(encoder: Encoder) -> list[int]:
 
 
 def main(source: str, folder: Path) -> None:
-    processes, found = Processes(), {}
+    distributed, found = Distributed(), {}
     for tuning in TUNINGS:
         for runner, options in WAYS.items():
             encoder = encoder_of(source, tuning)
             whole = sum(each.numel() for each in encoder.model.parameters())
-            learner = Learner(encoder, Contrastive(), chunk_tokens=60, sharded=True, **options)
+            train_step = TrainStep(encoder, InfoNCE(), chunk_tokens=60, sharded=True, **options)
             parts: list[Any] = list(encoder.model.parameters())
             found[f"{tuning} {runner} share"] = sum(each.to_local().numel() for each in parts) / whole
             counts = whole_layers(encoder)
-            for name, (learned, gradients) in steps(learner).items():
+            for name, (learned, gradients) in steps(train_step).items():
                 found[f"{tuning} {runner} {name}"] = asdict(learned)
-                if tensors := gathered(gradients, processes):
+                if tensors := gather_parameters(gradients, distributed):
                     save_file(tensors, folder / f"{tuning} {runner} {name}.safetensors")
             found[f"{tuning} {runner} whole layers"] = [min(counts), max(counts)]
         shared = replace(recipe(source, tuning), sharded=True)
         trained = train(shared, [(dataset(14), 1.0)], folder / tuning, checkpoint_every=2)
         found[f"{tuning} vector"] = trained.encode(["Snow"])[0].tolist()
-    (folder / f"found {processes.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / f"found {distributed.rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellm.errors import BellmError, BellmWarning
-from bellm.train.batches import Batch, Batches, pack
+from bellm.train.batches import Batches, TrainBatch, pack_batches
 from bellm.train.dataset import Dataset
-from bellm.train.examples import Example, alike, key
-from bellm.train.reading import load
+from bellm.train.dataset_files import load_dataset
+from bellm.train.examples import Example, mark_symmetric, text_key
 
 SIZES = st.integers(1, 7)
 SEEDS = st.integers(0, 3)
@@ -29,7 +29,7 @@ def pairs(number: int, name: str = "pairs") -> Dataset:
     return Dataset(name, [Example(f"{name} {at}", (f"answer to {name} {at}",)) for at in range(number)])
 
 
-def some(batches: Batches, number: int) -> list[Batch]:
+def some(batches: Batches, number: int) -> list[TrainBatch]:
     return [batches[step] for step in range(number)]
 
 
@@ -49,7 +49,7 @@ def test_every_row_comes_once_an_epoch_and_no_text_twice_in_a_batch(dataset: Dat
         for batch in epoch:
             assert 1 <= len(batch.rows) <= size
             assert batch.examples == tuple(dataset[row] for row in batch.rows)
-            often = Counter(text for example in batch.examples for text in {key(text) for text in example.texts})
+            often = Counter(text for example in batch.examples for text in {text_key(text) for text in example.texts})
             assert set(often.values()) == {1}
 
 
@@ -65,10 +65,10 @@ def test_a_step_gives_the_same_batch_whatever_was_asked_before(
 
 
 @given(st.integers(0, 20), st.integers(1, 9))
-def test_parts_of_all_processes_are_the_batch(number: int, world: int) -> None:
+def test_parts_of_all_processes_are_the_batch(number: int, world_size: int) -> None:
     rows = tuple(range(number))
-    batch = Batch(3, 1, 0, rows, tuple(Example(f"{row}", ("x",)) for row in rows))
-    parts = [batch.part(rank, world) for rank in range(world)]
+    batch = TrainBatch(3, 1, 0, rows, tuple(Example(f"{row}", ("x",)) for row in rows))
+    parts = [batch.part(rank, world_size) for rank in range(world_size)]
     assert tuple(row for part in parts for row in part.rows) == rows
     assert tuple(example for part in parts for example in part.examples) == batch.examples
     assert max(len(part.rows) for part in parts) - min(len(part.rows) for part in parts) <= 1
@@ -81,7 +81,7 @@ def test_parts_of_all_processes_are_the_batch(number: int, world: int) -> None:
 )
 def test_a_row_waits_no_longer_than_it_must(texts: list[list[int]], size: int) -> None:
     """Every batch before a row's is full, or not behind all that hold one of its texts."""
-    batches = pack(range(len(texts)), texts, size)
+    batches = pack_batches(range(len(texts)), texts, size)
     assert sorted(itertools.chain(*batches)) == list(range(len(texts)))
     place = {row: number for number, batch in enumerate(batches) for row in batch}
     for row in range(len(texts)):
@@ -134,7 +134,7 @@ def test_batches_are_of_one_source() -> None:
 
 
 def test_alike_texts_take_turns_as_anchors() -> None:
-    images = Dataset("images", [alike([f"view {view} of {at}" for view in range(5)]) for at in range(6)])
+    images = Dataset("images", [mark_symmetric([f"view {view} of {at}" for view in range(5)]) for at in range(6)])
     steps = some(Batches([(images, 1)], 6), 5)
     anchors = [[example.anchor for example in batch.examples] for batch in steps]
     assert len(set(itertools.chain(*anchors))) == 30  # Five epochs: each text once.
@@ -149,7 +149,7 @@ def test_so_many_repeats_that_batches_stay_small_are_told() -> None:
 
 
 def test_work_does_not_grow_with_repeats() -> None:
-    assert len(pack(range(200_000), [[7]] * 200_000, 64)) == 200_000  # Hours, if each row tried every batch.
+    assert len(pack_batches(range(200_000), [[7]] * 200_000, 64)) == 200_000  # Hours, if each row tried every batch.
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_what_decides_the_order_is_described() -> None:
 
 @pytest.mark.parametrize("size", [16, 512])
 def test_the_nli_triplets_fill_their_batches(data: Path, size: int) -> None:
-    triplets = load(data / "nli" / "triplets_en.csv")
+    triplets = load_dataset(data / "nli" / "triplets_en.csv")
     batches = Batches([(triplets, 1)], size, seed=1)
     steps = some(batches, batches.per_epoch)
     assert len(steps) <= math.ceil(len(triplets) / size) + 1
     assert sum(len(batch.rows) for batch in steps) == len(triplets)
     for batch in steps:
-        often = Counter(text for example in batch.examples for text in {key(text) for text in example.texts})
+        often = Counter(text for example in batch.examples for text in {text_key(text) for text in example.texts})
         assert set(often.values()) == {1}

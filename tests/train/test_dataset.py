@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bellm.errors import SourceError
 from bellm.train.dataset import Dataset, Rejection
-from bellm.train.examples import Example, key
+from bellm.train.examples import Example, text_key
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=9)
 TEXTS = st.lists(TEXT, max_size=3).map(tuple)
@@ -31,7 +31,7 @@ def test_keys_are_those_of_the_texts(rows: list[Example]) -> None:
     dataset = Dataset("some", rows)
     starts = [0, *dataset.key_ends_R]
     for number, row in enumerate(rows):
-        assert dataset.keys_T[starts[number] : starts[number + 1]].tolist() == [key(text) for text in row.texts]
+        assert dataset.keys_T[starts[number] : starts[number + 1]].tolist() == [text_key(text) for text in row.texts]
     assert starts[-1] == len(dataset.keys_T)
 
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellm.errors import SourceError
-from bellm.train.examples import Columns, Example, alike, example_of, find_parts, key
+from bellm.train.examples import Columns, Example, mark_symmetric, match_columns, parse_example, text_key
 
 
 def made(row: dict[str, Any], columns: Columns | None = None) -> Example:
-    return example_of(row, find_parts(list(row), columns))
+    return parse_example(row, match_columns(list(row), columns))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def made(row: dict[str, Any], columns: Columns | None = None) -> Example:
         ({"anchor": "a", "positive": "p", "negative_1": "m", "negative_2": "n"}, Example("a", ("p",), ("m", "n"))),
         ({"anchor": "a", "positive": "p", "negative_1": "", "negative_2": None}, Example("a", ("p",))),
         ({"anchor": "a", "positive": "p", "negatives": []}, Example("a", ("p",))),
-        ({"texts": ["a", "b", "A ", "c"]}, Example("a", ("b", "c"), alike=True)),
+        ({"texts": ["a", "b", "A ", "c"]}, Example("a", ("b", "c"), symmetric=True)),
     ],
 )
 def test_the_names_of_the_field(row: dict[str, Any], wanted: Example) -> None:
@@ -66,7 +66,7 @@ def test_named_columns_are_read_and_no_others() -> None:
 )
 def test_unclear_columns_are_named(names: list[str], columns: Any, message: str) -> None:
     with pytest.raises(SourceError, match=message):
-        find_parts(names, columns)
+        match_columns(names, columns)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,19 @@ def test_cells_that_are_not_what_they_should_be(change: dict[str, Any], message:
 @pytest.mark.parametrize("texts", [[], ["a"], ["a", " A"], ["a", ""], ["a", 7]])
 def test_alike_texts_are_two_or_more(texts: Any) -> None:
     with pytest.raises(SourceError):
-        alike(texts)
+        mark_symmetric(texts)
 
 
 @given(st.integers(2, 6), st.integers(0, 40))
 def test_every_alike_text_is_the_anchor_in_turn(number: int, start: int) -> None:
     texts = [f"text {at}" for at in range(number)]
-    rows = [alike(texts).turned(start + by) for by in range(number)]
+    rows = [mark_symmetric(texts).rotate(start + by) for by in range(number)]
     assert [row.anchor for row in rows] == [texts[(start + by) % number] for by in range(number)]
-    assert all(sorted(row.texts) == texts and row.alike for row in rows)
-    assert Example("a", ("b",), ("c",)).turned(start) == Example("a", ("b",), ("c",))
+    assert all(sorted(row.texts) == texts and row.symmetric for row in rows)
+    assert Example("a", ("b",), ("c",)).rotate(start) == Example("a", ("b",), ("c",))
 
 
 def test_keys_tell_texts_apart_as_a_reader_would() -> None:
-    assert key("Stra\u00dfe  12") == key("STRASSE 12\n") == key("\uff53trasse 12")
-    assert len({key(text) for text in ("a b", "ab", "a b.", "b a", "a b ?")}) == 5
-    assert all(-(2**63) <= key(str(number)) < 2**63 for number in range(200))
+    assert text_key("Stra\u00dfe  12") == text_key("STRASSE 12\n") == text_key("\uff53trasse 12")
+    assert len({text_key(text) for text in ("a b", "ab", "a b.", "b a", "a b ?")}) == 5
+    assert all(-(2**63) <= text_key(str(number)) < 2**63 for number in range(200))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bellm.train.gradients import Chunk, accumulate
+from bellm.train.gradients import Chunk, accumulate_gradients
 
 ROWS_BW = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_the_whole_batch(dtype: torch.dtype, size: int, c
     whole, parts = Network(dtype=dtype), Network(dtype=dtype)
     wanted = apart([whole(ROWS_BW)])
     wanted.backward()  # type: ignore[no-untyped-call]
-    found = accumulate(parts.chunks(size), apart, seed=0, cached=cached)
+    found = accumulate_gradients(parts.chunks(size), apart, seed=0, cached=cached)
     assert not found.requires_grad
     assert float(found) == pytest.approx(wanted.item(), rel=1e-6)
     assert len(parts.gradients()) == 5
@@ -80,7 +80,7 @@ def test_dropout_is_the_same_both_times_and_another_for_each_chunk(size: int) ->
     whole, cached, held = Network(), Network(0.5), Network(0.5)
     apart([whole(ROWS_BW, torch.cat(kept))]).backward()  # type: ignore[no-untyped-call]
     for network, runner in ((cached, True), (held, False)):
-        accumulate(network.chunks(size), apart, seed=70, cached=runner)
+        accumulate_gradients(network.chunks(size), apart, seed=70, cached=runner)
         assert relative(network.gradients(), whole.gradients()) < 1e-12
 
 
@@ -88,7 +88,7 @@ def test_dropout_is_the_same_both_times_and_another_for_each_chunk(size: int) ->
 def test_cached_and_held_are_equal_bit_for_bit(dropout: float) -> None:
     cached, held = Network(dropout, torch.float32), Network(dropout, torch.float32)
     losses = [
-        accumulate(network.chunks(3), apart, seed=5, cached=runner)
+        accumulate_gradients(network.chunks(3), apart, seed=5, cached=runner)
         for network, runner in ((cached, True), (held, False))
     ]
     assert torch.equal(*losses)
@@ -97,9 +97,9 @@ def test_cached_and_held_are_equal_bit_for_bit(dropout: float) -> None:
 
 def test_gradients_are_added_to_those_that_are_there() -> None:
     network = Network()
-    accumulate(network.chunks(3), apart, seed=0, cached=True)
+    accumulate_gradients(network.chunks(3), apart, seed=0, cached=True)
     once = [gradient.clone() for gradient in network.gradients()]
-    accumulate(network.chunks(3), apart, seed=0, cached=False)
+    accumulate_gradients(network.chunks(3), apart, seed=0, cached=False)
     assert relative(network.gradients(), [2 * gradient for gradient in once]) < 1e-12
 
 
@@ -107,7 +107,7 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
 def test_what_the_loss_does_not_use_has_no_part(cached: bool) -> None:
     whole, parts = Network(), Network()
     apart([whole(ROWS_BW[:6])]).backward()  # type: ignore[no-untyped-call]
-    accumulate(parts.chunks(3), lambda answers: apart(answers[:2]), seed=0, cached=cached)
+    accumulate_gradients(parts.chunks(3), lambda answers: apart(answers[:2]), seed=0, cached=cached)
     assert relative(parts.gradients(), whole.gradients()) < 1e-12
 
 
@@ -115,7 +115,7 @@ def test_the_generator_of_everyone_else_is_left_alone() -> None:
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    accumulate(Network(0.5).chunks(3), apart, seed=0, cached=True)
+    accumulate_gradients(Network(0.5).chunks(3), apart, seed=0, cached=True)
     assert torch.equal(torch.rand(2), wanted)
 
 
@@ -136,10 +136,10 @@ def test_two_at_once_are_equal_to_one_after_the_other_bit_for_bit(two_threads: N
     ours, theirs = Network(dtype=torch.float32), Network(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16, enabled=casts):
         for _ in range(2):  # The second adds to what is there.
-            found = accumulate(
+            found = accumulate_gradients(
                 ours.chunks(1), apart, seed=0, cached=cached, concurrent=2, parameters=list(ours.parameters())
             )
-            wanted = accumulate(theirs.chunks(1), apart, seed=0, cached=cached)
+            wanted = accumulate_gradients(theirs.chunks(1), apart, seed=0, cached=cached)
     assert torch.equal(found, wanted)
     assert len(ours.gradients()) == 5
     assert all(map(torch.equal, ours.gradients(), theirs.gradients()))
@@ -155,7 +155,7 @@ def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, ca
         return chunk()
 
     chunks = [partial(waiting, chunk) for chunk in network.chunks(2)]
-    accumulate(chunks, apart, seed=0, cached=cached, concurrent=2, parameters=list(network.parameters()))
+    accumulate_gradients(chunks, apart, seed=0, cached=cached, concurrent=2, parameters=list(network.parameters()))
     assert len(threads) == 2
     assert {number for _, number in threads} == {1}
     assert torch.get_num_threads() == 2
@@ -163,7 +163,9 @@ def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, ca
 
 def test_two_at_once_leave_weights_without_a_part_alone(two_threads: None) -> None:
     network, other = Network(), nn.Parameter(torch.zeros(3))
-    accumulate(network.chunks(3), apart, seed=0, cached=True, concurrent=2, parameters=[*network.parameters(), other])
+    accumulate_gradients(
+        network.chunks(3), apart, seed=0, cached=True, concurrent=2, parameters=[*network.parameters(), other]
+    )
     assert other.grad is None
 
 
@@ -173,7 +175,7 @@ def test_what_goes_wrong_in_one_of_two_is_told(two_threads: None) -> None:
 
     network = Network()
     with pytest.raises(RuntimeError, match="no room"):
-        accumulate([*network.chunks(3), broken], apart, seed=0, cached=True, concurrent=2)
+        accumulate_gradients([*network.chunks(3), broken], apart, seed=0, cached=True, concurrent=2)
     assert torch.get_num_threads() == 2
 
 
@@ -208,7 +210,9 @@ def test_a_cached_step_holds_the_graph_of_one_chunk_at_a_time() -> None:
         return torch.stack([answer.sum() for answer in answers]).sum()
 
     held = [
-        most_kept(lambda size=size, cached=cached: accumulate(network.chunks(size), loss, seed=0, cached=cached))  # type: ignore[misc]
+        most_kept(
+            lambda size=size, cached=cached: accumulate_gradients(network.chunks(size), loss, seed=0, cached=cached)
+        )  # type: ignore[misc]
         for size, cached in ((1, True), (8, True), (1, False))
     ]
     assert held[0] < held[1] / 2

@@ -22,10 +22,10 @@ from bellm.evaluate.results import Score
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import train
-from bellm.train.objectives import Ranked
-from bellm.train.place import BEST, CHECKPOINT, METRICS, MODEL
-from bellm.train.recipe import Adaptation, Full, Lora, Recipe
-from bellm.train.stopping import Interrupted
+from bellm.train.objectives import CoSENT
+from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
+from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL
+from bellm.train.signals import Interrupted
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, triplets, write
 
@@ -225,7 +225,7 @@ class Dev:
 
 @pytest.fixture
 def recipe(tiny_folder: Path) -> Recipe:
-    return Recipe(model=str(tiny_folder), tuning=Lora(rank=2), batch_size=4, learning_rate=5e-3)
+    return Recipe(model=str(tiny_folder), tuning=LoRA(rank=2), batch_size=4, learning_rate=5e-3)
 
 
 def run(recipe: Recipe, out: Path, rows: int = 12, **options: Any) -> Encoder:
@@ -253,7 +253,7 @@ def test_a_score_with_an_interval_has_it_in_the_card(recipe: Recipe, tmp_path: P
 
 def test_a_run_that_kept_nothing_gives_way_to_a_corrected_one(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(BellmError, match="score"):
-        run(replace(recipe, objective=Ranked()), tmp_path / "out")
+        run(replace(recipe, objective=CoSENT()), tmp_path / "out")
     (tmp_path / "out" / BEST).write_bytes(b"of that run")
     corrected = run(replace(recipe, learning_rate=1e-3, max_steps=2), tmp_path / "out")
     np.testing.assert_array_equal(
@@ -286,8 +286,8 @@ def test_patience_ends_early_and_what_ended_is_finished(recipe: Recipe, tmp_path
         ({"epochs": 0.01}, 1),
         ({"max_steps": 2}, 2),
         ({"max_steps": 5}, 3),
-        ({"adaptation": Adaptation(2)}, 5),
-        ({"adaptation": Adaptation(2), "max_steps": 1}, 1),
+        ({"mntp": MNTP(2)}, 5),
+        ({"mntp": MNTP(2), "max_steps": 1}, 1),
     ],
 )
 def test_steps_are_those_of_epochs_and_adaptation_up_to_the_most(
@@ -300,14 +300,18 @@ def test_steps_are_those_of_epochs_and_adaptation_up_to_the_most(
 
 
 def test_learning_rates_of_both_stages(recipe: Recipe, tmp_path: Path) -> None:
-    run(replace(recipe, adaptation=Adaptation(2, learning_rate=1e-3), epochs=1, warmup=0), tmp_path / "out")
+    run(replace(recipe, mntp=MNTP(2, learning_rate=1e-3), epochs=1, warmup=0), tmp_path / "out")
     rates = [record["learning_rate"] for record in records(tmp_path / "out")]
     assert rates == pytest.approx([1e-3, 0.5e-3, 5e-3, 5e-3 * 2 / 3, 5e-3 / 3])
 
 
 def test_another_run_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "out")
-    for other in (replace(recipe, seed=7), replace(recipe, learning_rate=1e-4), replace(recipe, tuning=Full())):
+    for other in (
+        replace(recipe, seed=7),
+        replace(recipe, learning_rate=1e-4),
+        replace(recipe, tuning=FullFineTuning()),
+    ):
         with pytest.raises(SourceError, match=r"holds a run with other (seed|learning_rate|tuning)") as refusal:
             run(other, tmp_path / "out")
         assert "\n" not in str(refusal.value)
@@ -386,14 +390,14 @@ def test_a_paused_run_goes_on_as_if_there_had_been_no_pause(recipe: Recipe, tmp_
 
 
 def test_weights_that_are_shared_cannot_pause(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bellm.train.loop.Processes", lambda: SimpleNamespace(world=2))
+    monkeypatch.setattr("bellm.train.loop.Processes", lambda: SimpleNamespace(world_size=2))
     with pytest.raises(BellmError, match="until=2 does not go with sharded=True"):
         run(replace(recipe, sharded=True), tmp_path / "out", until=2)
 
 
 def test_a_paused_encoder_has_the_weights_of_a_saved_one(recipe: Recipe, tmp_path: Path) -> None:
     constant, texts = replace(recipe, schedule="constant", warmup=0, epochs=9), ["A heron waits."]
-    for tuning in (Lora(rank=2), Lora(rank=2, merged=False), Full()):
+    for tuning in (LoRA(rank=2), LoRA(rank=2, merged=False), FullFineTuning()):
         out = tmp_path / repr(tuning)
         saved = run(replace(constant, tuning=tuning, max_steps=2), out / "short").encode(texts)
         paused = run(replace(constant, tuning=tuning, max_steps=4), out / "long", until=2).encode(texts)

@@ -13,10 +13,10 @@ from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
 from bellm.tensors.losses import contrastive, distillation, masking, nested, ranking
-from bellm.train.embedded import Embedded, Written, embedded
+from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, make_embedded_batch
 from bellm.train.examples import Example
-from bellm.train.learner import Learner
-from bellm.train.objectives import Angle, Contrastive, Distilled, Espresso, Grl, Objective, Ranked, Usual
+from bellm.train.objectives import GRL, AnglE, AutoObjective, CoSENT, Distillation, Espresso, InfoNCE, Objective
+from bellm.train.train_step import TrainStep
 
 TRIPLETS = [
     Example("A heron waits for a fish.", ("A bird stands still in the water.",), ("A heron flies away.",)),
@@ -31,19 +31,19 @@ def vectors(rows: int, *rest: int) -> Tensor:
 
 
 @pytest.fixture
-def batch() -> Embedded:
-    return embedded([(vectors(9, 16), TRIPLETS)])
+def batch() -> EmbeddedBatch:
+    return make_embedded_batch([(vectors(9, 16), TRIPLETS)])
 
 
 @pytest.fixture
-def rated() -> Embedded:
-    return embedded([(vectors(6, 16), RATED)])
+def rated() -> EmbeddedBatch:
+    return make_embedded_batch([(vectors(6, 16), RATED)])
 
 
 def test_vectors_are_sorted_by_what_their_texts_are() -> None:
     several = [Example("a", ("b", "c"), ("d",)), Example("e", ("f",))]
     rows = vectors(6, 4)
-    found = embedded([(rows, several)])
+    found = make_embedded_batch([(rows, several)])
     torch.testing.assert_close(found.anchors_BD, rows[:2])
     torch.testing.assert_close(found.positives_PD, rows[2:5])
     torch.testing.assert_close(found.negatives_ND, rows[5:])
@@ -52,74 +52,74 @@ def test_vectors_are_sorted_by_what_their_texts_are() -> None:
     assert found.scores_B is None
 
 
-def test_the_parts_of_processes_make_one_batch(batch: Embedded) -> None:
+def test_the_parts_of_processes_make_one_batch(batch: EmbeddedBatch) -> None:
     rows = vectors(9, 16)
     parts = [(rows[[0, 1, 3, 4, 6, 7]], TRIPLETS[:2]), (rows[[2, 5, 8]], TRIPLETS[2:])]
-    found = embedded(parts)
+    found = make_embedded_batch(parts)
     for one, other in zip(found.vectors, batch.vectors, strict=True):
         torch.testing.assert_close(one, other)
     assert found.owners_P.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_contrastive_is_info_nce(batch: Embedded, symmetric: bool) -> None:
+def test_contrastive_is_info_nce(batch: EmbeddedBatch, symmetric: bool) -> None:
     wanted = contrastive.info_nce(*batch.vectors, temperature=0.1, symmetric=symmetric)
-    torch.testing.assert_close(Contrastive(0.1, symmetric=symmetric)(batch), wanted)
+    torch.testing.assert_close(InfoNCE(0.1, symmetric=symmetric)(batch), wanted)
 
 
-def test_contrastive_over_cut_vectors(batch: Embedded) -> None:
+def test_contrastive_over_cut_vectors(batch: EmbeddedBatch) -> None:
     wanted = nested.over_dimensions(contrastive.info_nce, [4, 16])(*batch.vectors)
-    torch.testing.assert_close(Contrastive(dims=(4, 16))(batch), wanted)
+    torch.testing.assert_close(InfoNCE(dims=(4, 16))(batch), wanted)
 
 
-def test_an_encoder_guides_itself(batch: Embedded) -> None:
+def test_an_encoder_guides_itself(batch: EmbeddedBatch) -> None:
     ignored_BC = masking.false_negatives(*batch.vectors, margin=0.1)
     assert ignored_BC.any()
     wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
-    torch.testing.assert_close(Contrastive(guide="self", margin=0.1)(batch), wanted)
-    assert not torch.isclose(wanted, Contrastive()(batch))
+    torch.testing.assert_close(InfoNCE(guide="self", margin=0.1)(batch), wanted)
+    assert not torch.isclose(wanted, InfoNCE()(batch))
 
 
-def test_another_encoder_guides_and_teaches(batch: Embedded, tiny_encoder: Encoder, tiny_folder: Path) -> None:
+def test_another_encoder_guides_and_teaches(batch: EmbeddedBatch, tiny_encoder: Encoder, tiny_folder: Path) -> None:
     seen = [torch.from_numpy(tiny_encoder.encode(texts)) for texts in batch.texts]
     ignored_BC = masking.false_negatives(*seen, margin=0.5)
     assert ignored_BC.any()
     wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
-    torch.testing.assert_close(Contrastive(guide=str(tiny_folder), margin=0.5)(batch), wanted)
+    torch.testing.assert_close(InfoNCE(guide=str(tiny_folder), margin=0.5)(batch), wanted)
     taught = distillation.similarity_kl(torch.cat(batch.vectors), torch.cat(seen))
-    torch.testing.assert_close(Distilled(str(tiny_folder))(batch), taught, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Distillation(str(tiny_folder))(batch), taught, rtol=1e-5, atol=1e-6)
 
 
-def test_ranked_and_angle_take_ratings(rated: Embedded) -> None:
+def test_ranked_and_angle_take_ratings(rated: EmbeddedBatch) -> None:
     pairs = rated.anchors_BD, rated.positives_PD, rated.scores_B
-    torch.testing.assert_close(Ranked(0.1)(rated), ranking.cosent(*pairs, temperature=0.1))
+    torch.testing.assert_close(CoSENT(0.1)(rated), ranking.cosent(*pairs, temperature=0.1))
     wanted = ranking.angle_sum(*pairs, cosine_w=2.0, ibn_w=3.0, angle_w=5.0, form="published")
-    torch.testing.assert_close(Angle(2.0, 3.0, 5.0, form="published")(rated), wanted)
+    torch.testing.assert_close(AnglE(2.0, 3.0, 5.0, form="published")(rated), wanted)
 
 
-def test_the_usual_objective_goes_by_the_batch(batch: Embedded, rated: Embedded) -> None:
-    torch.testing.assert_close(Usual()(batch), Contrastive()(batch))
-    torch.testing.assert_close(Usual()(rated), Ranked()(rated))
+def test_the_usual_objective_goes_by_the_batch(batch: EmbeddedBatch, rated: EmbeddedBatch) -> None:
+    torch.testing.assert_close(AutoObjective()(batch), InfoNCE()(batch))
+    torch.testing.assert_close(AutoObjective()(rated), CoSENT()(rated))
 
 
-def test_angle_takes_triplets(batch: Embedded) -> None:
+def test_angle_takes_triplets(batch: EmbeddedBatch) -> None:
     wanted = ranking.angle_sum_of_triplets(*batch.vectors, cosine_w=2.0, ibn_w=3.0, cln_w=3.0, angle_w=5.0)
-    torch.testing.assert_close(Angle(2.0, 3.0, 5.0)(batch), wanted)
+    torch.testing.assert_close(AnglE(2.0, 3.0, 5.0)(batch), wanted)
 
 
 def test_espresso_takes_the_layers_of_every_text() -> None:
     rows = vectors(9, 5, 16)  # Nine texts, five layers.
-    found = Espresso(dims=4)(embedded([(rows, TRIPLETS)]))
+    found = Espresso(dims=4)(make_embedded_batch([(rows, TRIPLETS)]))
     stacks = rows.transpose(0, 1).split(3, dim=1)
     torch.testing.assert_close(found, nested.espresso(contrastive.info_nce, 4)(*stacks))
     assert Espresso.all_layers
 
 
 @pytest.mark.parametrize("preference", ["dpo", "kto", "sft"])
-def test_grl_is_the_weighted_sum(batch: Embedded, preference: str) -> None:
+def test_grl_is_the_weighted_sum(batch: EmbeddedBatch, preference: str) -> None:
     sums, reference = -vectors(3, 2).abs() - 5, -vectors(3, 2).abs() - 6
     means = sums / 4
-    joint = Grl(preference=preference, weights=(2.0, 3.0, 5.0)).joint(batch, Written(sums, means, reference))
+    joint = GRL(preference=preference, weights=(2.0, 3.0, 5.0)).joint(batch, ResponseLogProbs(sums, means, reference))
     losses: dict[str, Callable[[], Tensor]] = {
         "dpo": lambda: preference.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
         "kto": lambda: preference.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
@@ -128,24 +128,22 @@ def test_grl_is_the_weighted_sum(batch: Embedded, preference: str) -> None:
     cosines = torch.stack(
         [torch.cosine_similarity(batch.anchors_BD, each) for each in (batch.positives_PD, batch.negatives_ND)], 1
     )
-    wanted = (
-        2 * Contrastive()(batch) + 3 * losses[preference]() + 5 * preference.retrieval_generation_kl(cosines, means)
-    )
+    wanted = 2 * InfoNCE()(batch) + 3 * losses[preference]() + 5 * preference.retrieval_generation_kl(cosines, means)
     torch.testing.assert_close(joint, wanted)
 
 
-@pytest.mark.parametrize("objective", [Contrastive(), Espresso(), Grl()])
-def test_ratings_are_refused_where_positives_are_wanted(rated: Embedded, objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [InfoNCE(), Espresso(), GRL()])
+def test_ratings_are_refused_where_positives_are_wanted(rated: EmbeddedBatch, objective: Objective) -> None:
     with pytest.raises(BellmError, match="the data has scores"):
         objective(rated)
 
 
-def test_what_does_not_fit_is_refused(batch: Embedded) -> None:
+def test_what_does_not_fit_is_refused(batch: EmbeddedBatch) -> None:
     with pytest.raises(BellmError, match="needs pairs with a score"):
-        Ranked()(batch)
+        CoSENT()(batch)
     with pytest.raises(BellmError, match="a positive and a negative for every anchor"):
-        Angle()(embedded([(vectors(4, 16), [Example("a", ("b",)), Example("c", ("d",))])]))
-    for cold in (Contrastive, Ranked, Angle):
+        AnglE()(make_embedded_batch([(vectors(4, 16), [Example("a", ("b",)), Example("c", ("d",))])]))
+    for cold in (InfoNCE, CoSENT, AnglE):
         with pytest.raises(BellmError, match=r"temperature=0 must be more than 0"):
             cold(temperature=0)
 
@@ -159,9 +157,11 @@ def test_a_step_with_checkpoints_has_the_same_gradients(
     found: list[Tensor] = []
     for checkpointing in (False, True):
         calls.clear()
-        learner = Learner(encoder, Contrastive(), max_held_tokens=1 << 30, gradient_checkpointing=checkpointing)
-        learner.learn(TRIPLETS, seed=0)
-        found.append(torch.cat([each.grad.flatten() for each in learner.parameters.values() if each.grad is not None]))
+        train_step = TrainStep(encoder, InfoNCE(), max_held_tokens=1 << 30, gradient_checkpointing=checkpointing)
+        train_step.learn(TRIPLETS, seed=0)
+        found.append(
+            torch.cat([each.grad.flatten() for each in train_step.parameters.values() if each.grad is not None])
+        )
         encoder.model.zero_grad()
     assert len(calls) == 2  # Forwards, and again on the way back.
     assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()  # Padded there, packed here.

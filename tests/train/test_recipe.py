@@ -10,16 +10,16 @@ import pytest
 
 from bellm.errors import BellmError
 from bellm.prompts import Prompt
-from bellm.train.embedded import Embedded
-from bellm.train.objectives import Angle, Contrastive, Grl, Ranked
-from bellm.train.recipe import Adaptation, Full, Lora, Recipe
+from bellm.train.embedded_batch import EmbeddedBatch
+from bellm.train.objectives import GRL, AnglE, CoSENT, InfoNCE
+from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
 
 
 def score(_encoder: object) -> float:
     return 0.5
 
 
-def quiet(batch: Embedded) -> Any:
+def quiet(batch: EmbeddedBatch) -> Any:
     return 0 * batch.anchors_BD.sum()
 
 
@@ -48,9 +48,9 @@ def test_what_cannot_be_is_refused_in_one_line(choices: dict[str, Any], said: st
 def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
     recipe = Recipe(
         encoder_options={"prompt": Prompt("own", "{text}!"), "bidirectional": [2, 3], "max_tokens": 64},
-        tuning=Lora(targets=("q_proj",)),
-        objective=Grl(contrastive=Contrastive(dims=(8, 16))),
-        adaptation=Adaptation(5),
+        tuning=LoRA(targets=("q_proj",)),
+        objective=GRL(contrastive=InfoNCE(dims=(8, 16))),
+        mntp=MNTP(5),
         dev=score,
     )
     described = recipe.described()
@@ -64,14 +64,14 @@ def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"tuning": Lora(rank=8)},
-        {"tuning": Full()},
-        {"objective": Contrastive(temperature=0.1)},
-        {"objective": Ranked()},
-        {"objective": Angle(angle=0.5)},
+        {"tuning": LoRA(rank=8)},
+        {"tuning": FullFineTuning()},
+        {"objective": InfoNCE(temperature=0.1)},
+        {"objective": CoSENT()},
+        {"objective": AnglE(angle=0.5)},
         {"objective": quiet},
         {"encoder_options": {"pooling": "mean"}},
-        {"adaptation": Adaptation(3)},
+        {"mntp": MNTP(3)},
         {"seed": 7},
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 
 from bellm import Encoder
 from bellm.train.loop import train
-from bellm.train.objectives import Angle, Contrastive, Grl
-from bellm.train.place import METRICS
-from bellm.train.recipe import Adaptation, Lora, Recipe
+from bellm.train.objectives import GRL, AnglE, InfoNCE
+from bellm.train.recipe import MNTP, LoRA, Recipe
+from bellm.train.run_dir import METRICS
 from tests.train.rows import dataset
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -28,15 +28,15 @@ def test_the_published_recipes_are_there() -> None:
     assert NAMES == ["angle", "bellm", "llm2vec", "prompteol", "ullme_grl"]
     kinds = {name: type(recipe_of(name).objective) for name in NAMES}
     assert kinds == {
-        "angle": Angle,
-        "bellm": Contrastive,
-        "llm2vec": Contrastive,
-        "prompteol": Contrastive,
-        "ullme_grl": Grl,
+        "angle": AnglE,
+        "bellm": InfoNCE,
+        "llm2vec": InfoNCE,
+        "prompteol": InfoNCE,
+        "ullme_grl": GRL,
     }
     maps = {name: recipe_of(name).encoder_options.get("bidirectional") for name in NAMES}
     assert maps == {"angle": None, "bellm": "last:8", "llm2vec": "all", "prompteol": None, "ullme_grl": "all"}
-    assert [name for name in NAMES if recipe_of(name).adaptation] == ["llm2vec"]
+    assert [name for name in NAMES if recipe_of(name).mntp] == ["llm2vec"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,8 +49,8 @@ def test_each_trains_a_small_model(name: str, tiny_folder: Path, tmp_path: Path)
         recipe,
         model=str(tiny_folder),
         encoder_options=settings,
-        tuning=Lora(rank=2),
-        adaptation=recipe.adaptation and Adaptation(steps=1),
+        tuning=LoRA(rank=2),
+        mntp=recipe.mntp and MNTP(steps=1),
         batch_size=4,
         max_steps=3,
     )

@@ -5,14 +5,14 @@ import math
 import pytest
 
 from bellm.train.recipe import Recipe, Schedule
-from bellm.train.schedule import height
+from bellm.train.schedule import lr_factor
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("warmup", "total"), [(0.0, 10), (0.2, 10), (0.1, 1), (1.0, 4), (0.0, 1)])
 def test_heights_begin_low_and_end_as_scheduled(schedule: Schedule, warmup: float, total: int) -> None:
     recipe = Recipe(schedule=schedule, warmup=warmup)
-    heights = [height(step, total, recipe) for step in range(total)]
+    heights = [lr_factor(step, total, recipe) for step in range(total)]
     warm = math.ceil(warmup * total)
     assert heights[:warm] == [(step + 1) / warm for step in range(warm)]
     assert max(heights) == 1.0
@@ -25,4 +25,4 @@ def test_heights_begin_low_and_end_as_scheduled(schedule: Schedule, warmup: floa
         wanted = [(1 + math.cos(math.pi * share)) / 2 for share in shares]
     assert heights[warm:] == pytest.approx(wanted)
     if warm < total and schedule != "constant":
-        assert height(total, total, recipe) == pytest.approx(0)
+        assert lr_factor(total, total, recipe) == pytest.approx(0)

@@ -1,0 +1,179 @@
+"""`bellm train`: from texts that belong together to an encoder."""
+
+import dataclasses
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bellm.cli import command_group
+from bellm.cli.model_options import ModelOptions, with_model_options
+from bellm.errors import SourceError
+
+if TYPE_CHECKING:
+    from bellm.train.dataset import Dataset
+    from bellm.train.loop import Progress
+    from bellm.train.recipe import Recipe
+
+
+@with_model_options
+def train_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_SOURCE",
+            help="A recipe (a Python file that names its Recipe `recipe`), or a model: Hub id, folder, .gguf file, "
+            "saved bellm encoder or smollm2.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", help="Folder for the encoder, its metrics and checkpoints.", show_default=False),
+    ],
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE[*WEIGHT]",
+            help="Texts that belong together: .jsonl, .csv, .tsv or .parquet, or a data set of the Hub; may be given "
+            "again. Columns: anchor, positive, and negatives or a score, by these or other usual names.",
+            show_default=False,
+        ),
+    ],
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default 42.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop here; default by epochs.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to go through the data; default 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a step; default 64.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its height; default 2e-4.")] = None,
+    dev: Annotated[
+        str | None,
+        typer.Option(help="A task of bellm evaluate that scores the encoder meanwhile, never a test set."),
+    ] = None,
+    dev_every: Annotated[int | None, typer.Option(min=1, help="Steps between two scores; default 50.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log to OUTPUT/tensorboard, for TensorBoard.")
+    ] = False,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps after which the state is kept.")] = 50,
+    options: ModelOptions,
+) -> None:
+    """Train an encoder with low-rank adapters, or as a recipe says.
+
+    The same command goes on wherever it was stopped, to the same weights. OUTPUT/model
+    is the encoder, OUTPUT/metrics.jsonl has one line for each step.
+
+    Example: bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8
+
+    Example: bellm train recipes/bellm.py --data triplets.csv -o run/ --max-steps 100
+    """
+    given = {
+        "seed": seed,
+        "max_steps": max_steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "dev_every": dev_every,
+    }
+    sources = read_training_data(data)
+    from bellm.train.distributed import Distributed
+    from bellm.train.loop import train as run
+    from bellm.train.run_dir import MODEL
+
+    recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
+    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
+        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
+    if Distributed().is_main:
+        typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
+
+
+def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
+    """What to learn from, each source with its weight; tells of rows that are left out.
+
+    Raises:
+        SourceError: A source cannot be read, or training is not installed.
+    """
+    with command_group.status_line("reading the data"):
+        try:
+            from bellm.train import loop  # noqa: F401 - it needs more than reading does
+            from bellm.train.dataset_files import load_dataset
+            from bellm.train.distributed import Distributed
+        except ImportError as error:
+            raise SourceError(f"Training needs an extra ({error}): pip install 'bellm[train]'.") from error
+        sources = [(load_dataset(file), weight) for file, weight in map(_weighted, entries)]
+        first = Distributed().is_main
+    for dataset, _ in sources if first else []:
+        for rejection in dataset.rejections[:3]:
+            typer.echo(f"note: {rejection.place}: {rejection.reason}", err=True)
+        if dataset.num_rejected:
+            typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
+    return sources
+
+
+def _weighted(entry: str) -> tuple[str, float]:
+    file, star, weight = entry.rpartition("*")
+    if not star:
+        return entry, 1.0
+    try:
+        return file, float(weight)
+    except ValueError as error:
+        raise SourceError(
+            f"--data {entry}: {weight!r} is no weight. Give FILE or FILE*WEIGHT, as in a.csv*2."
+        ) from error
+
+
+def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: str | None) -> "Recipe":
+    from bellm.train.recipe import Recipe
+
+    recipe = _read(source) if source.endswith(".py") else Recipe(model=source)
+    settings = {**recipe.encoder_options, **options.given()}
+    changes = dict(given)
+    if dev:
+        from bellm.evaluate.dev_evaluator import DevEvaluator
+
+        changes["dev"] = DevEvaluator(dev)
+    return dataclasses.replace(recipe, encoder_options=settings, **changes)
+
+
+def _read(path: str) -> "Recipe":
+    from bellm.train.recipe import Recipe
+
+    if not Path(path).is_file():
+        raise SourceError(f"There is no recipe {path}.")
+    recipe = runpy.run_path(path).get("recipe")
+    if not isinstance(recipe, Recipe):
+        raise SourceError(f"{path} names no `recipe`. It should end with: recipe = Recipe(...).")
+    return recipe
+
+
+@contextmanager
+def _progress(log: Path | None) -> "Iterator[Progress]":
+    """A bar with loss, speed and the time that is left; and a log, if asked for."""
+    from rich import progress
+    from rich.console import Console
+
+    from bellm.train.tensorboard import TensorBoardLog
+
+    board = TensorBoardLog(log) if log else None
+
+    console = Console(stderr=True)
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: int, total: int, record: Mapping[str, Any]) -> None:
+            said = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
+            if record["dev"] is not None:
+                console.print(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}")
+            bar.update(task, completed=step, total=total, description=said)
+            if board:
+                board(step, total, record)
+
+        yield show

@@ -1,0 +1,240 @@
+"""Rows of every format, the bad ones with their lines."""
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bellm.errors import SourceError
+from bellm.train.dataset import Dataset, Rejection
+from bellm.train.dataset_files import load_dataset, read_captions, read_examples
+from bellm.train.examples import Example
+
+ROWS = [
+    {"query": "When does the bakery open?", "pos": "The bakery opens at six.", "neg": "The library opens at ten."},
+    {"query": 'She said "no"', "pos": "She,\nrefused", "neg": "Sie sagte „ja“"},
+    {"query": "x", "pos": "y", "neg": ""},
+]
+EXAMPLES = [Example(row["query"], (row["pos"],), (row["neg"],) if row["neg"] else ()) for row in ROWS]
+
+
+def as_json(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def as_csv(path: Path, rows: list[dict[str, Any]], dialect: str = "excel") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), dialect=dialect)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def as_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
+    as_csv(path, rows, "excel-tab")
+
+
+def as_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+
+
+WRITERS = {".jsonl": as_json, ".csv": as_csv, ".tsv": as_tsv, ".parquet": as_parquet}
+FORMATS = pytest.mark.parametrize(("suffix", "write"), WRITERS.items())
+
+
+def zipped(path: Path) -> Path:
+    target = path.with_name(path.name + ".gz")
+    target.write_bytes(gzip.compress(path.read_bytes()))
+    return target
+
+
+def problems(rows: list[Example | Rejection]) -> dict[str, str]:
+    return {row.place: row.reason for row in rows if isinstance(row, Rejection)}
+
+
+@FORMATS
+def test_rows_of_every_format(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
+    path = tmp_path / f"rows{suffix}"
+    write(path, ROWS)
+    assert list(read_examples(path)) == EXAMPLES
+    assert list(read_examples(zipped(path))) == EXAMPLES
+    swapped = read_examples(str(path), {"anchor": "pos", "positive": "query"})
+    assert list(swapped) == [Example(row["pos"], (row["query"],)) for row in ROWS]
+    assert load_dataset(path).name == path.name
+    assert load_dataset(path).digest == load_dataset(zipped(path)).digest == Dataset("", EXAMPLES).digest
+
+
+@FORMATS
+def test_bad_rows_are_named(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
+    rows = [{"text1": f"left {number}", "text2": f"right {number}", "score": float(number)} for number in range(6)]
+    rows[1]["text1"], rows[2]["score"], rows[4]["text2"] = "", float("inf"), " "
+    path = tmp_path / f"rows{suffix}"
+    write(path, rows)
+    found = list(read_examples(path))
+    word, first = {".jsonl": ("line", 1), ".parquet": ("row", 1)}.get(suffix, ("line", 2))
+    assert problems(found) == {
+        f"{path}, {word} {first + 1}": "no anchors. A row has one.",
+        f"{path}, {word} {first + 2}": "The score inf is not finite.",
+        f"{path}, {word} {first + 4}": "A text is empty.",
+    }
+    assert [row.score for row in found if isinstance(row, Example)] == [0, 3, 5]
+
+
+@FORMATS
+def test_columns_that_are_missing_are_named(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
+    path = tmp_path / f"rows{suffix}"
+    write(path, [{"left": "a", "right": "b"}])
+    with pytest.raises(SourceError, match=r"no column for anchor or positive\. Columns: left, right\. Name"):
+        load_dataset(path)
+    assert load_dataset(path, {"anchor": "left", "positive": "right"})[0] == Example("a", ("b",))
+
+
+def test_a_line_of_json_that_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = b'{"anchor": "a", "positive": "b"}\n'
+    lines = [
+        b"\xef\xbb\xbf" + good,
+        b"{broken\n",
+        b'"bare"\n',
+        b"\n",
+        b'["c", "d"]\r\n',
+        b'["e"]\n',
+        b"[" * 99999 + b"\n",
+    ]
+    lines += [b'{"anchor": "na\xefve", "positive": "b"}\n', b'{"anchor": "a"}\n', b'{"anchor": "a", "pos": NaN}\n']
+    path.write_bytes(b"".join(lines) + good.strip())
+    found = list(read_examples(path))
+    pair = Example("a", ("b",))
+    assert [row for row in found if isinstance(row, Example)] == [pair, Example("c", ("d",), symmetric=True), pair]
+    wanted = {
+        2: "not JSON",
+        3: "'bare' is neither",
+        6: "Fewer than two",
+        7: "not JSON",
+        8: "byte 0xef is not UTF-8",
+        9: "no column for positive. Columns: anchor.",
+        10: "nan is not a text",
+    }
+    named = problems(found)
+    assert list(named) == [f"{path}, line {number}" for number in wanted]
+    assert all(reason.startswith(start) for reason, start in zip(named.values(), wanted.values(), strict=True))
+
+
+def test_a_row_of_csv_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = ["anchor,positive,n", "a,b,1", 'c,"d,2', "e,f,3", 'g,"h" h,4', "", "i,j", "\xef,k,5", "l,m,\xef", 'n,"o,p']
+    path.write_bytes("\r\n".join(lines).encode("latin1"))
+    found = list(read_examples(path))
+    assert [row.texts for row in found if isinstance(row, Example)] == [("a", "b"), ("l", "m")]
+    named = {place.removeprefix(f"{path}, "): reason for place, reason in problems(found).items()}
+    assert list(named) == ["lines 3-5", "line 7", "line 8", "line 10"]
+    assert named["lines 3-5"].endswith("Put quotes around a cell that holds quotes, and double those.")
+    assert named["line 7"].startswith("2 cells, but the header has 3.")
+    assert named["line 8"].startswith("byte 0xef is not UTF-8")
+    assert "unexpected end of data" in named["line 10"]
+
+
+def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    anchors = pa.array([b"a", b"na\xefve", b"c"]).view(pa.string())
+    pq.write_table(pa.table({"anchor": anchors, "positive": ["b", "b", "b"]}), path)
+    assert problems(list(read_examples(path))) == {f"{path}, row 2": "byte 0xef is not UTF-8."}
+
+
+def test_rated_rows_and_others_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rated, other = {"text1": "a", "text2": "b", "score": 1}, {"text1": "c", "text2": "d"}
+    as_json(path, [rated, other, rated])
+    assert list(problems(list(read_examples(path)))) == [f"{path}, line 2"]
+    as_json(path, [other, rated, other])
+    assert "Put rated rows in a file of their own" in problems(list(read_examples(path)))[f"{path}, line 2"]
+    assert not load_dataset(path).rated
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, r"none\.csv cannot be read: No such file or directory\.$"),
+        ("none/of/these", None, r"these: there is no such file or folder\.$"),
+        ("rows.txt", b"a\n", r"its suffix is none of \.jsonl, \.csv, \.tsv, \.parquet, nor one of these and \.gz"),
+        ("rows.csv.gz", b"no gzip", r"rows\.csv\.gz cannot be read: Not a gzipped file"),
+        ("rows.jsonl.gz", gzip.compress(b'["a", "b"]\n' * 9)[:-9], r"cannot be read: Compressed file ended"),
+        ("rows.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("rows.csv", b"", "no column for anchor or positive. Columns: none"),
+        ("rows.csv", b'"anchor"x,positive\n', r"rows\.csv: line 1: .*expected after"),
+        ("rows.csv", b"anchor,positive\n", r"^rows\.csv holds no rows\.$"),
+        ("rows.jsonl", b"{}\n" * 9, r"^No row of rows\.jsonl can be read\. .*rows\.jsonl, line 1: no column"),
+    ],
+)
+def test_files_without_rows(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message) as caught:
+        load_dataset(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@FORMATS
+def test_folders_go_through_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, write: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write(folder / f"train{suffix}", ROWS[:2])
+    write(folder / f"test{suffix}", ROWS[2:])
+    if suffix != ".tsv":
+        assert list(read_examples(folder)) == EXAMPLES[:2]
+        assert list(read_examples(f"{folder}?split=test")) == EXAMPLES[2:]
+        with pytest.raises(SourceError, match=r"split=none: datasets cannot read it: .*none"):
+            list(read_examples(f"{folder}?split=none"))
+    with pytest.raises(SourceError, match=r"shuffle is no setting of a data set\. Settings: config, split"):
+        list(read_examples(f"{folder}?shuffle=1"))
+
+
+@pytest.mark.parametrize(("module", "name"), [("pyarrow", "rows.parquet"), ("datasets", ".")])
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    as_parquet(tmp_path / "rows.parquet", ROWS)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SourceError, match=rf"need {module}: pip install"):
+        list(read_examples(tmp_path / name))
+
+
+def test_captions_are_zipped_line_by_line(tmp_path: Path) -> None:
+    texts = [["A red kite.", "Rain.", "Two cups."], ["A kite is red.", "rain.", "Cups, two."], ["Kite!", "RAIN.", " "]]
+    paths = [tmp_path / f"{number}.txt" for number in range(3)]
+    for path, lines in zip(paths, texts, strict=True):
+        path.write_text("\n".join(lines), encoding="utf-8")
+    paths[1] = zipped(paths[1])
+    found = list(read_captions(paths))
+    assert found[0] == Example("A red kite.", ("A kite is red.", "Kite!"), symmetric=True)
+    assert list(problems(found)) == [f"{paths[0]}, line 2", f"{paths[0]}, line 3"]
+    (tmp_path / "0.txt").write_text("A red kite.\nRain.\n")
+    with pytest.raises(SourceError, match=r"0\.txt has 2 lines and others have more"):
+        list(read_captions(paths))
+
+
+def test_the_nli_triplets(data: Path) -> None:
+    triplets = load_dataset(data / "nli" / "triplets_en.csv")
+    with (data / "nli" / "triplets_en.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (len(triplets), triplets.num_rejected) == (len(rows), 0) == (18942, 0)
+    assert [row.texts for row in triplets] == [(row["sent0"], row["sent1"], row["hard_neg"]) for row in rows]
+
+
+def test_the_multi30k_captions(data: Path) -> None:
+    files = [data / "captions" / f"val.{number}.en.gz" for number in range(1, 6)]
+    images = Dataset("val", read_captions(files))
+    assert (len(images), images.num_rejected) == (1014, 0)
+    fifth = gzip.decompress(files[4].read_bytes()).decode().splitlines()
+    assert images[1013].symmetric
+    assert all(line in row.texts or len(row.texts) < 5 for row, line in zip(images, fifth, strict=True))
