@@ -8,7 +8,6 @@ from typing import Any
 
 from bellm import durable
 from bellm.corpus import shards
-from bellm.corpus.recipe import read as read_recipe
 from bellm.corpus.shards import Shard
 from bellm.errors import SourceError
 from bellm.version import __version__
@@ -51,6 +50,8 @@ def finish(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifes
     Raises:
         SourceError: A shard cannot be read, or the disk refuses.
     """
+    from bellm.corpus.recipe import read as read_recipe  # Comes with torch, and those who only plan need none.
+
     _write_rejected(out, done)
     recipe, fingerprint = read_recipe(out)
     manifest = Manifest(

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from bellm import durable
-from bellm.corpus import plan, shards
+from bellm.corpus import shards
 from bellm.corpus.inputs import STDIN
 from bellm.corpus.job import Progress, Work, embed_span
 from bellm.corpus.origin import Origin
+from bellm.corpus.reading import spans_of
 from bellm.corpus.shards import Shard
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
@@ -71,7 +72,8 @@ class RayEngine:
         place = os.getcwd()
         how = _shares(self.workers)
         files = ray.data.from_items([{"file": file} for file in work.files], override_num_blocks=len(work.files))
-        spans = files.flat_map(_spans, fn_kwargs={"work": work, "place": place}, num_cpus=0)
+        what = {"columns": work.columns, "done": work.done, "max_rows": work.shard_rows, "place": place}
+        spans = files.flat_map(spans_of, fn_kwargs=what, num_cpus=0)
         # From flat_map, unlike from map, a worker's error comes through as it is.
         return spans.flat_map(
             _Worker,
@@ -98,13 +100,6 @@ def _shares(workers: int | None) -> _Shares:
     if workers > cpus:
         raise BellmError(f"{workers} workers are too many for a cluster of {cpus} cores: give at most as many.")
     return _Shares(workers, cpus // workers, min(1.0, gpus / workers))
-
-
-def _spans(row: dict[str, Any], work: Work, place: str) -> Iterator[dict[str, Any]]:
-    """The spans of a file that no shard covers; a task of Ray's."""
-    os.chdir(place)
-    for span in plan.missing([row["file"]], work.columns, work.done, work.shard_rows):
-        yield {"span": span}
 
 
 class _Worker:
