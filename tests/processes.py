@@ -43,26 +43,24 @@ def run(command: Sequence[object], *, timeout: float = LIMIT, **options: Any) ->
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            abort(process)
-            end(process)
+            end(process, stacks=True)
             said = process.communicate(timeout=10)
             raise AssertionError(f"{command} had not ended after {timeout:.0f} s: {said}") from None
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def abort(process: subprocess.Popen[Any]) -> None:
-    """Let every Python of a process's group write its stacks to its standard error, and die."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGABRT)
-        time.sleep(1)
+def end(process: subprocess.Popen[Any], *, stacks: bool = False) -> None:
+    """Kill a process that heads a group, its group, and what has left the group, as Ray and torchrun's workers do.
 
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """Kill a process that heads a group, its group, and what has left the group, as Ray and torchrun's workers do."""
+    With `stacks` every Python of the group first writes where it stands to its standard error.
+    """
     family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
+        if stacks:
+            os.killpg(process.pid, signal.SIGABRT)
+            time.sleep(1)
         os.killpg(process.pid, signal.SIGKILL)
     for each in family:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -71,44 +69,47 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 class Runner:
-    """A module of tests.jobs' kind in a process of its own: it is asked by a line of JSON, and answers a number."""
+    """A Python with `tests.jobs` in it: it is asked by a line of JSON, and answers a number."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: Any) -> None:
         self._process = process
         self._errors = errors
+        self.limit = LIMIT
         self._unread = b""
-        self.answer()
+        self._answer()
 
     def ask(self, **wish: object) -> int:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(wish).encode() + b"\n")
         self._process.stdin.flush()
-        return self.answer()
+        return self._answer()
 
-    def answer(self, timeout: float = LIMIT) -> int:
+    def _answer(self) -> int:
         """The next number; where none comes in time, the stacks of runner and jobs instead."""
         assert self._process.stdout
-        until = time.monotonic() + timeout
+        until = time.monotonic() + self.limit
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
             chunk = os.read(self._process.stdout.fileno(), 4096) if ready else b""
             if not chunk:
-                abort(self._process)
+                end(self._process, stacks=True)
                 self._errors.seek(0)
                 said = self._errors.read().decode(errors="replace")
-                raise AssertionError(f"The runner {'ended' if ready else f'was silent for {timeout:.0f} s'}:\n{said}")
+                raise AssertionError(
+                    f"The runner {'ended' if ready else f'was silent for {self.limit:.0f} s'}:\n{said}"
+                )
             self._unread += chunk
         line, self._unread = self._unread.split(b"\n", 1)
         return int(line)
 
 
 @contextlib.contextmanager
-def runner(module: str, *arguments: object, inside: Sequence[str] = ()) -> Iterator[Runner]:
-    """Start a runner, `inside` another command if need be; it is killed in the end with its jobs."""
+def runner(*arguments: object, inside: Sequence[str] = ()) -> Iterator[Runner]:
+    """Start a Python that runs jobs, `inside` another command if need be; it is killed in the end with its jobs."""
     with (
         tempfile.TemporaryFile() as errors,
         started(
-            [*inside, sys.executable, "-m", module, *arguments],
+            [*inside, sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

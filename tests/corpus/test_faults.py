@@ -43,7 +43,7 @@ class Jobs:
 def jobs(tiny_folder: Path, corpus: Path) -> Iterator[Jobs]:
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
-    with runner("tests.corpus.killed", tiny_folder, corpus, SHARD_ROWS) as found:
+    with runner("-m", "tests.corpus.killed", tiny_folder, corpus, SHARD_ROWS) as found:
         yield Jobs(found)
 
 

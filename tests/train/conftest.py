@@ -60,5 +60,5 @@ def forks() -> Iterator[Forks]:
     inside = ["unshare", "-rm"] if shutil.which("unshare") else []
     if inside and run([*inside, "true"]).returncode:
         inside = []
-    with runner("tests.train.forks", inside=inside) as found:
+    with runner("-m", "tests.train.forks", inside=inside) as found:
         yield Forks(found)
