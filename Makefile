@@ -1,13 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fix bench docs study clean
+.PHONY: demo test test-slow check fix bench docs study clean
 
 demo: .venv/installed  ## open layers of SmolLM2, embed sentences, show what came of it
 	$(BIN)/python examples/first_result.py
 
-test: .venv/installed-dev  ## all tests; with research data where BELLM_DATA or ../shared/data has it
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## all tests but the slow ones; with research data where BELLM_DATA or ../shared/data has it
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed-dev  ## the long way of what `make test` does the short way
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/installed-dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads that wait for each other by spinning take a core from those they wait for: on a busy machine, thirtyfold time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from tests.report.browser import chromium
+
+# How long an example takes is the machine's affair.
+settings.register_profile("bellm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bellm")
 
 CORPUS = (
     "A heron stands in the shallow water and waits for a fish.",

@@ -1,11 +1,12 @@
 """The floors of docs/architecture.md: a file imports only from floors below it or from its own room."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bellm"
@@ -64,6 +65,7 @@ def test_nothing_prints_below_the_command_line() -> None:
             assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path
 
 
-def test_the_command_line_starts_without_torch() -> None:
-    program = "import sys, bellm.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+@pytest.mark.parametrize("module", ["bellm.cli", "bellm.corpus.ray_reading"])
+def test_what_needs_no_model_loads_no_torch(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert run([sys.executable, "-c", program]).returncode == 0

@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
+from tests.processes import run
 
 TEXTS = ["A heron.", "Snow fell all night in the street."]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -122,7 +122,8 @@ def test_repositories_come_down_and_give_the_same_vectors(hub: Hub, tiny_encoder
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-    subprocess.run([sys.executable, "-c", CODE, found, json.dumps(TEXTS)], env=there, check=True, timeout=120)
+    done = run([sys.executable, "-c", CODE, found, json.dumps(TEXTS)], env=there)
+    assert done.returncode == 0, done.stderr
     wanted = tiny_encoder.encode(TEXTS)
     pulled = np.load(found)
     assert np.abs(pulled["encoder"] - wanted).max() <= 1e-5 * np.abs(wanted).max()

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
+from tests.processes import run
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]
 
@@ -45,7 +45,8 @@ def test_a_new_process_gives_the_same_vectors(tiny_folder: Path, tiny_encoder: E
         "numpy.save(sys.argv[2], encoder.encode(json.loads(sys.argv[3])))\n"
     )
     target = tmp_path / "vectors.npy"
-    subprocess.run([sys.executable, "-c", code, tiny_folder, target, json.dumps(TEXTS)], check=True)
+    done = run([sys.executable, "-c", code, tiny_folder, target, json.dumps(TEXTS)])
+    assert done.returncode == 0, done.stderr
     wanted = tiny_encoder.encode(TEXTS)
     assert np.abs(np.load(target) - wanted).max() <= 1e-5 * np.abs(wanted).max()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bellm.corpus import shards
-from bellm.corpus.corpus_config import read_corpus_config as read_recipe
 from bellm.corpus.shards import Shard
 from bellm.errors import SourceError
 from bellm.io import atomic
@@ -51,6 +50,10 @@ def write_manifest(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) ->
     Raises:
         SourceError: A shard cannot be read, or the disk refuses.
     """
+    from bellm.corpus.corpus_config import (
+        read_corpus_config as read_recipe,  # Comes with torch, and those who only plan need none.
+    )
+
     _write_rejected(out, done)
     recipe, fingerprint = read_recipe(out)
     manifest = Manifest(

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from bellm.corpus import shard_plan, shards
+from bellm.corpus import shards
 from bellm.corpus.encoder_ref import EncoderRef
 from bellm.corpus.input_files import STDIN
 from bellm.corpus.job import CorpusProgress, Job, embed_rows
+from bellm.corpus.ray_reading import missing_ranges_of
 from bellm.corpus.shards import Shard
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
@@ -73,7 +74,8 @@ class RayExecutor:
         place = os.getcwd()
         how = _shares(self.workers)
         files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
-        row_ranges = files.flat_map(_spans, fn_kwargs={"work": job, "place": place}, num_cpus=0)
+        what = {"columns": job.columns, "done": job.done, "max_rows": job.shard_rows, "place": place}
+        row_ranges = files.flat_map(missing_ranges_of, fn_kwargs=what, num_cpus=0)
         # From flat_map, unlike from map, a worker's error comes through as it is.
         return row_ranges.flat_map(
             _Worker,
@@ -100,13 +102,6 @@ def _shares(workers: int | None) -> _Shares:
     if workers > cpus:
         raise BellmError(f"{workers} workers are too many for a cluster of {cpus} cores: give at most as many.")
     return _Shares(workers, cpus // workers, min(1.0, gpus / workers))
-
-
-def _spans(row: dict[str, Any], job: Job, place: str) -> Iterator[dict[str, Any]]:
-    """The spans of a file that no shard covers; a task of Ray's."""
-    os.chdir(place)
-    for row_range in shard_plan.missing_ranges([row["file"]], job.columns, job.done, job.shard_rows):
-        yield {"span": row_range}
 
 
 class _Worker:

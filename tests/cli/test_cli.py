@@ -3,7 +3,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import termios
 import warnings
@@ -20,6 +19,7 @@ from bellm.cli import app
 from bellm.cli.command_group import CommandGroup
 from bellm.errors import NoOpWarning
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
+from tests.processes import LIMIT, run, started
 
 TEXTS = ["A heron stands in the shallow water.", "", "Snow fell  all night.", "The invoice was paid twice."]
 
@@ -43,16 +43,12 @@ def python(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "bellm", *map(str, arguments)]
 
 
-def run(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload]
-
-
 def test_help_and_version_load_no_model_library() -> None:
     code = (
         "import sys; from bellm.cli import app; app(['--help'], standalone_mode=False); "
         "print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     )
-    result = run(sys.executable, "-c", code)
+    result = run([sys.executable, "-c", code])
     assert "bellm embed smollm2 sentences.txt" in result.stdout
     assert result.stdout.splitlines()[-1] == "[]"
     assert bellm("--version").stdout.strip().count(".") == 2
@@ -276,10 +272,10 @@ def test_cheap_checks_come_before_the_model(texts_file: Path, tmp_path: Path) ->
 
 
 def test_process_is_quiet(tiny_folder: Path, texts_file: Path, tmp_path: Path) -> None:
-    good = run(*python("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy"))
+    good = run(python("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy"))
     assert (good.returncode, good.stderr) == (0, "")
     assert len(good.stdout.splitlines()) == 1
-    bad = run(*python("embed", tiny_folder, texts_file, "-o", tmp_path / "w.npy", "--layer=40"))
+    bad = run(python("embed", tiny_folder, texts_file, "-o", tmp_path / "w.npy", "--layer=40"))
     assert (bad.returncode, bad.stdout) == (1, "")
     assert len(bad.stderr.splitlines()) == 1
     assert sorted(os.listdir(tmp_path)) == ["texts.txt", "v.npy"]
@@ -288,7 +284,7 @@ def test_process_is_quiet(tiny_folder: Path, texts_file: Path, tmp_path: Path) -
 def test_size_limit_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("word\n" * 1000, encoding="utf-8")
     limited = ("sh", "-c", 'ulimit -f 64 && exec "$@"', "sh")
-    result = run(*limited, *python("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy"))
+    result = run([*limited, *python("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy")])
     assert result.returncode == 1
     assert result.stderr == f"bellm: {tmp_path / 'v.npy'} cannot be written: File too large.\n"
     assert os.listdir(tmp_path) == ["t.txt"]
@@ -297,24 +293,15 @@ def test_size_limit_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_full_standard_output(tiny_folder: Path) -> None:
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            python("info", tiny_folder, "--json"),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        result = run(python("info", tiny_folder, "--json"), stdout=full)
     assert result.returncode == 1
     assert result.stderr == "bellm: No space left on device\n"
 
 
 def test_reader_that_leaves_early(tiny_folder: Path) -> None:
-    variant, writing = os.pipe()
-    os.close(variant)
-    result = subprocess.run(
-        python("info", tiny_folder), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False
-    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = run(python("info", tiny_folder), stdout=writing)
     os.close(writing)
     assert (result.returncode, result.stderr) == (1, "")
 
@@ -329,20 +316,14 @@ def test_interruption_leaves_nothing_behind(
     (tmp_path / "t.txt").write_text("a word and another\n" * 50_000, encoding="utf-8")
     ours, theirs = pty.openpty()  # At a terminal the progress bar tells when embedding has begun.
     termios.tcsetwinsize(theirs, (24, 100))
-    process = subprocess.Popen(
-        python("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy", "--max-batch-tokens=1"),
-        stderr=theirs,
-    )
-    os.close(theirs)
-    try:
+    command = python("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy", "--max-batch-tokens=1")
+    with open(ours, "rb", buffering=0), started(command, stderr=theirs) as process:
+        os.close(theirs)
         _read(ours, until=b"text/s")
         assert any(name.endswith(".part") for name in os.listdir(tmp_path))
         process.send_signal(sent)
         shown = _read(ours)
-        assert process.wait(timeout=60) == code
-    finally:
-        process.kill()
-        os.close(ours)
+        assert process.wait(timeout=LIMIT) == code
     assert b"Traceback" not in shown
     assert shown.endswith(message)
     assert os.listdir(tmp_path) == ["t.txt"]
@@ -352,7 +333,7 @@ def _read(terminal: int, until: bytes | None = None) -> bytes:
     """What a terminal shows, up to some words or to its end."""
     shown = b""
     while until is None or until not in shown:
-        assert select.select([terminal], [], [], 60)[0], f"nothing more came after {shown!r}"
+        assert select.select([terminal], [], [], LIMIT)[0], f"nothing more came after {shown!r}"
         try:
             chunk = os.read(terminal, 4096)
         except OSError:  # Linux's way to say that the other end is closed.

@@ -16,6 +16,7 @@ from bellm import Encoder
 from bellm.cli.embed_folder import _duration
 from bellm.corpus import manifest, shards
 from tests.cli.test_cli import _read, bellm, python
+from tests.processes import LIMIT, run, started
 
 TEXTS = [f"Heron number {number} waits." for number in range(30)]
 
@@ -106,20 +107,16 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_folder: Path, arguments: s
 
 
 def test_ctrl_c_says_what_is_kept(tiny_folder: Path) -> None:
-    Path("t.txt").write_text("a word and another\n" * 20_000, encoding="utf-8")
+    Path("t.txt").write_text("a word and another\n" * 400_000, encoding="utf-8")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 150))
     command = python("embed", tiny_folder, "t.txt", "-o", "out", "--shard-rows=500", "--max-batch-tokens=400")
-    process = subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL)
-    os.close(theirs)
-    try:
+    with open(ours, "rb", buffering=0), started(command, stderr=theirs, stdout=subprocess.DEVNULL) as process:
+        os.close(theirs)
         assert b"left" in _read(ours, until=b" left")
         process.send_signal(signal.SIGINT)
         shown = _read(ours)
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
-        os.close(ours)
+        assert process.wait(timeout=LIMIT) == 130
     assert b"Traceback" not in shown
     assert b"bellm: interrupted; finished shards are kept in out, and the same command goes on there." in shown
     kept = list(Path("out/shards").iterdir())
@@ -130,7 +127,7 @@ def test_ctrl_c_says_what_is_kept(tiny_folder: Path) -> None:
 
 def test_ray_gives_the_same_corpus(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     command = python("embed", tiny_folder, "t.txt", "-o", "out", "--engine=ray", "--workers=1", "--json")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run(command)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == len(TEXTS)
     tables = map(shards.read_shard, manifest.shard_paths(Path("out"), manifest.read_manifest(Path("out"))))

@@ -4,9 +4,7 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bellm.corpus import manifest, shards
+from tests.processes import Runner, run, runner, single
 
 SHARD_ROWS = 16
 NUM_ROWS = 400
@@ -32,55 +31,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Jobs:
     """Jobs on one corpus, each in a process of its own that can be killed."""
 
-    def __init__(self, encoder: Path, corpus: Path) -> None:
-        command = [sys.executable, "-m", "tests.corpus.killed", str(encoder), str(corpus), str(SHARD_ROWS)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[2],
-        )
-        assert self.process.stdout
-        self.process.stdout.readline()
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
 
-    def run(self, out: Path, *, kill_after: float | None = None, step: int | None = None) -> int:
-        """Run the job; how it ended, -9 where it was killed."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(f"{out} {step or ''}\n")
-        self.process.stdin.flush()
-        child = int(self.process.stdout.readline())
-        if kill_after is not None:
-            threading.Timer(kill_after, _kill, [child]).start()
-        return int(self.process.stdout.readline())
-
-    def close(self) -> None:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(timeout=60)
-
-
-def _kill(process: int) -> None:
-    # The job may have ended; until the next one is asked for, nobody else can have its number.
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    def run(self, out: Path, **blow: float) -> int:
+        """Run the job, to be struck as `tests.jobs.strike` has it; how it ended."""
+        return self._runner.ask(out=str(out), blow=blow)
 
 
 @pytest.fixture(scope="module")
 def jobs(tiny_folder: Path, corpus: Path) -> Iterator[Jobs]:
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
-    jobs = Jobs(tiny_folder, corpus)
-    yield jobs
-    jobs.close()
+    with runner("-m", "tests.corpus.killed", tiny_folder, corpus, SHARD_ROWS) as found:
+        yield Jobs(found)
 
 
 @pytest.fixture(scope="module")
@@ -115,24 +79,26 @@ def assert_promises_are_kept(out: Path) -> None:
         assert (out / manifest.REJECTED_FILE).exists()
 
 
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_no_row_is_lost_and_none_comes_twice(
-    jobs: Jobs, undisturbed: tuple[Path, float], tmp_path: Path
+    jobs: Jobs, undisturbed: tuple[Path, float], tmp_path: Path, kills: int
 ) -> None:
     expected, seconds = undisturbed
     moments = random.Random(0)
-    kills, seen = 0, set()
-    while kills < 20:
-        end = jobs.run(tmp_path / "out", kill_after=moments.uniform(0, seconds))
+    deaths = []
+    while len(deaths) < kills:
+        # Some way on, which no machine is too slow for, and then any moment of about two shards.
+        blow = {"step": moments.randint(0, 40), "after": moments.uniform(0, seconds / 15)}
+        end = jobs.run(tmp_path / "out", **blow)
         if end == 0:
             assert_same_corpus(tmp_path / "out", expected)
             shutil.rmtree(tmp_path / "out")
         else:
-            assert end == -signal.SIGKILL
-            kills += 1
-            seen.add(len(list((tmp_path / "out" / shards.SHARD_FOLDER).glob("*.parquet"))))
+            assert end == -signal.SIGALRM
+            deaths.append(len(list((tmp_path / "out" / shards.SHARD_FOLDER).glob("*.parquet"))))
     assert jobs.run(tmp_path / "out") == 0
     assert_same_corpus(tmp_path / "out", expected)
-    assert len(seen) >= 3  # So many different numbers of shards were there when it died.
+    assert len(set(deaths)) >= 3  # So many different numbers of shards were there when it died.
 
 
 def test_killed_around_every_call_that_makes_files_last(
@@ -163,13 +129,9 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     command = [sys.executable, "-m", "bellm", "embed", str(tiny_folder), str(corpus), "-o", f"{mount}/out"]
     if not shutil.which("unshare"):
         pytest.skip("needs unshare to mount a small disk")
-    result = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", inside, "sh", *command, "--shard-rows", str(SHARD_ROWS), "--keep-text"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    result = run(
+        ["unshare", "-rm", "sh", "-c", inside, "sh", *command, "--shard-rows", SHARD_ROWS, "--keep-text"],
+        env=single(os.environ),
     )
     if result.returncode in (1, 99) and "ended" not in result.stdout:
         pytest.skip(f"needs the right to mount a small disk: {result.stderr.strip()}")

@@ -1,6 +1,5 @@
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.metadata import encoder_metadata
 from bellm.types import Vectors
+from tests.processes import run
 
 TEXTS = [
     f"{number} {kind} stand in {place}."
@@ -178,7 +178,7 @@ def test_a_killed_indexer_is_repaired_by_the_same_command(
         "shards.read = deadly\n"
         "index.build(sys.argv[1])\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program, str(corpus)], capture_output=True, check=False, timeout=120)
+    killed = run([sys.executable, "-c", program, corpus])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (corpus / index.FOLDER / "vectors.lance" / "data" / ".tmpGq3kVw").touch()  # As a kill in a longer file leaves it.
     query = tiny_encoder.encode_query([TEXTS[5]])[0]

@@ -1,6 +1,6 @@
+import contextlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,45 +12,42 @@ import pytest
 from bellm import Encoder
 from bellm.corpus import manifest, shards
 from bellm.corpus.job import embed_corpus
-
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="workers are found in /proc")
+from tests.processes import run
 
 PROGRAM = Path(__file__).with_name("ray_program.py")
-TEXTS = [
-    f"Heron number {number} waits for {number % 7} fish, {'and waits ' * (number % 11)}." for number in range(2000)
-]
+SHARD_ROWS = 30
+TEXTS = [f"Heron number {number} waits for {number % 7} fish, {'and waits ' * (number % 11)}." for number in range(600)]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder where the program has run, and what it said."""
+def options(tiny_folder: Path) -> dict[str, Any]:
+    return {"source": str(tiny_folder), "keep_text": True, "shard_rows": SHARD_ROWS}
+
+
+@pytest.fixture(scope="module")
+def ran(
+    tiny_folder: Path, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A folder where this process began a corpus and the program went on, and what it said."""
     place = tmp_path_factory.mktemp("ray")
     for name, texts in (("a.txt", TEXTS), ("b.txt", TEXTS[::-1])):
         (place / name).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tiny_folder)],
+    with contextlib.chdir(place):
+        embed_corpus(Encoder.load(tiny_folder), ["a.txt"], "out", **options)
+    done = run(
+        [sys.executable, PROGRAM, tiny_folder, SHARD_ROWS],
         cwd=place,
         env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return place, json.loads((place / "found.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def expected(run: tuple[Path, dict[str, Any]], tiny_folder: Path) -> manifest.Manifest:
+def expected(ran: tuple[Path, dict[str, Any]], tiny_folder: Path, options: dict[str, Any]) -> manifest.Manifest:
     """The same corpus, embedded by this process."""
-    place, _ = run
-    here = os.getcwd()
-    os.chdir(place)
-    try:
-        options: dict[str, Any] = {"source": str(tiny_folder), "keep_text": True, "shard_rows": 100}
+    with contextlib.chdir(ran[0]):
         return embed_corpus(Encoder.from_pretrained(tiny_folder), ["a.txt", "b.txt"], "local", **options).manifest
-    finally:
-        os.chdir(here)
 
 
 def rows_of(out: Path) -> Any:
@@ -59,8 +56,8 @@ def rows_of(out: Path) -> Any:
     )
 
 
-def test_same_rows_and_vectors_as_one_machine(run: tuple[Path, dict[str, Any]], expected: manifest.Manifest) -> None:
-    place, _ = run
+def test_same_rows_and_vectors_as_one_machine(ran: tuple[Path, dict[str, Any]], expected: manifest.Manifest) -> None:
+    place, _ = ran
     found = manifest.read_manifest(place / "out")
     assert vars(found) == vars(expected) | {"shards": found.shards}
     assert [shard["name"] for shard in found.shards] == [shard["name"] for shard in expected.shards]
@@ -70,23 +67,23 @@ def test_same_rows_and_vectors_as_one_machine(run: tuple[Path, dict[str, Any]], 
     np.testing.assert_allclose(shards.shard_vectors(ray_rows), shards.shard_vectors(local_rows), rtol=0, atol=1e-5)
 
 
-def test_a_worker_was_killed_half_way(run: tuple[Path, dict[str, Any]]) -> None:
-    place, found = run
+def test_a_worker_was_killed_half_way(ran: tuple[Path, dict[str, Any]]) -> None:
+    place, found = ran
     assert len(found["killed"]) == 1
     assert 26 <= found["shards"] < 40
     rows = [row for row, _, _ in found["progress"]]
-    assert rows == list(range(100, 2001, 100))
+    assert rows == list(range(SHARD_ROWS, len(TEXTS) + 1, SHARD_ROWS))
     assert not list(place.rglob("*.part"))
 
 
-def test_ray_goes_on_where_one_machine_was_stopped(run: tuple[Path, dict[str, Any]]) -> None:
-    _, found = run
-    assert found["new_rows"] == found["progress"][-1][0] == 2000
+def test_ray_goes_on_where_one_machine_was_stopped(ran: tuple[Path, dict[str, Any]]) -> None:
+    _, found = ran
+    assert found["new_rows"] == found["progress"][-1][0] == len(TEXTS)
 
 
-def test_what_is_refused_is_one_line(run: tuple[Path, dict[str, Any]]) -> None:
-    pipe, many, gone = run[1]["errors"]
+def test_what_is_refused_is_one_line(ran: tuple[Path, dict[str, Any]]) -> None:
+    pipe, many, gone = ran[1]["errors"]
     assert pipe.startswith("BellmError: Other machines cannot read this one's standard input")
     assert many == "BellmError: 3 workers are too many for a cluster of 2 cores: give at most as many."
     assert "none/there" in gone
-    assert not any("\n" in error for error in run[1]["errors"])
+    assert not any("\n" in error for error in ran[1]["errors"])

@@ -44,7 +44,7 @@ def covered(file: str, edges: set[int], keep: set[int]) -> list[Shard]:
     return [shard_of(row_range) for number, row_range in enumerate(row_ranges) if number in keep]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.integers(1, NUM_ROWS)), st.sets(st.integers(0, NUM_ROWS)), st.integers(1, NUM_ROWS + 1))
 def test_what_is_missing_and_what_is_there_are_all_rows_once(
     file: str, edges: set[int], keep: set[int], max_rows: int

@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.binary(max_size=100))
 def test_a_file_that_fails_keeps_the_old_one(data: bytes) -> None:
     import tempfile

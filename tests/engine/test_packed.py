@@ -58,7 +58,7 @@ def rows(draw: st.DrawFn) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(tuple(stem[: draw(st.integers(0, 6))] + end) for end in ends))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows=rows(),
     layers=st.sets(st.integers(0, 3)),

@@ -33,7 +33,7 @@ def test_the_prompt_survives_truncation(tiny_tokenizer: PreTrainedTokenizerFast)
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])), limit=st.integers(30, 60))
 def test_any_text_keeps_its_prompt_and_its_limit(
     tiny_tokenizer: PreTrainedTokenizerFast, text: str, limit: int

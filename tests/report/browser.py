@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import end
+
 HOSTILE = (
     "<script>document.title = 'taken'</script>",
     "</script><script>document.title = 'taken'</script>",
@@ -43,11 +45,18 @@ def chromium(profile: Path) -> Iterator[Any]:
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     # The program is named, so that selenium looks for none on the network.
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_program))
+    service = webdriver.ChromeService(driver_program, popen_kw={"start_new_session": True})
+    driver = None
     try:
+        driver = webdriver.Chrome(options=options, service=service)
         yield driver
     finally:
-        driver.quit()
+        try:
+            if driver is not None:
+                driver.quit()
+        finally:
+            if service.process is not None:
+                end(service.process)
 
 
 def visit(driver: Any, file: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:

@@ -59,7 +59,7 @@ def drawn(seed: int, count: int, longest: int) -> tuple[list[TokenPath], tuple[T
 REACHES = st.builds(MaskSpec, causal=st.booleans(), window=st.sampled_from([None, 1, 3, 70]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 9), reach=REACHES)
 def test_paths_attend_as_texts_alone(seed: int, count: int, reach: MaskSpec) -> None:
     paths, tables = drawn(seed, count, 7)

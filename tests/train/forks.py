@@ -1,11 +1,10 @@
-"""Run bellm in processes that can be killed: loads once, then forks when standard input says so.
+"""Run bellm in processes that can be killed; see tests.jobs.
 
-A line is JSON: `{"start": [ARGUMENT, ...], "log": FILE}` prints the process id of a fork that is `bellm ARGUMENT ...`,
-with `"die_at"` one that dies around a call that makes a file last, with `"environment"` one in which more is set;
-`{"wait": ID}` prints how it ended. `{"shell": COMMAND}` prints how the command ended.
+`{"start": [ARGUMENT, ...], "log": FILE, "environment": {}}` answers the process id of a fork that is `bellm ARGUMENT
+...` with more in its environment; with `"blow"` one that is struck. `{"wait": ID}` answers how it ended, `{"shell":
+COMMAND}` how the command ended.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -13,32 +12,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from bellm.cli import app
-from tests.corpus.killed import die_at, tell
+from tests import jobs
 
 
 def main() -> None:
-    tell(os.getpid())
-    for line in sys.stdin:
-        wish = json.loads(line)
+    jobs.prepare()
+    for wish in jobs.wishes():
         if "start" in wish:
-            tell(start(wish))
+            jobs.tell(start(wish))
         elif "wait" in wish:
-            _, status = os.waitpid(wish["wait"], 0)
-            tell(os.waitstatus_to_exitcode(status))
+            jobs.tell(jobs.how_it_ended(wish["wait"]))
         else:
-            tell(subprocess.run(wish["shell"], shell=True, stdout=subprocess.DEVNULL, check=False).returncode)
+            jobs.tell(subprocess.run(wish["shell"], shell=True, stdout=subprocess.DEVNULL, check=False).returncode)
 
 
 def start(wish: Mapping[str, Any]) -> int:
-    child = os.fork()
+    child = jobs.fork()
     if child:
         return child
     os.environ.update(wish["environment"])
     log = os.open(wish["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
-    if wish["die_at"]:
-        die_at(wish["die_at"])
+    if wish["blow"]:
+        jobs.strike(wish["blow"])
     code = 0
     try:
         app(wish["start"], prog_name="bellm")

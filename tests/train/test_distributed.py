@@ -4,9 +4,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bellm.train.loop import train
 from bellm.train.objectives import InfoNCE
 from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL
 from bellm.train.train_step import TrainStep
+from tests.processes import run
 from tests.train import reference
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, write
@@ -30,15 +30,7 @@ def in_two(module: str, *arguments: object) -> None:
     """Run a module in two processes, to its end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [*command, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-    )
+    result = run([*command, "-m", module, *arguments], env=environment, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr[-4000:]
 
 
@@ -123,27 +115,26 @@ def test_a_run_comes_to_the_weights_of_one_process(together: Path, tiny_folder: 
 # Two processes that are stopped or refused
 
 
-def start(forks: Forks, folder: Path, *arguments: object) -> list[int]:
-    """Begin two processes that know of each other; their process ids."""
+def start(forks: Forks, folder: Path, *arguments: object, blow: Mapping[str, object] | None = None) -> list[int]:
+    """Begin two processes that know of each other; their process ids. A blow strikes the first, which writes files.
+
+    Where the blow has a signal, the first sends it to the second.
+    """
     port = str(free_port())
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-    return [
-        forks.start(
-            *arguments,
-            log=folder / f"{rank}.log",
-            environment={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
+    both: list[int] = []
+    for rank in (1, 0):
+        ours = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        struck = None if rank or not blow else {**blow, "to": both[0] if "signal" in blow else None}
+        both.insert(0, forks.start(*arguments, log=folder / f"{rank}.log", environment=ours, blow=struck))
+    return both
 
 
 def test_one_that_is_asked_to_stop_stops_all(forks: Forks, tiny_folder: Path, tmp_path: Path) -> None:
     data, out = write(tmp_path / "rows.jsonl", 40), tmp_path / "out"
     arguments = ("train", tiny_folder, "--data", data, "-o", out, "--batch-size=2", "--max-steps=15")
-    both = start(forks, tmp_path, *arguments)
-    while not (out / METRICS).exists() or len((out / METRICS).read_bytes().splitlines()) < 2:
-        time.sleep(0.01)
-    os.kill(both[1], signal.SIGTERM)
+    # The call is the first of the checkpoint of step 2: two files were written before, in three calls each.
+    both = start(forks, tmp_path, *arguments, "--checkpoint-every=2", blow={"step": 13, "signal": signal.SIGTERM})
     assert [forks.wait(process) for process in both] == [130, 130]
     steps = len((out / METRICS).read_bytes().splitlines())
     assert steps < 15
