@@ -2,7 +2,7 @@
 
 ValueError
 └── BellmError            a user's mistake or an impossible wish, said in one line
-    ├── DirectionError    a direction map that does not fit, or a layer that cannot open
+    ├── LayerError        a direction map that does not fit, or a layer that cannot open
     ├── PromptError       an unknown prompt, a template without its slot, no room for the text
     ├── SourceError       a model, folder or file that cannot be read
     ├── FingerprintError  the model that was loaded is not the model that was saved

@@ -55,7 +55,7 @@ class InfoNCE:
     def loss(self, batch: EmbeddedBatch) -> Callable[..., Tensor]:
         """The loss as a function of anchors, positives and negatives."""
         if batch.scores_B is not None:
-            raise BellmError("This objective learns from positives, and the data has scores. Use Ranked or Angle.")
+            raise BellmError("This objective learns from positives, and the data has scores. Use CoSENT or AnglE.")
         return functools.partial(
             contrastive.info_nce,
             owners_P=batch.owners_P,
@@ -85,13 +85,13 @@ class CoSENT:
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs."""
         if batch.scores_B is None:
-            raise BellmError("This objective needs pairs with a score. For positives and negatives use Contrastive.")
+            raise BellmError("This objective needs pairs with a score. For positives and negatives use InfoNCE.")
         return ranking.cosent(batch.anchors_BD, batch.positives_PD, batch.scores_B, temperature=self.temperature)
 
 
 @dataclass(frozen=True)
 class AutoObjective:
-    """What is usual for a batch: `Contrastive` for positives and negatives, `Ranked` for ratings."""
+    """What is usual for a batch: `InfoNCE` for positives and negatives, `CoSENT` for ratings."""
 
     contrastive: InfoNCE = field(default_factory=InfoNCE)
     ranked: CoSENT = field(default_factory=CoSENT)

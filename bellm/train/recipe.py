@@ -106,10 +106,10 @@ class Recipe:
     def _unshardable(self) -> str:
         """What takes a second model on the same weights, or other weights than torch shares out."""
         if isinstance(self.objective, GRL):
-            return "the objective Grl"
+            return "the objective GRL"
         if self.mntp and self.mntp.gradual:
             return "Adaptation(gradual=True)"
-        return "Lora(four_bit=True)" if isinstance(self.tuning, LoRA) and self.tuning.four_bit else ""
+        return "LoRA(four_bit=True)" if isinstance(self.tuning, LoRA) and self.tuning.four_bit else ""
 
     def described(self) -> dict[str, Any]:
         """All that decides the weights as plain values, for records and to tell one recipe from another."""

@@ -15,14 +15,14 @@ from tests.evaluate.sets import write_pairs
 from tests.train.rows import triplets
 
 RECIPE = """
-from bellm.train.objectives import Contrastive
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.objectives import InfoNCE
+from bellm.train.recipe import LoRA, Recipe
 
 recipe = Recipe(
     model={model!r},
     encoder_options={{"bidirectional": "all", "pooling": "mean"}},
-    tuning=Lora(rank=2),
-    objective=Contrastive(temperature=0.1),
+    tuning=LoRA(rank=2),
+    objective=InfoNCE(temperature=0.1),
     batch_size=6,
     learning_rate=1e-3,
 )

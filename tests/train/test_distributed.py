@@ -150,8 +150,8 @@ FAILING = """
 import os
 
 from bellm.errors import BellmError
-from bellm.train.objectives import Contrastive
-from bellm.train.recipe import Lora, Recipe
+from bellm.train.objectives import InfoNCE
+from bellm.train.recipe import LoRA, Recipe
 
 seen = []
 
@@ -160,10 +160,10 @@ def objective(batch):
     seen.append(batch)
     if os.environ["RANK"] == {rank!r} and len(seen) == 3:
         raise BellmError("This batch is not to my taste.")
-    return Contrastive()(batch)
+    return InfoNCE()(batch)
 
 
-recipe = Recipe(model={model!r}, tuning=Lora(rank=2), batch_size=4, objective=objective)
+recipe = Recipe(model={model!r}, tuning=LoRA(rank=2), batch_size=4, objective=objective)
 """
 
 

@@ -95,12 +95,12 @@ def test_a_run_comes_to_the_weights_of_one_process(
 # Runs that are killed
 
 RECIPE = """
-from bellm.train.recipe import Adaptation, Lora, Recipe
+from bellm.train.recipe import MNTP, LoRA, Recipe
 
 recipe = Recipe(
     model={model!r},
-    tuning=Lora(rank=3, dropout={dropout}),
-    adaptation=Adaptation(2),
+    tuning=LoRA(rank=3, dropout={dropout}),
+    adaptation=MNTP(2),
     batch_size=4,
     max_steps=6,
     learning_rate=5e-3,
@@ -138,9 +138,9 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(forks: Forks, tiny_fo
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"objective": GRL()}, "the objective Grl"),
-        ({"mntp": MNTP(3, gradual=True)}, r"Adaptation\(gradual=True\)"),
-        ({"tuning": LoRA(four_bit=True)}, r"Lora\(four_bit=True\)"),
+        ({"objective": GRL()}, "the objective GRL"),
+        ({"mntp": MNTP(3, gradual=True)}, r"MNTP\(gradual=True\)"),
+        ({"tuning": LoRA(four_bit=True)}, r"LoRA\(four_bit=True\)"),
     ],
 )
 def test_what_takes_more_than_shared_weights_is_refused(changes: dict[str, Any], said: str) -> None:

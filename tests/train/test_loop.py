@@ -33,7 +33,7 @@ STEPS = 19  # Three of adaptation, then one epoch and a half of eleven batches.
 SAME = ("step", "loss", "learning_rate", "grad_norm", "dev")
 
 RECIPE = """
-from bellm.train.recipe import Adaptation, Lora, Recipe
+from bellm.train.recipe import MNTP, LoRA, Recipe
 
 
 def spread(encoder):
@@ -44,8 +44,8 @@ def spread(encoder):
 recipe = Recipe(
     model={model!r},
     encoder_options={{"pooling": "mean"}},
-    tuning=Lora(rank=2, dropout=0.1),
-    adaptation=Adaptation(3, gradual=True),
+    tuning=LoRA(rank=2, dropout=0.1),
+    adaptation=MNTP(3, gradual=True),
     batch_size=4,
     epochs=1.5,
     learning_rate=5e-3,

@@ -281,7 +281,7 @@ def test_grl_without_adapters_has_no_reference(own: Encoder) -> None:
         TrainStep(own, GRL()).learn(triplets(2), 0)
 
 
-# Adaptation
+# MNTP
 
 
 @pytest.mark.parametrize("layers", [(), (3,), (2, 3), (0, 1, 2, 3)])

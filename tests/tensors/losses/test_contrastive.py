@@ -1,4 +1,4 @@
-"""Contrastive losses against loops in float64, closed forms and sentence-transformers."""
+"""InfoNCE losses against loops in float64, closed forms and sentence-transformers."""
 
 from math import exp, log
 
