@@ -108,7 +108,7 @@ class Recipe:
         if isinstance(self.objective, GRL):
             return "the objective GRL"
         if self.mntp and self.mntp.gradual:
-            return "Adaptation(gradual=True)"
+            return "MNTP(gradual=True)"
         return "LoRA(four_bit=True)" if isinstance(self.tuning, LoRA) and self.tuning.four_bit else ""
 
     def described(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ from bellm.train.recipe import MNTP, LoRA, Recipe
 recipe = Recipe(
     model={model!r},
     tuning=LoRA(rank=3, dropout={dropout}),
-    adaptation=MNTP(2),
+    mntp=MNTP(2),
     batch_size=4,
     max_steps=6,
     learning_rate=5e-3,

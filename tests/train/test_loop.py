@@ -45,7 +45,7 @@ recipe = Recipe(
     model={model!r},
     encoder_options={{"pooling": "mean"}},
     tuning=LoRA(rank=2, dropout=0.1),
-    adaptation=MNTP(3, gradual=True),
+    mntp=MNTP(3, gradual=True),
     batch_size=4,
     epochs=1.5,
     learning_rate=5e-3,
