@@ -6,6 +6,7 @@ ValueError
     ├── PromptError       an unknown prompt, a template without its slot, no room for the text
     ├── SourceError       a model, folder or file that cannot be read
     ├── FingerprintError  the model that was loaded is not the model that was saved
+    ├── MissingExtraError the packages of an extra are not installed (an ImportError too)
     └── MemoryLimitError  a text that does not fit in memory
 
 UserWarning
@@ -35,6 +36,10 @@ class SourceError(BellmError):
 
 class FingerprintError(BellmError):
     """A saved encoder does not give the vectors that it gave when it was saved."""
+
+
+class MissingExtraError(BellmError, ImportError):
+    """The packages of an optional extra are not installed."""
 
 
 class MemoryLimitError(BellmError):

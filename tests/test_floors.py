@@ -13,7 +13,7 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"tensors", "layer_spec", "prompts", "io", "progress"},
+    {"extras", "tensors", "layer_spec", "prompts", "io", "progress"},
     {"config", "backbone"},
     {"engine", "saving"},
     {"encoder"},
