@@ -1,30 +1,20 @@
 """`bellm layers`: which layers to open."""
 
-import dataclasses
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellm.cli import command_group
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
+from bellm.cli.progress_bars import live_bars
 from bellm.cli.train_command import read_training_data
-from bellm.errors import BellmError, SourceError
-from bellm.io import atomic
+from bellm.errors import BellmError
 
 if TYPE_CHECKING:
-    from bellm.data.sts import STSPairs
-    from bellm.encoder import Encoder
-    from bellm.layer_search.finder import Finding
-    from bellm.train.dataset import Dataset
-
-RESULTS, RUNS = "layers.json", "runs"
-PAGE = "layers.html"
+    from bellm.layer_search import Finding, HalvingTraining
 
 
 class MethodOption(StrEnum):
@@ -38,7 +28,9 @@ class MethodOption(StrEnum):
 @with_model_options
 def layers_command(
     source: Source,
-    output: Annotated[str, typer.Option("--output", "-o", help=f"Folder for {RESULTS}, {PAGE}.", show_default=False)],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder for layers.json, layers.html.", show_default=False)
+    ],
     *,
     dev: Annotated[
         str,
@@ -111,112 +103,46 @@ def layers_command(
         raise BellmError(
             "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."
         )
+    from bellm.layer_search import check_finding_folder, find_layers, finding_to_json, write_finding
+
     folder = Path(output)
-    _refuse_others(folder, source)
-    started = time.monotonic()
-    sources = read_training_data([train]) if train else []
-    methods = frozenset(method or MethodOption)
-    if train and MethodOption.SEARCH not in methods:
-        raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
-    pairs = _development_set(dev, data)
-    encoder = dataclasses.replace(options, bidirectional="none").load(source)
-    with _progress("dropping layers") as progress:
-        finding = _find(encoder, pairs, cache, methods, progress)
-    known = _facts(source, encoder)
-    del encoder  # Training loads its own.
-    if sources:
-        settings = {name: choice for name, choice in options.given().items() if name != "bidirectional"}
-        choices = {"encoder_options": settings, "max_steps": train_steps or 64, "batch_size": train_batch_size or 64}
-        finding = _train(finding, source, choices, sources, pairs, folder / RUNS)
-    found = _record(finding, known)
-    found["seconds"] = round(time.monotonic() - started, 1)
-    _write(folder, finding, found)
+    check_finding_folder(folder, source)
+    training = _training(source, options, train, train_steps, train_batch_size, folder) if train else None
+    with live_bars("reading the development set") as progress:
+        finding = find_layers(
+            partial(options.load, source),
+            dev,
+            source=source,
+            methods=[one.value for one in method or MethodOption],
+            training=training,
+            data=Path(data) if data else None,
+            cache=Path(cache) if cache else None,
+            progress=progress,
+        )
+    write_finding(finding, folder)
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        typer.echo(json.dumps(finding_to_json(finding), ensure_ascii=False))
     else:
-        _show(finding)
-        typer.echo(f"{found['seconds']:.0f} s. {folder / PAGE} shows it, {folder / RESULTS} has it all.")
+        _show(finding, folder)
 
 
-def _refuse_others(folder: Path, source: str) -> None:
-    """What was found for the same model may be found anew; that of others is kept."""
-    if folder.exists() and not folder.is_dir():
-        raise SourceError(f"{folder} is a file. Name a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    there = folder / RESULTS
-    try:
-        known = json.loads(there.read_text(encoding="utf-8"))["model"] if there.exists() else source
-    except (ValueError, KeyError, TypeError):
-        known = "something that bellm cannot read"
-    if known != source:
-        raise SourceError(f"{there} is about {known}. Choose another folder.")
+def _training(
+    source: str, options: ModelOptions, file: str, steps: int | None, batch_size: int | None, folder: Path
+) -> "HalvingTraining":
+    sources = read_training_data([file])
+    from bellm.layer_search import HalvingTraining
+    from bellm.train.recipe import Recipe
 
-
-def _development_set(name: str, data: str | None) -> "STSPairs":
-    with command_group.status_line(f"reading {name}"):
-        from bellm.layer_search.finder import read_dev_set
-
-        return read_dev_set(name, Path(data) if data else None)
-
-
-def _find(
-    encoder: "Encoder",
-    pairs: "STSPairs",
-    cache: str | None,
-    methods: frozenset[MethodOption],
-    progress: Callable[[str, int, int], None],
-) -> "Finding":
-    from bellm.evaluate.vector_cache import default_cache_folder
-    from bellm.layer_search.finder import METHODS, find_layers
-
-    wanted = [one for one in METHODS if one in methods]
-    return find_layers(
-        encoder, pairs, Path(cache) if cache else default_cache_folder(), methods=wanted, progress=progress
+    recipe = Recipe(model=source, encoder_options=options.given(), max_steps=steps or 64, batch_size=batch_size or 64)
+    return HalvingTraining(
+        recipe=recipe,
+        sources=sources,
+        folder=folder / "runs",
+        on_plan=lambda plan: typer.echo(f"{plan.budget}.", err=True),
     )
 
 
-def _train(
-    finding: "Finding",
-    source: str,
-    choices: dict[str, Any],
-    sources: "list[tuple[Dataset, float]]",
-    pairs: "STSPairs",
-    folder: Path,
-) -> "Finding":
-    from bellm.layer_search.successive_halving import plan_halving, run_halving
-    from bellm.train.recipe import Recipe
-
-    assert finding.search
-    rule = finding.degradation.rule if finding.degradation else None
-    recipe = Recipe(model=source, **choices)
-    planned = plan_halving(finding.search, rule, recipe)
-    typer.echo(f"{planned.budget}.", err=True)
-    with _progress("training") as progress:
-        return dataclasses.replace(
-            finding, trained=run_halving(planned, recipe, sources, pairs, folder, progress=progress)
-        )
-
-
-def _facts(source: str, encoder: "Encoder") -> dict[str, Any]:
-    from bellm.metadata import encoder_metadata
-
-    return encoder_metadata(source, encoder)
-
-
-def _record(finding: "Finding", known: dict[str, Any]) -> dict[str, Any]:
-    from bellm.layer_search.finder import finding_to_json
-
-    return finding_to_json(finding, known)
-
-
-def _write(folder: Path, finding: "Finding", found: dict[str, Any]) -> None:
-    from bellm.layer_search.page import write_layer_page
-
-    atomic.write_bytes(folder / RESULTS, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
-    write_layer_page(finding, found, folder / PAGE)
-
-
-def _show(finding: "Finding") -> None:
+def _show(finding: "Finding", folder: Path) -> None:
     from rich.console import Console
 
     from bellm.layer_search.tables import candidate_table, degradation_table, halving_table
@@ -232,20 +158,4 @@ def _show(finding: "Finding") -> None:
         console.print(table)
         console.print()
     console.print(finding.summary, highlight=False, markup=False)
-
-
-@contextmanager
-def _progress(first: str) -> "Iterator[Callable[[str, int, int], None]]":
-    """One bar, for people at a terminal."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(first, total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bars.update(bar, description=what, completed=done, total=total)
-
-        yield show
+    typer.echo(f"{finding.seconds:.0f} s. {folder / 'layers.html'} shows it, {folder / 'layers.json'} has it all.")

@@ -1,1 +1,25 @@
-"""Which layers to open: measured on a model, without training or after a little."""
+"""Find out which layers of a model to open, without training or after a little."""
+
+from typing import TYPE_CHECKING
+
+from bellm.extras import lazy_exports
+
+if TYPE_CHECKING:
+    from bellm.layer_search.finder import Finding, HalvingTraining, find_layers, read_dev_set
+    from bellm.layer_search.finding_files import check_finding_folder, finding_to_json, write_finding
+
+_MODULES = {
+    **dict.fromkeys(("Finding", "HalvingTraining", "find_layers", "read_dev_set"), "finder"),
+    **dict.fromkeys(("check_finding_folder", "finding_to_json", "write_finding"), "finding_files"),
+}
+
+__all__ = [
+    "Finding",
+    "HalvingTraining",
+    "check_finding_folder",
+    "find_layers",
+    "finding_to_json",
+    "read_dev_set",
+    "write_finding",
+]
+__getattr__ = lazy_exports(__name__, "evaluate", _MODULES)

@@ -1,4 +1,4 @@
-"""Which map of open layers scores best on a development set, untrained; Token Prepending is judged beside the maps.
+"""Score layer sets (maps of open layers) and Token Prepending on a development set, without training.
 
 Shapes: N texts, D width.
 """
@@ -36,7 +36,7 @@ _DECIMALS = 2  # Of points; scores that agree so far are equal.
 
 @dataclass(frozen=True)
 class Candidate:
-    """A map and what opening its layers does, or Token Prepending, which opens none."""
+    """A map of open layers and the scores of the encoder with it, or Token Prepending, which opens none."""
 
     bidirectional: str
     open_layers: tuple[int, ...]
@@ -69,7 +69,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateScores:
-    """What was tried on a development set."""
+    """Scores of all candidates on a development set."""
 
     task: str
     num_layers: int
@@ -134,14 +134,14 @@ def score_candidates(
 
     Args:
         encoder: Whose weights, prompt, pooling and reading are used.
-        pairs: Development set.
-        maps: What to try; no open layers first, and all among the others.
+        pairs: Development set, N rated pairs.
+        maps: The maps to try; no open layers first, and all among the others.
         cache: Folder that keeps vectors; `bellm evaluate` shares it.
         depths: Depths of Token Prepending to try besides.
         resamples: Bootstrap replicates. No p-value is below 1 / resamples, and the correction multiplies it by up to
             the number of candidates.
         seed: Of the bootstrap.
-        progress: Told which candidate is next, how many are done, and how many there are.
+        progress: Called with the candidate that is next, how many are done, and how many there are.
     """
     assert next(iter(maps)) == CAUSAL
     depth_of = {_prepending(depth): depth for depth in depths}
@@ -173,7 +173,7 @@ def score_candidates(
         for name, result in results.items()
     }
     same = {name: CAUSAL if reason else name for name, reason in no_ops.items()}
-    over_causal, over_all = _over(estimates, CAUSAL), _over(estimates, same[ALL])
+    over_causal, over_all = compare_with(estimates, CAUSAL), compare_with(estimates, same[ALL])
     found = [
         Candidate(
             bidirectional=CAUSAL if name in depth_of else name,
@@ -187,8 +187,30 @@ def score_candidates(
         )
         for name, layers in tried.items()
     ]
-    order = sorted(found, key=lambda one: (-round(one.score.value, _DECIMALS), len(one.open_layers), one.prepending))
+    order = sorted(found, key=lambda one: (*rank_key(one.score, one.open_layers), one.prepending))
     return CandidateScores(pairs.name, encoder.num_layers, tuple(order))
+
+
+def rank_key(score: Score, open_layers: Sequence[int]) -> tuple[float, int]:
+    """Key that sorts the best first; of equal scores the one with fewer open layers."""
+    return -round(score.value, _DECIMALS), len(open_layers)
+
+
+def compare_with(
+    estimates: Mapping[str, BootstrapEstimate], baseline: str, *, num_gone: int = 0
+) -> dict[str, Difference]:
+    """Differences to a baseline, Holm-corrected for their number.
+
+    Args:
+        estimates: Scores of all candidates on the same items, the baseline's among them.
+        baseline: Name of the baseline.
+        num_gone: Number of candidates besides that were sorted out before; they count with p = 1.
+    """
+    differences = {name: statistics.paired_difference(one, estimates[baseline]) for name, one in estimates.items()}
+    tested = {name: difference for name, difference in differences.items() if name != baseline}
+    gone = {f"gone {index}": Difference(0, 0, 0, 1) for index in range(num_gone)}
+    corrected = statistics.holm_correction({**tested, **gone})
+    return {name: corrected.get(name, difference) for name, difference in differences.items()}
 
 
 def _prepending(depth: int) -> str:
@@ -228,13 +250,6 @@ def _no_op(encoder: Encoder, layers: Sequence[int]) -> str | None:
         pooling=config.pooling,
         layer=config.layer,
     )
-
-
-def _over(estimates: Mapping[str, BootstrapEstimate], baseline: str) -> dict[str, Difference]:
-    """Differences to a baseline, corrected for their number."""
-    found = {spec: statistics.paired_difference(one, estimates[baseline]) for spec, one in estimates.items()}
-    tested = {spec: one for spec, one in found.items() if spec != baseline}
-    return {**found, **statistics.holm_correction(tested)}
 
 
 def _moved(vectors_ND: Vectors, causal_ND: Vectors) -> float:

@@ -1,4 +1,4 @@
-"""The degradation experiment of BeLLM (arXiv 2311.05296): layers are dropped from the top, one by one.
+"""Degradation experiment of BeLLM (arXiv 2311.05296): score the model with its layers dropped from the top, one by one.
 
 Shapes: N pairs, K layers, D width.
 """
@@ -33,7 +33,7 @@ _FEWEST_TOKENS = 256
 
 @dataclass(frozen=True)
 class Degradation:
-    """Scores of a causal model cut down to its first layers."""
+    """Scores of a causal model truncated to its first layers."""
 
     scores: tuple[Score, ...]
     """With the first 1, 2, ... layers, and at last all of them."""
@@ -41,7 +41,7 @@ class Degradation:
 
     @property
     def rule(self) -> str | None:
-        """What the paper's rule opens: the layers after the turning point; None without one."""
+        """Layers that the paper's rule opens, those after the turning point; None without one."""
         return None if self.turning.depth is None else f"last:{len(self.scores) - self.turning.depth}"
 
 
@@ -62,12 +62,12 @@ def measure_degradation(
     Args:
         encoder: Whose weights, prompt and pooling are used; that layers are open does not matter.
         pairs: What to score on.
-        cache: Folder that keeps what was computed before.
+        cache: Folder that keeps cosines that were computed before.
         resamples: Bootstrap replicates of each score, on the same pairs for all numbers of layers.
         seed: Of the bootstrap.
-        done: Called with how many different pairs are there, now and then.
+        done: Called with the number of different pairs embedded since the last call.
     """
-    cosines_NK = _kept(encoder, pairs, cache, done)
+    cosines_NK = _cached_cosines(encoder, pairs, cache, done)
     estimates = [
         statistics.bootstrap_estimate(item_scores_N, pairs.gold_N, resamples=resamples, seed=seed)
         for item_scores_N in cosines_NK.T.astype(np.float64)
@@ -83,9 +83,9 @@ def measure_degradation(
 def cosines_by_depth(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vectors:
     """Cosine of each pair with the first 1, 2, ..., K layers of the causal model alone, (N, K)."""
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    place = {text: number for number, text in enumerate(texts)}
+    rows = {text: row for row, text in enumerate(texts)}
     vectors_NKD = _vectors(encoder, texts)
-    left, right = ([place[text] for text in side] for side in zip(*pairs, strict=True))
+    left, right = ([rows[text] for text in side] for side in zip(*pairs, strict=True))
     return np.stack(
         [paired_cosine_similarity(vectors_ND[left], vectors_ND[right]) for vectors_ND in vectors_NKD.swapaxes(0, 1)],
         axis=1,
@@ -104,18 +104,18 @@ def _vectors(encoder: Encoder, texts: Sequence[str]) -> Vectors:
     return vectors_NKD
 
 
-def _kept(encoder: Encoder, pairs: STSPairs, place: Path, done: Callable[[int], None]) -> Vectors:
-    """What is kept of a pair is a vector of its own: its cosines, depth after depth."""
+def _cached_cosines(encoder: Encoder, pairs: STSPairs, folder: Path, done: Callable[[int], None]) -> Vectors:
+    """Cosines by depth, (N, K), from the vector cache: the K cosines of a pair are kept as its vector."""
 
     def embed(names: Sequence[str]) -> Vectors:
-        found = []
+        parts = []
         for start in range(0, len(names), _PART):
             part = [json.loads(name) for name in names[start : start + _PART]]
-            found.append(cosines_by_depth(encoder, part))
+            parts.append(cosines_by_depth(encoder, part))
             done(len(part))
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     fingerprint = cosines_by_depth(encoder, list(pairwise(saving.FINGERPRINT_TEXTS)))
-    cache = cache_for(encoder, place, fingerprint, "cosines after each layer")
+    cache = cache_for(encoder, folder, fingerprint, "cosines after each layer")
     names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
     return cache.vectors(names, encoder.config.prompt.template, embed)

@@ -1,9 +1,10 @@
-"""The layer finder: which layers of a model to open, by what can be measured without training or after a little."""
+"""Find out which layers of a model to open, without training or after a little."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -11,43 +12,46 @@ from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
+from bellm.evaluate.vector_cache import default_cache_folder
 from bellm.layer_search.candidates import CandidateScores, layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.degradation import Degradation, measure_degradation
+from bellm.layer_search.halving_plan import HalvingPlan, plan_halving
+from bellm.layer_search.halving_result import HalvingResult
 from bellm.layer_search.layer_stats import LayerStats, measure_layers
 from bellm.layer_search.summary import summarize_candidates, summarize_training, summarize_turning_point
-from bellm.metadata import package_versions
+from bellm.metadata import encoder_metadata
+from bellm.train.dataset import Dataset
 from bellm.train.dataset_files import load_dataset
-
-if TYPE_CHECKING:
-    from bellm.layer_search.successive_halving import HalvingResult
+from bellm.train.recipe import Recipe
 
 Method = Literal["degradation", "profile", "search"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""Scores with the top layers dropped; what each layer's states share and where it would look; scores of maps."""
+"""Scores with the top layers dropped; statistics of each layer; scores of layer sets."""
 
 DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
-"""Sets of rated pairs by which layers may be chosen. All other tasks are what a choice is judged by."""
+"""Sets of rated pairs by which layers may be chosen. All other tasks are test sets of the choice."""
 
 _FEWEST_PAIRS = 3
-
-PROFILED = 200
-"""Texts of which each layer's profile is the mean."""
+_PROFILED = 200  # Texts of which each layer's statistics are the mean.
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the finder found; None for what it was not asked for."""
+    """Results of `find_layers`; None for what was not asked for."""
 
     dev: str
-    """What layers are judged by."""
+    """Name of the development set."""
     num_layers: int
     degradation: Degradation | None
     profile: LayerStats | None
     search: CandidateScores | None
     seed: int = 0
     """Of the bootstrap."""
-    trained: "HalvingResult | None" = None
-    """What came of training some of the maps, if that was asked for."""
+    trained: HalvingResult | None = None
+    """Scores after training some of the maps."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the causal encoder; see `bellm.metadata.encoder_metadata`."""
+    seconds: float = 0.0
 
     @property
     def summary(self) -> str:
@@ -58,6 +62,89 @@ class Finding:
             summarize_training(self.trained) if self.trained else "",
         ]
         return "\n".join(filter(None, said)) or "No layer was opened and none dropped: a profile chooses nothing."
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvingTraining:
+    """How to train the likeliest maps by successive halving."""
+
+    recipe: Recipe
+    """`max_steps` is the number of steps of the maps that come to the end."""
+    sources: Sequence[tuple[Dataset, float]]
+    """Training data, each with its weight."""
+    folder: Path
+    """Folder for the runs, which are resumed."""
+    on_plan: Callable[[HalvingPlan], None] = lambda _: None
+    """Called before the first step."""
+
+
+def find_layers(
+    encoder: Encoder | Callable[[], Encoder],
+    dev: str | STSPairs = DEVELOPMENT[0],
+    *,
+    source: str | None = None,
+    methods: Collection[Method] = METHODS,
+    training: HalvingTraining | None = None,
+    data: Path | None = None,
+    cache: Path | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Finding:
+    """Measure the degradation curve and the statistics of each layer, then score maps of open layers.
+
+    The map of the paper's rule is among them, and Token Prepending, backward flow without an open layer, is compared
+    too. Cosines of the curve and vectors of the maps are kept: a second run is quick, an interrupted one goes on.
+
+    Args:
+        encoder: An encoder whose weights, prompt, pooling and variant are used, whatever layers it opens; or a function
+            that loads one, called once everything else is known to be there.
+        dev: Rated pairs that maps are chosen by; or what `read_dev_set` takes.
+        source: What the encoder was loaded from, for the record.
+        methods: What to measure; without the curve the paper's rule is not among the maps.
+        training: Also train the likeliest maps.
+        data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
+        cache: Folder that keeps vectors; None for the one that `bellm evaluate` uses.
+        seed: Of the bootstrap.
+        progress: Called with the name of a task, how much of it is done, and how much there is.
+
+    Raises:
+        BellmError: The development set or the options do not fit, or training fails.
+    """
+    start = time.monotonic()
+    if training and "search" not in methods:
+        raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
+    dev = read_dev_set(dev, data) if isinstance(dev, str) else dev
+    cache = cache or default_cache_folder()
+    encoder = (encoder() if callable(encoder) else encoder).replace(bidirectional="none")
+    facts, num_layers = encoder_metadata(source or encoder.name, encoder), encoder.num_layers
+    degradation = profile = search = trained = None
+    if "degradation" in methods:
+        num_done = 0
+
+        def count(num_pairs: int) -> None:
+            nonlocal num_done
+            num_done += num_pairs
+            progress("dropping layers", num_done, len(dev.left))
+
+        degradation = measure_degradation(encoder, dev, cache, seed=seed, done=count)
+    if "profile" in methods:
+        progress("looking at layers", 0, 1)
+        texts = list(dict.fromkeys((*dev.left, *dev.right)))
+        profile = measure_layers(encoder, texts[:: -(-len(texts) // _PROFILED)])
+    rule = degradation.rule if degradation else None
+    if "search" in methods:
+        maps = layer_sets(encoder, [rule] if rule else [])
+        depths = prepending_depths(encoder)
+        search = score_candidates(encoder, dev, maps, cache, depths=depths, seed=seed, progress=progress)
+    del encoder  # Training loads its own.
+    if training and search:
+        from bellm.layer_search.successive_halving import run_halving  # It needs the extra train.
+
+        plan = plan_halving(search, rule, training.recipe)
+        training.on_plan(plan)
+        trained = run_halving(plan, training.recipe, training.sources, dev, training.folder, progress=progress)
+    seconds = time.monotonic() - start
+    return Finding(dev.name, num_layers, degradation, profile, search, seed, trained, facts, seconds)
 
 
 def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
@@ -71,7 +158,7 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
         BellmError: It is neither: a test set, or unknown.
         SourceError: It is not there, or a row of the file is no rated pair.
     """
-    known = {one.lower(): one for one in DEVELOPMENT}
+    known = {task.lower(): task for task in DEVELOPMENT}
     if name.lower() in known:
         return sts.read_sts(known[name.lower()], data)
     if not Path(name).is_file():
@@ -79,96 +166,25 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
             f"{name!r} is neither a file of rated pairs nor a development set: layers that are chosen by a test set "
             f"leave nothing to test them with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
         )
-    return _own_pairs(name)
+    return _read_rated_pairs(name)
 
 
-def _own_pairs(file: str) -> STSPairs:
+def _read_rated_pairs(file: str) -> STSPairs:
     """All rows of a file: a score on fewer pairs than somebody rated would be another score."""
     rows = load_dataset(file)
     if rows.rejections:
         first = rows.rejections[0]
         raise SourceError(f"{first.place}: {first.reason} Layers are judged by every row or by none.")
-    examples = [rows[number] for number in range(len(rows))]
-    if len(examples) < _FEWEST_PAIRS or any(one.score is None for one in examples):
+    examples = [rows[index] for index in range(len(rows))]
+    if len(examples) < _FEWEST_PAIRS or any(example.score is None for example in examples):
         raise SourceError(
             f"{file} has {len(examples)} rows. Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: "
             "columns sentence1, sentence2 and score."
         )
     return STSPairs(
         rows.name,
-        tuple(one.anchor for one in examples),
-        tuple(one.positives[0] for one in examples),
-        np.array([one.score for one in examples], dtype=np.float64),
+        tuple(example.anchor for example in examples),
+        tuple(example.positives[0] for example in examples),
+        np.array([example.score for example in examples], dtype=np.float64),
         (rows.name,) * len(examples),
     )
-
-
-def find_layers(
-    encoder: Encoder,
-    dev: STSPairs,
-    cache: Path,
-    *,
-    methods: Collection[Method] = METHODS,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Finding:
-    """Draw the degradation curve and each layer's profile, then try maps of open layers, the paper's rule among them.
-
-    Token Prepending, backward flow without an open layer, is judged beside the maps.
-
-    The cosines of the curve and the vectors of the maps are kept, so that a second run is quick and an interrupted one
-    goes on.
-
-    Args:
-        encoder: Whose weights, prompt, pooling and reading are used.
-        dev: What maps are chosen by.
-        cache: Folder that keeps vectors; `bellm evaluate` shares it.
-        methods: What to do; without the curve the paper's rule is not among the maps.
-        seed: Of the bootstrap.
-        progress: Told what is next, how much of it is done, and how much there is.
-    """
-    done = 0
-
-    def dropped(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("dropping layers", done, len(dev.left))
-
-    degradation = layers = found = None
-    if "degradation" in methods:
-        degradation = measure_degradation(encoder, dev, cache, seed=seed, done=dropped)
-    if "profile" in methods:
-        progress("looking at layers", 0, 1)
-        texts = list(dict.fromkeys((*dev.left, *dev.right)))
-        layers = measure_layers(encoder, texts[:: -(-len(texts) // PROFILED)])
-    if "search" in methods:
-        maps = layer_sets(encoder, [degradation.rule] if degradation and degradation.rule else [])
-        found = score_candidates(
-            encoder, dev, maps, cache, depths=prepending_depths(encoder), seed=seed, progress=progress
-        )
-    return Finding(dev.name, encoder.num_layers, degradation, layers, found, seed)
-
-
-def finding_to_json(finding: Finding, known: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a finding for JSON.
-
-    Args:
-        finding: What was found.
-        known: `bellm.metadata.encoder_metadata` of the encoder.
-    """
-    curve, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
-    found = {
-        "degradation": {**asdict(curve), "rule": curve.rule} if curve else None,
-        "profile": asdict(profile) if profile else None,
-        "candidates": [asdict(one) for one in search.candidates] if search else None,
-        "trained": asdict(trained) if trained else None,
-    }
-    return {
-        "model": known["source"],
-        "facts": known,
-        "dev": finding.dev,
-        "seed": finding.seed,
-        "versions": package_versions(),
-        "verdict": finding.summary,
-        **{name: part for name, part in found.items() if part},
-    }

@@ -1,4 +1,4 @@
-"""What each layer's states have in common, and where each layer would look if it were open.
+"""Per-layer statistics of a causal model: sentence dependency, and attention to later tokens if the layer were open.
 
 Shapes: N texts, K layers, L tokens, D width.
 """
@@ -21,7 +21,7 @@ _FEWEST_TOKENS = 2
 
 @dataclass(frozen=True)
 class LayerStats:
-    """Numbers of each layer of a causal model, first to last, in percent; means over texts."""
+    """Statistics of each layer of a causal model, first to last, in percent; means over texts."""
 
     num_texts: int
     dependency: tuple[float, ...]
@@ -32,7 +32,7 @@ class LayerStats:
 
 
 def measure_layers(encoder: Encoder, texts: Sequence[str]) -> LayerStats:
-    """Measure a few hundred texts, as the encoder's prompt puts them; those of one token say nothing and are left out.
+    """Measure every layer on a few hundred texts in the encoder's prompt; texts of one token are left out.
 
     States are those that the first layers alone would give, through the final norm, as in the degradation curve.
 

@@ -8,7 +8,7 @@ from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.degradation import Degradation
 
 if TYPE_CHECKING:
-    from bellm.layer_search.successive_halving import HalvingResult
+    from bellm.layer_search.halving_result import HalvingResult
 
 
 def summarize_candidates(search: CandidateScores) -> str:

@@ -13,7 +13,7 @@ from bellm.layer_search.layer_stats import LayerStats
 from bellm.layer_search.summary import format_p_value
 
 if TYPE_CHECKING:
-    from bellm.layer_search.successive_halving import HalvingResult
+    from bellm.layer_search.halving_result import HalvingResult
 
 _BAR = 20  # Characters of the longest bar.
 

@@ -1,4 +1,4 @@
-"""The turning point of a degradation curve: how many layers a model may be cut down to before its score breaks away.
+"""Find the turning point of a degradation curve: below how many layers a model's score breaks away.
 
 BeLLM (arXiv 2311.05296) reads it from a plot. Here straight lines that meet in knees are fitted to the curve: joinpoint
 regression (Kim, Fay, Feuer and Midthune 2000), by trying all places as Lerman (1980) does. An S has two knees; a third

@@ -113,7 +113,7 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     write(tmp_path / "rows.jsonl", 10)
     command = ("layers", tiny_folder, "--data=data", "-o", "out")
     with monkeypatch.context() as stopped:
-        stopped.setattr("bellm.layer_search.successive_halving.score_pairs", _ctrl_c)
+        stopped.setattr("bellm.layer_search.successive_halving.score_sts", _ctrl_c)
         result = bellm(*command, *TRAINED)
     assert result.exit_code == 130
     assert result.stderr.splitlines() == [
@@ -136,7 +136,7 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     assert found["trained"]["rounds"] == [{"maps": 6, "steps": 1}, {"maps": 4, "steps": 2}]
     ends = [one for one in found["trained"]["maps"] if one["left"] is None]
     assert {"none", "all"} < {one["bidirectional"] for one in ends}
-    assert all(len(one["standings"]) == 2 for one in ends)
+    assert all(len(one["rounds_done"]) == 2 for one in ends)
     for one in ends:
         assert (
             bellm("info", Path("out/runs") / one["name"].replace(":", "-").replace(" ", "-") / "model").exit_code == 0

@@ -6,8 +6,9 @@ from bellm.evaluate.results import Difference, Score
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.degradation import Degradation
 from bellm.layer_search.finder import Finding
+from bellm.layer_search.halving_plan import HalvingRound
+from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
 from bellm.layer_search.layer_stats import LayerStats
-from bellm.layer_search.successive_halving import HalvingResult, HalvingRound, RoundResult, TrainedMap
 from bellm.layer_search.turning import TurningPoint
 
 LAYERS = 12

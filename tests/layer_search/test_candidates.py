@@ -68,7 +68,9 @@ def test_the_layer_that_helps_is_found(
     layer: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bellm.encoder.check_open", lambda *_: None)  # It sees that the other layers mix nothing.
+    monkeypatch.setattr(
+        "bellm.encoder.check_open_layers", lambda *_: None
+    )  # It sees that the other layers mix nothing.
     encoder = mixing_in(layer, tiny_model, tiny_tokenizer)
     found = score_candidates(encoder, dev, layer_sets(encoder), tmp_path / "cache")
     best = found.candidates[0]
@@ -188,7 +190,9 @@ def test_prepending_is_found_where_it_helps(
     tiny_model: LlamaForCausalLM, dev: STSPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts begin with the same word, and only their first token is read: the placeholder, once the layers run."""
-    monkeypatch.setattr("bellm.encoder.check_open", lambda *_: None)  # It sees that the other layers mix nothing.
+    monkeypatch.setattr(
+        "bellm.encoder.check_open_layers", lambda *_: None
+    )  # It sees that the other layers mix nothing.
     tokenizer = train_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     encoder = mixing_in(0, tiny_model, tokenizer)
@@ -223,7 +227,7 @@ def test_a_second_run_embeds_nothing(
             assert len(texts) <= 4, "only the fingerprint's texts"
             return known(self, texts, **options)
 
-        monkeypatch.setattr(embeds, "encode_counted", few)
+        monkeypatch.setattr(embeds, "encode_with_stats", few)
     assert score_candidates(tiny_encoder, dev, maps, tmp_path / "cache", depths=(4,), resamples=200) == found
 
 

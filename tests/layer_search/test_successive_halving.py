@@ -15,15 +15,9 @@ from bellm.data.sts import STSPairs
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.results import Difference, Score
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, score_candidates
-from bellm.layer_search.successive_halving import (
-    HalvingPlan,
-    HalvingResult,
-    HalvingRound,
-    RoundResult,
-    TrainedMap,
-    plan_halving,
-    run_halving,
-)
+from bellm.layer_search.halving_plan import HalvingPlan, HalvingRound, plan_halving
+from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
+from bellm.layer_search.successive_halving import run_halving
 from bellm.layer_search.summary import summarize_candidates, summarize_training
 from bellm.layer_search.tables import halving_table
 from bellm.layer_spec import parse_layers
@@ -284,7 +278,7 @@ def test_ctrl_c_between_two_trainings_is_said_to_be_kept(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bellm.layer_search.successive_halving.score_pairs", stop)
+    monkeypatch.setattr("bellm.layer_search.successive_halving.score_sts", stop)
     with pytest.raises(Interrupted, match=r"what .*/runs holds is kept; the same command goes on"):
         tried.run(tmp_path / "runs")
 

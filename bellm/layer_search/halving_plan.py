@@ -1,0 +1,101 @@
+"""The plan of successive halving: which layer sets are trained, and for how many steps in each round."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from bellm.errors import BellmError
+from bellm.layer_search.candidates import ALL, Candidate, CandidateScores
+from bellm.train.recipe import Recipe
+
+_MAX_MAPS = 8  # The baselines among them.
+_FINALISTS = 2  # Besides the baselines.
+
+
+@dataclass(frozen=True)
+class HalvingRound:
+    """How many maps a round trains, and how far."""
+
+    maps: int
+    steps: int
+    """Steps of each map at the end of the round, earlier rounds included."""
+
+
+@dataclass(frozen=True)
+class HalvingPlan:
+    """Which maps are trained for how long; fixed before any training."""
+
+    maps: tuple[Candidate, ...]
+    """Causal, all layers open, and those that may beat them."""
+    rounds: tuple[HalvingRound, ...]
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Training steps of all maps together."""
+        stops = (0, *(part.steps for part in self.rounds))
+        return sum(part.maps * (stop - start) for part, (start, stop) in zip(self.rounds, pairwise(stops), strict=True))
+
+    @property
+    def budget(self) -> str:
+        """The plan in a sentence."""
+        first, *others = self.rounds
+        rounds = [f"{first.maps} maps to step {first.steps}", *(f"{part.maps} to {part.steps}" for part in others)]
+        together = f"{self.steps} steps of {self.batch_size} rows"
+        return f"{', '.join(rounds)} (causal and all open stay to the end): {together}"
+
+
+def plan_halving(search: CandidateScores, rule: str | None, recipe: Recipe) -> HalvingPlan:
+    """Choose maps by their scores without training, and share out the steps.
+
+    Eight maps at most: causal, all open, what the paper's rule opens, the best of each kind (first layers, last ones, a
+    range, every second, one alone), so that a kind that suffers most untrained has its chance too, and then the next
+    best of all. No-ops stay out, and of maps that give the same vectors all but the one with the fewest open layers.
+
+    Args:
+        search: Scores of the maps without training.
+        rule: The map of the paper's rule, or None.
+        recipe: Gives the steps of the last round as `max_steps`; each round before has half of the next one's.
+
+    Raises:
+        BellmError: No map can change the vectors, or the steps are too few to be halved.
+    """
+    assert recipe.max_steps
+    maps = (search.causal, search.find(ALL), *_likeliest(search, rule))
+    counts = [len(maps) - 2]
+    while counts[-1] > _FINALISTS:
+        counts.append(math.ceil(counts[-1] / 2))
+    shares = [2**power for power in reversed(range(len(counts)))]
+    if recipe.max_steps < shares[0]:
+        raise BellmError(
+            f"{recipe.max_steps} steps cannot be halved for {len(counts)} rounds of {len(maps)} maps. Give "
+            f"{shares[0]} or more."
+        )
+    rounds = (HalvingRound(n + 2, math.ceil(recipe.max_steps / share)) for n, share in zip(counts, shares, strict=True))
+    return HalvingPlan(maps, tuple(rounds), recipe.batch_size)
+
+
+def _likeliest(search: CandidateScores, rule: str | None) -> list[Candidate]:
+    """The maps that may beat the baselines, best first."""
+    able = [candidate for candidate in search.tested if candidate.open_layers]
+    if not able:
+        raise BellmError("No map can change these vectors, so that there is nothing to train. Leave --train out.")
+    different: dict[tuple[float, float], Candidate] = {}
+    for candidate in able:
+        if candidate.bidirectional != ALL:
+            different.setdefault(_vectors_key(candidate), candidate)
+    maps = list(different.values())
+    by_rule = [c for c in maps if rule and _vectors_key(c) == _vectors_key(search.find(rule))]
+    best_of_kinds = {_kind(candidate): candidate for candidate in reversed(maps)}
+    chosen = {c.bidirectional: c for c in (*by_rule, *best_of_kinds.values(), *maps)}
+    return sorted(list(chosen.values())[: _MAX_MAPS - 2], key=maps.index)
+
+
+def _vectors_key(candidate: Candidate) -> tuple[float, float]:
+    """The same for maps that differ in layers which nobody reads, as the last one with last-token pooling."""
+    return round(candidate.score.value, 3), round(candidate.moved, 5)
+
+
+def _kind(candidate: Candidate) -> str:
+    alone = len(candidate.open_layers) == 1
+    return "alone" if alone else candidate.bidirectional.partition(":")[0].strip("0123456789-,")
