@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from bellm import layer_spec, saving
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
-from bellm.backbone.attention import causal_copy, get_open_layers, open_layers, shared_copy
+from bellm.backbone.attention import get_open_layers, open_layers
+from bellm.backbone.hooks import causal_copy, shared_copy
 from bellm.backbone.leakage import LayerLeakage, leakage_tolerance, measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.encoder import Encoder

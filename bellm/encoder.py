@@ -20,14 +20,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bellm import layer_spec, prompts, saving
 from bellm.backbone import loading
 from bellm.backbone.architecture import count_layers, get_layers
-from bellm.backbone.attention import causal_copy, open_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.hooks import causal_copy
 from bellm.backbone.leakage import check_open_layers, sample_token_ids
 from bellm.backbone.states import hidden_size, input_device
 from bellm.config import EncoderConfig
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
 from bellm.engine.packing_check import check_packing
-from bellm.engine.plan import chunk_texts
-from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize, warn_truncated
+from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.tokenization import Tokens, chunk_texts, fallback_token_id, tokenize, warn_truncated
 from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
 from bellm.progress import progress_bar
 from bellm.prompts import Prompt
@@ -238,8 +239,7 @@ class Encoder:
                 embed_tokens,
                 model,
                 packed=check_packing(model).twin if texts else None,
-                pooling=self.config.pooling,
-                layer=self.config.layer,
+                readout=HiddenStateReadout(self.config.pooling, self.config.layer),
                 max_batch_tokens=max_batch_tokens,
                 pad_id=fallback_token_id(self.tokenizer),
                 done=done,

@@ -14,8 +14,7 @@ from torch import multiprocessing
 from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder, check_texts
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.plan import chunk_texts
-from bellm.engine.tokenization import warn_truncated
+from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError
 from bellm.types import InputType, Vectors
 

@@ -22,9 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import MAX_TOKENS, WORKLOADS, Workload, draw
 
 from bellm import Encoder
+from bellm.engine.memory import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
-from bellm.engine.plan import deduplicate, default_batch_tokens
+from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.tokenization import deduplicate
 
 PRODUCTS = {"aten::mm", "aten::addmm"}
 ATTENTION = {"aten::bmm", "aten::_softmax"}
@@ -84,7 +86,7 @@ def measure(encoder: Encoder, workload: Workload, budget: int | None, count: int
     assert twin is not None, chosen.batching_mode
     budget = budget or default_batch_tokens(chosen.model)
     with torch.inference_mode():
-        batching_mode = PackedRunner(twin, tokens, workload.pooling, encoder.num_layers)
+        batching_mode = PackedRunner(twin, tokens, HiddenStateReadout(workload.pooling, encoder.num_layers))
         batches = batching_mode.batches(range(len(tokens)), budget)
         batching_mode.vectors(batches[0])
         chosen_batches = batches[1 : count + 1] or batches[:1]

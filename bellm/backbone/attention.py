@@ -5,10 +5,9 @@ mask of the call into one that looks both ways (see `bellm.tensors.masks`). It k
 threads, gradient checkpointing, deepcopy, PEFT, torch.compile and torch.export have nothing to trip over.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +15,16 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import DecoderLayer, forward_parameters, get_decoder, get_layers
-from bellm.backbone.parallel import BranchHook, double_batch
+from bellm.backbone.hooks import BellmHook, Model, causal_copy, hooks_of, remove_hooks
+from bellm.backbone.parallel import BranchHook, DoubleBatchHook
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
 from bellm.tensors.masks import bidirectional_mask
 from bellm.types import Variant, Window
 
-Model = TypeVar("Model", bound=PreTrainedModel)
-
 
 @dataclass
-class BidirectionalMaskHook:
+class BidirectionalMaskHook(BellmHook):
     """Forward pre-hook of an attention module: the causal mask of a call becomes a bidirectional one."""
 
     keep_window: bool
@@ -53,6 +51,10 @@ class BidirectionalMaskHook:
         else:
             kwargs = {**kwargs, "attention_mask": mask}
         return args, {**kwargs, "is_causal": False} if self.takes_is_causal else kwargs
+
+    def undo(self, module: nn.Module) -> None:
+        """Make the module causal again."""
+        vars(module).update(self.closed)
 
 
 def open_layers(
@@ -98,37 +100,12 @@ def open_layers(
     return copied
 
 
-def shared_copy(model: Model) -> Model:
-    """Copy a model, hooks and all, but for its weights, which both share."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
-def causal_copy(model: Model) -> Model:
-    """Give a causal model that shares every weight with this one, open or not."""
-    copied = shared_copy(model)
-    for module in copied.modules():
-        for number, hook in list(_hooks(module)):
-            _remove(module, number)
-            if isinstance(hook, BidirectionalMaskHook):
-                vars(module).update(hook.closed)
-    return copied
-
-
 def remove_branches(model: PreTrainedModel) -> bool:
-    """Take the parallel reading's hooks out of a model, in place, and say whether there were any.
+    """Take the parallel variant's hooks out of a model, in place, and say whether there were any.
 
     Its open layers stay open, in one stack with the others.
     """
-    branched = [
-        (module, number)
-        for module in model.modules()
-        for number, hook in _hooks(module)
-        if not isinstance(hook, BidirectionalMaskHook)
-    ]
-    for module, number in branched:
-        _remove(module, number)
-    return bool(branched)
+    return remove_hooks(model, (BranchHook, DoubleBatchHook))
 
 
 def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
@@ -136,7 +113,7 @@ def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(
         layer.number
         for layer in get_layers(model)
-        if any(isinstance(hook, BidirectionalMaskHook) for module in layer.attention for _, hook in _hooks(module))
+        if any(True for module in layer.attention for _ in hooks_of(module, BidirectionalMaskHook))
     )
 
 
@@ -170,26 +147,10 @@ class _Windowless:
 
 
 def _branch(model: PreTrainedModel, layers: Sequence[DecoderLayer], chosen: set[int]) -> None:
-    get_decoder(model).register_forward_pre_hook(double_batch, with_kwargs=True)
+    get_decoder(model).register_forward_pre_hook(DoubleBatchHook(), with_kwargs=True)
     for layer in layers:
         branch = BranchHook(bidirectional=layer.number in chosen, merges=layer is layers[-1])
         layer.module.register_forward_hook(branch, with_kwargs=True, prepend=True)  # Before transformers records it.
-
-
-def _hooks(module: nn.Module) -> Iterator[tuple[int, object]]:
-    for number, hook in (*module._forward_pre_hooks.items(), *module._forward_hooks.items()):
-        if isinstance(hook, BidirectionalMaskHook | BranchHook) or hook is double_batch:
-            yield number, hook
-
-
-def _remove(module: nn.Module, number: int) -> None:
-    for table in (
-        module._forward_pre_hooks,
-        module._forward_pre_hooks_with_kwargs,
-        module._forward_hooks,
-        module._forward_hooks_with_kwargs,
-    ):
-        table.pop(number, None)
 
 
 def _opened(mask: Any, keep_window: bool) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_decoder, get_layers
-from bellm.backbone.attention import causal_copy
+from bellm.backbone.hooks import causal_copy
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_layers, get_text_config
-from bellm.backbone.attention import causal_copy, open_layers
+from bellm.backbone.attention import open_layers
+from bellm.backbone.hooks import causal_copy
 from bellm.backbone.states import token_states
 
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -26,7 +26,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config
-from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, remove_branches, shared_copy
+from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, remove_branches
+from bellm.backbone.hooks import shared_copy
 from bellm.backbone.states import check_lm_head, select_states
 from bellm.errors import LayerError
 from bellm.tensors.packing import MaskSpec, Packing

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bellm.backbone.hooks import BellmHook
+
 
 @dataclass
-class BranchHook:
+class BranchHook(BellmHook):
     """Forward hook of a decoder layer: only its own branch's half of the batch goes through."""
 
     bidirectional: bool
@@ -32,15 +34,18 @@ class BranchHook:
         return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
-def double_batch(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+class DoubleBatchHook(BellmHook):
     """Forward pre-hook of the decoder: every input of the batch comes twice."""
-    ids = args[0] if args else kwargs.get("input_ids")
-    rows = len(kwargs["inputs_embeds"] if ids is None else ids)
 
-    def twice(value: Any) -> Any:
-        is_batch = isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
-        return torch.cat([value, value]) if is_batch else value
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the call's arguments with every row repeated behind all rows."""
+        ids = args[0] if args else kwargs.get("input_ids")
+        rows = len(kwargs["inputs_embeds"] if ids is None else ids)
 
-    return tuple(map(twice, args)), {name: twice(value) for name, value in kwargs.items()}
+        def twice(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
+            return torch.cat([value, value]) if is_batch else value
+
+        return tuple(map(twice, args)), {name: twice(value) for name, value in kwargs.items()}

@@ -1,6 +1,6 @@
-"""Rotary embeddings whose frequencies hang on the longest text of a batch."""
+"""Rotary position embeddings whose frequencies depend on the longest text of a batch (dynamic NTK, longrope)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,13 @@ def longrope_short_context(model: PreTrainedModel) -> int | None:
     """
     contexts = (told["original_max_position_embeddings"] for kind, told in _rotary(model) if kind == "longrope")
     return min(contexts, default=None)
+
+
+def split_by_length(rows: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
+    """Rows longer than a context, and the others, as far as there are any; all together without a context."""
+    longer = [row for row in rows if context is not None and lengths[row] > context]
+    within = [row for row in rows if context is None or lengths[row] <= context]
+    return [part for part in (longer, within) if part]
 
 
 def _rotary(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:

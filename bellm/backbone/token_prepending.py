@@ -8,23 +8,21 @@ Shapes: B rows, L tokens, D width.
 """
 
 from contextvars import ContextVar
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_decoder, get_layers
-from bellm.backbone.attention import causal_copy
+from bellm.backbone.hooks import BellmHook, Model, causal_copy, hooks_of
 from bellm.errors import LayerError
-
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 PLACEHOLDER = -1
 """Stands for the placeholder among token ids; no token has it, and no other model takes it."""
 
-_places: ContextVar[tuple[Tensor, Tensor]] = ContextVar("places")
+_positions: ContextVar[tuple[Tensor, Tensor]] = ContextVar("places")
 """Where the placeholder and the last token of each row stand, (B,) each. Every call says it anew, in its own thread."""
 
 
@@ -49,30 +47,44 @@ def with_token_prepending(model: Model, depth: int, token_id: int) -> Model:
             f"Token Prepending in {depth} layers does not fit: the model has {len(layers)} layers, so give 1 to "
             f"{len(layers)}."
         )
-    get_decoder(copied).register_forward_pre_hook(partial(_find, token_id), with_kwargs=True)
+    get_decoder(copied).register_forward_pre_hook(_FindPlaceholders(token_id), with_kwargs=True)
     for layer in layers[1:depth]:
-        layer.module.register_forward_pre_hook(_fill, with_kwargs=True)
+        layer.module.register_forward_pre_hook(_FillPlaceholders(), with_kwargs=True)
     return copied
 
 
-def _find(
-    token_id: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook of the decoder, as `bellm.backbone.states` calls it: say where placeholders stand."""
-    ids_BL, mask_BL = kwargs["input_ids"], kwargs["attention_mask"]
-    is_placeholder_BL = ids_BL == PLACEHOLDER
-    last_B = (torch.arange(mask_BL.shape[1], device=mask_BL.device) * mask_BL).argmax(1)
-    # A last token that is given its own state stays as it is.
-    place_B = torch.where(is_placeholder_BL.any(1), is_placeholder_BL.int().argmax(1), last_B)
-    _places.set((place_B, last_B))
-    return args, {**kwargs, "input_ids": ids_BL.masked_fill(is_placeholder_BL, token_id)}
+def has_token_prepending(model: PreTrainedModel) -> bool:
+    """Whether this model fills placeholders."""
+    return any(True for _ in hooks_of(get_decoder(model), _FindPlaceholders))
 
 
-def _fill(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook of a layer: the placeholder is given the last token's state."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]  # (..., B, L, D); some models have several streams.
-    place_B, last_B = (place_B.to(hidden.device) for place_B in _places.get())
-    row_B = torch.arange(len(place_B), device=hidden.device)
-    filled = hidden.clone()
-    filled[..., row_B, place_B, :] = hidden[..., row_B, last_B, :]
-    return ((filled, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": filled})
+@dataclass
+class _FindPlaceholders(BellmHook):
+    """Forward pre-hook of the decoder, as `bellm.backbone.states` calls it: says where placeholders are."""
+
+    token_id: int
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids_BL, mask_BL = kwargs["input_ids"], kwargs["attention_mask"]
+        is_placeholder_BL = ids_BL == PLACEHOLDER
+        last_B = (torch.arange(mask_BL.shape[1], device=mask_BL.device) * mask_BL).argmax(1)
+        # A last token that is given its own state stays as it is.
+        place_B = torch.where(is_placeholder_BL.any(1), is_placeholder_BL.int().argmax(1), last_B)
+        _positions.set((place_B, last_B))
+        return args, {**kwargs, "input_ids": ids_BL.masked_fill(is_placeholder_BL, self.token_id)}
+
+
+class _FillPlaceholders(BellmHook):
+    """Forward pre-hook of a layer: each placeholder is given the state of its row's last token."""
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]  # (..., B, L, D); some have several streams.
+        place_B, last_B = (position_B.to(hidden.device) for position_B in _positions.get())
+        row_B = torch.arange(len(place_B), device=hidden.device)
+        filled = hidden.clone()
+        filled[..., row_B, place_B, :] = hidden[..., row_B, last_B, :]
+        return ((filled, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": filled})

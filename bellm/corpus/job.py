@@ -24,8 +24,8 @@ from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, write_
 from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
 from bellm.corpus.shards import Precision, Shard
 from bellm.encoder import Encoder
+from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.plan import prefetch
 from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic

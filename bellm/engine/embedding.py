@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.architecture import count_layers
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.states import hidden_size
 from bellm.engine.activation_cache import active_cache
-from bellm.engine.concurrency import num_concurrent_batches, parallel_map
+from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
+from bellm.engine.memory import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.plan import deduplicate, default_batch_tokens, prefetch
-from bellm.engine.tokenization import Tokens
+from bellm.engine.readout import Readout
+from bellm.engine.tokenization import Tokens, deduplicate
 from bellm.errors import MemoryLimitError, MemoryWarning
-from bellm.types import PoolingName, Vectors
+from bellm.types import Vectors
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def embed_tokens(
     tokens: Tokens,
     *,
     packed: PackedModel | None,
-    pooling: PoolingName,
-    layer: int,
+    readout: Readout,
     max_batch_tokens: int | None,
     pad_id: int,
     done: Callable[[int], object],
@@ -68,8 +67,7 @@ def embed_tokens(
         model: A decoder, open or not.
         tokens: Rows of token ids.
         packed: The model's packed twin; None for padded batches.
-        pooling: How token states become one vector.
-        layer: State to pool: 0 the embeddings, k after layer k, -1 the final, normed one.
+        readout: What turns token states into vectors.
         max_batch_tokens: Most tokens of one forward pass; None for what suits the hardware.
         pad_id: Token that fills padding.
         done: Called with the number of rows that were embedded, batch after batch.
@@ -80,14 +78,14 @@ def embed_tokens(
     Warns:
         MemoryWarning: Batches had to become smaller.
     """
-    rows, where = deduplicate(tokens, by_span=pooling == "mean-text")
-    copies = np.bincount(where, minlength=len(rows))
+    rows, inverse = deduplicate(tokens, by_span=readout.needs_spans)
+    copies = np.bincount(inverse, minlength=len(rows))
     vectors = np.empty((len(rows), hidden_size(model)), dtype=np.float32)
     if not len(rows):
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)
     with torch.inference_mode():
-        runner = make_runner(model, rows, packed=packed, pooling=pooling, layer=layer, pad_id=pad_id)
+        runner = make_runner(model, rows, packed=packed, readout=readout, pad_id=pad_id)
         groups = runner.batches(range(len(rows)), budget)
         concurrent = num_concurrent_batches(model) if isinstance(runner, PackedRunner) and len(groups) > 1 else 1
         while groups:
@@ -100,7 +98,7 @@ def embed_tokens(
                 done(int(copies[group].sum()))
                 num_done += 1
             groups = runner.batches(list(chain.from_iterable(groups[num_done:])), budget)
-    return vectors[where]
+    return vectors[inverse]
 
 
 def embed_chunks(parts: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:
@@ -125,18 +123,15 @@ def make_runner(
     rows: Tokens,
     *,
     packed: PackedModel | None,
-    pooling: PoolingName,
-    layer: int,
+    readout: Readout,
     pad_id: int,
     share_prefix: bool = True,
 ) -> BatchRunner:
-    """The packed way where the model has a packed twin, else the padded one; see `embed` and `Packed`."""
+    """The packed runner where the model has a packed copy, else the padded one; arguments as in `embed_tokens`."""
     if packed is None:
-        return PaddedRunner(model, rows, pooling, layer, pad_id)
+        return PaddedRunner(model, rows, readout, pad_id)
     cache = active_cache() if share_prefix else None
-    return PackedRunner(
-        packed, rows, pooling, layer % (count_layers(model) + 1), share_prefix=share_prefix, cache=cache
-    )
+    return PackedRunner(packed, rows, readout, share_prefix=share_prefix, cache=cache)
 
 
 def _each(runner: BatchRunner, groups: Sequence[Sequence[int]], concurrent: int) -> Iterator[Vectors | None]:

@@ -1,7 +1,7 @@
-"""The packed way: no padding, and no token computed twice where texts begin alike.
+"""Packed batches: no padding, and tokens that texts share at their beginning are computed once.
 
-Rows are sorted, so that those which begin alike stand together. A row's path takes what it shares with the row before
-it from there, and adds tokens of its own. What all rows begin with is computed once for all batches.
+Rows are sorted, so that those with a common prefix are neighbours. A row's path takes what it shares with the row
+before it from there and adds tokens of its own. The prefix of all rows is computed once for all batches.
 
 Shapes: B texts, L tokens of the longest, D width, M chosen positions, V vocabulary.
 """
@@ -14,27 +14,24 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bellm.backbone.packed_model import LayerRange, PackedBatch, PackedModel, SharedPrefix
-from bellm.backbone.rope import longrope_short_context
+from bellm.backbone.rope import longrope_short_context, split_by_length
 from bellm.backbone.states import input_device
 from bellm.engine.activation_cache import ActivationCache
-from bellm.engine.plan import split_by_length
-from bellm.engine.tokenization import Tokens, text_mask
+from bellm.engine.readout import Readout
+from bellm.engine.tokenization import Tokens, common_prefix_length
 from bellm.tensors.packing import Index, Packing, TokenPath
-from bellm.tensors.pooling import POOLERS
-from bellm.types import PoolingName
 
 Row = Sequence[int]
 
 
 class PackedRunner:
-    """Embeds rows of token ids with a packed model."""
+    """Runs packed batches of token ids and reads their vectors."""
 
     def __init__(
         self,
         model: PackedModel,
         tokens: Tokens,
-        pooling: PoolingName,
-        stop: int,
+        readout: Readout,
         *,
         share_prefix: bool = True,
         cache: ActivationCache | None = None,
@@ -44,17 +41,17 @@ class PackedRunner:
         Args:
             model: A packed model.
             tokens: All rows that are to be embedded, without doubles.
-            pooling: How states become one vector.
-            stop: Layer whose input states are pooled; the depth for the final, normed ones.
+            readout: What turns the states of one layer into vectors.
             share_prefix: Compute the prefix that all rows share once for all batches. Otherwise each batch computes it
                 for itself, as a graph of its own to autograd.
             cache: Activations of encoders on the same weights that read the same batches before.
         """
         self._model = model
         self._tokens = tokens
-        self._pooling = pooling
-        self._stop = stop
-        self._trunk = cache
+        assert readout.layer is not None
+        self._readout = readout
+        self._stop = stop = readout.layer % (model.depth + 1)
+        self._cache = cache
         self._shares = min(model.num_shared, stop) > 0
         self._opens = 0 < model.num_shared < stop
         self._lengths = [len(ids) for ids in tokens.ids]
@@ -67,7 +64,7 @@ class PackedRunner:
         if share_prefix and self._shares and one_context:
             start = rows[0][: min(common_prefix_length(rows[0], rows[-1]), *(len(row) - 1 for row in rows))]
         self._start = start
-        self._beginning = self._begin(start) if start else None
+        self._prefix = self._prefill(start) if start else None
 
     def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group rows, neighbours together, so that no layer works on more than `max_tokens`; longest rows first."""
@@ -92,19 +89,17 @@ class PackedRunner:
 
     def vectors(self, numbers: Sequence[int]) -> Tensor:
         """Pooled states of some rows, in the order of `batches`, float32 (B, D)."""
-        last_only = self._pooling == "last" and self._stop > 0
+        last_only = self._readout.last_token_only and self._stop > 0
         batch, paths = self._batch([self._tokens.ids[number] for number in numbers], len(self._start), last_only)
         states = self._states(batch)
         if last_only:
             return states.float()
-        if self._beginning and not self._opens:
-            states = torch.cat([self._beginning.states_PD, states])
+        if self._prefix and not self._opens:
+            states = torch.cat([self._prefix.states_PD, states])
         hidden_BLD = pad_sequence([states[torch.from_numpy(path).to(states.device)] for path in paths], True)
         lengths_B = torch.tensor([len(path) for path in paths], device=states.device)
         mask_BL = torch.arange(hidden_BLD.shape[1], device=states.device) < lengths_B[:, None]
-        if self._pooling == "mean-text":
-            mask_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
-        return POOLERS[self._pooling](hidden_BLD, mask_BL)
+        return self._readout(hidden_BLD, mask_BL, [self._tokens.spans[row] for row in numbers])
 
     def logits(self, numbers: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
         """Logits (M, V) at some positions of some rows, row after row; the model's own end, nothing begun before.
@@ -123,11 +118,11 @@ class PackedRunner:
         return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
 
     def _states(self, batch: PackedBatch) -> Tensor:
-        if self._trunk is None:
-            return self._model.states(batch, self._beginning, self._stop)[0]
-        return self._trunk.states(self._model, batch, self._beginning, self._stop)
+        if self._cache is None:
+            return self._model.states(batch, self._prefix, self._stop)[0]
+        return self._cache.states(self._model, batch, self._prefix, self._stop)
 
-    def _begin(self, start: Row) -> SharedPrefix:
+    def _prefill(self, start: Row) -> SharedPrefix:
         batch, _ = self._batch([start], 0, last_only=False)
         return self._model.prefill(batch, self._stop)
 
@@ -167,11 +162,3 @@ class PackedRunner:
             )
         ids_M, positions_M = (torch.tensor(table, device=device) for table in (ids, positions))
         return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths
-
-
-def common_prefix_length(a: Row, b: Row) -> int:
-    """How many tokens two rows have in common at their beginning."""
-    for number, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return number
-    return min(len(a), len(b))

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.architecture import count_layers
-from bellm.backbone.attention import shared_copy as twin_of
+from bellm.backbone.hooks import shared_copy as twin_of
 from bellm.backbone.leakage import sample_token_ids
 from bellm.backbone.lean import fuse_modules
 from bellm.backbone.packed_model import NotPackableError, PackedModel
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.types import PoolingName
 
@@ -110,7 +110,7 @@ def _distance(model: PreTrainedModel, twin: PackedModel) -> float:
     tokens, largest = _tokens(model), 0.0
     for pooling in _POOLINGS:
         wanted = _padded(model, tokens, pooling)
-        runner = PackedRunner(twin, tokens, pooling, count_layers(model))
+        runner = PackedRunner(twin, tokens, HiddenStateReadout(pooling))
         for group in runner.batches(range(len(tokens)), 12):
             largest = max(largest, _apart(runner.vectors(group), wanted[group]))
     return largest
@@ -143,7 +143,7 @@ def _tokens(model: PreTrainedModel) -> Tokens:
 
 
 def _padded(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName) -> Tensor:
-    return PaddedRunner(model, tokens, pooling, -1, 0).vectors(range(len(tokens)))
+    return PaddedRunner(model, tokens, HiddenStateReadout(pooling), 0).vectors(range(len(tokens)))
 
 
 def _apart(found_BD: Tensor, wanted_BD: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The padded way: rows of similar length filled up to one, as transformers has it. It suits every model."""
+"""Padded batches of rows of similar length, as transformers runs them; they suit every model."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm.backbone.rope import longrope_short_context
+from bellm.backbone.rope import longrope_short_context, split_by_length
 from bellm.backbone.states import all_layer_states, input_device, token_states
-from bellm.engine.plan import split_by_length
-from bellm.engine.tokenization import Tokens, text_mask
-from bellm.tensors.pooling import POOLERS
-from bellm.types import PoolingName
+from bellm.engine.readout import Readout
+from bellm.engine.tokenization import Tokens
 
 
 class PaddedRunner:
-    """Embeds rows of token ids in padded batches."""
+    """Runs padded batches of token ids and reads their vectors."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int | None, pad_id: int
-    ) -> None:
-        """Keep what is needed, see `embed_tokens`; with layer None, vectors are those of all states."""
+    def __init__(self, model: PreTrainedModel, tokens: Tokens, readout: Readout, pad_id: int) -> None:
+        """Keep what every batch needs; see `bellm.engine.embedding.embed_tokens`."""
         self._model = model
         self._tokens = tokens
-        self._pooling = pooling
-        self._layer = layer
+        self._readout = readout
         self._pad_id = pad_id
         self._context = longrope_short_context(model)
 
@@ -42,17 +37,13 @@ class PaddedRunner:
 
     def vectors(self, numbers: Sequence[int]) -> Tensor:
         """Pooled states of some rows, float32 (B, D), or (B, layers + 1, D)."""
-        ids_BL, mask_BL = pad_rows(
-            [self._tokens.ids[number] for number in numbers], self._pad_id, input_device(self._model)
-        )
-        pooled_BL = mask_BL
-        if self._pooling == "mean-text":
-            pooled_BL = text_mask(mask_BL, [self._tokens.spans[number] for number in numbers])
-        pooler = POOLERS[self._pooling]
-        if self._layer is None:
+        device = input_device(self._model)
+        ids_BL, mask_BL = pad_rows([self._tokens.ids[row] for row in numbers], self._pad_id, device)
+        spans, layer = [self._tokens.spans[row] for row in numbers], self._readout.layer
+        if layer is None:
             states = all_layer_states(self._model, ids_BL, mask_BL)
-            return torch.stack([pooler(hidden_BLD, pooled_BL.bool()) for hidden_BLD in states], 1)
-        return pooler(token_states(self._model, ids_BL, mask_BL, self._layer), pooled_BL.bool())
+            return torch.stack([self._readout(hidden_BLD, mask_BL.bool(), spans) for hidden_BLD in states], 1)
+        return self._readout(token_states(self._model, ids_BL, mask_BL, layer), mask_BL.bool(), spans)
 
 
 def pad_rows(

@@ -1,10 +1,9 @@
 """Texts to token ids, with the prompt whole and the text cut where it must be."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bellm.errors import PromptError, TruncationWarning
@@ -84,14 +83,44 @@ def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
         warnings.warn(message, TruncationWarning, stacklevel=4)
 
 
-def text_mask(mask_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """Keep the tokens of the text and drop the prompt's; a row without text keeps its whole prompt."""
-    kept_BL = mask_BL.clone()
-    for number, (start, end) in enumerate(spans):
-        if start < end:
-            kept_BL[number, :start] = 0
-            kept_BL[number, end:] = 0
-    return kept_BL
+def chunk_texts(
+    texts: Sequence[str], *, max_texts: int = 8192, max_characters: int = 4_000_000
+) -> Iterator[Sequence[str]]:
+    """Cut a long list of texts into parts whose tokens fit in memory easily."""
+    start = characters = 0
+    for end, text in enumerate(texts):
+        if end - start == max_texts or (characters > max_characters and end > start):
+            yield texts[start:end]
+            start, characters = end, 0
+        characters += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
+def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
+    """Each distinct row once, and for every row its index among them.
+
+    Args:
+        tokens: Rows.
+        by_span: Whether rows of equal ids but other text spans are distinct.
+    """
+    index_of: dict[object, int] = {}
+    inverse: list[int] = []
+    first: list[int] = []
+    for row, (ids, span) in enumerate(zip(tokens.ids, tokens.spans, strict=True)):
+        index = index_of.setdefault((tuple(ids), span if by_span else None), len(first))
+        if index == len(first):
+            first.append(row)
+        inverse.append(index)
+    return Tokens([tokens.ids[row] for row in first], [tokens.spans[row] for row in first], 0), inverse
+
+
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two rows have in common at their beginning."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
 
 
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

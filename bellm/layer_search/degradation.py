@@ -16,8 +16,9 @@ from bellm import saving
 from bellm.backbone.early_exit import with_early_exits
 from bellm.data.sts import STSPairs
 from bellm.encoder import Encoder
+from bellm.engine.memory import default_batch_tokens
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.plan import default_batch_tokens
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import fallback_token_id
 from bellm.evaluate.models import cache_for
 from bellm.evaluate.results import Score
@@ -94,7 +95,9 @@ def cosines_by_depth(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vect
 
 def _vectors(encoder: Encoder, texts: Sequence[str]) -> Vectors:
     model, tokens = with_early_exits(encoder.model), encoder.tokenize(texts)
-    runner = PaddedRunner(model, tokens, encoder.config.pooling, None, fallback_token_id(encoder.tokenizer))
+    runner = PaddedRunner(
+        model, tokens, HiddenStateReadout(encoder.config.pooling, None), fallback_token_id(encoder.tokenizer)
+    )
     # States of all layers are alive at once.
     budget = max(default_batch_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)
     vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.embedding_dim), dtype=np.float32)

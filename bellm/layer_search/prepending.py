@@ -13,8 +13,8 @@ from bellm import saving
 from bellm.backbone.token_prepending import PLACEHOLDER, with_token_prepending
 from bellm.encoder import Encoder, check_texts
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
-from bellm.engine.plan import chunk_texts
-from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize, warn_truncated
+from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.tokenization import Tokens, chunk_texts, fallback_token_id, tokenize, warn_truncated
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
 from bellm.types import InputType, Vectors
@@ -86,8 +86,7 @@ class TokenPrependingEncoder:
             embed_tokens,
             self._model,
             packed=None,
-            pooling=config.pooling,
-            layer=config.layer,
+            readout=HiddenStateReadout(config.pooling, config.layer),
             max_batch_tokens=None,
             pad_id=self._pad_id,
             done=lambda _: None,

@@ -16,6 +16,7 @@ from bellm.engine.embedding import BatchRunner, make_runner
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import PaddedRunner
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize
 from bellm.errors import BellmError
 from bellm.prompts import SLOT
@@ -67,11 +68,11 @@ def forward_texts(
     """
     tokens = _tokens(encoder, examples)
     model, pooling, pad_id = encoder.model, encoder.config.pooling, fallback_token_id(encoder.tokenizer)
-    runner: BatchRunner = PaddedRunner(model, tokens, pooling, None, pad_id)
+    runner: BatchRunner = PaddedRunner(model, tokens, HiddenStateReadout(pooling, None), pad_id)
     if not all_layers:
         twin, layer = check_packing(model).twin if packs else None, encoder.config.layer
         runner = make_runner(
-            model, tokens, packed=twin, pooling=pooling, layer=layer, pad_id=pad_id, share_prefix=False
+            model, tokens, packed=twin, readout=HiddenStateReadout(pooling, layer), pad_id=pad_id, share_prefix=False
         )
     groups = runner.batches(range(len(tokens)), chunk_tokens)
     chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
@@ -98,7 +99,7 @@ def forward_responses(
     turns = [(prompt.replace(SLOT, one.anchor), answer) for one in examples for answer in one.texts[1:]]
     prompts, answers = (list(column) for column in zip(*turns, strict=True))
     tokens = tokenize_turns(encoder.tokenizer, prompts, answers, encoder.config.max_tokens)
-    groups = PaddedRunner(causal, tokens, "last", -1, 0).batches(range(len(tokens)), chunk_tokens)
+    groups = PaddedRunner(causal, tokens, HiddenStateReadout("last", -1), 0).batches(range(len(tokens)), chunk_tokens)
 
     def log_probs(group: Sequence[int]) -> Tensor:
         return response_token_log_probs(causal, _some(tokens, group), max_batch_tokens=chunk_tokens).sum_R
@@ -138,7 +139,9 @@ def forward_masked_tokens(
     model = encoder.model
     twin = check_packing(model).twin if packs else None
     hidden = Tokens(masked.ids, own.spans, own.num_truncated)
-    runner = make_runner(model, hidden, packed=twin, pooling="last", layer=-1, pad_id=0, share_prefix=False)
+    runner = make_runner(
+        model, hidden, packed=twin, readout=HiddenStateReadout("last", -1), pad_id=0, share_prefix=False
+    )
     groups = runner.batches(range(len(own)), chunk_tokens)
     through = runner if isinstance(runner, PackedRunner) else model
     chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]

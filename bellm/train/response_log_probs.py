@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bellm.backbone.adapters import disable_adapters
 from bellm.backbone.states import input_device, logits_at
 from bellm.engine.padded import PaddedRunner, pad_rows
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens, fallback_token_id
 from bellm.errors import BellmError
 
@@ -90,7 +91,9 @@ def response_token_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch
     """
     order: list[int] = []
     sums: list[Tensor] = []
-    for numbers in PaddedRunner(model, turns, "last", -1, _PAD).batches(range(len(turns)), max_batch_tokens):
+    for numbers in PaddedRunner(model, turns, HiddenStateReadout("last", -1), _PAD).batches(
+        range(len(turns)), max_batch_tokens
+    ):
         sums.append(_sums(model, [turns.ids[n] for n in numbers], [turns.spans[n] for n in numbers]))
         order += numbers
     sum_R = torch.cat(sums)

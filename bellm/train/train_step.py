@@ -17,8 +17,8 @@ from bellm.backbone import adapters
 from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
 from bellm.engine.concurrency import num_concurrent_batches
+from bellm.engine.memory import default_batch_tokens, max_graph_tokens
 from bellm.engine.packing_check import check_packing
-from bellm.engine.plan import default_batch_tokens, max_graph_tokens
 from bellm.errors import NoOpWarning
 from bellm.train.chunked_forward import (
     ChunkedForward,

@@ -11,7 +11,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
-from bellm.backbone.attention import BidirectionalMaskHook, causal_copy, get_open_layers, open_layers, shared_copy
+from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, open_layers
+from bellm.backbone.hooks import causal_copy, shared_copy
 from bellm.backbone.leakage import measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.engine.padded import pad_rows

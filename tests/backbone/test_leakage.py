@@ -6,7 +6,8 @@ from tiny import tiny
 from torch import nn
 
 from bellm.backbone.architecture import get_layers
-from bellm.backbone.attention import BidirectionalMaskHook, open_layers, shared_copy
+from bellm.backbone.attention import BidirectionalMaskHook, open_layers
+from bellm.backbone.hooks import shared_copy
 from bellm.backbone.leakage import NUM_SAMPLE_TOKENS, check_open_layers, measure_leakage, sample_token_ids
 from bellm.errors import LayerError
 from tests.decoders import decoder

@@ -15,6 +15,7 @@ from bellm.engine.activation_cache import ActivationCache, active_cache, share_a
 from bellm.engine.embedding import make_runner
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.types import Variant
 
@@ -28,7 +29,7 @@ TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
 def vectors(model: PreTrainedModel, layer: int = -1) -> Tensor:
     twin = check_packing(model).twin
-    runner = make_runner(model, TOKENS, packed=twin, pooling="last", layer=layer, pad_id=0)
+    runner = make_runner(model, TOKENS, packed=twin, readout=HiddenStateReadout("last", layer), pad_id=0)
     return torch.cat([runner.vectors(group) for group in runner.batches(range(len(TOKENS)), 16)])
 
 
@@ -52,7 +53,7 @@ def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str
 def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
     twin = check_packing(model).twin
     assert twin is not None
-    alone = PackedRunner(twin, TOKENS, "last", layer % 5)
+    alone = PackedRunner(twin, TOKENS, HiddenStateReadout("last", layer % 5))
     return torch.cat([alone.vectors(group) for group in alone.batches(range(len(TOKENS)), 16)])
 
 
@@ -82,7 +83,7 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
 
                 layer.module.get_submodule("mlp").register_forward_pre_hook(count)
             runs.clear()
-            runner = PackedRunner(twin, TOKENS, "mean", 4, share_prefix=False, cache=active_cache())
+            runner = PackedRunner(twin, TOKENS, HiddenStateReadout("mean", 4), share_prefix=False, cache=active_cache())
             for group in runner.batches(range(len(TOKENS)), 16):
                 runner.vectors(group)
             counts.append([runs.count(number) for number in range(4)])
@@ -108,7 +109,11 @@ def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: Ll
 
     def found(chosen: Sequence[int], cache: ActivationCache | None) -> Tensor:
         return PackedRunner(
-            PackedModel(open_layers(plain, chosen)), unlike, "mean", 4, share_prefix=False, cache=cache
+            PackedModel(open_layers(plain, chosen)),
+            unlike,
+            HiddenStateReadout("mean", 4),
+            share_prefix=False,
+            cache=cache,
         ).vectors(range(3))
 
     cache = ActivationCache()

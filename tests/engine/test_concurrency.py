@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 from bellm.backbone.packed_model import PackedModel
 from bellm.engine.concurrency import num_concurrent_batches, parallel_map
 from bellm.engine.embedding import embed_tokens
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.types import Vectors
 
@@ -54,8 +55,7 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
             tiny_model,
             tokens,
             packed=twin,
-            pooling="mean",
-            layer=-1,
+            readout=HiddenStateReadout("mean", -1),
             max_batch_tokens=64,
             pad_id=0,
             done=lambda _: None,

@@ -12,6 +12,7 @@ from bellm.backbone.packed_model import PackedModel
 from bellm.engine.embedding import embed_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import Vectors
@@ -28,8 +29,7 @@ def embedded(model: LlamaForCausalLM, *, packed: bool, budget: int | None = None
         model,
         TOKENS,
         packed=PackedModel(model) if packed else None,
-        pooling="mean",
-        layer=-1,
+        readout=HiddenStateReadout("mean", -1),
         max_batch_tokens=budget,
         pad_id=0,
         done=counts.append,
@@ -41,7 +41,7 @@ def embedded(model: LlamaForCausalLM, *, packed: bool, budget: int | None = None
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("budget", [1, 9, None])
 def test_vectors_are_those_of_each_row_alone(tiny_model: LlamaForCausalLM, packed: bool, budget: int | None) -> None:
-    runner = PaddedRunner(tiny_model, TOKENS, "mean", -1, 0)
+    runner = PaddedRunner(tiny_model, TOKENS, HiddenStateReadout("mean", -1), 0)
     with torch.inference_mode():
         wanted = torch.cat([runner.vectors([number]) for number in range(len(ROWS))]).numpy()
     found = embedded(tiny_model, packed=packed, budget=budget)
@@ -54,12 +54,18 @@ def test_vectors_are_those_of_each_row_alone(tiny_model: LlamaForCausalLM, packe
 @pytest.mark.parametrize("rows", [ROWS, [row for row in ROWS if len(row) > 1]], ids=["some begin alike", "all do"])
 def test_frequencies_of_a_row_are_not_those_of_its_batch_mates(rows: list[list[int]], packed: bool) -> None:
     model, tokens = longrope(3), Tokens(rows, [(0, len(row)) for row in rows], 0)
-    runner = PaddedRunner(model, tokens, "mean", -1, 0)
+    runner = PaddedRunner(model, tokens, HiddenStateReadout("mean", -1), 0)
     with torch.inference_mode():
         wanted = torch.cat([runner.vectors([number]) for number in range(len(rows))]).numpy()
     twin = PackedModel(model) if packed else None
     found = embed_tokens(
-        model, tokens, packed=twin, pooling="mean", layer=-1, max_batch_tokens=None, pad_id=0, done=lambda _: None
+        model,
+        tokens,
+        packed=twin,
+        readout=HiddenStateReadout("mean", -1),
+        max_batch_tokens=None,
+        pad_id=0,
+        done=lambda _: None,
     )
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 

@@ -13,10 +13,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from bellm.backbone.architecture import count_layers, get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
-from bellm.engine.packed import PackedRunner, common_prefix_length
+from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.tokenization import Tokens
+from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.tokenization import Tokens, common_prefix_length
 from bellm.types import PoolingName, Variant, Window
 
 from ..decoders import CASES, decoder, openable
@@ -34,12 +35,12 @@ def tokens_of(rows: Sequence[Sequence[int]]) -> Tokens:
 
 
 def one_by_one(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int = -1) -> Tensor:
-    runner = PaddedRunner(model, tokens, pooling, layer, 0)
+    runner = PaddedRunner(model, tokens, HiddenStateReadout(pooling, layer), 0)
     return torch.cat([runner.vectors([number]) for number in range(len(tokens))])
 
 
 def together(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, layer: int, budget: int) -> Tensor:
-    runner = PackedRunner(PackedModel(model), tokens, pooling, layer % (count_layers(model) + 1))
+    runner = PackedRunner(PackedModel(model), tokens, HiddenStateReadout(pooling, layer % (count_layers(model) + 1)))
     groups = runner.batches(range(len(tokens)), budget)
     assert sorted(number for group in groups for number in group) == list(range(len(tokens)))
     vectors = torch.cat([runner.vectors(group) for group in groups])
@@ -125,7 +126,7 @@ def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: in
 
             mlp = layer.module.get_submodule("mlp")
             hooks.callback(mlp.register_forward_pre_hook(count).remove)
-        runner = PackedRunner(model, tokens, pooling, model.depth)
+        runner = PackedRunner(model, tokens, HiddenStateReadout(pooling, model.depth))
         for group in runner.batches(range(len(tokens)), budget):
             runner.vectors(group)
     return counts
@@ -160,11 +161,11 @@ def test_layers_above_the_pooled_one_do_not_run(tiny_model: LlamaForCausalLM) ->
             raise AssertionError
 
         hooks.callback(layer.register_forward_pre_hook(never).remove)
-        PackedRunner(model, ROWS, "mean", 3).vectors([0])
+        PackedRunner(model, ROWS, HiddenStateReadout("mean", 3)).vectors([0])
 
 
 def test_neighbours_share_a_batch_and_budgets_hold(tiny_model: LlamaForCausalLM) -> None:
-    runner = PackedRunner(PackedModel(tiny_model), ROWS, "last", 4)
+    runner = PackedRunner(PackedModel(tiny_model), ROWS, HiddenStateReadout("last", 4))
     with torch.inference_mode():
         assert runner.batches(range(6), 100) == [[0, 1, 2, 3, 4, 5]]
         assert all(len(group) == 1 for group in runner.batches(range(6), 1))

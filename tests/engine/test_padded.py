@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from bellm.engine.padded import PaddedRunner, pad_rows
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 
 
@@ -23,7 +24,7 @@ def test_every_row_comes_once_longest_first_within_the_budget(
     tiny_model: LlamaForCausalLM, lengths: list[int], budget: int
 ) -> None:
     tokens = Tokens([[3] * length for length in lengths], [(0, length) for length in lengths], 0)
-    groups = PaddedRunner(tiny_model, tokens, "mean", -1, 0).batches(range(len(lengths)), budget)
+    groups = PaddedRunner(tiny_model, tokens, HiddenStateReadout("mean", -1), 0).batches(range(len(lengths)), budget)
     planned = [number for group in groups for number in group]
     assert sorted(planned) == list(range(len(lengths)))
     assert [lengths[number] for number in planned] == sorted(lengths, reverse=True)

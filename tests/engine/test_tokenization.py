@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from bellm.engine.tokenization import text_mask, tokenize
+from bellm.engine.readout import text_mask
+from bellm.engine.tokenization import tokenize
 from bellm.errors import PromptError
 
 TEMPLATE = 'This sentence : "{text}" means in one word:"'

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bellm import Encoder
 from bellm.backbone import adapters
 from bellm.backbone.architecture import get_decoder
-from bellm.backbone.attention import causal_copy
+from bellm.backbone.hooks import causal_copy
 from bellm.train.examples import Example
 
 

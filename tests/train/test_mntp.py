@@ -18,6 +18,7 @@ from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import pad_rows
+from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
 from bellm.train.mntp import MaskedRows, MaskingVocabulary, gradual_layers, mask_tokens, masking_vocabulary, mntp_losses
@@ -134,7 +135,10 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tu
     if packs:
         spans = [(0, len(ids)) for ids in masked.ids]
         through = PackedRunner(
-            PackedModel(model), Tokens(masked.ids, spans, 0), "last", count_layers(model), share_prefix=False
+            PackedModel(model),
+            Tokens(masked.ids, spans, 0),
+            HiddenStateReadout("last", count_layers(model)),
+            share_prefix=False,
         )
         (order,) = through.batches(order, 1 << 20)
     found = mntp_losses(through, masked, order)

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.engine.padded import PaddedRunner
+from bellm.engine.readout import HiddenStateReadout
 from bellm.errors import BellmError
 from bellm.prompts import Prompt
 from bellm.tensors.losses.contrastive import info_nce
@@ -149,7 +150,7 @@ def test_either_way_learns_what_padded_batches_do(
     examples = triplets(5)
     texts = [one.anchor for one in examples] + [one.positives[0] for one in examples]
     tokens = encoder.tokenize([*texts, *(one.negatives[0] for one in examples)])
-    vectors = PaddedRunner(encoder.model, tokens, "mean", -1, 0).vectors(range(15))
+    vectors = PaddedRunner(encoder.model, tokens, HiddenStateReadout("mean", -1), 0).vectors(range(15))
     loss = info_nce(*torch.split(vectors, 5))
     loss.backward()  # type: ignore[no-untyped-call]
     theirs = loss.item(), reference.gradients(encoder.model)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from bellm.engine.plan import chunk_texts, deduplicate, default_batch_tokens, prefetch
-from bellm.engine.tokenization import Tokens
+from bellm.engine.concurrency import prefetch
+from bellm.engine.memory import default_batch_tokens
+from bellm.engine.tokenization import Tokens, chunk_texts, deduplicate
 
 from ..decoders import decoder
 

@@ -1,0 +1,55 @@
+"""Hooks that bellm registers on a model, and copies of a model that share its weights, with and without them."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class BellmHook:
+    """Base of the forward hooks and pre-hooks that bellm registers; `causal_copy` removes them all."""
+
+    def undo(self, module: nn.Module) -> None:
+        """Put back what registering the hook changed on its module."""
+
+
+def shared_copy(model: Model) -> Model:
+    """Copy a model with its hooks; both share every parameter and buffer."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def causal_copy(model: Model) -> Model:
+    """Copy a model without bellm's hooks, as it came; both share every parameter and buffer."""
+    copied = shared_copy(model)
+    remove_hooks(copied, BellmHook)
+    return copied
+
+
+def remove_hooks(model: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook], ...]) -> bool:
+    """Remove bellm's hooks of a kind from all modules of a model, in place; whether there were any."""
+    found = [(module, key, hook) for module in model.modules() for key, hook in hooks_of(module, kind)]
+    for module, key, hook in found:
+        for table in (
+            module._forward_pre_hooks,
+            module._forward_pre_hooks_with_kwargs,
+            module._forward_hooks,
+            module._forward_hooks_with_kwargs,
+        ):
+            table.pop(key, None)
+        hook.undo(module)
+    return bool(found)
+
+
+def hooks_of(
+    module: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook], ...] = BellmHook
+) -> Iterator[tuple[int, BellmHook]]:
+    """Bellm's hooks of a kind on one module, each with the key under which torch keeps it."""
+    hooks: list[tuple[int, object]] = [*module._forward_pre_hooks.items(), *module._forward_hooks.items()]
+    for key, hook in hooks:
+        if isinstance(hook, kind):
+            yield key, hook
