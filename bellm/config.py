@@ -1,57 +1,155 @@
-"""What an encoder is, apart from its weights: the facts that `bellm.json` keeps."""
+"""EncoderConfig: the one list of settings that decide an encoder's vectors, next to its weights.
 
+Keyword arguments, command-line options, `source?name=value`, saved encoders, model cards and reports are derived from
+its fields: a new setting is one field here and one use.
+"""
+
+import difflib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from bellm.errors import SourceError
+from bellm.errors import BellmError, SourceError
+from bellm.layer_spec import format_layers, parse_layers
 from bellm.prompts import Prompt
 from bellm.types import PoolingName, Variant, Window
+
+_MANY_LAYERS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Everything that decides an encoder's vectors, next to its weights."""
+    """Every setting of an encoder, resolved for its model."""
 
-    bidirectional: tuple[int, ...] = ()
-    """Open layers, resolved; empty is the causal model."""
-    variant: Variant = "sequential"
+    bidirectional: Annotated[
+        tuple[int, ...],
+        "Layers that look both ways: none, all, last:K, first:K, every:K, 0-7 or 3,5,28-29; default none",
+    ] = ()
+    """Open layers, in order; empty is the causal model. Users write them in the grammar of `bellm.layer_spec`."""
+    variant: Annotated[
+        Variant, "sequential: open layers stay in the stack; parallel: they run as a branch of their own"
+    ] = "sequential"
     """`sequential`: open layers stay in the stack. `parallel`: they form a branch on the input embeddings."""
-    window: Window = "keep"
+    window: Annotated[Window, "Opened sliding-window layers keep or open their window; default keep"] = "keep"
     """Whether an opened sliding-window layer keeps its window or sees everything."""
-    prompt: Prompt
-    """How a text is put to the model."""
-    pooling: PoolingName
+    prompt: Annotated[
+        Prompt,
+        "raw, bellm, prompteol, angle, pretended-cot, knowledge, instruct, instruct:TASK, chat, or your own template "
+        "with a {text} slot; default prompteol",
+    ]
+    """The template that a text is put into."""
+    pooling: Annotated[PoolingName, "last, mean, mean-text, weighted-mean, first or max over the tokens; default last"]
     """How token states become one vector."""
-    layer: int = -1
+    layer: Annotated[int, "State to pool: 0 embeddings, k after layer k, -1 the final one; default -1"] = -1
     """Which state is pooled: 0 for the embeddings, k after layer k, -1 for the final, normed one."""
-    max_tokens: int
-    """Longest input, prompt included; longer texts are cut and counted."""
+    max_tokens: Annotated[int, "Longest input with its prompt; longer texts are cut; default the model's limit"]
+    """Longest input in tokens, prompt included; longer texts are cut and counted."""
+    token_prepending: Annotated[
+        int, "Token Prepending in the first K layers of a causal model (arXiv 2412.11556); default 0, off"
+    ] = 0
+    """Layers that take part in Token Prepending, from the first; 0 switches it off."""
 
     def __post_init__(self) -> None:
-        """Refuse choices outside their closed sets."""
-        for name, allowed in (("variant", Variant), ("window", Window), ("pooling", PoolingName)):
-            if getattr(self, name) not in get_args(allowed):
-                raise SourceError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}.")
-        if self.max_tokens < 1:
-            raise SourceError(f"max_tokens={self.max_tokens} is too small: give at least 1.")
+        """Refuse values outside their sets."""
+        for name, hint in _hints().items():
+            value, choices = getattr(self, name), get_args(hint.__origin__)
+            if get_origin(hint.__origin__) is Literal and value not in choices:
+                raise SourceError(f"{name}={value!r} is not one of {', '.join(choices)}.")
+            kind = setting_type(name)
+            if kind is not str and type(value) is not kind and not (value is None and type(None) in choices):
+                raise SourceError(f"{name}={value!r} is not of type {kind.__name__}.")
+        for name, least in (("max_tokens", 1), ("token_prepending", 0)):
+            if getattr(self, name) < least:
+                raise SourceError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
 
-    def digest(self) -> str:
-        """SHA-256 of the settings, hexadecimal: the same for the same encoder, whoever wrote the file."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as flat JSON values, with `open_layers` as numbers besides; `from_dict` reads them back."""
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        prompt = self.prompt
+        return {
+            **values,
+            "bidirectional": format_layers(self.bidirectional),
+            "open_layers": list(self.bidirectional),
+            "prompt": prompt.name,
+            "template": prompt.template,
+            "query_template": prompt.query,
+            "document_template": prompt.document,
+        }
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> "EncoderConfig":
-        """Read settings from the JSON object of `bellm.json`; keys of other purposes are left alone.
+    def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
+        """Read what `to_dict` gave; keys of other purposes are left alone.
 
         Raises:
             SourceError: A setting is missing or not of its kind.
         """
         try:
-            values = {field.name: record[field.name] for field in fields(cls)}
-            values["prompt"] = Prompt(**values["prompt"])
-            values["bidirectional"] = tuple(map(int, values["bidirectional"]))
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SourceError(f"bellm.json cannot be read: {error!r}. Save the encoder again.") from error
+            known: dict[str, Any] = {each.name: values[each.name] for each in fields(cls)}
+            templates = (values[name] for name in ("template", "query_template", "document_template"))
+            known["prompt"] = Prompt(known["prompt"], *templates)
+            known["bidirectional"] = parse_layers(known["bidirectional"], _MANY_LAYERS)
+            return cls(**known)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SourceError(f"Settings of an encoder cannot be read: {error!r}.") from error
+
+    def digest(self) -> str:
+        """SHA-256 of the settings, hexadecimal: the same for the same settings, whoever wrote them."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def setting_names() -> tuple[str, ...]:
+    """Names of all settings."""
+    return tuple(each.name for each in fields(EncoderConfig))
+
+
+def setting_help(name: str) -> str:
+    """What a setting is, in a line for `--help`."""
+    return str(_hints()[name].__metadata__[0])
+
+
+def setting_type(name: str) -> type[int] | type[bool] | type[str]:
+    """How a setting is written on a command line: int, bool, or str where it is parsed against the model."""
+    kind = _hints()[name].__origin__
+    kinds = set(get_args(kind)) - {type(None)} if get_origin(kind) is UnionType else {kind}
+    return bool if kinds == {bool} else int if kinds == {int} else str
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(EncoderConfig, include_extras=True)
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Read the value of a setting from `name=value`.
+
+    Raises:
+        BellmError: There is no such setting, or the value is not of its type.
+    """
+    refuse_unknown([name], setting_names())
+    kind = setting_type(name)
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise BellmError(f"{name}={text!r} is neither true nor false.")
+        return text.lower() in ("true", "1", "yes")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise BellmError(f"{name}={text!r} is no whole number.") from error
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are no settings, and say which were meant.
+
+    Raises:
+        BellmError: A name is not known.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise BellmError(f"{name!r} is no setting of an encoder.{hint} Settings: {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""Everything that decides an encoder's vectors, for JSON."""
+"""What identifies an encoder, and the versions of the packages it runs on."""
 
 import hashlib
 import importlib.metadata
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from bellm.encoder import Encoder
-from bellm.layer_spec import format_layers
 
 _SAMPLE = 1024  # Numbers of each weight that are looked at; training changes all of them.
 
@@ -28,26 +27,8 @@ def encoder_identity(encoder: Encoder) -> str:
 
 
 def encoder_metadata(source: str, encoder: Encoder) -> dict[str, Any]:
-    """What an encoder was loaded from, and its settings, as commands print them and a corpus keeps them."""
-    config = encoder.config
-    return {
-        "source": source,
-        "bidirectional": format_layers(config.bidirectional),
-        "open_layers": list(config.bidirectional),
-        "num_layers": encoder.num_layers,
-        "variant": config.variant,
-        "window": config.window,
-        "prompt": config.prompt.name,
-        "template": config.prompt.template,
-        "query_template": config.prompt.query,
-        "document_template": config.prompt.document,
-        "pooling": config.pooling,
-        "layer": config.layer,
-        "max_tokens": config.max_tokens,
-        "embedding_dim": encoder.embedding_dim,
-        "dtype": encoder.dtype_name,
-        "device": str(encoder.device),
-    }
+    """What an encoder was loaded from, and what it says of itself, as commands print it and a corpus keeps it."""
+    return {"source": source, **encoder.describe()}
 
 
 def package_versions() -> dict[str, str]:

@@ -12,9 +12,9 @@ import torch
 from torch import multiprocessing
 
 from bellm.backbone.loading import resolve_device
-from bellm.encoder import Encoder, check_texts
+from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.tokenization import chunk_texts, warn_truncated
+from bellm.engine.tokenization import check_texts, chunk_texts, warn_truncated
 from bellm.errors import BellmError
 from bellm.types import InputType, Vectors
 
@@ -50,7 +50,7 @@ class EncoderPool:
         threads = max(1, (os.cpu_count() or 1) // len(devices))
         self._pool = ProcessPoolExecutor(len(devices), context, _start, (encoder, queue, threads))
 
-    def encode(self, texts: Sequence[str], *, input_type: InputType = "text", normalize: bool = False) -> Vectors:
+    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
         """Embed texts, in their order; see `Encoder.encode`.
 
         Raises:
@@ -59,7 +59,7 @@ class EncoderPool:
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
-        encoded = self.encode_with_stats(texts, input_type=input_type, normalize=normalize)
+        encoded = self.encode_with_stats(texts, input_type=input_type)
         warn_truncated(encoded.num_truncated, len(texts), self._encoder.config.max_tokens)
         return encoded.vectors
 
@@ -69,11 +69,10 @@ class EncoderPool:
         *,
         input_type: InputType = "text",
         max_batch_tokens: int | None = None,
-        normalize: bool = False,
     ) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut; see `Encoder.encode_counted`."""
         check_texts(texts)
-        tasks = [(part, input_type, max_batch_tokens, normalize) for part in _parts(texts)]
+        tasks = [(part, input_type, max_batch_tokens) for part in _parts(texts)]
         try:
             done = list(self._pool.map(_work, tasks))
         except BrokenProcessPool as error:
@@ -106,8 +105,6 @@ def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
     _encoder = encoder
 
 
-def _work(task: tuple[Sequence[str], InputType, int | None, bool]) -> EncodeResult:
-    texts, input_type, max_batch_tokens, normalize = task
-    return _encoder.encode_with_stats(
-        texts, input_type=input_type, max_batch_tokens=max_batch_tokens, normalize=normalize
-    )
+def _work(task: tuple[Sequence[str], InputType, int | None]) -> EncodeResult:
+    texts, input_type, max_batch_tokens = task
+    return _encoder.encode_with_stats(texts, input_type=input_type, max_batch_tokens=max_batch_tokens)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.config import EncoderConfig
+from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
 from bellm.layer_spec import format_layers
 from bellm.types import Vectors
@@ -125,7 +125,7 @@ def write_saved(
         "base_model": record.base_model,
         "dtype": record.dtype,
         "num_layers": record.num_layers,
-        **asdict(record.config),
+        **record.config.to_dict(),
     }
     (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file(
@@ -151,10 +151,9 @@ def read_saved(folder: Path) -> SavedEncoder:
         config = EncoderConfig.from_dict(facts)
         names = {name: str(facts[name]) for name in ("base_model", "dtype")}
         num_layers = int(facts["num_layers"])
-    except SourceError:
-        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {error!r}. Save the encoder again.") from error
+        reason = str(error) if isinstance(error, SourceError) else repr(error)
+        raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
     try:
         with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
             vectors: Vectors = file.get_tensor("vectors")
@@ -224,10 +223,14 @@ def check_fingerprint(record: SavedEncoder, found: Vectors, dtype: str, place: s
         )
 
 
-def _card(record: SavedEncoder, version: str) -> str:
-    config = record.config
+def _card(saved: SavedEncoder, version: str) -> str:
+    values = saved.config.to_dict() | {
+        "bidirectional": f"`{format_layers(saved.config.bidirectional)}` of {saved.num_layers}"
+    }
+    values["prompt"] = f"{values['prompt']}: `{saved.config.prompt.template}`"
+    settings = "\n".join(f"| {name.replace('_', ' ')} | {values[name]} |" for name in setting_names())
     return f"""---
-base_model: {record.base_model}
+base_model: {saved.base_model}
 library_name: bellm
 tags: [bellm, sentence-embeddings, bidirectional-attention]
 ---
@@ -236,12 +239,9 @@ tags: [bellm, sentence-embeddings, bidirectional-attention]
 
 | | |
 |---|---|
-| base model | `{record.base_model}` |
-| open (bidirectional) layers | `{format_layers(config.bidirectional)}` of {record.num_layers} |
-| reading, window | {config.variant}, {config.window} |
-| prompt | `{config.prompt.template}` |
-| pooling | {config.pooling}, state of layer {config.layer} |
-| dtype, longest input | {record.dtype}, {config.max_tokens} tokens |
+| base model | `{saved.base_model}` |
+{settings}
+| dtype | {saved.dtype} |
 
 ```python
 from bellm import Encoder

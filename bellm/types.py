@@ -1,7 +1,8 @@
-"""Names shared by every floor."""
+"""Types shared by every floor, and the protocol of whatever embeds texts."""
 
+from collections.abc import Sequence
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,28 @@ Window = Literal["keep", "open"]
 """What an opened sliding-window or chunked layer does with its window."""
 
 InputType = Literal["text", "query", "document"]
-"""What a text is to a search; prompts may put queries and documents differently."""
+"""What a text is to a search; prompts may have templates of their own for queries and documents."""
 
 PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "max"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Embedder(Protocol):
+    """Anything that embeds texts: an `Encoder`, a sentence-transformers model, a file of vectors.
+
+    Corpora, search, evaluation and layer search ask for this and nothing else.
+    """
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the vectors."""
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
+        """Embed texts in their order, float32 (texts, embedding_dim)."""
+
+    def fingerprint(self) -> Vectors:
+        """Vectors of a few fixed texts, by which two embedders are told apart."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it is and every setting that decides its vectors, as JSON values."""

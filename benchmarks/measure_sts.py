@@ -98,7 +98,7 @@ def read_pairs(file: Path, count: int | None = None) -> Pairs:
 
 def measure(encoder: Encoder, pairs: Pairs, prompt: str, pooling: str, bidirectional: str) -> Row:
     """Spearman of cosine with gold, and its bootstrap interval over pairs (percentile, seed 0)."""
-    variant = encoder.replace(prompt=prompt, pooling=pooling, bidirectional=bidirectional)  # type: ignore[arg-type]
+    variant = encoder.replace(prompt=prompt, pooling=pooling, bidirectional=bidirectional)
     started = time.perf_counter()
     vectors = variant.encode([*pairs.left, *pairs.right])
     seconds = time.perf_counter() - started

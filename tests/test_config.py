@@ -13,7 +13,7 @@ SETTINGS = EncoderConfig(bidirectional=(2, 3), prompt=PROMPTS["instruct"], pooli
 
 
 def test_settings_survive_json() -> None:
-    record = json.loads(json.dumps({**dataclasses.asdict(SETTINGS), "bellm": "9.9", "anything": None}))
+    record = json.loads(json.dumps({**SETTINGS.to_dict(), "bellm": "9.9", "anything": None}))
     assert EncoderConfig.from_dict(record) == SETTINGS
     assert EncoderConfig.from_dict(record).digest() == SETTINGS.digest()
 
@@ -28,6 +28,7 @@ def test_settings_survive_json() -> None:
         {"pooling": "last"},
         {"layer": 2},
         {"max_tokens": 65},
+        {"token_prepending": 2},
     ],
     ids=str,
 )
@@ -46,7 +47,7 @@ def test_a_choice_outside_its_set_is_refused_in_one_line(change: dict[str, objec
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(EncoderConfig)])
 def test_a_missing_setting_is_refused(name: str) -> None:
-    record = dataclasses.asdict(SETTINGS)
+    record = SETTINGS.to_dict()
     del record[name]
     with pytest.raises(SourceError, match=name):
         EncoderConfig.from_dict(record)

@@ -16,6 +16,7 @@ FLOORS = (
     {"extras", "tensors", "layer_spec", "prompts", "io", "progress"},
     {"config", "backbone"},
     {"engine", "saving"},
+    {"config_resolution"},
     {"encoder"},
     {"metadata"},
     {"data", "report"},

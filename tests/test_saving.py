@@ -124,7 +124,7 @@ def test_plain_transformers_reads_the_folder_causally_and_the_card_says_so(
     card = (tiny_folder / "README.md").read_text(encoding="utf-8")
     assert "loaded with\nplain transformers" in card
     assert "run *causally, without a word*" in card
-    assert "| open (bidirectional) layers | `2-3` of 4 |" in card
+    assert "| bidirectional | `2-3` of 4 |" in card
 
 
 def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
@@ -150,14 +150,16 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     "facts",
     [
-        {"bidirectional": [0, 1, 2, 3]},
-        {"bidirectional": []},
+        {"bidirectional": "0-3"},
+        {"bidirectional": "none"},
         {"variant": "parallel"},
         {"window": "open"},
         {"pooling": "mean"},
         {"layer": 3},
         {"max_tokens": 64},
-        {"prompt": {"name": "raw", "template": "{text}", "query": None, "document": None}},
+        {"template": "{text}"},
+        {"query_template": "Query: {text}"},
+        {"token_prepending": 2},
     ],
     ids=str,
 )
@@ -235,10 +237,10 @@ def test_an_unreadable_record_is_refused(saved: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "facts",
     [
-        {"prompt": "raw"},
-        {"prompt": {"name": "raw", "template": "no slot"}},
+        {"template": None},
+        {"template": "no slot"},
         {"pooling": "median"},
-        {"bidirectional": ["two"]},
+        {"bidirectional": "two"},
         {"max_tokens": "many"},
         {"num_layers": "four"},
         {"num_layers": None},

@@ -29,6 +29,7 @@ from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, g
 from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, remove_branches
 from bellm.backbone.hooks import shared_copy
 from bellm.backbone.states import check_lm_head, select_states
+from bellm.backbone.token_prepending import has_token_prepending
 from bellm.errors import LayerError
 from bellm.tensors.packing import MaskSpec, Packing
 
@@ -143,6 +144,8 @@ class PackedModel:
         Raises:
             Unpackable: Something in the model does not know where a text ends.
         """
+        if has_token_prepending(model):
+            raise NotPackableError("Token Prepending hands states from token to token")
         layers = get_layers(model)
         how = str(get_text_config(model)._attn_implementation)  # type: ignore[attr-defined]
         _refuse(layers, how)

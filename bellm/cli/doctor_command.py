@@ -33,8 +33,8 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
 
     Example: bellm doctor smollm2 --bidirectional last:8
     """
-    if options.dtype is None:
-        options = dataclasses.replace(options, dtype="float32")
+    if "dtype" not in options.loading:
+        options = options.changed(dtype="float32")
     encoder = options.load(source, verify=False)
     with command_group.status_line(f"examining {source}"):
         from bellm import saving

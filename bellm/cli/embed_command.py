@@ -15,8 +15,7 @@ from bellm.corpus.row_ranges import SHARD_ROWS
 from bellm.errors import BellmError
 
 if TYPE_CHECKING:
-    from bellm.encoder import Encoder
-    from bellm.types import Vectors
+    pass
 
 
 class InputTypeOption(StrEnum):
@@ -66,7 +65,6 @@ def embed_command(
     *,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Scale every vector to length 1.")] = False,
     input_type: Annotated[
         InputTypeOption, typer.Option(help="Whether the prompt's query or document template is used.")
     ] = InputTypeOption.TEXT,
@@ -109,7 +107,7 @@ def embed_command(
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
-    encoding = {"role": input_type.value, "normalize": normalize, "max_batch_tokens": max_batch_tokens}
+    encoding = {"input_type": input_type.value, "max_batch_tokens": max_batch_tokens}
     if output_files.is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
@@ -136,7 +134,7 @@ def _to_file(
     with output_files.new_vector_file(output, force=force) as write:
         encoder = options.load(source)
         start = time.perf_counter()
-        vectors = _vectors(encoder, texts, **encoding)
+        vectors = encoder.encode(texts, progress=sys.stderr.isatty(), **encoding)
         seconds = time.perf_counter() - start
         write(texts, vectors)
     from bellm.metadata import encoder_metadata
@@ -148,11 +146,6 @@ def _to_file(
         "encoder": encoder_metadata(source, encoder),
         "seconds": round(seconds, 3),
     }
-
-
-def _vectors(encoder: "Encoder", texts: list[str], *, input_type: str, **options: Any) -> "Vectors":
-    encode = {"text": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}[input_type]
-    return encode(texts, progress=sys.stderr.isatty(), **options)
 
 
 def _in_words(result: dict[str, Any]) -> str:

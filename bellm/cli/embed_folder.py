@@ -62,7 +62,7 @@ def embed_to_folder(
 def _ray(source: str, options: ModelOptions, workers: int | None) -> "RayExecutor":
     from bellm.corpus.ray_executor import RayExecutor
 
-    return RayExecutor(source=source, workers=workers, options=options.loading())
+    return RayExecutor(source=source, workers=workers, options=options.relocation())
 
 
 def corpus_summary(result: dict[str, Any]) -> str:

@@ -97,8 +97,8 @@ def layers_command(
 
     Example: bellm layers smollm2 -o layers-trained/ --train triplets.csv --train-steps 64
     """
-    if options.bidirectional is not None:
-        raise BellmError(f"bellm layers chooses the layers itself: leave out --bidirectional {options.bidirectional}.")
+    if (layers := options.settings.get("bidirectional")) is not None:
+        raise BellmError(f"bellm layers chooses the layers itself: leave out --bidirectional {layers}.")
     if not train and (train_steps or train_batch_size):
         raise BellmError(
             "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."

@@ -1,27 +1,20 @@
 """Options of every command that loads a model, written once."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from bellm.cli import command_group
+from bellm.config import setting_help, setting_names, setting_type
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
 
 DEFAULT_MODEL = "smollm2"
-
-_LOADING = ("device", "attention", "trust_remote_code")
-
-
-def _option(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Model", show_default=False)
-
 
 Source = Annotated[
     str,
@@ -38,43 +31,14 @@ BatchTokens = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ModelOptions:
-    """How to load a model; None leaves the choice to the encoder."""
+    """How to load a model: the settings that were given, and how its weights are kept."""
 
-    bidirectional: Annotated[
-        str | None,
-        _option(help="Layers that look both ways: none, all, last:K, first:K, every:K, 0-7 or 3,5,28-29; default none"),
-    ] = None
-    variant: Annotated[
-        str | None,
-        _option(help="sequential: open layers stay in the stack; parallel: they run as a branch of their own"),
-    ] = None
-    window: Annotated[
-        str | None, _option(help="Opened sliding-window layers keep or open their window; default keep")
-    ] = None
-    prompt: Annotated[
-        str | None,
-        _option(
-            help="raw, bellm, prompteol, angle, pretended-cot, knowledge, instruct, instruct:TASK, chat, or your own "
-            "template with a {text} slot; default prompteol"
-        ),
-    ] = None
-    pooling: Annotated[
-        str | None, _option(help="last, mean, mean-text, weighted-mean, first or max over the tokens; default last")
-    ] = None
-    layer: Annotated[
-        int | None, _option(help="State to pool: 0 embeddings, k after layer k, -1 the final one; default -1")
-    ] = None
-    max_tokens: Annotated[
-        int | None, _option(help="Longest input with its prompt; longer texts are cut; default the model's limit")
-    ] = None
-    dtype: Annotated[str | None, _option(help="float32, bfloat16, float16 or auto")] = None
-    device: Annotated[str | None, _option(help="cpu, cuda, mps or auto")] = None
-    attention: Annotated[str | None, _option(help="eager, sdpa, flash_attention_2, flex_attention or auto")] = None
-    trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", help="Let the source run Python code of its own")
-    ] = False
+    settings: Mapping[str, Any]
+    """By the names of `EncoderConfig`'s fields; those that were not given are not among them."""
+    loading: Mapping[str, Any]
+    """dtype, device, attention and trust_remote_code, as far as they were given."""
 
     def load(self, source: str, *, verify: bool = True) -> "Encoder":
         """Load the source with these choices, quietly."""
@@ -84,35 +48,57 @@ class ModelOptions:
             return Encoder.from_pretrained(source, **self.given(), verify=verify)
 
     def given(self) -> dict[str, Any]:
-        """The choices that were made."""
-        return {name: choice for name, choice in dataclasses.asdict(self).items() if choice is not None}
+        """All choices that were made, as `Encoder.from_pretrained` takes them."""
+        return {**self.loading, **self.settings}
 
-    def loading(self) -> dict[str, Any]:
-        """Those that leave the vectors alone, for an encoder that is loaded again elsewhere."""
-        return {name: choice for name, choice in self.given().items() if name in _LOADING}
+    def relocation(self) -> dict[str, Any]:
+        """Choices that leave the vectors alone, for an encoder that is loaded again elsewhere."""
+        return {name: value for name, value in self.loading.items() if name != "dtype"}
+
+    def changed(self, **given: Any) -> "ModelOptions":
+        """These choices with some more, or others."""
+        settings = {name: value for name, value in given.items() if name in setting_names()}
+        rest = {name: value for name, value in given.items() if name not in settings}
+        return ModelOptions({**self.settings, **settings}, {**self.loading, **rest})
 
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of `ModelOptions`, handed to it as one `options`."""
-    names = [field.name for field in dataclasses.fields(ModelOptions)]
+    """Give a command an option for every setting of an encoder and for loading it, handed to it as one `options`."""
+    options = [*map(_setting_option, setting_names()), *_LOADING_OPTIONS]
 
     @functools.wraps(command)
     def with_options(*args: Any, **kwargs: Any) -> None:
-        options = ModelOptions(**{name: kwargs.pop(name) for name in names})
-        command(*args, **kwargs, options=options)
+        given = {each.name: kwargs.pop(each.name) for each in options}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        settings = {name: chosen.pop(name) for name in setting_names() if name in chosen}
+        command(*args, **kwargs, options=ModelOptions(settings, chosen))
 
-    hints = get_type_hints(command, include_extras=True) | get_type_hints(ModelOptions, include_extras=True)
+    hints = get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(command).parameters.items()
         if name != "options"
     ]
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in dataclasses.fields(ModelOptions)
-    ]
-    with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+    with_options.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
     return with_options
+
+
+def _setting_option(name: str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    flags = (f"{flag}/--no-{flag[2:]}",) if setting_type(name) is bool else (flag,)
+    return _parameter(name, setting_type(name), *flags, help=setting_help(name))
+
+
+def _parameter(name: str, kind: type, *flags: str, help: str) -> inspect.Parameter:
+    option = typer.Option(*flags, help=help, rich_help_panel="Model", show_default=False)
+    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_LOADING_OPTIONS = (
+    _parameter("dtype", str, "--dtype", help="float32, bfloat16, float16 or auto"),
+    _parameter("device", str, "--device", help="cpu, cuda, mps or auto"),
+    _parameter("attention", str, "--attention", help="eager, sdpa, flash_attention_2, flex_attention or auto"),
+    _parameter("trust_remote_code", bool, "--trust-remote-code", help="Let the source run Python code of its own"),
+)

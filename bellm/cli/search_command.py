@@ -108,13 +108,13 @@ def _in_file(
 def _in_corpus(
     query: str, corpus: str, top: int, exact: bool, model: str | None, options: ModelOptions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    if refused := [name.replace("_", "-") for name in options.given() if name not in options.loading()]:
+    if refused := [name.replace("_", "-") for name in options.given() if name not in options.relocation()]:
         raise BellmError(f"--{refused[0]} was chosen when {corpus} was embedded: leave it out, or embed anew.")
     from bellm.corpus.index import Index
     from bellm.metadata import encoder_metadata
 
     searched = Index.open(corpus)
-    encoder, source = _encoder_of(corpus, model, options.loading())
+    encoder, source = _encoder_of(corpus, model, options.relocation())
     hits = searched.search(encoder.encode_query([query])[0], top, exact=exact)
     found = {"hits": list(map(vars, hits)), "exact": exact or not searched.record.is_approximate}
     return found, encoder_metadata(source, encoder)

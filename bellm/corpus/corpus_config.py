@@ -31,7 +31,6 @@ class CorpusConfig:
     dtype: str
     """Dtype of the encoder's weights."""
     input_type: InputType = "text"
-    normalize: bool = False
     vectors: Precision = "float32"
     keep_text: bool = False
     column: str = "text"

@@ -9,7 +9,6 @@ from bellm.config import EncoderConfig
 from bellm.corpus import corpus_config, manifest
 from bellm.encoder import Encoder
 from bellm.errors import FingerprintError
-from bellm.prompts import Prompt
 from bellm.types import Vectors
 
 
@@ -30,19 +29,7 @@ class EncoderRef:
             FingerprintError: The source gives another encoder than it gave then.
             BellmError: It cannot be loaded.
         """
-        config = self.config
-        encoder = Encoder.from_pretrained(
-            self.source,
-            bidirectional=config.bidirectional,
-            variant=config.variant,
-            window=config.window,
-            prompt=config.prompt,
-            pooling=config.pooling,
-            layer=config.layer,
-            max_tokens=config.max_tokens,
-            dtype=self.dtype,
-            **options,
-        )
+        encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
         apart = saving.fingerprint_distance(self.fingerprint, encoder.fingerprint())
         limit = saving.fingerprint_tolerance(self.dtype, encoder.dtype_name)
         if not apart <= limit:
@@ -61,6 +48,5 @@ def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
     """
     facts = manifest.read_manifest(Path(out)).encoder
     kept, fingerprint = corpus_config.read_corpus_config(Path(out))
-    prompt = Prompt(facts["prompt"], facts["template"], facts["query_template"], facts["document_template"])
-    config = EncoderConfig.from_dict({**facts, "bidirectional": facts["open_layers"], "prompt": vars(prompt)})
+    config = EncoderConfig.from_dict(facts)
     return EncoderRef(source=source or facts["source"], config=config, dtype=kept.dtype, fingerprint=fingerprint)

@@ -99,7 +99,6 @@ def embed_corpus(
     vectors: Precision = "float32",
     keep_text: bool = False,
     shard_rows: int = SHARD_ROWS,
-    normalize: bool = False,
     max_batch_tokens: int | None = None,
     executor: Executor | None = None,
     progress: Callable[[CorpusProgress], None] | None = None,
@@ -120,7 +119,6 @@ def embed_corpus(
         vectors: How vectors are kept.
         keep_text: Keep the texts beside their vectors.
         shard_rows: Most rows of a shard.
-        normalize: Scale every vector to length 1.
         max_batch_tokens: Most tokens in one forward pass.
         executor: What does the work, such as `bellm.corpus.ray_executor.RayExecutor`; None is this process.
         progress: Called with how far it is, after some hundred rows each time.
@@ -142,7 +140,6 @@ def embed_corpus(
         config=encoder.config.digest(),
         dtype=encoder.dtype_name,
         input_type=input_type,
-        normalize=normalize,
         vectors=vectors,
         keep_text=keep_text,
         column=column,
@@ -223,7 +220,6 @@ def embed_rows(
         encoded = encoder.encode_with_stats(
             row_range.texts[piece],
             input_type=recipe.input_type,
-            normalize=recipe.normalize,
             max_batch_tokens=max_batch_tokens,
         )
         vectors[piece] = encoded.vectors

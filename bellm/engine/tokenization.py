@@ -1,4 +1,4 @@
-"""Texts to token ids, with the prompt whole and the text cut where it must be."""
+"""Tokenize texts within their prompt: the prompt stays whole, the text is cut where it must be."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from bellm.errors import PromptError, TruncationWarning
+from bellm.backbone.token_prepending import PLACEHOLDER
+from bellm.errors import BellmError, PromptError, TruncationWarning
 from bellm.prompts import SLOT
 
 
@@ -22,6 +23,23 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Make sure that these are texts.
+
+    Raises:
+        BellmError: `texts` is one string, or holds what is no string or half a character.
+    """
+    if isinstance(texts, str):
+        raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BellmError(f"texts[{index}] is {type(text).__name__}, not a string.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BellmError(f"texts[{index}] holds half a character at {error.start}. Repair its decoding.") from error
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
@@ -80,7 +98,7 @@ def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
     """
     if num_truncated:
         message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens."
-        warnings.warn(message, TruncationWarning, stacklevel=4)
+        warnings.warn(message, TruncationWarning, stacklevel=3)
 
 
 def chunk_texts(
@@ -95,6 +113,16 @@ def chunk_texts(
         characters += len(text)
     if start < len(texts):
         yield texts[start:]
+
+
+def with_placeholders(tokens: Tokens) -> Tokens:
+    """Put Token Prepending's placeholder before the first token that belongs to each text, where it has one."""
+    rows, spans = [], []
+    for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True):
+        has_text = start < end
+        rows.append([*ids[:start], PLACEHOLDER, *ids[start:]] if has_text else ids)
+        spans.append((start + has_text, end + has_text))
+    return Tokens(rows, spans, tokens.num_truncated)
 
 
 def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:

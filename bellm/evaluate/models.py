@@ -11,8 +11,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from bellm import saving
+from bellm.config import parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
-from bellm.errors import BellmWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextView
 from bellm.evaluate.vector_cache import VectorCache
 from bellm.metadata import encoder_identity, encoder_metadata
@@ -82,23 +83,15 @@ class ModelLoader:
 _LOADING = ("dtype", "device", "attention", "trust_remote_code")
 """What cannot be changed once the weights are there."""
 
-_SETTINGS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("bidirectional", "variant", "window", "prompt", "pooling", "dtype", "attention"), str),
-    "layer": int,
-    "max_tokens": int,
-}
-
 
 def _settings(source: str, query: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in _SETTINGS:
-            known = ", ".join(_SETTINGS)
-            raise SourceError(f"{source}: {name!r} is no setting of an encoder. Write NAME=VALUE: {known}.")
         try:
-            found[name] = _SETTINGS[name](value)
-        except ValueError as error:
-            raise SourceError(f"{source}: {name}={value!r} is no whole number.") from error
+            refuse_unknown([name], (*setting_names(), "dtype", "attention"))
+            found[name] = parse_setting(name, value) if name in setting_names() else value
+        except BellmError as error:
+            raise SourceError(f"{source}: {error}") from error
     return found
 
 

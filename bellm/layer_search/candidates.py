@@ -14,11 +14,9 @@ from bellm.data.sts import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate.evaluated_model import EvaluatedModel, TextView
-from bellm.evaluate.models import cache_for, from_encoder
+from bellm.evaluate.models import from_encoder
 from bellm.evaluate.results import Difference, Score, TaskResult
 from bellm.evaluate.sts_task import score_sts
-from bellm.layer_search.prepending import TokenPrependingEncoder
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate
 from bellm.tensors.similarity import normalize_rows
@@ -158,12 +156,8 @@ def score_candidates(
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoOpWarning)  # Said of all layers that are alone beside the stack.
-                opened = encoder.replace(bidirectional=tried[name])
-            subject = (
-                _with_prepending(opened, depth_of[name], cache)
-                if name in depth_of
-                else from_encoder(opened, name, cache)
-            )
+                opened = encoder.replace(bidirectional=tried[name], token_prepending=depth_of.get(name, 0))
+            subject = from_encoder(opened, name, cache)
             results[name] = score_sts(subject, pairs)
             vectors_ND = subject.vectors(texts)
             causal_ND = vectors_ND if causal_ND is None else causal_ND
@@ -215,17 +209,6 @@ def compare_with(
 
 def _prepending(depth: int) -> str:
     return f"prepending:{depth}"
-
-
-def _with_prepending(encoder: Encoder, depth: int, cache: Path) -> EvaluatedModel:
-    prepending = TokenPrependingEncoder(encoder, depth)
-    name = _prepending(depth)
-    view = TextView(
-        encoder.config.prompt.template,
-        lambda texts: prepending.encode_with_stats(texts).vectors,
-        lambda texts: prepending.tokenize(texts).num_truncated,
-    )
-    return EvaluatedModel(name, {"text": view}, cache=cache_for(encoder, cache, prepending.fingerprint(), name))
 
 
 def _specs(num_layers: int) -> Iterator[str]:

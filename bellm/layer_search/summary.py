@@ -86,7 +86,7 @@ def _how_to(best: Candidate) -> str:
     return (
         "It opens no layer: before each of the layers 2 to "
         f"{best.prepending}, a placeholder in front of the text is given the last token's state (Token Prepending). "
-        f"Use it from Python, as bellm.layer_search.prepending.TokenPrependingEncoder(encoder, {best.prepending})"
+        f"Use it with --token-prepending {best.prepending}"
     )
 
 

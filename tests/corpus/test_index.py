@@ -136,7 +136,7 @@ def test_a_grown_corpus_adds_what_is_new(
         before = Index.open(corpus).search(query, 100)
     assert len(before) == 80
     read = []
-    monkeypatch.setattr(shards, "read", lambda path, real=shards.read_shard: read.append(path.name) or real(path))
+    monkeypatch.setattr(shards, "read_shard", lambda path, real=shards.read_shard: read.append(path.name) or real(path))
     assert build_index(corpus, approximate=approximate).rows == 81
     assert len(read) == 1
     if approximate:

@@ -14,6 +14,7 @@ from bellm import Encoder
 from bellm.corpus import job, manifest, shards
 from bellm.corpus.corpus_config import read_corpus_config as read_recipe
 from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
+from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
 from bellm.saving import FINGERPRINT_TEXTS
@@ -36,7 +37,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         texts.extend(text for text in more if text not in FINGERPRINT_TEXTS)
         return encode(self, more, **options)
 
-    monkeypatch.setattr(Encoder, "encode_counted", counting)
+    monkeypatch.setattr(Encoder, "encode_with_stats", counting)
     return texts
 
 
@@ -274,7 +275,7 @@ def test_unreadable_rows_are_counted_and_listed(tiny_encoder: Encoder) -> None:
 
 
 def test_where_nothing_can_be_read(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "check", lambda *_: None)
+    monkeypatch.setattr(job, "check_columns", lambda *_: None)
     Path("a.jsonl").write_text("7\n" * 20)
     with pytest.raises(SourceError, match="None of the 20 rows can be read; out/rejected"):
         run(tiny_encoder, "a.jsonl")
@@ -306,7 +307,7 @@ def test_broken_vectors_stop_the_work(tiny_encoder: Encoder, monkeypatch: pytest
 
     fingerprint = tiny_encoder.fingerprint()
     monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint)
-    monkeypatch.setattr(Encoder, "encode_counted", broken)
+    monkeypatch.setattr(Encoder, "encode_with_stats", broken)
     with pytest.raises(BellmError, match=r"a\.txt, row 12: its vector is not finite"):
         run(tiny_encoder, lines("a.txt", TEXTS))
     assert len(list(Path("out/shards").iterdir())) == 1
@@ -342,7 +343,7 @@ def test_reading_is_one_ahead_and_its_errors_arrive() -> None:
             yield number
         raise SourceError("torn")
 
-    items = job.one_ahead(numbers())
+    items = prefetch(numbers())
     assert next(items) == 0
     while len(read) < 2:
         time.sleep(0.001)
@@ -359,7 +360,7 @@ def test_a_disk_that_fails_is_seen_in_the_next_span(
     def full(*_: Any, **__: Any) -> None:
         raise SourceError("no space")
 
-    monkeypatch.setattr(shards, "write", full)
+    monkeypatch.setattr(shards, "write_shard", full)
     monkeypatch.setattr(job, "_PIECE_ROWS", 1)
     with pytest.raises(SourceError, match="no space"):
         run(tiny_encoder, lines("a.txt", TEXTS))

@@ -26,7 +26,7 @@ def test_spans_hold_every_row_once_and_in_order(texts: list[str | None], max_row
 
 
 def test_long_texts_make_short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_ranges, "MAX_SPAN_CHARACTERS", 10)
+    monkeypatch.setattr(row_ranges, "MAX_RANGE_CHARACTERS", 10)
     texts = ["x" * 9, "y", "z" * 30, "a", "b"]
     assert [row_range.texts for row_range in split_rows("f", rows_of(list(texts)), 100)] == [
         texts[:2],

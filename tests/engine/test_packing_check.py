@@ -62,7 +62,7 @@ def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
     assert abs(changed - before).max() > 1e-3
     encoder.model = adapted.merge_and_unload()
     assert abs(encoder.encode(TEXTS) - changed).max() < 1e-4
-    assert encoder.runner == "packed"
+    assert encoder.batching_mode == "packed"
 
 
 def test_new_weights_in_place_are_used(tiny_encoder: Encoder) -> None:

@@ -15,7 +15,6 @@ from bellm.errors import NoOpWarning
 from bellm.evaluate.results import Difference, Score
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.degradation import Degradation
-from bellm.layer_search.prepending import TokenPrependingEncoder
 from bellm.layer_search.summary import summarize_candidates, summarize_turning_point
 from bellm.layer_search.turning import TurningPoint
 from bellm.layer_spec import parse_layers
@@ -68,9 +67,7 @@ def test_the_layer_that_helps_is_found(
     layer: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "bellm.encoder.check_open_layers", lambda *_: None
-    )  # It sees that the other layers mix nothing.
+    monkeypatch.setattr("bellm.encoder.check_open_layers", lambda *_: None)  # It sees that the other layers mix nothing.
     encoder = mixing_in(layer, tiny_model, tiny_tokenizer)
     found = score_candidates(encoder, dev, layer_sets(encoder), tmp_path / "cache")
     best = found.candidates[0]
@@ -165,7 +162,7 @@ def test_prepending_is_judged_beside_the_maps(tiny_encoder: Encoder, dev: STSPai
     for depth in (2, 4):
         [one] = [each for each in found.candidates if each.prepending == depth]
         assert (one.bidirectional, one.open_layers, one.no_op, one.is_causal) == ("none", (), None, False)
-        prepending = TokenPrependingEncoder(causal, depth)
+        prepending = causal.replace(token_prepending=depth)
         items = paired_cosine_similarity(prepending.encode(dev.left), prepending.encode(dev.right)).astype(np.float64)
         assert one.score.value == pytest.approx(100 * spearmanr(items, dev.gold_N).statistic, abs=0.1)
         alone = statistics.compare_scores(items, plain, dev.gold_N, resamples=300)
@@ -190,9 +187,7 @@ def test_prepending_is_found_where_it_helps(
     tiny_model: LlamaForCausalLM, dev: STSPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts begin with the same word, and only their first token is read: the placeholder, once the layers run."""
-    monkeypatch.setattr(
-        "bellm.encoder.check_open_layers", lambda *_: None
-    )  # It sees that the other layers mix nothing.
+    monkeypatch.setattr("bellm.encoder.check_open_layers", lambda *_: None)  # It sees that the other layers mix nothing.
     tokenizer = train_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     encoder = mixing_in(0, tiny_model, tokenizer)
@@ -221,13 +216,13 @@ def test_a_second_run_embeds_nothing(
         progress=lambda *news: told.append(news),
     )
     assert told == [("none", 0, 4), ("all", 1, 4), ("first:2", 2, 4), ("prepending:4", 3, 4)]
-    for embeds in (Encoder, TokenPrependingEncoder):
+    known = Encoder.encode_with_stats
 
-        def few(self: Encoder, texts: list[str], *, known: Any = embeds.encode_with_stats, **options: object) -> object:
-            assert len(texts) <= 4, "only the fingerprint's texts"
-            return known(self, texts, **options)
+    def few(self: Encoder, texts: list[str], **options: Any) -> object:
+        assert len(texts) <= 4, "only the fingerprint's texts"
+        return known(self, texts, **options)
 
-        monkeypatch.setattr(embeds, "encode_with_stats", few)
+    monkeypatch.setattr(Encoder, "encode_with_stats", few)
     assert score_candidates(tiny_encoder, dev, maps, tmp_path / "cache", depths=(4,), resamples=200) == found
 
 
@@ -261,9 +256,8 @@ def test_the_verdict_says_what_prepending_is_and_how_to_use_it() -> None:
     assert summarize_candidates(found) == (
         "Best on T is prepending:8: 63.0, +3.0 points over causal (95 % interval 1.0 to 5.0, p = 0.040), corrected "
         "for 2 candidates. It opens no layer: before each of the layers 2 to 8, a placeholder in front of the text "
-        "is given the last token's state (Token Prepending). Use it from Python, as "
-        "bellm.layer_search.prepending.TokenPrependingEncoder(encoder, 8); it was chosen on these pairs, so score it "
-        "on others before you believe its lead."
+        "is given the last token's state (Token Prepending). Use it with --token-prepending 8; it was chosen on these "
+        "pairs, so score it on others before you believe its lead."
     )
     assert "--bidirectional" not in summarize_candidates(found)
     assert found.causal.score.value == found.find("none").score.value == 60

@@ -372,7 +372,7 @@ def test_a_paused_run_goes_on_as_if_there_had_been_no_pause(recipe: Recipe, tmp_
 
 
 def test_weights_that_are_shared_cannot_pause(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bellm.train.loop.Processes", lambda: SimpleNamespace(world_size=2))
+    monkeypatch.setattr("bellm.train.loop.Distributed", lambda: SimpleNamespace(world_size=2))
     with pytest.raises(BellmError, match="until=2 does not go with sharded=True"):
         run(replace(recipe, sharded=True), tmp_path / "out", until=2)
 

@@ -72,7 +72,7 @@ def test_gradients_are_those_of_one_padded_batch(own: Encoder, layers: str, pool
     if pooling == "first" and layers != "all":
         pytest.skip("the first token has seen nothing")
     encoder = own.replace(bidirectional=layers, pooling=pooling)
-    assert encoder.runner == "packed"
+    assert encoder.batching_mode == "packed"
     assert_same(found(encoder, triplets(5)), wanted(encoder, triplets(5)))
 
 
@@ -87,7 +87,7 @@ def test_chunks_do_not_matter(own: Encoder, chunk_tokens: int, held: int) -> Non
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_cached_and_held_are_equal_bit_for_bit(own: Encoder, dropout: float) -> None:
     encoder = reference.with_lora(own, dropout=dropout)
-    assert encoder.runner == "packed"  # Dropout would tell packed from padded, were it awake.
+    assert encoder.batching_mode == "packed"  # Dropout would tell packed from padded, were it awake.
     cached, held = (found(encoder, triplets(6), held=held) for held in (0, HELD))
     assert cached[0] == held[0]
     assert all(torch.equal(cached[1][name], held[1][name]) for name in held[1])
@@ -110,7 +110,7 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
         concurrent.append(kwargs["abreast"])
         return accumulate_gradients(*args, **kwargs)
 
-    monkeypatch.setattr(train_step, "accumulate", recorded)
+    monkeypatch.setattr(train_step, "accumulate_gradients", recorded)
     threads, results = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
@@ -146,7 +146,7 @@ def test_either_way_learns_what_padded_batches_do(
     encoder = Encoder.from_pretrained(
         model, tokenizer=tiny_tokenizer, bidirectional="last:2", variant=variant, pooling="mean"
     )
-    assert encoder.runner.startswith(runner)
+    assert encoder.batching_mode.startswith(runner)
     examples = triplets(5)
     texts = [one.anchor for one in examples] + [one.positives[0] for one in examples]
     tokens = encoder.tokenize([*texts, *(one.negatives[0] for one in examples)])

@@ -11,7 +11,6 @@ from bellm.data import sts
 from bellm.errors import BellmError, LayerError, PromptError, TruncationWarning
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.sts_task import score_sts
-from bellm.layer_search.prepending import TokenPrependingEncoder
 from bellm.tensors.similarity import paired_cosine_similarity
 from tests.backbone.test_token_prepending import by_hand
 from tests.conftest import train_tokenizer
@@ -28,7 +27,7 @@ def causal(tiny_encoder: Encoder) -> Encoder:
 @pytest.mark.parametrize("prompt", ["prompteol", "raw", "Read: {text}", "{text} Sum:"])
 def test_the_placeholder_stands_before_the_text_and_nothing_else_changes(causal: Encoder, prompt: str) -> None:
     encoder = causal.replace(prompt=prompt)
-    plain, found = encoder.tokenize(TEXTS), TokenPrependingEncoder(encoder, 4).tokenize(TEXTS)
+    plain, found = encoder.tokenize(TEXTS), encoder.replace(token_prepending=4).tokenize(TEXTS)
     for ids, (start, end), wanted, (first, last) in zip(found.ids, found.spans, plain.ids, plain.spans, strict=True):
         assert ids.index(PLACEHOLDER) == first
         assert [token for token in ids if token != PLACEHOLDER] == wanted
@@ -41,12 +40,12 @@ def test_without_a_bos_the_placeholder_comes_first(tiny_model: LlamaForCausalLM)
     tokenizer = train_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     encoder = Encoder.from_pretrained(tiny_model, tokenizer=tokenizer, prompt="raw")
-    assert all(ids[0] == PLACEHOLDER for ids in TokenPrependingEncoder(encoder, 4).tokenize(TEXTS).ids)
+    assert all(ids[0] == PLACEHOLDER for ids in encoder.replace(token_prepending=4).tokenize(TEXTS).ids)
 
 
 def test_queries_have_their_own_template(causal: Encoder) -> None:
     encoder = causal.replace(prompt="instruct")
-    prepending = TokenPrependingEncoder(encoder, 3)
+    prepending = encoder.replace(token_prepending=3)
     assert prepending.tokenize(TEXTS, "query").ids != prepending.tokenize(TEXTS, "document").ids
     assert not np.allclose(prepending.encode_query(TEXTS), prepending.encode(TEXTS))
     np.testing.assert_allclose(prepending.encode_document(TEXTS), prepending.encode(TEXTS))
@@ -54,7 +53,7 @@ def test_queries_have_their_own_template(causal: Encoder) -> None:
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "mean-text"])
 def test_vectors_are_those_of_the_loop(tiny_model: LlamaForCausalLM, causal: Encoder, pooling: str) -> None:
-    prepending = TokenPrependingEncoder(causal.replace(pooling=pooling), 3)  # type: ignore[arg-type]
+    prepending = causal.replace(pooling=pooling, token_prepending=3)
     found = prepending.encode(TEXTS)
     tokens = prepending.tokenize(TEXTS)
     for vector, ids, (start, end) in zip(found, tokens.ids, tokens.spans, strict=True):
@@ -66,14 +65,14 @@ def test_vectors_are_those_of_the_loop(tiny_model: LlamaForCausalLM, causal: Enc
 @pytest.mark.parametrize("prompt", ["prompteol", "raw"])
 def test_a_text_without_tokens_is_as_without_prepending(causal: Encoder, prompt: str) -> None:
     encoder = causal.replace(prompt=prompt)
-    found = TokenPrependingEncoder(encoder, 4).encode(["", *TEXTS])
+    found = encoder.replace(token_prepending=4).encode(["", *TEXTS])
     np.testing.assert_allclose(found[:1], encoder.encode([""]), rtol=1e-5, atol=1e-5)
     assert not np.allclose(found[1:], encoder.encode(TEXTS), atol=1e-2)
 
 
 def test_long_texts_leave_room_for_the_placeholder(causal: Encoder) -> None:
     encoder = causal.replace(max_tokens=24)
-    prepending = TokenPrependingEncoder(encoder, 4)
+    prepending = encoder.replace(token_prepending=4)
     with pytest.warns(TruncationWarning, match="1 of 3 texts were cut to 24 tokens"):
         prepending.encode([TEXTS[2], TEXTS[2], TEXTS[1] * 3])
     long = prepending.tokenize([TEXTS[1] * 3])
@@ -82,25 +81,25 @@ def test_long_texts_leave_room_for_the_placeholder(causal: Encoder) -> None:
     suffix = encoder.tokenize([""]).ids[0][-3:]
     assert long.ids[0][-3:] == suffix
     with pytest.raises(PromptError, match="leaves no room for the text"):
-        TokenPrependingEncoder(causal.replace(max_tokens=2), 4).encode(TEXTS)
+        causal.replace(max_tokens=2).replace(token_prepending=4).encode(TEXTS)
 
 
 def test_no_texts_and_wrong_texts(causal: Encoder) -> None:
-    prepending = TokenPrependingEncoder(causal, 4)
+    prepending = causal.replace(token_prepending=4)
     assert prepending.encode([]).shape == (0, causal.embedding_dim)
     with pytest.raises(BellmError, match="got one string"):
         prepending.encode("A heron")
 
 
 def test_an_encoder_with_open_layers_is_refused(tiny_encoder: Encoder) -> None:
-    with pytest.raises(LayerError, match=r"layers 2-3 are open. Take encoder.replace\(bidirectional='none'\)"):
-        TokenPrependingEncoder(tiny_encoder, 4)
+    with pytest.raises(LayerError, match=r"layers 2-3 are open. Set bidirectional='none'"):
+        tiny_encoder.replace(token_prepending=4)
 
 
 def test_it_is_ready_for_evaluation(causal: Encoder, tmp_path: Path) -> None:
     write_pairs(tmp_path, "dev")
     dev = sts.read_sts("STSBenchmark-dev", tmp_path)
-    prepending = TokenPrependingEncoder(causal, 4)
+    prepending = causal.replace(token_prepending=4)
     found = score_sts(EvaluatedModel.of(prepending), dev)
     wanted = paired_cosine_similarity(prepending.encode(dev.left), prepending.encode(dev.right))
     np.testing.assert_allclose(found.item_scores_N, wanted, atol=1e-5)

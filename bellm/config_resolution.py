@@ -1,0 +1,93 @@
+"""Resolve settings against a model: layer specs to layer numbers, prompt names to templates, limits checked."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bellm.backbone import loading
+from bellm.backbone.architecture import get_layers
+from bellm.config import EncoderConfig, refuse_unknown, setting_names
+from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError
+from bellm.layer_spec import format_layers, parse_layers
+from bellm.prompts import PROMPTS, SLOT, Prompt, resolve_prompt
+
+
+def default_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncoderConfig:
+    """Settings of an encoder of which nothing else is said: causal, PromptEOL's template, last token."""
+    limit = loading.max_positions(model, tokenizer)
+    return EncoderConfig(prompt=PROMPTS["prompteol"], pooling="last", max_tokens=limit)
+
+
+def resolve_config(
+    base: EncoderConfig, settings: Mapping[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> EncoderConfig:
+    """Apply settings, as users write them, to a configuration.
+
+    Args:
+        base: What holds for every setting that is not given, or given as None.
+        settings: By the names of `EncoderConfig`'s fields.
+        model: The model that they are for.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        BellmError: A setting is unknown, or does not fit the model.
+
+    Warns:
+        NoOpWarning: Some of the chosen layers have no attention, and stay causal.
+    """
+    refuse_unknown(settings, setting_names())
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if "prompt" in changes:
+        changes["prompt"] = _resolve_prompt(changes["prompt"], tokenizer)
+    if "bidirectional" in changes:
+        num_layers = len(get_layers(model))
+        changes["bidirectional"] = _openable(parse_layers(changes["bidirectional"], num_layers), model)
+    config = dataclasses.replace(base, **changes)
+    _refuse_misfits(config, model, tokenizer)
+    return config
+
+
+def _openable(chosen: tuple[int, ...], model: PreTrainedModel) -> tuple[int, ...]:
+    layers = get_layers(model)
+    closed = [layers[number] for number in chosen if not layers[number].can_open]
+    if not closed or len(closed) == len(chosen):
+        return chosen
+    warnings.warn(
+        f"Layers {format_layers([layer.number for layer in closed])} have no attention to open "
+        f"({', '.join(sorted({layer.kind for layer in closed}))}) and stay causal.",
+        NoOpWarning,
+        stacklevel=5,
+    )
+    return tuple(number for number in chosen if layers[number].can_open)
+
+
+def _refuse_misfits(config: EncoderConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    num_layers = len(get_layers(model))
+    if not -num_layers - 1 <= config.layer <= num_layers:
+        raise BellmError(
+            f"layer={config.layer} does not exist: the model has states 0 (embeddings) to {num_layers}, or -1 to "
+            f"{-num_layers - 1} from the end."
+        )
+    limit = loading.max_positions(model, tokenizer)
+    if config.max_tokens > limit:
+        raise BellmError(f"max_tokens={config.max_tokens} is more than the model's {limit} positions.")
+    if config.token_prepending and config.bidirectional:
+        raise LayerError(
+            f"Token Prepending is for a causal model, and layers {format_layers(config.bidirectional)} are open. Set "
+            "bidirectional='none', or token_prepending=0."
+        )
+
+
+def _resolve_prompt(prompt: str | Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    if prompt != "chat":
+        return resolve_prompt(prompt)
+    if not tokenizer.chat_template:
+        raise PromptError("prompt='chat' was asked for, but the tokenizer has no chat template.")
+    message = [{"role": "user", "content": SLOT}]
+    template = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    # The tokenizer adds its BOS again.
+    bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] and str(tokenizer.bos_token)
+    return Prompt("chat", template.removeprefix(bos) if bos else template)
