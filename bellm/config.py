@@ -52,6 +52,8 @@ class EncoderConfig:
         int, "Token Prepending in the first K layers of a causal model (arXiv 2412.11556); default 0, off"
     ] = 0
     """Layers that take part in Token Prepending, from the first; 0 switches it off."""
+    normalize: Annotated[bool, "Scale every vector to length 1; default no"] = False
+    """Whether vectors are scaled to length 1."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their sets."""

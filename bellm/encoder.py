@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from bellm.engine.tokenization import (
 from bellm.errors import BellmError, NoOpWarning, TruncationWarning
 from bellm.layer_spec import no_op_reason
 from bellm.progress import progress_bar
+from bellm.tensors.similarity import normalize_rows
 from bellm.types import InputType, Vectors
 from bellm.version import __version__
 
@@ -208,7 +210,8 @@ class Encoder:
                 pad_id=fallback_token_id(self.tokenizer),
                 done=done,
             )
-            return embed_chunks(rows, embed, hidden_size(model))
+            result = embed_chunks(rows, embed, hidden_size(model))
+        return replace(result, vectors=normalize_rows(result.vectors)) if self.config.normalize else result
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""

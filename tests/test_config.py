@@ -29,6 +29,7 @@ def test_settings_survive_json() -> None:
         {"layer": 2},
         {"max_tokens": 65},
         {"token_prepending": 2},
+        {"normalize": True},
     ],
     ids=str,
 )

@@ -63,8 +63,9 @@ def test_order_and_batches_do_not_matter(tiny_encoder: Encoder, max_batch_tokens
 
 
 def test_no_text_gives_no_row_of_the_right_width(tiny_encoder: Encoder) -> None:
-    for encode in (tiny_encoder.encode, tiny_encoder.encode_query, tiny_encoder.encode_document):
-        assert encode([]).shape == encode([], normalize=True).shape == (0, 32)
+    unit = tiny_encoder.replace(normalize=True)
+    for encode in (unit.encode, tiny_encoder.encode, tiny_encoder.encode_query, tiny_encoder.encode_document):
+        assert encode([]).shape == (0, 32)
         assert encode([]).dtype == np.float32
 
 
@@ -76,7 +77,7 @@ def test_empty_text_without_prompt_is_the_bos_token(tiny_encoder: Encoder) -> No
 
 
 def test_normalised_vectors_have_length_one_and_keep_their_direction(tiny_encoder: Encoder) -> None:
-    plain, unit = tiny_encoder.encode(TEXTS), tiny_encoder.encode(TEXTS, normalize=True)
+    plain, unit = tiny_encoder.encode(TEXTS), tiny_encoder.replace(normalize=True).encode(TEXTS)
     lengths = np.linalg.norm(plain, axis=1, keepdims=True)
     assert unit.dtype == np.float32
     assert np.abs(np.linalg.norm(unit, axis=1) - 1).max() <= 1e-6
@@ -216,7 +217,7 @@ def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> N
 def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) -> None:
     assert repr(tiny_encoder.replace(variant="parallel", prompt="angle", max_tokens=99)) == (
         "Encoder(LlamaForCausalLM, bidirectional=2-3, variant=parallel, window=keep, prompt=angle, pooling=last, "
-        "layer=-1, max_tokens=99, token_prepending=0, num_layers=4, embedding_dim=32, float32 on cpu)"
+        "layer=-1, max_tokens=99, token_prepending=0, normalize=False, num_layers=4, embedding_dim=32, float32 on cpu)"
     )
 
 

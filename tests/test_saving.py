@@ -160,6 +160,7 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
         {"template": "{text}"},
         {"query_template": "Query: {text}"},
         {"token_prepending": 2},
+        {"normalize": True},
     ],
     ids=str,
 )

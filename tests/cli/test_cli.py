@@ -100,7 +100,7 @@ def test_embed_hands_every_choice_to_the_encoder(
     assert facts["seconds"] >= 0
     assert facts["encoder"].items() >= ({**choices, **more, "open_layers": [0, 1, 2], "device": "cpu"}).items()
     other = tiny_encoder.replace(**choices, **more)
-    expected = other.encode_query(TEXTS, normalize=True)
+    expected = other.replace(normalize=True).encode_query(TEXTS)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, rtol=1e-4, atol=1e-5)
 
 

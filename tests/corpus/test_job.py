@@ -92,13 +92,13 @@ def test_every_row_has_its_vector(tiny_encoder: Encoder) -> None:
 def test_choices_reach_the_encoder_and_the_recipe(tiny_encoder: Encoder) -> None:
     encoder = tiny_encoder.replace(prompt="instruct")
     Path("a.jsonl").write_text("".join(json.dumps({"n": n, "t": text}) + "\n" for n, text in enumerate(TEXTS)))
-    run(encoder, "a.jsonl", input_type="query", normalize=True, column="t", id_column="n", max_batch_tokens=64)
+    run(encoder, "a.jsonl", input_type="query", column="t", id_column="n", max_batch_tokens=64)
     rows = table()
     assert rows.column("id").to_pylist() == list(map(str, range(50)))
-    expected = encoder.encode_query(TEXTS, normalize=True)
+    expected = encoder.encode_query(TEXTS)
     np.testing.assert_allclose(shards.shard_vectors(rows), expected, rtol=1e-4, atol=1e-5)
     recipe, fingerprint = read_recipe(Path("out"))
-    assert (recipe.input_type, recipe.normalize, recipe.column, recipe.id_column) == ("query", True, "t", "n")
+    assert (recipe.input_type, recipe.column, recipe.id_column) == ("query", "t", "n")
     assert fingerprint.shape == (8, 32)
 
 
@@ -165,7 +165,7 @@ def test_changed_rows_stop_the_work_and_change_nothing(tiny_encoder: Encoder) ->
     [
         ({"vectors": "int8"}, "vectors is 'float32' there and 'int8' here"),
         ({"input_type": "query"}, "input_type is 'text' there and 'query' here"),
-        ({"normalize": True, "keep_text": True}, "normalize is False there and True here; keep_text is False"),
+        ({"column": "t", "keep_text": True}, "keep_text is False there and True here; column is 'text'"),
         ({"column": "phrase"}, "column is 'text' there and 'phrase' here"),
     ],
 )

@@ -67,7 +67,9 @@ def test_the_layer_that_helps_is_found(
     layer: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bellm.encoder.check_open_layers", lambda *_: None)  # It sees that the other layers mix nothing.
+    monkeypatch.setattr(
+        "bellm.encoder.check_open_layers", lambda *_: None
+    )  # It sees that the other layers mix nothing.
     encoder = mixing_in(layer, tiny_model, tiny_tokenizer)
     found = score_candidates(encoder, dev, layer_sets(encoder), tmp_path / "cache")
     best = found.candidates[0]
@@ -187,7 +189,9 @@ def test_prepending_is_found_where_it_helps(
     tiny_model: LlamaForCausalLM, dev: STSPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts begin with the same word, and only their first token is read: the placeholder, once the layers run."""
-    monkeypatch.setattr("bellm.encoder.check_open_layers", lambda *_: None)  # It sees that the other layers mix nothing.
+    monkeypatch.setattr(
+        "bellm.encoder.check_open_layers", lambda *_: None
+    )  # It sees that the other layers mix nothing.
     tokenizer = train_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     encoder = mixing_in(0, tiny_model, tokenizer)
