@@ -52,6 +52,10 @@ class EncoderConfig:
         int, "Token Prepending in the first K layers of a causal model (arXiv 2412.11556); default 0, off"
     ] = 0
     """Layers that take part in Token Prepending, from the first; 0 switches it off."""
+    truncate_dim: Annotated[int | None, "Keep the first so many numbers of every vector (Matryoshka); default all"] = (
+        None
+    )
+    """Keep the first so many numbers of every vector (Matryoshka, arXiv 2205.13147), then normalize; None for all."""
     normalize: Annotated[bool, "Scale every vector to length 1; default no"] = False
     """Whether vectors are scaled to length 1."""
 
@@ -64,8 +68,8 @@ class EncoderConfig:
             kind = setting_type(name)
             if kind is not str and type(value) is not kind and not (value is None and type(None) in choices):
                 raise SourceError(f"{name}={value!r} is not of type {kind.__name__}.")
-        for name, least in (("max_tokens", 1), ("token_prepending", 0)):
-            if getattr(self, name) < least:
+        for name, least in (("max_tokens", 1), ("token_prepending", 0), ("truncate_dim", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise SourceError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
 
     def to_dict(self) -> dict[str, Any]:

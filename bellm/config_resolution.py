@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
 from bellm.backbone.architecture import get_layers
+from bellm.backbone.states import hidden_size
 from bellm.config import EncoderConfig, refuse_unknown, setting_names
 from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError
 from bellm.layer_spec import format_layers, parse_layers
@@ -74,6 +75,9 @@ def _refuse_misfits(config: EncoderConfig, model: PreTrainedModel, tokenizer: Pr
     limit = loading.max_positions(model, tokenizer)
     if config.max_tokens > limit:
         raise BellmError(f"max_tokens={config.max_tokens} is more than the model's {limit} positions.")
+    width = hidden_size(model)
+    if config.truncate_dim and config.truncate_dim > width:
+        raise BellmError(f"truncate_dim={config.truncate_dim} is more than the {width} numbers of the model's vectors.")
     if config.token_prepending and config.bidirectional:
         raise LayerError(
             f"Token Prepending is for a causal model, and layers {format_layers(config.bidirectional)} are open. Set "

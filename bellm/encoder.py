@@ -211,7 +211,8 @@ class Encoder:
                 done=done,
             )
             result = embed_chunks(rows, embed, hidden_size(model))
-        return replace(result, vectors=normalize_rows(result.vectors)) if self.config.normalize else result
+        vectors = result.vectors[:, : self.config.truncate_dim]
+        return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
@@ -303,7 +304,7 @@ class Encoder:
     @property
     def embedding_dim(self) -> int:
         """Width of the vectors."""
-        return hidden_size(self.model)
+        return self.config.truncate_dim or hidden_size(self.model)
 
     @property
     def num_layers(self) -> int:

@@ -30,6 +30,7 @@ def test_settings_survive_json() -> None:
         {"max_tokens": 65},
         {"token_prepending": 2},
         {"normalize": True},
+        {"truncate_dim": 8},
     ],
     ids=str,
 )

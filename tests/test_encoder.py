@@ -217,8 +217,22 @@ def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> N
 def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) -> None:
     assert repr(tiny_encoder.replace(variant="parallel", prompt="angle", max_tokens=99)) == (
         "Encoder(LlamaForCausalLM, bidirectional=2-3, variant=parallel, window=keep, prompt=angle, pooling=last, "
-        "layer=-1, max_tokens=99, token_prepending=0, normalize=False, num_layers=4, embedding_dim=32, float32 on cpu)"
+        "layer=-1, max_tokens=99, token_prepending=0, truncate_dim=None, normalize=False, num_layers=4, "
+        "embedding_dim=32, float32 on cpu)"
     )
+
+
+def test_truncated_vectors_are_the_first_numbers_and_normalized_after(tiny_encoder: Encoder) -> None:
+    whole, short = tiny_encoder.encode(TEXTS), tiny_encoder.replace(truncate_dim=8)
+    assert short.embedding_dim == 8
+    assert np.array_equal(short.encode(TEXTS), whole[:, :8])
+    unit = short.replace(normalize=True).encode(TEXTS)
+    np.testing.assert_allclose(unit, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), rtol=1e-6)
+    assert np.array_equal(short.replace(normalize=False, truncate_dim=32).encode(TEXTS), whole)
+    with pytest.raises(BellmError, match="truncate_dim=33 is more than the 32 numbers"):
+        tiny_encoder.replace(truncate_dim=33)
+    with pytest.raises(BellmError, match="truncate_dim=0 is too small"):
+        tiny_encoder.replace(truncate_dim=0)
 
 
 # Maps that change nothing

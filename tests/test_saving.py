@@ -161,6 +161,7 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
         {"query_template": "Query: {text}"},
         {"token_prepending": 2},
         {"normalize": True},
+        {"truncate_dim": 16},
     ],
     ids=str,
 )
@@ -238,7 +239,7 @@ def test_an_unreadable_record_is_refused(saved: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "facts",
     [
-        {"template": None},
+        {"query_template": "no slot"},
         {"template": "no slot"},
         {"pooling": "median"},
         {"bidirectional": "two"},
