@@ -1,6 +1,7 @@
 """A tiny encoder with a real tokenizer, made on the spot: no test needs the network or a large model."""
 
 import os
+import signal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +24,12 @@ from tests.report.browser import chromium
 # How long an example takes is the machine's affair.
 settings.register_profile("bellm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bellm")
+
+
+def pytest_configure() -> None:
+    """Let fixtures end their processes also where the run is asked to end."""
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("asked to end", 143))
+
 
 CORPUS = (
     "A heron stands in the shallow water and waits for a fish.",
