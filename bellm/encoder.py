@@ -29,6 +29,7 @@ from bellm.engine.packing_check import check_packing
 from bellm.engine.plan import chunk_texts
 from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize, warn_truncated
 from bellm.errors import BellmError, NoOpWarning, PromptError, TruncationWarning
+from bellm.io.atomic import atomic_directory
 from bellm.progress import progress_bar
 from bellm.prompts import Prompt
 from bellm.tensors.similarity import normalize_rows as unit_length
@@ -293,7 +294,7 @@ class Encoder:
             loaded = self.replace(verify=False)
             loaded.model = adapters.merge_adapters(copy.deepcopy(self._model))
         record = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
-        with saving.atomic_directory(Path(path)) as draft:
+        with atomic_directory(Path(path)) as draft:
             saving.write_saved(draft, causal_copy(self._model), self.tokenizer, record, __version__, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:

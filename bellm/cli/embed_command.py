@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm.cli import embed_folder, output_files
+from bellm.cli import embed_folder
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
 from bellm.corpus.input_files import expand_inputs
 from bellm.corpus.row_ranges import SHARD_ROWS
 from bellm.errors import BellmError
+from bellm.io.rows import read_texts
+from bellm.io.vectors import is_folder, new_vector_file
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -109,8 +111,8 @@ def embed_command(
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
-    encoding = {"role": input_type.value, "normalize": normalize, "max_batch_tokens": max_batch_tokens}
-    if output_files.is_folder(output):
+    encoding = {"input_type": input_type.value, "normalize": normalize, "max_batch_tokens": max_batch_tokens}
+    if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
         shape = {"id_column": id_column, "keep_text": keep_text, "vectors": vectors.value, "shard_rows": shard_rows}
@@ -132,8 +134,8 @@ def embed_command(
 def _to_file(
     source: str, options: ModelOptions, inputs: list[str], output: str, column: str, force: bool, **encoding: Any
 ) -> dict[str, Any]:
-    texts = [text for file in expand_inputs(inputs) for text in output_files.read_texts(file, column)]
-    with output_files.new_vector_file(output, force=force) as write:
+    texts = [text for file in expand_inputs(inputs) for text in read_texts(file, column)]
+    with new_vector_file(output, force=force) as write:
         encoder = options.load(source)
         start = time.perf_counter()
         vectors = _vectors(encoder, texts, **encoding)
@@ -158,7 +160,7 @@ def _vectors(encoder: "Encoder", texts: list[str], *, input_type: str, **options
 def _in_words(result: dict[str, Any]) -> str:
     encoder = result["encoder"]
     return (
-        f"{result['output']}: {result['rows']} rows of {result['dim']} dimensions, open layers "
+        f"{result['output']}: {result['rows']} rows of {result["embedding_dim"]} dimensions, open layers "
         f"{encoder['bidirectional']} of {encoder['num_layers']}, computed in {encoder['dtype']} in "
         f"{result['seconds']:.1f} s ({result['rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
     )

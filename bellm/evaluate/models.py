@@ -15,6 +15,7 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextView
 from bellm.evaluate.vector_cache import VectorCache
+from bellm.io.vectors import read_vectors
 from bellm.metadata import encoder_identity, encoder_metadata
 from bellm.types import InputType, Vectors
 
@@ -184,7 +185,7 @@ def _wraps(model: Any) -> bool:
 
 def _of_file(source: str) -> EvaluatedModel:
     file = Path(source.removeprefix(VECTORS))
-    texts, vectors = _read(file)
+    texts, vectors = read_vectors(file)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise SourceError(f"{file}: the vectors are not of one width, or hold numbers that are none.")
     place = {text: number for number, text in enumerate(texts)}
@@ -198,29 +199,6 @@ def _of_file(source: str) -> EvaluatedModel:
     known = {"source": source, "embedding_dim": vectors.shape[1], "fingerprint": _digest(vectors), "texts": len(place)}
     view = TextView("text", embed)
     return EvaluatedModel(source, dict.fromkeys(ROLES, view), known)
-
-
-def _read(file: Path) -> tuple[list[str], Vectors]:
-    try:
-        if file.suffix.lower() == ".jsonl":
-            with file.open(encoding="utf-8") as lines:
-                rows = [json.loads(line) for line in lines]
-            return [row["text"] for row in rows], np.array([row["vector"] for row in rows], dtype=np.float32)
-        if file.suffix.lower() != ".parquet":
-            raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(file, columns=["text", "vector"])
-        vectors = np.stack(table.column("vector").to_numpy())
-        return table.column("text").to_pylist(), vectors.astype(np.float32)
-    except ImportError as error:
-        raise SourceError("Parquet files need pyarrow: pip install 'bellm[evaluate]'.") from error
-    except SourceError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
 
 
 def _digest(vectors: Vectors) -> str:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bellm import Encoder
-from bellm.cli.output_files import new_vector_file
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.models import ModelLoader, from_encoder
+from bellm.io.vectors import new_vector_file
 from bellm.metadata import encoder_identity
 
 TEXTS = ["A heron waits.", "Snow fell.", "Why?", "Snow fell."]
