@@ -160,7 +160,7 @@ def _vectors(encoder: "Encoder", texts: list[str], *, input_type: str, **options
 def _in_words(result: dict[str, Any]) -> str:
     encoder = result["encoder"]
     return (
-        f"{result['output']}: {result['rows']} rows of {result["embedding_dim"]} dimensions, open layers "
+        f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions, open layers "
         f"{encoder['bidirectional']} of {encoder['num_layers']}, computed in {encoder['dtype']} in "
         f"{result['seconds']:.1f} s ({result['rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
     )

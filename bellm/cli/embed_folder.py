@@ -42,7 +42,7 @@ def embed_to_folder(
         encoder = options.load(source)
         from bellm.corpus.job import embed_corpus
 
-        how["engine"] = _ray(source, options, workers) if engine == "ray" else None
+        how["executor"] = _ray(source, options, workers) if engine == "ray" else None
         # Ray tells of dead workers on standard output, where the result goes.
         with CorpusProgressBar() as bar, contextlib.redirect_stdout(sys.stderr):
             report = embed_corpus(encoder, inputs, output, source=source, column=column, progress=bar.show, **how)
@@ -69,8 +69,8 @@ def corpus_summary(result: dict[str, Any]) -> str:
     """The result for people."""
     encoder = result["encoder"]
     return (
-        f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions in {result['shards']} shards, "
-        f"{result['new_rows']} of them new, open layers {encoder['bidirectional']} of {encoder['num_layers']}, "
+        f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions in "
+        f"{result['shards']} shards, {result['new_rows']} of them new, open layers {encoder['bidirectional']} of {encoder['num_layers']}, "
         f"computed in {encoder['dtype']} in {result['seconds']:.1f} s "
         f"({result['new_rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
     )
