@@ -70,9 +70,9 @@ def corpus_summary(result: dict[str, Any]) -> str:
     encoder = result["encoder"]
     return (
         f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions in "
-        f"{result['shards']} shards, {result['new_rows']} of them new, open layers {encoder['bidirectional']} of {encoder['num_layers']}, "
-        f"computed in {encoder['dtype']} in {result['seconds']:.1f} s "
-        f"({result['new_rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
+        f"{result['shards']} shards, {result['new_rows']} of them new, "
+        f"open layers {encoder['bidirectional']} of {encoder['num_layers']}, computed in {encoder['dtype']} in "
+        f"{result['seconds']:.1f} s ({result['new_rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
     )
 
 
