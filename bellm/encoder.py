@@ -40,6 +40,7 @@ from bellm.engine.tokenization import (
     with_placeholders,
 )
 from bellm.errors import BellmError, NoOpWarning, TruncationWarning
+from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import no_op_reason
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import normalize_rows
@@ -273,7 +274,7 @@ class Encoder:
             loaded = self.replace(verify=False)
             loaded.model = adapters.merge_adapters(copy.deepcopy(self._model))
         saved = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
-        with saving.atomic_directory(Path(path)) as draft:
+        with atomic_directory(Path(path)) as draft:
             saving.write_saved(draft, causal_copy(self._model), self.tokenizer, saved, __version__, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:

@@ -9,7 +9,7 @@ from bellm.errors import MissingExtraError
 
 _IMPORTS = {
     "train": ("peft", "accelerate", "datasets", "filelock", "pyarrow"),
-    "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
+    "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval", "statsmodels"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
 }
 """What each extra of pyproject.toml makes importable."""
@@ -21,7 +21,7 @@ def require_extra(extra: str) -> None:
     Raises:
         MissingExtraError: One of its packages is missing.
     """
-    if missing := [name for name in _IMPORTS[extra] if find_spec(name) is None]:
+    if missing := [name for name in _IMPORTS[extra] if _is_missing(name)]:
         verb = "is" if len(missing) == 1 else "are"
         raise MissingExtraError(
             f"bellm.{extra} needs {', '.join(missing)}, which {verb} not installed: pip install 'bellm[{extra}]'."
@@ -44,3 +44,10 @@ def lazy_exports(package: str, extra: str, modules: Mapping[str, str]) -> Callab
         return getattr(import_module(f"{package}.{modules[name]}"), name)
 
     return import_name
+
+
+def _is_missing(name: str) -> bool:
+    try:
+        return find_spec(name) is None
+    except ImportError:  # Something on `sys.meta_path` forbids it.
+        return True

@@ -1,11 +1,6 @@
 """A saved encoder on disk: weights, tokenizer, settings and the fingerprint that proves them."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,28 +80,6 @@ def push_folder(path: Path, repo_id: str, *, private: bool, token: str | None) -
         return str(api.upload_folder(repo_id=repo_id, folder_path=path).commit_url)
     except (HfHubHTTPError, OSError) as error:
         raise SourceError(f"The Hub refuses {repo_id}: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `path` once the block has succeeded.
-
-    Raises:
-        SourceError: Something is there already, or the disk refuses.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SourceError(f"{path} exists already and is not empty. Choose another name or remove it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            yield draft
-            draft.chmod(0o755)
-            os.replace(draft, path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise SourceError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def write_saved(

@@ -29,7 +29,7 @@ from rich.progress import track
 
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate.models import ModelLoader
+from bellm.evaluate.models import load_model, load_models
 from bellm.evaluate.record import report_to_json
 from bellm.evaluate.results import Difference, Score
 from bellm.evaluate.suite import evaluate
@@ -161,8 +161,8 @@ def main() -> None:
 def measure(cell: Cell, tasks: Sequence[str]) -> dict[str, Any]:
     """Score a cell and the causal model of its setting, whose vectors are kept for all cells."""
     started = time.monotonic()
-    sources = ModelLoader(default_cache_folder())
-    report = evaluate([sources.open(each.source) for each in (cell.causal, cell)], tasks, data=data_folder())
+    models = load_models([cell.causal.source, cell.source], default_cache_folder())
+    report = evaluate(models, tasks, data=data_folder())
     first = report_to_json(report)
     (ours,) = first["compared"]
     name = AVERAGE if AVERAGE in ours["averages"] else tasks[0]
@@ -199,9 +199,7 @@ def _score(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> BootstrapEstim
     named = f"{cell.setting} {cell.bidirectional} {recipe.seed} {recipe.max_steps} {recipe.batch_size}"
     run = runs / re.sub(r"[^\w-]+", "-", named)
     train(recipe, [(load_dataset(file), 1.0)], run)
-    (results,) = evaluate(
-        [ModelLoader(default_cache_folder()).open(str(run / "model"))], TESTS, data=data_folder()
-    ).results
+    (results,) = evaluate([load_model(str(run / "model"), default_cache_folder())], TESTS, data=data_folder()).results
     return statistics.average_estimates(
         [statistics.bootstrap_estimate(each.item_scores_N, each.gold_N) for each in results.values()]
     )

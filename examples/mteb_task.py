@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from bellm import Encoder
 from bellm.data import sts
-from bellm.evaluate.mteb_encoder import MtebEncoder
+from bellm.evaluate import MtebEncoder
 
 
 def main() -> None:

@@ -62,6 +62,15 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of research data, read only."""
+    folder = Path(os.environ.get("BELLM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no research data in {folder}: set BELLM_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer()
 

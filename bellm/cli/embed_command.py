@@ -4,18 +4,17 @@ import json
 import sys
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from bellm.cli import embed_folder, output_files
+from bellm.cli import embed_folder
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
 from bellm.corpus.input_files import expand_inputs
 from bellm.corpus.row_ranges import SHARD_ROWS
 from bellm.errors import BellmError
-
-if TYPE_CHECKING:
-    pass
+from bellm.io.rows import read_texts
+from bellm.io.vectors import is_folder, new_vector_file
 
 
 class InputTypeOption(StrEnum):
@@ -108,7 +107,7 @@ def embed_command(
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
     encoding = {"input_type": input_type.value, "max_batch_tokens": max_batch_tokens}
-    if output_files.is_folder(output):
+    if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
         shape = {"id_column": id_column, "keep_text": keep_text, "vectors": vectors.value, "shard_rows": shard_rows}
@@ -130,8 +129,8 @@ def embed_command(
 def _to_file(
     source: str, options: ModelOptions, inputs: list[str], output: str, column: str, force: bool, **encoding: Any
 ) -> dict[str, Any]:
-    texts = [text for file in expand_inputs(inputs) for text in output_files.read_texts(file, column)]
-    with output_files.new_vector_file(output, force=force) as write:
+    texts = [text for file in expand_inputs(inputs) for text in read_texts(file, column)]
+    with new_vector_file(output, force=force) as write:
         encoder = options.load(source)
         start = time.perf_counter()
         vectors = encoder.encode(texts, progress=sys.stderr.isatty(), **encoding)
@@ -151,7 +150,7 @@ def _to_file(
 def _in_words(result: dict[str, Any]) -> str:
     encoder = result["encoder"]
     return (
-        f"{result['output']}: {result['rows']} rows of {result['dim']} dimensions, open layers "
+        f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions, open layers "
         f"{encoder['bidirectional']} of {encoder['num_layers']}, computed in {encoder['dtype']} in "
         f"{result['seconds']:.1f} s ({result['rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellm.cli.model_options import ModelOptions
-from bellm.corpus.formats import Columns
 from bellm.corpus.input_files import check_columns, expand_inputs
 from bellm.errors import BellmError
+from bellm.io.rows import TextColumns
 
 if TYPE_CHECKING:
     from bellm.corpus.job import CorpusProgress
@@ -32,17 +32,17 @@ def embed_to_folder(
     Raises:
         KeyboardInterrupt: Ctrl-C, with what is left of the work in words.
     """
-    import bellm.corpus.arrow  # noqa: F401 - says what is missing before a model is loaded
+    import bellm.io.arrow  # noqa: F401 - says what is missing before a model is loaded
 
     if engine == "local" and workers is not None:
         raise BellmError("--workers belongs to --engine ray: one process embeds here.")
 
-    check_columns(expand_inputs(inputs, Path(output)), Columns(column, how["id_column"]))
+    check_columns(expand_inputs(inputs, Path(output)), TextColumns(column, how["id_column"]))
     try:
         encoder = options.load(source)
         from bellm.corpus.job import embed_corpus
 
-        how["engine"] = _ray(source, options, workers) if engine == "ray" else None
+        how["executor"] = _ray(source, options, workers) if engine == "ray" else None
         # Ray tells of dead workers on standard output, where the result goes.
         with CorpusProgressBar() as bar, contextlib.redirect_stdout(sys.stderr):
             report = embed_corpus(encoder, inputs, output, source=source, column=column, progress=bar.show, **how)
@@ -69,10 +69,10 @@ def corpus_summary(result: dict[str, Any]) -> str:
     """The result for people."""
     encoder = result["encoder"]
     return (
-        f"{result['output']}: {result['rows']} rows of {result['dim']} dimensions in {result['shards']} shards, "
-        f"{result['new_rows']} of them new, open layers {encoder['bidirectional']} of {encoder['num_layers']}, "
-        f"computed in {encoder['dtype']} in {result['seconds']:.1f} s "
-        f"({result['new_rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
+        f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions in "
+        f"{result['shards']} shards, {result['new_rows']} of them new, "
+        f"open layers {encoder['bidirectional']} of {encoder['num_layers']}, computed in {encoder['dtype']} in "
+        f"{result['seconds']:.1f} s ({result['new_rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
     )
 
 

@@ -1,22 +1,15 @@
-"""`bellm evaluate`: scores with intervals, and a report."""
+"""`bellm evaluate`: score models on tasks, and write a report."""
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bellm.cli import command_group
 from bellm.cli.model_options import AsJson, ModelOptions, with_model_options
-from bellm.errors import SourceError
-from bellm.io import atomic
-
-if TYPE_CHECKING:
-    from bellm.evaluate.results import Report
-    from bellm.evaluate.suite import Progress
+from bellm.cli.progress_bars import live_bars
 
 RESULTS, PAGE, TABLE = "results.json", "report.html", "report.md"
 
@@ -40,7 +33,7 @@ def evaluate_command(
         str,
         typer.Option(
             help="sts, transfer, scifact, or single tasks (STS12 ... STS16, STSBenchmark, STSBenchmark-dev, SICK-R, "
-            "SICK-R-full, MR, CR, SUBJ, MPQA, SST2, TREC, MRPC, SciFact), with commas."
+            "SICK-R-full, MR, CR, SUBJ, MPQA, SST2, TREC, MRPC, SciFact, C-STS), with commas."
         ),
     ] = "sts",
     compare: Annotated[
@@ -74,106 +67,35 @@ def evaluate_command(
 
     Example: bellm evaluate smollm2 'smollm2?bidirectional=last:8' -o report/ --prompt raw --pooling mean
     """
-    named = [*sources, *(compare or [])]
-    folder = Path(output)
-    _refuse_others(folder, named, force)
+    # The room's door says what is missing where the extra is not installed.
+    from bellm.evaluate import check_report_folder, resolve_tasks
+
+    named, folder = list(dict.fromkeys([*sources, *(compare or [])])), Path(output)
+    check_report_folder(folder, named, force=force)
+    wanted = resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
     started = time.monotonic()
-    with _progress() as progress:
-        report = _report(named, tasks.split(","), data, cache, clean, seed, resamples, options, progress)
+    with command_group.status_line(f"loading {', '.join(named)}"):
+        from bellm.evaluate import default_cache_folder, evaluate, load_models, write_report
+
+        models = load_models(named, Path(cache) if cache else default_cache_folder(), **options.given())
+    with live_bars() as update:
+        report = evaluate(
+            models,
+            wanted,
+            data=Path(data) if data else None,
+            clean=clean,
+            resamples=resamples,
+            seed=seed,
+            progress=lambda model, task, done, total: update(f"{model[:40]}: {task}", done, total, model),
+        )
     seconds = time.monotonic() - started
-    results = {**_record(report), "seconds": round(seconds, 1)}
-    _write(folder, report, results)
+    results = write_report(report, folder, force=force, seconds=round(seconds, 1))
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False))
-    else:
-        _show(report, folder, seconds)
-
-
-def _report(
-    named: Sequence[str],
-    tasks: Sequence[str],
-    data: str | None,
-    cache: str | None,
-    clean: bool,
-    seed: int,
-    resamples: int,
-    options: ModelOptions,
-    progress: "Progress",
-) -> "Report":
-    from bellm.evaluate.suite import resolve_tasks
-
-    wanted = resolve_tasks([task.strip() for task in tasks if task.strip()])
-    with command_group.status_line(f"loading {', '.join(named)}"):
-        from bellm.evaluate.models import ModelLoader
-        from bellm.evaluate.suite import evaluate as run
-        from bellm.evaluate.vector_cache import default_cache_folder
-
-        opened = ModelLoader(Path(cache) if cache else default_cache_folder(), **options.given())
-        subjects = [opened.open(source) for source in dict.fromkeys(named)]
-    folder = Path(data) if data else None
-    return run(subjects, wanted, data=folder, clean=clean, resamples=resamples, seed=seed, progress=progress)
-
-
-def _record(report: "Report") -> dict[str, Any]:
-    from bellm.evaluate.record import report_to_json
-
-    return report_to_json(report)
-
-
-def _refuse_others(folder: Path, named: Sequence[str], force: bool) -> None:
-    """Results of the same models may be made anew; those of others are kept."""
-    if folder.exists() and not folder.is_dir():
-        raise SourceError(f"{folder} is a file. Name a folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if force or not (folder / RESULTS).exists():
-            return
-        there = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        known = [there["model"], *(run["model"] for run in there["compared"])]
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError):
-        known = ["something that bellm cannot read"]
-    if known != list(dict.fromkeys(named)):
-        raise SourceError(
-            f"{folder / RESULTS} holds results of {', '.join(known)}. Choose another folder, or replace with --force."
-        )
-
-
-def _write(folder: Path, report: "Report", results: dict[str, Any]) -> None:
-    from bellm.evaluate.page import write_report_page
-    from bellm.evaluate.tables import markdown_table
-
-    atomic.write_bytes(folder / TABLE, markdown_table(report).encode())
-    atomic.write_bytes(folder / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
-    write_report_page(report, folder / PAGE)
-
-
-def _show(report: "Report", folder: Path, seconds: float) -> None:
+        return
     from rich.console import Console
 
     from bellm.evaluate.tables import terminal_table
 
     Console().print(terminal_table(report))
     typer.echo(f"{seconds:.0f} s. {folder / PAGE} shows it all; {RESULTS} and {TABLE} lie beside it.")
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A bar for each encoder, for people at a terminal."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    with progress.Progress(
-        *columns, progress.TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        bars: dict[str, progress.TaskID] = {}
-
-        def show(model: str, task: str, done: int, total: int) -> None:
-            if model not in bars:
-                bars[model] = bar.add_task("", total=None)
-            bar.update(bars[model], description=f"{model[:40]}: {task}", completed=done, total=total or None)
-
-        yield show

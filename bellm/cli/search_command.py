@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm.cli import command_group, output_files
+from bellm.cli import command_group
 from bellm.cli.model_options import DEFAULT_MODEL, AsJson, BatchTokens, Column, ModelOptions, with_model_options
 from bellm.errors import BellmError
+from bellm.io.rows import check_text, read_texts
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -79,7 +80,7 @@ def search_command(
 
     Example: bellm search "how do birds sleep" --in notes.txt --top 5 --prompt instruct
     """
-    query = output_files.checked_text("The query", query)
+    query = check_text("The query", query)
     if os.path.isdir(place):
         found, encoder = _in_corpus(query, place, top, exact, model, options)
     else:
@@ -93,7 +94,7 @@ def search_command(
 def _in_file(
     query: str, file: str, top: int, model: str, column: str, max_batch_tokens: int | None, options: ModelOptions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    texts = output_files.read_texts(file, column)
+    texts = read_texts(file, column)
     encoder = options.load(model)
     from bellm.metadata import encoder_metadata
     from bellm.tensors.similarity import cosine_similarity

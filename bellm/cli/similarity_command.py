@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli import output_files
 from bellm.cli.model_options import DEFAULT_MODEL, AsJson, BatchTokens, Column, Model, ModelOptions, with_model_options
 from bellm.errors import BellmError
+from bellm.io.rows import check_text, read_texts
 
 
 @with_model_options
@@ -45,11 +45,11 @@ def similarity_command(
 def _pairs(a: str, b: str, column: str) -> tuple[list[str], list[str]]:
     is_file = [os.path.isfile(side) for side in (a, b)]
     if not any(is_file):
-        return [output_files.checked_text("The first text", a)], [output_files.checked_text("The second text", b)]
+        return [check_text("The first text", a)], [check_text("The second text", b)]
     if not all(is_file):
         file, text = (a, b) if is_file[0] else (b, a)
         raise BellmError(f"{file} is a file, but {text!r} is not. Give two texts or two files.")
-    left, right = output_files.read_texts(a, column), output_files.read_texts(b, column)
+    left, right = read_texts(a, column), read_texts(b, column)
     if len(left) != len(right):
         raise BellmError(f"{a} has {len(left)} texts and {b} has {len(right)}: rows are compared one by one.")
     return left, right

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bellm.corpus import manifest, shards
-from bellm.corpus.arrow import pa
 from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic
+from bellm.io.arrow import pa
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import Vectors

@@ -18,8 +18,7 @@ from filelock import FileLock, Timeout
 
 from bellm.corpus import shard_plan, shards
 from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
-from bellm.corpus.formats import Columns
-from bellm.corpus.input_files import STDIN, check_columns, expand_inputs
+from bellm.corpus.input_files import check_columns, expand_inputs
 from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, write_manifest
 from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
 from bellm.corpus.shards import Precision, Shard
@@ -29,6 +28,7 @@ from bellm.engine.embedding import EncodeResult
 from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic
+from bellm.io.rows import STDIN, TextColumns
 from bellm.metadata import encoder_metadata
 from bellm.saving import FINGERPRINT_FILE
 from bellm.types import InputType
@@ -54,7 +54,7 @@ class Job:
 
     out: Path
     files: list[str]
-    columns: Columns
+    columns: TextColumns
     shard_rows: int
     """Most rows of a shard."""
     done: list[Shard]
@@ -133,7 +133,7 @@ def embed_corpus(
     out = Path(out)
     if shard_rows < 1:
         raise BellmError(f"shard_rows={shard_rows} is too small: give at least 1.")
-    columns = Columns(column, id_column)
+    columns = TextColumns(column, id_column)
     files = expand_inputs(inputs, skip=out)
     check_columns(files, columns)
     recipe = CorpusConfig(

@@ -16,13 +16,13 @@ import torch
 
 from bellm.corpus import shards
 from bellm.corpus.encoder_ref import EncoderRef
-from bellm.corpus.input_files import STDIN
 from bellm.corpus.job import CorpusProgress, Job, embed_rows
 from bellm.corpus.ray_reading import missing_ranges_of
 from bellm.corpus.shards import Shard
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
+from bellm.io.rows import STDIN
 
 try:
     import ray

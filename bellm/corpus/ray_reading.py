@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bellm.corpus import shard_plan
-from bellm.corpus.formats import Columns
 from bellm.corpus.shards import Shard
+from bellm.io.rows import TextColumns
 
 
 def missing_ranges_of(
-    row: dict[str, Any], columns: Columns, done: Sequence[Shard], max_rows: int, place: str
+    row: dict[str, Any], columns: TextColumns, done: Sequence[Shard], max_rows: int, place: str
 ) -> Iterator[dict[str, Any]]:
     """Row ranges of a file that no shard covers; a Ray task."""
     os.chdir(place)

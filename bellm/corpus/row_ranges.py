@@ -1,24 +1,16 @@
-"""Rows of a corpus, and the spans of rows that become shards."""
+"""Split the rows of a file into the ranges that become shards."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from bellm.io.rows import TextRow
 
 SHARD_ROWS = 8192
 """Rows of a shard: what a kill costs at most; a hundred million rows are some twelve thousand files."""
 
 MAX_RANGE_CHARACTERS = 2**26
-"""A span ends early once it holds this many characters, so that memory is bounded whatever the texts."""
-
-
-class CorpusRow(NamedTuple):
-    """One row of an input file; `text` is None where it cannot be read, and `reason` says why."""
-
-    number: int
-    id: str
-    text: str | None
-    reason: str = ""
+"""A range ends early once it holds this many characters, so that memory is bounded whatever the texts."""
 
 
 @dataclass
@@ -35,7 +27,7 @@ class RowRange:
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     """Numbers of the other rows, and why."""
     digest: str = ""
-    """What tells these rows from any others: see `Digest`."""
+    """What tells these rows from any others: see `RowsDigest`."""
     begun: float = 0.0
     """Share of the inputs that was read when it began."""
     read: float = 0.0
@@ -53,7 +45,7 @@ class RowsDigest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, row: CorpusRow) -> None:
+    def add(self, row: TextRow) -> None:
         """Take one more row into account."""
         if row.text is None:
             self._hash.update(b"-")
@@ -66,8 +58,8 @@ class RowsDigest:
         return self._hash.hexdigest()
 
 
-def split_rows(file: str, rows: Iterable[CorpusRow], max_rows: int) -> Iterator[RowRange]:
-    """Cut rows that follow each other into spans of at most `max_rows` rows, none of them empty."""
+def split_rows(file: str, rows: Iterable[TextRow], max_rows: int) -> Iterator[RowRange]:
+    """Cut rows that follow each other into ranges of at most `max_rows` rows, none of them empty."""
     row_range, digest, characters = None, RowsDigest(), 0
     for row in rows:
         if row_range is None:

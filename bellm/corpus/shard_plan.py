@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bellm.corpus import shards
-from bellm.corpus.formats import Columns
-from bellm.corpus.input_files import STDIN, InputFile
 from bellm.corpus.manifest import MANIFEST_FILE
-from bellm.corpus.row_ranges import CorpusRow, RowRange, RowsDigest, split_rows
+from bellm.corpus.row_ranges import RowRange, RowsDigest, split_rows
 from bellm.corpus.shards import DamagedError, Shard
 from bellm.errors import CorpusWarning, SourceError
+from bellm.io.rows import STDIN, TextColumns, TextFile, TextRow
 
 
 def scan_shards(out: Path, recipe: str) -> list[Shard]:
@@ -42,7 +41,9 @@ def scan_shards(out: Path, recipe: str) -> list[Shard]:
     return found
 
 
-def missing_ranges(files: Sequence[str], columns: Columns, done: Iterable[Shard], max_rows: int) -> Iterator[RowRange]:
+def missing_ranges(
+    files: Sequence[str], columns: TextColumns, done: Iterable[Shard], max_rows: int
+) -> Iterator[RowRange]:
     """Read the inputs and give the spans that no shard covers, in order.
 
     Args:
@@ -58,7 +59,7 @@ def missing_ranges(files: Sequence[str], columns: Columns, done: Iterable[Shard]
     sizes = [0 if file == STDIN else os.path.getsize(file) for file in files]
     read, total = 0, sum(sizes)
     for file, size in zip(files, sizes, strict=True):
-        source = InputFile(file, columns)
+        source = TextFile(file, columns)
         for row_range in _missing(source, shards_of.get(file, []), max_rows):
             row_range.begun, row_range.read = (
                 (read + size * share) / max(total, 1) for share in (row_range.begun, row_range.read)
@@ -81,8 +82,8 @@ def by_file(done: Iterable[Shard]) -> dict[str, list[Shard]]:
     return found
 
 
-def _missing(source: InputFile, done: Sequence[Shard], max_rows: int) -> Iterator[RowRange]:
-    rows = source.rows()
+def _missing(source: TextFile, done: Sequence[Shard], max_rows: int) -> Iterator[RowRange]:
+    rows = source.texts()
     row = 1
     for shard in done:
         yield from _cut(source, itertools.islice(rows, shard.first - row), max_rows)
@@ -91,7 +92,7 @@ def _missing(source: InputFile, done: Sequence[Shard], max_rows: int) -> Iterato
     yield from _cut(source, rows, max_rows)
 
 
-def _cut(source: InputFile, rows: Iterator[CorpusRow], max_rows: int) -> Iterator[RowRange]:
+def _cut(source: TextFile, rows: Iterator[TextRow], max_rows: int) -> Iterator[RowRange]:
     begun = source.share
     for row_range in split_rows(source.file, rows, max_rows):
         row_range.begun, row_range.read = begun, source.share
@@ -99,7 +100,7 @@ def _cut(source: InputFile, rows: Iterator[CorpusRow], max_rows: int) -> Iterato
         yield row_range
 
 
-def _refuse_changed(source: InputFile, rows: Iterator[CorpusRow], shard: Shard) -> None:
+def _refuse_changed(source: TextFile, rows: Iterator[TextRow], shard: Shard) -> None:
     digest = RowsDigest()
     for row in rows:
         digest.add(row)

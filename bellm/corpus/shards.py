@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bellm.corpus.arrow import pa, pq
 from bellm.corpus.row_ranges import RowRange
 from bellm.errors import SourceError
 from bellm.io import atomic
+from bellm.io.arrow import pa, pq
 from bellm.types import Vectors
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellm.data import sources
-from bellm.errors import BellmError, SourceError
+from bellm.errors import SourceError
 
 COLUMNS = ("sentence1", "sentence2", "condition", "label")
 
@@ -37,13 +36,6 @@ class CSTSPairs:
         left = [join_condition(*pair) for pair in zip(self.left, self.conditions, strict=True)]
         right = [join_condition(*pair) for pair in zip(self.right, self.conditions, strict=True)]
         return left, right
-
-
-class Correlations(NamedTuple):
-    """Agreement with people, in points."""
-
-    spearman: float
-    pearson: float
 
 
 def read_csts(file: Path) -> CSTSPairs:
@@ -66,30 +58,10 @@ def join_condition(sentence: str, condition: str) -> str:
     utils/sts/dataset_preprocessing.py of its code), with the separator of a masked language model between them.
     Decoders have none; a space stands there.
 
-    >>> joined("Two dogs run on a beach.", "The number of animals.")
+    >>> join_condition("Two dogs run on a beach.", "The number of animals.")
     'Two dogs run on a beach. The number of animals.'
     """
     return f"{sentence.strip()} {condition.strip()}"
-
-
-def csts_correlations(cosine_N: NDArray[np.floating], gold_N: NDArray[np.float64]) -> Correlations:
-    """Spearman and Pearson correlation with the labels times 100: the paper's two metrics.
-
-    Args:
-        cosine_N: Similarity of each pair.
-        gold_N: Label of each pair.
-
-    Raises:
-        BellmError: One of them is the same for every pair, so that nothing correlates.
-    """
-    from scipy.stats import pearsonr, spearmanr
-
-    for name, values_N in (("similarities", cosine_N), ("labels", gold_N)):
-        if np.ptp(values_N) == 0:
-            raise BellmError(f"All {name} are {values_N[0]:g}: nothing correlates with them.")
-    return Correlations(
-        100 * float(spearmanr(cosine_N, gold_N).statistic), 100 * float(pearsonr(cosine_N, gold_N).statistic)
-    )
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str, str, float]]:

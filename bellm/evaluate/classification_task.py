@@ -1,38 +1,38 @@
-"""Transfer tasks by SentEval's protocol: logistic regression on frozen vectors.
+"""Classification by SentEval's protocol: logistic regression on frozen embeddings.
 
 Conneau & Kiela 2018, arXiv:1803.05449, and its code (github.com/facebookresearch/SentEval, `tools/validation.py`):
 
-- MR, CR, SUBJ, MPQA: ten stratified folds; within each, ten stratified folds of the rest choose the strength.
+- MR, CR, SUBJ, MPQA: ten stratified folds; within each, ten stratified folds of the rest choose the strength C.
 - SST2: the development part chooses. TREC, MRPC: ten stratified folds of the training part choose.
 - Pairs give |u - v| and u * v, side by side. Nothing is standardised, so that the scale of the vectors matters: those
   of length 1 often take the largest strength.
 
 SentEval has two classifiers: scikit-learn's logistic regression (liblinear at the time), and Adam on the same
 cross-entropy with weight decay, stopped early. This is the first one with the strengths of its grid, solved to its
-minimum (`classifier.py`). It differs from what ran in 2018 in that TREC's six classes share a softmax, where liblinear
-told each class from the rest, and that the intercept is not penalised; both are scikit-learn's own way today. Adam's
-weight decay of 1e-5 to 1e-2 on the mean loss of N rows means strengths of 1 / (N * decay), so that on ten thousand
-rows it searches 0.01 to 10, where this one searches 0.25 to 8. Accuracy counts rows; SentEval's is the mean over
-folds, which are of equal size but for one row, and is given too.
+minimum (`logistic_regression.py`). It differs from what ran in 2018 in that TREC's six classes share a softmax, where
+liblinear told each class from the rest, and that the intercept is not penalised; both are scikit-learn's own way
+today. Adam's weight decay of 1e-5 to 1e-2 on the mean loss of N rows means strengths of 1 / (N * decay), so that on
+ten thousand rows it searches 0.01 to 10, where this one searches 0.25 to 8. Accuracy counts rows; SentEval's is the
+mean over folds, which are of equal size but for one row, and is given too.
 
 Shapes: N rows of a task, T distinct texts, D width.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
-from bellm.data.classification import LabeledTexts
+from bellm.data.classification import LabeledTexts, read_classification
 from bellm.errors import BellmError
-from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.logistic_regression import Fit, GridSearch, Rows, Split, grid_search
+from bellm.evaluate.logistic_regression import GridSearch, Rows, Split, grid_search
 from bellm.evaluate.results import TaskResult
-from bellm.types import Vectors
+from bellm.evaluate.task import Task
+from bellm.types import InputType, Vectors
 
 FOLDS = 10
 SEED = 1111
@@ -43,17 +43,32 @@ C_VALUES_WITHOUT_DEV = tuple(2.0**power for power in range(-1, 6))
 """SentEval's grid for tasks with a training and a test part only."""
 
 
-def score_classification(
-    model: EvaluatedModel, sentences: LabeledTexts, *, seed: int = SEED, progress: bool = False
-) -> TaskResult:
-    """Embed a task and classify it, see `run`."""
-    texts = distinct_texts(sentences)
-    result = classify(sentences, model.vectors(texts), seed=seed, progress=progress)
-    return replace(result, num_truncated=model.num_truncated(texts))
+class ClassificationTask(Task[LabeledTexts]):
+    """Sentences, or pairs of them, and their classes."""
+
+    kind = "transfer"
+
+    def load(self, folder: Path | None, *, clean: bool = False) -> LabeledTexts:
+        """Read the rows."""
+        return read_classification(self.name, folder)
+
+    def texts(self, data: LabeledTexts) -> Mapping[InputType, Sequence[str]]:
+        """The distinct texts."""
+        return {"text": distinct_texts(data)}
+
+    def score(self, data: LabeledTexts, vectors: Mapping[InputType, Vectors]) -> TaskResult:
+        """Score by SentEval's protocol, see `classify`."""
+        return classify(data, vectors["text"])
+
+
+CLASSIFICATION_TASKS = tuple(
+    ClassificationTask(name, average="transfer average")
+    for name in ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+)
 
 
 def distinct_texts(sentences: LabeledTexts) -> list[str]:
-    """The distinct texts of a task, in the order in which `run` takes their vectors."""
+    """The distinct texts of a task, in the order in which `classify` takes their vectors."""
     return list(dict.fromkeys(chain(*sentences.columns)))
 
 
@@ -64,9 +79,9 @@ def classify(
 
     Args:
         sentences: The task.
-        vectors_TD: A vector for each of `texts_of`.
-        folds: How often rows are divided, to score and to choose a strength.
-        seed: What folds are drawn with.
+        vectors_TD: A vector for each of `distinct_texts`, shape (T, D).
+        folds: Number of folds, to score and to choose a strength.
+        seed: Of the folds.
         progress: Show a progress bar.
 
     Returns:
@@ -76,31 +91,38 @@ def classify(
         points.
 
     Raises:
-        BellmError: The vectors are not those of `texts_of`, or a class has fewer rows than there are folds.
+        BellmError: The vectors are not those of `distinct_texts`, or a class has fewer rows than there are folds.
     """
     _refuse(sentences, vectors_TD, folds)
     labels_N = sentences.labels_N
     searches = make_grid_searches(sentences, folds, seed)
-    choices = grid_search(
-        pair_features(sentences, vectors_TD), labels_N, searches, C_grid(sentences), progress=progress
-    )
-    rows = np.concatenate([one.final.test for one in searches])
+    fits = grid_search(pair_features(sentences, vectors_TD), labels_N, searches, C_grid(sentences), progress=progress)
+    rows = np.concatenate([search.final.test for search in searches])
     order = rows.argsort()
-    predicted = np.concatenate([choice.predicted_N for choice in choices])[order]
+    predicted = np.concatenate([fit.predicted_N for fit in fits])[order]
     gold = labels_N[rows[order]]
+    fold_accuracies = [
+        (fit.predicted_N == labels_N[search.final.test]).mean() for search, fit in zip(searches, fits, strict=True)
+    ]
+    f1_name, average = ("F1", "binary") if len(sentences.columns) == 2 else ("macro F1", "macro")
     return TaskResult(
         task=sentences.name,
         metric="accuracy",
         item_scores_N=(predicted == gold).astype(np.float64),
         num_texts=len(vectors_TD),
-        extra_metrics=_also(sentences, searches, choices) | {_f1_name(sentences): _f1(sentences, gold, predicted)},
+        extra_metrics={
+            "mean over folds": 100 * float(np.mean(fold_accuracies)),
+            "development accuracy": float(np.mean([fit.accuracy for fit in fits])),
+            "strength": float(np.median([fit.C for fit in fits])),
+            f1_name: 100 * float(f1_score(gold, predicted, average=average, zero_division=0.0)),
+        },
     )
 
 
 def pair_features(sentences: LabeledTexts, vectors_TD: Vectors) -> Vectors:
     """What the classifier sees of each row, shape (N, D), or (N, 2D) for pairs."""
-    number = {text: place for place, text in enumerate(distinct_texts(sentences))}
-    columns = [vectors_TD[[number[text] for text in column]] for column in sentences.columns]
+    index = {text: number for number, text in enumerate(distinct_texts(sentences))}
+    columns = [vectors_TD[[index[text] for text in column]] for column in sentences.columns]
     if len(columns) == 1:
         return columns[0]
     left_ND, right_ND = columns
@@ -114,7 +136,7 @@ def C_grid(sentences: LabeledTexts) -> tuple[float, ...]:
 
 def make_grid_searches(sentences: LabeledTexts, folds: int = FOLDS, seed: int = SEED) -> list[GridSearch]:
     """Which rows choose a strength, and which are then learnt from and predicted."""
-    rows = {part: np.array(numbers) for part, numbers in sentences.split.items()}
+    rows = {part: np.array(indices) for part, indices in sentences.split.items()}
     if not rows:
         return [
             GridSearch(_folds(final.fit, sentences.labels_N, folds, seed), final)
@@ -129,25 +151,6 @@ def make_grid_searches(sentences: LabeledTexts, folds: int = FOLDS, seed: int = 
 def _folds(rows: Rows, labels_N: NDArray[np.int64], folds: int, seed: int) -> tuple[Split, ...]:
     draw = StratifiedKFold(folds, shuffle=True, random_state=seed)
     return tuple(Split(rows[fit], rows[test]) for fit, test in draw.split(rows, labels_N[rows]))
-
-
-def _also(sentences: LabeledTexts, searches: Sequence[GridSearch], choices: Sequence[Fit]) -> dict[str, float]:
-    pairs = zip(searches, choices, strict=True)
-    accuracies = [(choice.predicted_N == sentences.labels_N[one.final.test]).mean() for one, choice in pairs]
-    return {
-        "mean over folds": 100 * float(np.mean(accuracies)),
-        "development accuracy": float(np.mean([choice.accuracy for choice in choices])),
-        "strength": float(np.median([choice.C for choice in choices])),
-    }
-
-
-def _f1_name(sentences: LabeledTexts) -> str:
-    return "F1" if len(sentences.columns) == 2 else "macro F1"
-
-
-def _f1(sentences: LabeledTexts, gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    average = "binary" if len(sentences.columns) == 2 else "macro"
-    return 100 * float(f1_score(gold, predicted, average=average, zero_division=0.0))
 
 
 def _refuse(sentences: LabeledTexts, vectors_TD: Vectors, folds: int) -> None:

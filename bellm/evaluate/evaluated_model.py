@@ -39,8 +39,10 @@ class EvaluatedModel:
     cache: VectorCache | None = None
 
     @classmethod
-    def of(cls, embeds: Embedder, name: str | None = None) -> "EvaluatedModel":
+    def of(cls, embeds: "Embedder | EvaluatedModel", name: str | None = None) -> "EvaluatedModel":
         """Anything that embeds; nothing says when its vectors are others, so they are not kept."""
+        if isinstance(embeds, EvaluatedModel):
+            return embeds
         own: dict[InputType, Callable[..., Vectors]] = {"text": embeds.encode}
         for input_type in ("query", "document"):
             own[input_type] = getattr(embeds, f"encode_{input_type}", embeds.encode)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,6 +16,7 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextView
 from bellm.evaluate.vector_cache import VectorCache
+from bellm.io.vectors import read_vectors
 from bellm.metadata import encoder_identity, encoder_metadata
 from bellm.types import InputType, Vectors
 
@@ -25,59 +26,59 @@ SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources that are no bellm encoders begin."""
 
 
-class ModelLoader:
-    """Opens sources; encoders on the same weights share them."""
+def load_models(sources: Sequence[str], cache: Path | None = None, **options: Any) -> list[EvaluatedModel]:
+    """Open sources for evaluation; encoders on the same weights share them.
 
-    def __init__(self, cache: Path, **options: Any) -> None:
-        """Keep what all sources have in common.
+    Args:
+        sources: Each is anything that `Encoder.from_pretrained` takes, with settings of its own behind a question mark
+            (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model; or `vectors:` and a
+            .parquet or .jsonl file with the columns text and vector.
+        cache: Folder that keeps vectors; without one nothing is kept.
+        options: Arguments of `Encoder.from_pretrained` for every bellm encoder.
 
-        Args:
-            cache: Folder of vectors that were computed before.
-            options: Arguments of `Encoder.from_pretrained` for every bellm encoder.
-        """
-        self._cache = cache
-        self._options = options
-        self._loaded: dict[tuple[str, str], Encoder] = {}
-
-    def open(self, source: str) -> EvaluatedModel:
-        """Make a source ready for evaluation.
-
-        Args:
-            source: Anything that `Encoder.from_pretrained` takes, with settings of its own behind a question mark
-                (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model;
-                `vectors:` and a .parquet or .jsonl file with the columns text and vector.
-
-        Raises:
-            BellmError: It cannot be loaded.
-        """
+    Raises:
+        BellmError: A source cannot be loaded.
+    """
+    encoders: dict[str, Encoder] = {}
+    models = []
+    for source in dict.fromkeys(sources):
         if source.startswith(SENTENCE_TRANSFORMERS):
-            return self._sentence_transformer(source)
-        if source.startswith(VECTORS):
-            return _of_file(source)
-        place, _, query = source.partition("?")
-        own = _settings(source, query)
-        return from_encoder(self._encoder(place, {**self._options, **own}), source, self._cache)
+            models.append(_load_sentence_transformer(source, options.get("device"), cache))
+        elif source.startswith(VECTORS):
+            models.append(_of_file(source))
+        else:
+            models.append(from_encoder(_load_encoder(source, options, encoders), source, cache))
+    return models
 
-    def _encoder(self, place: str, options: dict[str, Any]) -> Encoder:
-        fixed = {name: options.pop(name) for name in _LOADING if name in options}
-        key = (place, json.dumps(fixed, sort_keys=True))
-        if key not in self._loaded:
-            self._loaded[key] = Encoder.from_pretrained(place, **fixed)
-        return self._loaded[key].replace(**options)
 
-    def _sentence_transformer(self, source: str) -> EvaluatedModel:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise SourceError(f"{source} needs sentence-transformers: pip install sentence-transformers.") from error
-        device = self._options.get("device")
-        try:
-            model = SentenceTransformer(
-                source.removeprefix(SENTENCE_TRANSFORMERS), device=None if device in (None, "auto") else device
-            )
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
-        return from_sentence_transformer(model, source, self._cache)
+def load_model(source: str, cache: Path | None = None, **options: Any) -> EvaluatedModel:
+    """Open one source for evaluation, see `load_models`."""
+    [model] = load_models([source], cache, **options)
+    return model
+
+
+def _load_encoder(source: str, options: Mapping[str, Any], encoders: dict[str, Encoder]) -> Encoder:
+    path, _, query = source.partition("?")
+    settings = {**options, **_settings(source, query)}
+    fixed = {name: settings.pop(name) for name in _LOADING if name in settings}
+    key = f"{path} {json.dumps(fixed, sort_keys=True)}"
+    if key not in encoders:
+        encoders[key] = Encoder.from_pretrained(path, **fixed)
+    return encoders[key].replace(**settings)
+
+
+def _load_sentence_transformer(source: str, device: str | None, cache: Path | None) -> EvaluatedModel:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise SourceError(f"{source} needs sentence-transformers: pip install sentence-transformers.") from error
+    try:
+        model = SentenceTransformer(
+            source.removeprefix(SENTENCE_TRANSFORMERS), device=None if device in (None, "auto") else device
+        )
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return from_sentence_transformer(model, source, cache)
 
 
 _LOADING = ("dtype", "device", "attention", "trust_remote_code")
@@ -177,7 +178,7 @@ def _wraps(model: Any) -> bool:
 
 def _of_file(source: str) -> EvaluatedModel:
     file = Path(source.removeprefix(VECTORS))
-    texts, vectors = _read(file)
+    texts, vectors = read_vectors(file)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise SourceError(f"{file}: the vectors are not of one width, or hold numbers that are none.")
     place = {text: number for number, text in enumerate(texts)}
@@ -191,29 +192,6 @@ def _of_file(source: str) -> EvaluatedModel:
     known = {"source": source, "embedding_dim": vectors.shape[1], "fingerprint": _digest(vectors), "texts": len(place)}
     view = TextView("text", embed)
     return EvaluatedModel(source, dict.fromkeys(ROLES, view), known)
-
-
-def _read(file: Path) -> tuple[list[str], Vectors]:
-    try:
-        if file.suffix.lower() == ".jsonl":
-            with file.open(encoding="utf-8") as lines:
-                rows = [json.loads(line) for line in lines]
-            return [row["text"] for row in rows], np.array([row["vector"] for row in rows], dtype=np.float32)
-        if file.suffix.lower() != ".parquet":
-            raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(file, columns=["text", "vector"])
-        vectors = np.stack(table.column("vector").to_numpy())
-        return table.column("text").to_pylist(), vectors.astype(np.float32)
-    except ImportError as error:
-        raise SourceError("Parquet files need pyarrow: pip install 'bellm[evaluate]'.") from error
-    except SourceError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
 
 
 def _digest(vectors: Vectors) -> str:

@@ -23,6 +23,7 @@ def _run(run: Run) -> dict[str, Any]:
             "scores": {task: asdict(score) for task, score in run.scores.items()},
             "averages": {name: asdict(score) for name, score in run.averages.items()},
             "differences": {task: asdict(one) for task, one in run.differences.items()},
+            "geometry": dict(run.geometry),
         }
     )
     return {**rounded, "facts": dict(run.facts)}

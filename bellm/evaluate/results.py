@@ -73,6 +73,8 @@ class Run:
     """Means over complete groups of tasks: STS over the seven, transfer over the seven."""
     differences: Mapping[str, Difference] = field(default_factory=dict)
     """To the first run, by task and average; empty for the first run."""
+    geometry: Mapping[str, float] = field(default_factory=dict)
+    """Anisotropy, uniformity, effective rank, alignment and `num_texts` over the texts of its STS tasks, if any."""
 
 
 @dataclass(frozen=True)

@@ -1,51 +1,58 @@
-"""Retrieval: documents ranked by cosine, scored by TREC's own program through pytrec_eval.
+"""Retrieval: rank documents by cosine and score nDCG@10 with pytrec_eval, the bindings of TREC's own program.
 
 Shapes: Q queries, N documents, K documents ranked for each query.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import pytrec_eval
 
-from bellm.data.retrieval import RetrievalData
-from bellm.errors import SourceError
-from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.data.retrieval import RetrievalData, read_retrieval
 from bellm.evaluate.results import TaskResult
+from bellm.evaluate.task import Task
 from bellm.tensors.similarity import cosine_similarity
-from bellm.types import Vectors
+from bellm.types import InputType, Vectors
 
 _RANKED = 100
 _SCORES = 1 << 25  # Cosines held at once.
 
 
-def score_retrieval(model: EvaluatedModel, collection: RetrievalData) -> TaskResult:
-    """nDCG@10 of each judged query, with `also` recall, mean reciprocal rank and mean average precision.
+class RetrievalTask(Task[RetrievalData]):
+    """Documents and judged queries."""
 
-    Raises:
-        SourceError: pytrec_eval is not installed.
-    """
-    documents_ND = model.vectors(collection.documents, "document")
-    queries_QD = model.vectors(collection.queries, "query")
-    run = _ranked(collection, queries_QD, documents_ND)
-    relevant = {name: dict(judged) for name, judged in collection.relevant.items()}
-    found = _scores(relevant, run)
-    top = _scores(relevant, {name: dict(list(hits.items())[:10]) for name, hits in run.items()})
-    judged = [name for name in collection.query_ids if name in found]
-    extra_metrics = {
-        "Recall@10": _mean(found[name]["recall_10"] for name in judged),
-        "Recall@100": _mean(found[name]["recall_100"] for name in judged),
-        "MRR@10": _mean(top[name]["recip_rank"] for name in judged),
-        "MAP@100": _mean(found[name]["map"] for name in judged),
-    }
-    return TaskResult(
-        task=collection.name,
-        metric="nDCG@10",
-        item_scores_N=np.array([found[name]["ndcg_cut_10"] for name in judged]),
-        num_texts=len(set(collection.documents)) + len(set(collection.queries)),
-        num_truncated=model.num_truncated(collection.documents, "document")
-        + model.num_truncated(collection.queries, "query"),
-        extra_metrics=extra_metrics,
-    )
+    kind = "retrieval"
+
+    def load(self, folder: Path | None, *, clean: bool = False) -> RetrievalData:
+        """Read the collection."""
+        return read_retrieval(self.name, folder)
+
+    def texts(self, data: RetrievalData) -> Mapping[InputType, Sequence[str]]:
+        """Documents and queries."""
+        return {"document": data.documents, "query": data.queries}
+
+    def score(self, data: RetrievalData, vectors: Mapping[InputType, Vectors]) -> TaskResult:
+        """Score nDCG@10 of each judged query; `extra_metrics` has recall, MRR and MAP."""
+        run = _ranked(data, vectors["query"], vectors["document"])
+        relevant = {name: dict(judged) for name, judged in data.relevant.items()}
+        scores = _scores(relevant, run)
+        top = _scores(relevant, {name: dict(list(hits.items())[:10]) for name, hits in run.items()})
+        judged = [name for name in data.query_ids if name in scores]
+        return TaskResult(
+            task=self.name,
+            metric="nDCG@10",
+            item_scores_N=np.array([scores[name]["ndcg_cut_10"] for name in judged]),
+            extra_metrics={
+                "Recall@10": _mean(scores[name]["recall_10"] for name in judged),
+                "Recall@100": _mean(scores[name]["recall_100"] for name in judged),
+                "MRR@10": _mean(top[name]["recip_rank"] for name in judged),
+                "MAP@100": _mean(scores[name]["map"] for name in judged),
+            },
+        )
+
+
+RETRIEVAL_TASKS = (RetrievalTask("SciFact"),)
 
 
 def _ranked(collection: RetrievalData, queries_QD: Vectors, documents_ND: Vectors) -> dict[str, dict[str, float]]:
@@ -61,13 +68,9 @@ def _ranked(collection: RetrievalData, queries_QD: Vectors, documents_ND: Vector
 
 
 def _scores(relevant: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    try:
-        import pytrec_eval
-    except ImportError as error:
-        raise SourceError("Retrieval is scored by pytrec_eval: pip install 'bellm[evaluate]'.") from error
     measures = {"ndcg_cut.10", "recall.10,100", "recip_rank", "map"}
-    found: dict[str, dict[str, float]] = pytrec_eval.RelevanceEvaluator(relevant, measures).evaluate(run)
-    return found
+    scores: dict[str, dict[str, float]] = pytrec_eval.RelevanceEvaluator(relevant, measures).evaluate(run)
+    return scores
 
 
 def _mean(values: Iterable[float]) -> float:

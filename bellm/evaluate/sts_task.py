@@ -1,44 +1,111 @@
-"""Semantic textual similarity: how well cosines rank pairs as people do.
+"""Semantic textual similarity: Spearman's correlation of cosines with human ratings.
 
 Spearman over all pairs of a set is what SentEval calls `all`, and what the field's tables show.
+
+Shapes: N pairs.
 """
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from bellm.data.sts import STSPairs
+from bellm.data.sts import STSPairs, read_sts
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.results import TaskResult
+from bellm.evaluate.task import Task, score_task
+from bellm.tensors import geometry
 from bellm.tensors.similarity import paired_cosine_similarity
+from bellm.types import InputType, Vectors
 
 SPEARMAN = "Spearman of cosine"
-"""What rated pairs are scored by."""
+"""The metric of rated pairs."""
+
+_POSITIVE = 4.0  # The rating from which a pair counts as a positive one.
+_GEOMETRY_TEXTS = 4096  # Uniformity takes time quadratic in the texts, and the effective rank a singular value each.
+
+
+class STSTask(Task[STSPairs]):
+    """Rated pairs of sentences."""
+
+    kind = "STS"
+
+    def load(self, folder: Path | None, *, clean: bool = False) -> STSPairs:
+        """Read the pairs."""
+        return read_sts(self.name, folder, clean=clean)
+
+    def texts(self, data: STSPairs) -> Mapping[InputType, Sequence[str]]:
+        """Left sentences, then right ones."""
+        return {"text": [*data.left, *data.right]}
+
+    def score(self, data: STSPairs, vectors: Mapping[InputType, Vectors]) -> TaskResult:
+        """Score the cosine of each pair against its rating.
+
+        `extra_metrics` has Pearson's correlation and, where the set has parts, SentEval's mean of their Spearman
+        correlations, plain and weighted by size (Conneau and Kiela 2018, arXiv 1803.05449).
+        """
+        item_scores_N = paired_cosine_similarity(*np.split(vectors["text"], 2)).astype(np.float64)
+        extra_metrics = {"Pearson": 100 * float(pearsonr(item_scores_N, data.gold_N).statistic)}
+        part_N = np.array(data.parts)
+        names, sizes = np.unique(part_N, return_counts=True)
+        if len(names) > 1:
+            spearman = [
+                spearmanr(item_scores_N[part_N == name], data.gold_N[part_N == name]).statistic for name in names
+            ]
+            extra_metrics["mean of parts"] = 100 * float(np.mean(spearman))
+            extra_metrics["weighted mean of parts"] = 100 * float(np.average(spearman, weights=sizes))
+        return TaskResult(
+            task=self.name,
+            metric=SPEARMAN,
+            item_scores_N=item_scores_N,
+            gold_N=data.gold_N,
+            texts=tuple(zip(data.left, data.right, strict=True)),
+            extra_metrics=extra_metrics,
+        )
+
+
+STS_TASKS = (
+    *(
+        STSTask(name, average="STS average")
+        for name in ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
+    ),
+    STSTask("SICK-R-full"),
+    STSTask("STSBenchmark-dev", is_test_set=False),
+)
 
 
 def score_sts(model: EvaluatedModel, pairs: STSPairs) -> TaskResult:
-    """Cosines of a set's pairs beside their ratings.
+    """Score a model on rated pairs of your own."""
+    return score_task(model, STSTask(pairs.name), pairs)
 
-    `also` has Pearson's correlation and, where the set has parts, SentEval's mean of their Spearman correlations, plain
-    and weighted by size (Conneau and Kiela 2018, arXiv 1803.05449).
+
+def measure_geometry(model: EvaluatedModel, sets: Sequence[STSPairs]) -> dict[str, float]:
+    """Anisotropy, uniformity and effective rank of the texts of rated pairs, and alignment of pairs rated 4 or more.
+
+    Up to 4096 distinct texts are looked at, evenly spaced over all; `num_texts` says how many. Vectors of zeros have no
+    direction and are left out. Empty with fewer than two texts.
     """
-    texts = [*pairs.left, *pairs.right]
-    vectors = model.vectors(texts)
-    item_scores_N = paired_cosine_similarity(vectors[: len(pairs.left)], vectors[len(pairs.left) :]).astype(np.float64)
-    extra_metrics = {"Pearson": 100 * float(pearsonr(item_scores_N, pairs.gold_N).statistic)}
-    parts = np.array(pairs.parts)
-    names = sorted(set(pairs.parts))
-    if len(names) > 1:
-        spearman = [spearmanr(item_scores_N[parts == name], pairs.gold_N[parts == name]).statistic for name in names]
-        extra_metrics["mean of parts"] = 100 * float(np.mean(spearman))
-        sizes = [int((parts == name).sum()) for name in names]
-        extra_metrics["weighted mean of parts"] = 100 * float(np.average(spearman, weights=sizes))
-    return TaskResult(
-        task=pairs.name,
-        metric=SPEARMAN,
-        item_scores_N=item_scores_N,
-        gold_N=pairs.gold_N,
-        texts=tuple(zip(pairs.left, pairs.right, strict=True)),
-        num_texts=len(set(texts)),
-        num_truncated=model.num_truncated(texts),
-        extra_metrics=extra_metrics,
-    )
+    texts = list(dict.fromkeys(text for pairs in sets for text in (*pairs.left, *pairs.right)))
+    if not texts:
+        return {}
+    vectors = {text: vector_D for text, vector_D in zip(texts, model.vectors(texts), strict=True) if vector_D.any()}
+    if len(vectors) < 2:
+        return {}
+    all_ND = np.stack(list(vectors.values()))
+    sample_ND = all_ND[np.linspace(0, len(all_ND) - 1, min(len(all_ND), _GEOMETRY_TEXTS)).astype(int)]
+    measures = {
+        "num_texts": len(sample_ND),
+        "anisotropy": geometry.anisotropy(sample_ND),
+        "uniformity": geometry.uniformity(sample_ND),
+        "effective_rank": geometry.effective_rank(sample_ND),
+    }
+    positive = [
+        (vectors[left], vectors[right])
+        for pairs in sets
+        for left, right, gold in zip(pairs.left, pairs.right, pairs.gold_N, strict=True)
+        if gold >= _POSITIVE and left in vectors and right in vectors
+    ]
+    if positive:
+        measures["alignment"] = geometry.alignment(*(np.stack(side) for side in zip(*positive, strict=True)))
+    return measures

@@ -1,58 +1,58 @@
-"""Tasks by name, and their run over several encoders."""
+"""Evaluate models on tasks: scores with intervals, averages, and paired differences to the first model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bellm.data import classification, retrieval, sts
-from bellm.data.classification import LabeledTexts
-from bellm.data.retrieval import RetrievalData
-from bellm.data.sts import STSPairs
 from bellm.errors import BellmError
-from bellm.evaluate.classification_task import score_classification
-from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
+from bellm.evaluate.csts_task import CSTS_TASKS
+from bellm.evaluate.evaluated_model import Embedder, EvaluatedModel
 from bellm.evaluate.results import Difference, Report, Run, Score, TaskResult
-from bellm.evaluate.retrieval_task import score_retrieval
-from bellm.evaluate.sts_task import score_sts
+from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS
+from bellm.evaluate.sts_task import STS_TASKS, STSTask, measure_geometry
+from bellm.evaluate.task import Task, score_task
 from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate
+from bellm.types import InputType
 
-STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
-TRANSFER = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
-SEARCH = ("SciFact",)
-MORE_PAIRS = ("SICK-R-full", "STSBenchmark-dev")
+TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS, *CSTS_TASKS)
+"""The tasks that have a name."""
 
-GROUPS: dict[str, tuple[str, ...]] = {"sts": STS, "transfer": TRANSFER, "scifact": SEARCH}
+STS, TRANSFER = (
+    tuple(task.name for task in TASKS if task.average == average) for average in ("STS average", "transfer average")
+)
+
+GROUPS = {"sts": STS, "transfer": TRANSFER}
 """Names that stand for several tasks."""
 
-AVERAGES = {"STS average": STS, "transfer average": TRANSFER}
-
-Set = STSPairs | LabeledTexts | RetrievalData
-"""What a task is about."""
-
 Progress = Callable[[str, str, int, int], None]
-"""Told the encoder, the task, and how many of how many texts have vectors."""
+"""Told the model, the task, and how many of how many texts are embedded."""
+
+LoadedTasks = Sequence[tuple[Task[Any], Any]]
+"""Tasks and their data."""
 
 
 def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Tasks and groups by name, each task once, in the order given.
+    """Expand groups, and match names in any case: each task once, in the order given.
 
     Raises:
         BellmError: A name is unknown.
     """
-    known = {task.lower(): task for task in (*STS, *MORE_PAIRS, *TRANSFER, *SEARCH)}
-    found: list[str] = []
+    known = {task.name.lower(): task.name for task in TASKS}
+    resolved: list[str] = []
     for name in names:
         if name.lower() not in {*GROUPS, *known}:
             raise BellmError(f"{name!r} is no task. Tasks: {', '.join([*GROUPS, *known.values()])}.")
-        found += GROUPS.get(name.lower()) or (known[name.lower()],)
-    return tuple(dict.fromkeys(found))
+        resolved += GROUPS.get(name.lower()) or (known[name.lower()],)
+    return tuple(dict.fromkeys(resolved))
 
 
 def evaluate(
-    models: Sequence[EvaluatedModel],
-    tasks: Sequence[str | Set],
+    models: Sequence[EvaluatedModel | Embedder],
+    tasks: Sequence[str | Task[Any]],
     *,
     data: Path | None = None,
     clean: bool = False,
@@ -60,91 +60,125 @@ def evaluate(
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> Report:
-    """Score every subject on every task; the first is the baseline of the others.
+    """Score every model on every task; the first model is the baseline of the others.
 
     Args:
-        models: What is evaluated.
-        tasks: Names of tasks and groups, or sets of your own.
+        models: Encoders, or what `load_model` opens.
+        tasks: Names of tasks and groups, or tasks of your own.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
-        clean: Pairs are cleaned as the papers do.
+        clean: Clean the texts of pairs as the papers do.
         resamples: Bootstrap replicates of each score.
         seed: Of the bootstrap; folds are SentEval's.
-        progress: Told how far the vectors are.
+        progress: Told how many texts are embedded.
 
     Raises:
-        BellmError: A task is unknown, a data set is not there, or vectors cannot be had.
+        BellmError: A task is unknown, a data set is not there, or texts cannot be embedded.
     """
-    sets = _read(tasks, data, clean)
-    paired = [text for one in sets.values() if isinstance(one, STSPairs) for text in (*one.left, *one.right)]
+    loaded = _load(tasks, data, clean)
+    averages = _complete_averages([task for task, _ in loaded])
+    evaluation = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
+    runs: list[Run] = []
     results: list[dict[str, TaskResult]] = []
-    for model in models:
-        if paired and model.cache:  # All at once: sets share texts, and texts their beginnings.
-            _embed(model, paired, progress)
-        results.append({name: _score(model, one, progress) for name, one in sets.items()})
-    settings = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
-    runs = [_run(model, found, resamples, seed, settings) for model, found in zip(models, results, strict=True)]
-    first = runs[0][1]
-    compared = [replace(run, differences=_differences(known, first)) for run, known in runs[1:]]
-    return Report((runs[0][0], *compared), tuple(results))
-
-
-def _read(tasks: Sequence[str | Set], data: Path | None, clean: bool) -> dict[str, Set]:
-    """All sets, before anything is embedded: what is missing shows now."""
-    own = [task for task in tasks if not isinstance(task, str)]
-    found: list[Set] = []
-    for name in resolve_tasks([task for task in tasks if isinstance(task, str)]):
-        if name in TRANSFER:
-            found.append(classification.read_classification(name, data))
-        elif name in SEARCH:
-            found.append(retrieval.read_retrieval(name, data))
-        else:
-            found.append(sts.read_sts(name, data, clean=clean))
-    return {one.name: one for one in [*found, *own]}
-
-
-def _embed(model: EvaluatedModel, texts: Sequence[str], progress: Progress) -> None:
-    total, so_far = len(set(texts)), 0
-
-    def done(count: int) -> None:
-        nonlocal so_far
-        so_far += count
-        progress(model.name, "STS", so_far, total)
-
-    model.vectors(texts, done=done)
-
-
-def _score(model: EvaluatedModel, task: Set, progress: Progress) -> TaskResult:
-    progress(model.name, task.name, 0, 0)
-    if isinstance(task, STSPairs):
-        return score_sts(model, task)
-    if isinstance(task, LabeledTexts):
-        return score_classification(model, task)
-    return score_retrieval(model, task)
-
-
-def _run(
-    model: EvaluatedModel, results: Mapping[str, TaskResult], resamples: int, seed: int, settings: Mapping[str, object]
-) -> tuple[Run, dict[str, BootstrapEstimate]]:
-    known = {
-        task: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
-        for task, result in results.items()
-    }
-    scores = {task: statistics.to_score(result, known[task]) for task, result in results.items()}
-    averages: dict[str, Score] = {}
-    for name, tasks in AVERAGES.items():
-        if set(tasks) <= set(known):
-            known[name] = statistics.average_estimates([known[task] for task in tasks])
-            averages[name] = Score(
-                "mean", known[name].value, known[name].low, known[name].high, sum(scores[task].n for task in tasks)
+    baseline: dict[str, BootstrapEstimate] = {}
+    for model in map(EvaluatedModel.of, models):
+        results.append(_score_tasks(model, loaded, progress))
+        estimates = {
+            name: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
+            for name, result in results[-1].items()
+        }
+        scores = {name: statistics.to_score(result, estimates[name]) for name, result in results[-1].items()}
+        means = {name: statistics.average_estimates([estimates[task] for task in averages[name]]) for name in averages}
+        runs.append(
+            Run(
+                model=model.name,
+                facts={**model.facts, "evaluation": evaluation},
+                scores=scores,
+                averages={name: _mean_score(mean, scores, averages[name]) for name, mean in means.items()},
+                # Tasks are corrected together, averages together: an average is no further question about a task.
+                differences={**_differences(estimates, baseline), **_differences(means, baseline)} if baseline else {},
+                geometry=measure_geometry(model, [pairs for task, pairs in loaded if isinstance(task, STSTask)]),
             )
-    return Run(model.name, {**model.facts, "evaluation": dict(settings)}, scores, averages), known
+        )
+        baseline = baseline or {**estimates, **means}
+    return Report(tuple(runs), tuple(results))
+
+
+def _load(tasks: Sequence[str | Task[Any]], folder: Path | None, clean: bool) -> LoadedTasks:
+    """All data sets, before anything is embedded: what is missing shows now."""
+    own = [task for task in tasks if isinstance(task, Task)]
+    named = {task.name: task for task in TASKS}
+    wanted = [named[name] for name in resolve_tasks([task for task in tasks if isinstance(task, str)])]
+    return [
+        (task, task.load(folder, clean=clean) if task.data is None else task.data)
+        for task in {task.name: task for task in (*wanted, *own)}.values()
+    ]
+
+
+def _complete_averages(tasks: Sequence[Task[Any]]) -> dict[str, tuple[str, ...]]:
+    """The averages of which no task is missing, and the names of their tasks."""
+    all_tasks = {task.name: task for task in (*TASKS, *tasks)}.values()
+    averages = {
+        average: tuple(task.name for task in all_tasks if task.average == average)
+        for average in dict.fromkeys(task.average for task in tasks)
+        if average
+    }
+    return {average: names for average, names in averages.items() if {*names} <= {task.name for task in tasks}}
+
+
+def _score_tasks(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress) -> dict[str, TaskResult]:
+    if model.cache:
+        _embed_ahead(model, loaded, progress)
+    results = {}
+    for task, data in loaded:
+        progress(model.name, task.name, 0, 0)
+        results[task.name] = score_task(model, task, data)
+    return results
+
+
+def _embed_ahead(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress) -> None:
+    """Embed the texts of all tasks of a kind at once into the cache: sets share texts, and texts their beginnings."""
+    for kind in dict.fromkeys(task.kind for task, _ in loaded):
+        texts: dict[InputType, list[str]] = {}
+        for task, data in loaded:
+            for input_type, those in task.texts(data).items() if task.kind == kind else ():
+                texts.setdefault(input_type, []).extend(those)
+        total, so_far = sum(len(set(those)) for those in texts.values()), 0
+
+        def done(count: int, kind: str = kind, total: int = total) -> None:
+            nonlocal so_far
+            so_far += count
+            progress(model.name, kind, so_far, total)
+
+        for input_type, those in texts.items():
+            model.vectors(those, input_type, done)
+
+
+def _mean_score(mean: BootstrapEstimate, scores: Mapping[str, Score], names: Sequence[str]) -> Score:
+    return Score("mean", mean.value, mean.low, mean.high, sum(scores[name].n for name in names))
 
 
 def _differences(
-    known: Mapping[str, BootstrapEstimate], first: Mapping[str, BootstrapEstimate]
+    estimates: Mapping[str, BootstrapEstimate], baseline: Mapping[str, BootstrapEstimate]
 ) -> dict[str, Difference]:
-    """Tasks are corrected together, averages together: an average is no further question about a task."""
-    found = {name: statistics.paired_difference(known[name], first[name]) for name in known}
-    tasks = {name: one for name, one in found.items() if name not in AVERAGES}
-    averages = {name: one for name, one in found.items() if name in AVERAGES}
-    return {**statistics.holm_correction(tasks), **statistics.holm_correction(averages)}
+    differences = {name: statistics.paired_difference(one, baseline[name]) for name, one in estimates.items()}
+    return statistics.holm_correction(differences)
+
+
+@dataclass(frozen=True)
+class DevEvaluator:
+    """Scores an encoder in training on one task: what a recipe's `dev` takes. Never choose by a test set."""
+
+    task: str
+    data: str | None = None
+    """Folder of data sets; None for `BELLM_DATA`, else the Hub."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no single task."""
+        if len(resolve_tasks([self.task])) > 1:
+            raise BellmError(f"{self.task} stands for several tasks. Name one, such as STSBenchmark-dev.")
+
+    def __call__(self, encoder: Embedder) -> Score:
+        """The score in points, higher is better, with its interval."""
+        report = evaluate([encoder], [self.task], data=Path(self.data) if self.data else None)
+        (score,) = report.runs[0].scores.values()
+        return score

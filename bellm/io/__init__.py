@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and rows read one way for all commands."""
+"""Files: atomic writes, one reader of rows for every command, and files of vectors."""

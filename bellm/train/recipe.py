@@ -80,7 +80,7 @@ class Recipe:
     seed: int = 42
     dev: "Callable[[Encoder], SupportsFloat] | None" = None
     """Scores the encoder while it learns, higher is better: the best weights are kept. Never a test set. Where the
-    score has a `low` and a `high`, as `bellm.evaluate.dev_evaluator.DevEvaluator` gives, the model card shows them."""
+    score has a `low` and a `high`, as `bellm.evaluate.DevEvaluator` gives, the model card shows them."""
     dev_every: int = 50
     """Steps between two scores."""
     patience: int | None = None

@@ -12,10 +12,11 @@ from bellm.corpus import corpus_config, index, manifest, shards
 from bellm.corpus.corpus_config import CorpusConfig
 from bellm.corpus.index import Index, build_index
 from bellm.corpus.job import embed_corpus, lock_corpus
-from bellm.corpus.row_ranges import CorpusRow, split_rows
+from bellm.corpus.row_ranges import split_rows
 from bellm.corpus.shards import Precision
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.io.rows import TextRow
 from bellm.metadata import encoder_metadata
 from bellm.types import Vectors
 from tests.processes import run
@@ -49,7 +50,7 @@ def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
     how = CorpusConfig(encoder_options=encoder.config.digest(), dtype=encoder.dtype_name)
     (out / shards.SHARD_FOLDER).mkdir(parents=True)
     digest = corpus_config.check_corpus_config(out, how, encoder)
-    rows = (CorpusRow(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
+    rows = (TextRow(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
     written = [
         shards.write_shard(
             out / shards.SHARD_FOLDER,

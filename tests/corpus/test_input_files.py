@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bellm.corpus.formats import Columns
-from bellm.corpus.input_files import InputFile, check_columns, expand_inputs
-from bellm.corpus.row_ranges import CorpusRow
+from bellm.corpus.input_files import check_columns, expand_inputs
 from bellm.errors import SourceError
+from bellm.io.rows import TextColumns, TextFile, TextRow
 
 
 @pytest.fixture(autouse=True)
@@ -77,22 +76,22 @@ def test_a_file_name_that_is_no_text_is_refused() -> None:
 
 def test_rows_are_counted_and_named() -> None:
     files("d/a.jsonl", content=b'"x"\n7\n{"text": "y", "key": "k"}\n{"text": "z", "key": null}\n')
-    assert list(InputFile("d/a.jsonl").rows()) == [
-        CorpusRow(1, "d/a.jsonl:1", "x"),
-        CorpusRow(2, "", None, "line 2: 7 is not a text. Give a string, be it an empty one."),
-        CorpusRow(3, "d/a.jsonl:3", "y"),
-        CorpusRow(4, "d/a.jsonl:4", "z"),
+    assert list(TextFile("d/a.jsonl").texts()) == [
+        TextRow(1, "d/a.jsonl:1", "x"),
+        TextRow(2, "", None, "line 2: 7 is not a text. Give a string, be it an empty one."),
+        TextRow(3, "d/a.jsonl:3", "y"),
+        TextRow(4, "d/a.jsonl:4", "z"),
     ]
-    rows = list(InputFile("d/a.jsonl", Columns("text", "key")).rows())
+    rows = list(TextFile("d/a.jsonl", TextColumns("text", "key")).texts())
     assert [(row.id, row.text) for row in rows] == [("", None), ("", None), ("k", "y"), ("", None)]
     assert rows[3].reason == "line 4: None is not an id. Give a string or a whole number."
 
 
 def test_whole_numbers_are_ids_and_truth_is_not() -> None:
     files("a.jsonl", content=b'{"text": "x", "key": 12}\n{"text": "x", "key": true}\n{"text": "x", "key": 1.5}\n')
-    assert [row.id for row in InputFile("a.jsonl", Columns("text", "key")).rows()] == ["12", "", ""]
+    assert [row.id for row in TextFile("a.jsonl", TextColumns("text", "key")).texts()] == ["12", "", ""]
     pq.write_table(pa.table({"text": ["x", "y"], "key": pa.array([1, None], pa.int64())}), "a.parquet")
-    assert [row.id for row in InputFile("a.parquet", Columns("text", "key")).rows()] == ["1", ""]
+    assert [row.id for row in TextFile("a.parquet", TextColumns("text", "key")).texts()] == ["1", ""]
 
 
 def test_share_grows_to_the_end() -> None:
@@ -100,9 +99,9 @@ def test_share_grows_to_the_end() -> None:
     texts = [f"{number} words" * 200 for number in range(5000)]
     pq.write_table(pa.table({"text": texts}), "a.parquet", row_group_size=500, compression="none")
     for file in ("a.txt", "a.parquet"):
-        source = InputFile(file)
+        source = TextFile(file)
         assert source.share == 0
-        shares = [source.share for _ in source.rows()]
+        shares = [source.share for _ in source.texts()]
         assert shares[0] < 0.5
         assert shares == sorted(shares)
         assert shares[-1] > 0.9
@@ -111,8 +110,8 @@ def test_share_grows_to_the_end() -> None:
 
 def test_standard_input_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"a\nna\xefve\n")))
-    source = InputFile("-")
-    assert [(row.id, row.text) for row in source.rows()] == [("-:1", "a"), ("", None)]
+    source = TextFile("-")
+    assert [(row.id, row.text) for row in source.texts()] == [("-:1", "a"), ("", None)]
     assert source.share == 0
 
 
@@ -120,13 +119,13 @@ def test_check_sees_mistakes_before_the_work() -> None:
     files("good.txt", "empty.txt", content=b"a\n")
     files("no.csv", content=b"a,b\n1,2\n")
     files("no.jsonl", content=b'{"phrase": "x"}\n' * 3)
-    check_columns(["good.txt", "no.jsonl", "-"], Columns())
-    check_columns(["no.jsonl"], Columns("phrase"))
+    check_columns(["good.txt", "no.jsonl", "-"], TextColumns())
+    check_columns(["no.jsonl"], TextColumns("phrase"))
     with pytest.raises(SourceError, match=r"no\.csv: no column 'text'\. Columns: a, b\."):
-        check_columns(["good.txt", "no.csv"], Columns())
+        check_columns(["good.txt", "no.csv"], TextColumns())
     with pytest.raises(
         SourceError, match=r"^No row can be read\. no\.jsonl, line 1: no column 'text'\. Columns: phrase"
     ):
-        check_columns(["no.jsonl"], Columns())
+        check_columns(["no.jsonl"], TextColumns())
     with pytest.raises(SourceError, match=r"none\.txt cannot be read: No such file"):
-        check_columns(["none.txt"], Columns())
+        check_columns(["none.txt"], TextColumns())

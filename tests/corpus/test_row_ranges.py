@@ -3,13 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellm.corpus import row_ranges
-from bellm.corpus.row_ranges import CorpusRow, RowsDigest, split_rows
+from bellm.corpus.row_ranges import RowsDigest, split_rows
+from bellm.io.rows import TextRow
 
 TEXTS = st.lists(st.none() | st.text("ab ", max_size=5), max_size=30)
 
 
-def rows_of(texts: list[str | None], first: int = 1) -> list[CorpusRow]:
-    return [CorpusRow(number, f"f:{number}", text, "" if text else "why") for number, text in enumerate(texts, first)]
+def rows_of(texts: list[str | None], first: int = 1) -> list[TextRow]:
+    return [TextRow(number, f"f:{number}", text, "" if text else "why") for number, text in enumerate(texts, first)]
 
 
 @given(TEXTS, st.integers(1, 40), st.integers(1, 1000))
@@ -41,14 +42,14 @@ def test_the_digest_tells_rows_apart(some: list[str | None], others: list[str | 
 
 
 def test_the_digest_knows_where_texts_end_and_what_ids_are() -> None:
-    assert _digest([CorpusRow(1, "a", "bc"), CorpusRow(2, "a", "d")]) != _digest(
-        [CorpusRow(1, "a", "b"), CorpusRow(2, "a", "cd")]
+    assert _digest([TextRow(1, "a", "bc"), TextRow(2, "a", "d")]) != _digest(
+        [TextRow(1, "a", "b"), TextRow(2, "a", "cd")]
     )
-    assert _digest([CorpusRow(1, "a", "bc")]) != _digest([CorpusRow(1, "ab", "c")])
-    assert _digest([CorpusRow(1, "a", "")]) != _digest([CorpusRow(1, "", None, "why")])
+    assert _digest([TextRow(1, "a", "bc")]) != _digest([TextRow(1, "ab", "c")])
+    assert _digest([TextRow(1, "a", "")]) != _digest([TextRow(1, "", None, "why")])
 
 
-def _digest(rows: list[CorpusRow]) -> str:
+def _digest(rows: list[TextRow]) -> str:
     digest = RowsDigest()
     for row in rows:
         digest.add(row)

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bellm.corpus.formats import Columns
-from bellm.corpus.input_files import InputFile
 from bellm.corpus.row_ranges import RowRange, split_rows
 from bellm.corpus.shard_plan import in_order, missing_ranges
 from bellm.corpus.shards import Shard
 from bellm.errors import SourceError
+from bellm.io.rows import TextColumns, TextFile
 
 NUM_ROWS = 40
 
@@ -38,7 +37,7 @@ def shard_of(row_range: RowRange) -> Shard:
 
 def covered(file: str, edges: set[int], keep: set[int]) -> list[Shard]:
     """Shards between some edges, of which some are there."""
-    rows = list(InputFile(file).rows())
+    rows = list(TextFile(file).texts())
     stops = [0, *sorted(edge for edge in edges if edge < len(rows)), len(rows)]
     row_ranges = [next(split_rows(file, rows[start:stop], 1000)) for start, stop in itertools.pairwise(stops)]
     return [shard_of(row_range) for number, row_range in enumerate(row_ranges) if number in keep]
@@ -50,7 +49,7 @@ def test_what_is_missing_and_what_is_there_are_all_rows_once(
     file: str, edges: set[int], keep: set[int], max_rows: int
 ) -> None:
     done = covered(file, edges, keep)
-    row_ranges = list(missing_ranges([file], Columns(), reversed(done), max_rows))
+    row_ranges = list(missing_ranges([file], TextColumns(), reversed(done), max_rows))
     taken = sorted((part.first, part.stop) for part in [*done, *row_ranges])
     assert [edge for part in taken for edge in range(*part)] == list(range(1, NUM_ROWS + 1))
     assert all(row_range.stop - row_range.first <= max_rows for row_range in row_ranges)
@@ -73,14 +72,14 @@ def test_changed_rows_are_named(file: str, change: int) -> None:
     Path(file).write_text("\n".join(lines) + "\n")
     [shard] = [shard for shard in done if shard.first <= change < shard.stop]
     with pytest.raises(SourceError, match=rf"a\.jsonl has changed in rows {shard.first} to {shard.stop - 1}, .*remove"):
-        list(missing_ranges([file], Columns(), done, 10))
+        list(missing_ranges([file], TextColumns(), done, 10))
 
 
 def test_rows_that_went_away_are_a_change(file: str) -> None:
     done = covered(file, {10}, {1})
     Path(file).write_text("".join(Path(file).read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(SourceError, match="changed in rows 11 to 40"):
-        list(missing_ranges([file], Columns(), done, 10))
+        list(missing_ranges([file], TextColumns(), done, 10))
 
 
 def test_shards_are_ordered_as_their_files_were_named(file: str) -> None:

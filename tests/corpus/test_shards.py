@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellm.corpus import shards
-from bellm.corpus.row_ranges import CorpusRow, RowRange, split_rows
+from bellm.corpus.row_ranges import RowRange, split_rows
 from bellm.corpus.shards import DamagedError, Precision, Shard, shard_name
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import SourceError
 from bellm.io.atomic import atomic_write
+from bellm.io.rows import TextRow
 
 VECTORS = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 
@@ -21,8 +22,7 @@ VECTORS = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 def row_range() -> RowRange:
     texts = ["A heron.", "", None, "zwei\u2028Zeilen \N{SNOWMAN}", "x" * 1000]
     rows = [
-        CorpusRow(number, f"id {number}", text, "" if text is not None else "why")
-        for number, text in enumerate(texts, 7)
+        TextRow(number, f"id {number}", text, "" if text is not None else "why") for number, text in enumerate(texts, 7)
     ]
     [row_range] = split_rows("some/notes.txt", rows, 100)
     return row_range

@@ -1,11 +1,10 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from bellm.data.csts import COLUMNS, csts_correlations, read_csts
-from bellm.errors import BellmError, SourceError
+from bellm.data.csts import COLUMNS, read_csts
+from bellm.errors import SourceError
 
 ROWS = [
     ["A man rows a boat.", "A boat is rowed, \nslowly.", "The speed of the boat.", "2"],
@@ -64,22 +63,3 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text() + 'one,two,"three,4\n')
     with pytest.raises(SourceError, match=r"csts_validation\.csv, line 5: unexpected end of data"):
         read_csts(file)
-
-
-def test_correlations_are_those_of_their_definitions() -> None:
-    random = np.random.default_rng(0)
-    gold_N = random.integers(1, 6, 200).astype(np.float64)
-    cosine_N = gold_N / 10 + random.normal(size=200)
-    ranks_2N = [
-        [np.mean(np.flatnonzero(np.sort(values) == value)) for value in values] for values in (cosine_N, gold_N)
-    ]
-    found = csts_correlations(cosine_N.astype(np.float32), gold_N)
-    assert found.pearson == pytest.approx(100 * np.corrcoef(cosine_N, gold_N)[0, 1], abs=1e-4)
-    assert found.spearman == pytest.approx(100 * np.corrcoef(ranks_2N)[0, 1], abs=1e-4)
-
-
-def test_nothing_correlates_with_a_constant() -> None:
-    with pytest.raises(BellmError, match="All labels are 3"):
-        csts_correlations(np.array([0.1, 0.2, 0.3]), np.full(3, 3.0))
-    with pytest.raises(BellmError, match="All similarities are 1"):
-        csts_correlations(np.ones(3), np.array([1.0, 2.0, 3.0]))

@@ -15,7 +15,9 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from bellm.data.classification import LabeledTexts, read_classification
 from bellm.errors import BellmError
 from bellm.evaluate import classification_task
+from bellm.evaluate.classification_task import ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.task import score_task
 from bellm.types import Vectors
 
 SPLITS: dict[str, dict[str, range]] = {
@@ -150,7 +152,7 @@ def test_anything_that_embeds_can_be_classified() -> None:
         def encode(self, texts: list[str]) -> Vectors:
             return np.stack([vectors[text] for text in texts])
 
-    found = classification_task.score_classification(EvaluatedModel.of(Known()), sentences)
+    found = score_task(EvaluatedModel.of(Known()), ClassificationTask("Numbers"), sentences)
     direct = classification_task.classify(sentences, np.stack([*vectors.values()]))
     np.testing.assert_array_equal(found.item_scores_N, direct.item_scores_N)
     assert (found.task, found.metric, found.num_texts, found.num_truncated) == ("Numbers", "accuracy", 400, 0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bellm import Encoder
-from bellm.cli.output_files import new_vector_file
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.models import ModelLoader, from_encoder
+from bellm.evaluate.models import from_encoder, load_model, load_models
+from bellm.io.vectors import new_vector_file
 from bellm.metadata import encoder_identity
 
 TEXTS = ["A heron waits.", "Snow fell.", "Why?", "Snow fell."]
@@ -56,13 +56,13 @@ def test_roles_have_vectors_of_their_own(tiny_encoder: Encoder, tmp_path: Path) 
 
 
 def test_settings_behind_the_source(tiny_folder: Path, tmp_path: Path) -> None:
-    sources = ModelLoader(tmp_path, pooling="mean")
-    model = sources.open(f"{tiny_folder}?bidirectional=first:1&prompt=raw&layer=2&max_tokens=64")
+    sources = [f"{tiny_folder}?bidirectional=first:1&prompt=raw&layer=2&max_tokens=64", str(tiny_folder)]
+    model, other = load_models(sources, tmp_path, pooling="mean")
     facts = model.facts
     assert [facts[name] for name in ("open_layers", "prompt", "layer", "max_tokens", "pooling")] == [
         [0], "raw", 2, 64, "mean"
     ]  # fmt: skip
-    assert sources.open(str(tiny_folder)).facts["open_layers"] == [2, 3]
+    assert other.facts["open_layers"] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_settings_behind_the_source(tiny_folder: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_are_none(tiny_folder: Path, tmp_path: Path, query: str, message: str) -> None:
     with pytest.raises(BellmError, match=message.replace("?", r"\?")):
-        ModelLoader(tmp_path).open(f"{tiny_folder}?{query}")
+        load_model(f"{tiny_folder}?{query}")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -85,7 +85,7 @@ def test_a_file_of_vectors(tiny_encoder: Encoder, tmp_path: Path, suffix: str) -
     vectors = tiny_encoder.encode(TEXTS)
     with new_vector_file(str(file)) as write:
         write(TEXTS, vectors)
-    model = ModelLoader(tmp_path).open(f"vectors:{file}")
+    model = load_model(f"vectors:{file}")
     np.testing.assert_allclose(model.vectors(TEXTS[:2], "query"), vectors[:2], rtol=1e-6)
     with pytest.raises(SourceError, match="has no vector for 1 of 2 texts, the first of them 'Rain"):
         model.vectors(["Why?", "Rain."])
@@ -106,7 +106,7 @@ def test_files_that_hold_no_vectors(tmp_path: Path, name: str, content: str, mes
     if name:
         (tmp_path / name).write_text(content)
     with pytest.raises(SourceError, match=message):
-        ModelLoader(tmp_path).open(f"vectors:{tmp_path / (name or 'none.jsonl')}")
+        load_model(f"vectors:{tmp_path / (name or 'none.jsonl')}")
 
 
 def test_anything_with_one_method(tmp_path: Path) -> None:

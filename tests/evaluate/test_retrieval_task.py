@@ -6,7 +6,9 @@ import pytest
 from bellm.data.retrieval import RetrievalData
 from bellm.evaluate import retrieval_task
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.retrieval_task import score_retrieval
+from bellm.evaluate.results import TaskResult
+from bellm.evaluate.retrieval_task import RetrievalTask
+from bellm.evaluate.task import score_task
 from bellm.types import Vectors
 
 DOCUMENTS = tuple(f"document {number}" for number in range(30))
@@ -33,12 +35,16 @@ COLLECTION = RetrievalData(
 )
 
 
+def planted_result() -> TaskResult:
+    return score_task(EvaluatedModel.of(Planted()), RetrievalTask("planted"), COLLECTION)
+
+
 def gain(places: dict[int, int]) -> float:
     return sum(gain / math.log2(place + 2) for place, gain in places.items())
 
 
 def test_scores_are_those_of_the_planted_ranking() -> None:
-    result = score_retrieval(EvaluatedModel.of(Planted()), COLLECTION)
+    result = planted_result()
     expected = [
         gain({0: 1, 3: 1}) / gain({0: 1, 1: 1}),
         gain({2: 2, 1: 1}) / gain({0: 2, 1: 1, 2: 1}),
@@ -56,8 +62,6 @@ def test_scores_are_those_of_the_planted_ranking() -> None:
 
 
 def test_many_queries_are_ranked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = score_retrieval(EvaluatedModel.of(Planted()), COLLECTION)
+    whole = planted_result()
     monkeypatch.setattr(retrieval_task, "_SCORES", 31)
-    np.testing.assert_array_equal(
-        score_retrieval(EvaluatedModel.of(Planted()), COLLECTION).item_scores_N, whole.item_scores_N
-    )
+    np.testing.assert_array_equal(planted_result().item_scores_N, whole.item_scores_N)

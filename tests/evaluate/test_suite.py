@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.models import from_encoder
 from bellm.evaluate.record import report_to_json
-from bellm.evaluate.results import Report
+from bellm.evaluate.report_files import write_report
+from bellm.evaluate.results import Report, TaskResult
+from bellm.evaluate.sts_task import STSTask
 from bellm.evaluate.suite import STS, evaluate, resolve_tasks
+from bellm.evaluate.task import Task
+from bellm.tensors import geometry
 from bellm.tensors.similarity import paired_cosine_similarity
+from bellm.types import InputType, Vectors
 from tests.evaluate.sets import write_pairs
 
 TASKS = ("STSBenchmark", "STSBenchmark-dev")
@@ -94,7 +100,7 @@ def test_progress_and_the_cache(tiny_encoder: Encoder, tmp_path: Path) -> None:
 
 def test_sets_of_ones_own(tiny_encoder: Encoder, tmp_path: Path) -> None:
     write_pairs(tmp_path)
-    own = replace(sts.read_sts("STSBenchmark", tmp_path), name="ours")
+    own = STSTask("ours", data=sts.read_sts("STSBenchmark", tmp_path))
     [run] = evaluate([EvaluatedModel.of(tiny_encoder)], ["STSBenchmark", own], data=tmp_path).runs
     assert list(run.scores) == ["STSBenchmark", "ours"]
     assert run.scores["ours"] == run.scores["STSBenchmark"]
@@ -115,3 +121,57 @@ def test_the_record(report: Report) -> None:
     assert other["model"] == "all"
     assert other["facts"]["open_layers"] == [0, 1, 2, 3]
     assert set(other["differences"]["STSBenchmark"]) == {"value", "low", "high", "p_value"}
+
+
+def test_geometry_is_that_of_the_texts_of_rated_pairs(report: Report, tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(bidirectional="none")
+    pairs = [
+        (*texts, gold) for it in report.results[0].values() for texts, gold in zip(it.texts, it.gold_N, strict=True)
+    ]
+    vectors = encoder.encode(list(dict.fromkeys(text for left, right, _ in pairs for text in (left, right))))
+    close = [(left, right) for left, right, gold in pairs if gold >= 4]
+    expected = {
+        "num_texts": len(vectors),
+        "anisotropy": geometry.anisotropy(vectors),
+        "uniformity": geometry.uniformity(vectors),
+        "effective_rank": geometry.effective_rank(vectors),
+        "alignment": geometry.alignment(*(encoder.encode(side) for side in zip(*close, strict=True))),
+    }
+    assert dict(report.runs[0].geometry) == pytest.approx(expected, rel=1e-3)
+    assert report_to_json(report)["geometry"]["anisotropy"] == pytest.approx(expected["anisotropy"], abs=1e-3)
+
+
+class Questions(Task[list[str]]):
+    """How many texts have a first number that is positive where they ask."""
+
+    kind = "questions"
+
+    def load(self, folder: Path | None, *, clean: bool = False) -> list[str]:
+        return [f"Is it {number}?" if number % 3 else f"It is {number}." for number in range(30)]
+
+    def texts(self, data: list[str]) -> dict[InputType, list[str]]:
+        return {"query": data}
+
+    def score(self, data: list[str], vectors: Mapping[InputType, Vectors]) -> TaskResult:
+        right = (vectors["query"][:, 0] > 0) == np.array(["?" in text for text in data])
+        return TaskResult(self.name, "accuracy", right.astype(np.float64))
+
+
+def test_a_kind_of_task_of_ones_own_is_scored_reported_and_cached(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    tasks = [Questions("Q1", average="Q average"), Questions("Q2", average="Q average")]
+    told: list[tuple[str, str, int, int]] = []
+    reports = []
+    for _ in range(2):
+        model = from_encoder(tiny_encoder, "tiny", tmp_path / "cache")
+        reports.append(evaluate([model], tasks, resamples=200, progress=lambda *now: told.append(now)))
+    texts = Questions("Q1").load(None)
+    hits = (tiny_encoder.encode_query(texts)[:, 0] > 0) == np.array(["?" in text for text in texts])
+    [run] = reports[0].runs
+    assert run.scores["Q1"].value == pytest.approx(100 * hits.mean())
+    assert run.averages["Q average"].value == pytest.approx(100 * hits.mean())
+    assert (reports[0].results[0]["Q1"].num_texts, run.geometry) == (30, {})
+    assert [now for now in told if now[1] == "questions"][-1] == ("tiny", "questions", 30, 30)
+    assert told[0] == ("tiny", "questions", 0, 30)
+    write_report(reports[1], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["Q2"]["metric"] == "accuracy"
+    assert "Q average" in (tmp_path / "out" / "report.md").read_text()

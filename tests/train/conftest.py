@@ -1,4 +1,4 @@
-"""Where the research data is, which is no part of this repository; and processes that can be killed."""
+"""Processes that can be killed."""
 
 import os
 import shutil
@@ -8,15 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Runner, run, runner
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of research data, read only."""
-    folder = Path(os.environ.get("BELLM_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no research data in {folder}: set BELLM_DATA")
-    return folder
 
 
 class Forks:

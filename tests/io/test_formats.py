@@ -3,7 +3,8 @@ import io
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,19 +12,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellm.corpus import formats
-from bellm.corpus.formats import READERS, Cells, Columns
 from bellm.errors import SourceError
+from bellm.io import formats
+from bellm.io.formats import FORMATS
+from bellm.io.rows import TextColumns, TextFile
 
 CHARACTERS = st.characters(blacklist_categories=["Cs"])
 TEXTS = st.lists(st.text(CHARACTERS, max_size=20), max_size=8)
 
 
-PHRASE = Columns("phrase")
+PHRASE = TextColumns("phrase")
 
 
-def read(suffix: str, data: bytes, columns: Columns = PHRASE) -> list[Cells]:
-    return list(READERS[suffix](io.BytesIO(data), columns))
+class Cells(NamedTuple):
+    place: str
+    text: object = None
+    id: object = None
+    problem: str = ""
+
+
+def read(suffix: str, data: bytes, columns: TextColumns = PHRASE) -> list[Cells]:
+    found = []
+    for row in FORMATS[suffix](io.BytesIO(data), columns.select):
+        cells = row.cells if isinstance(row.cells, dict) else {columns.text: row.cells}
+        found.append(Cells(row.place, cells.get(columns.text), cells.get(columns.id), row.problem))
+    return found
 
 
 def as_lines(texts: list[str]) -> bytes:
@@ -63,7 +76,7 @@ def test_lines_come_back(texts: list[str]) -> None:
 )
 @given(texts=TEXTS)
 def test_tables_come_back(suffix: str, write: Callable[[list[str]], bytes], texts: list[str]) -> None:
-    rows = read(suffix, write(texts), Columns("phrase", "n"))
+    rows = read(suffix, write(texts), TextColumns("phrase", "n"))
     assert [row.text for row in rows] == texts
     assert [int(str(row.id)) for row in rows] == list(range(len(texts)))
     assert not any(row.problem for row in rows)
@@ -115,7 +128,7 @@ def test_bytes_that_are_no_characters() -> None:
     file = io.BytesIO()
     pq.write_table(pa.table({"phrase": column}), file)
     assert [(row.text if not row.problem else row.problem) for row in read(".parquet", file.getvalue())] == [
-        *("a", problem, "b")
+        *("a", "byte 0xef is not UTF-8.", "b")
     ]
 
 
@@ -133,11 +146,12 @@ def test_files_without_rows_to_read(suffix: str, data: bytes, message: str) -> N
         read(suffix, data)
 
 
-def test_a_missing_column_of_ids_is_named() -> None:
+def test_a_missing_column_of_ids_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no column 'key'\. Columns: n, phrase\. Choose with --id-column\."):
-        read(".csv", as_csv(["a"]), Columns("phrase", "key"))
-    rows = read(".jsonl", b'"bare"\n{"phrase": "x"}\n{"phrase": "x", "key": 3}\n', Columns("phrase", "key"))
-    assert [bool(row.problem) for row in rows] == [True, True, False]
+        read(".csv", as_csv(["a"]), TextColumns("phrase", "key"))
+    (tmp_path / "t.jsonl").write_bytes(b'"bare"\n{"phrase": "x"}\n{"phrase": "x", "key": 3}\n')
+    rows = list(TextFile(str(tmp_path / "t.jsonl"), TextColumns("phrase", "key")).texts())
+    assert ["no column 'key'" in row.reason for row in rows] == [True, True, False]
 
 
 @pytest.mark.parametrize("cell", [None, 7, 1.5, ["a"], "half \ud83d", "x" * 100])
@@ -149,7 +163,7 @@ def test_cells_that_are_no_text(monkeypatch: pytest.MonkeyPatch, cell: Any) -> N
 
 def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "bellm.corpus.arrow", raising=False)
+    monkeypatch.delitem(sys.modules, "bellm.io.arrow", raising=False)
     assert [row.text for row in read(".csv", as_csv(["a"]))] == ["a"]
     with pytest.raises(SourceError, match=r"need pyarrow: pip install 'bellm\[corpus\]'"):
         read(".parquet", as_parquet(["a"]))

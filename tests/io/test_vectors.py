@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bellm.cli.output_files import new_vector_file, read_texts
 from bellm.errors import SourceError
+from bellm.io.rows import read_texts
+from bellm.io.vectors import new_vector_file
 
 TEXTS = ["A heron.", "", "  two  spaces, and a comma ", 'She said "no".', "zwei\u2028Zeilen \N{SNOWMAN}"]
 VECTORS = np.arange(20, dtype=np.float32).reshape(5, 4) / 7

@@ -1,4 +1,4 @@
-"""pyarrow, or one clear line where it is missing."""
+"""pyarrow, or the one error that says it is missing: import it from here."""
 
 from bellm.errors import SourceError
 

@@ -1,7 +1,4 @@
-"""Texts from files, vectors to files: whole, in memory, and not one row amiss.
-
-No row is ever dropped or split, so row numbers of vectors and texts match.
-"""
+"""Files of vectors: .npy holds the vectors alone, .jsonl and .parquet their texts as well."""
 
 import json
 import os
@@ -12,32 +9,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bellm.corpus.formats import Columns, text_problem
-from bellm.corpus.input_files import InputFile
-from bellm.corpus.row_ranges import CorpusRow
 from bellm.errors import SourceError
+from bellm.io.atomic import reserve_file
 from bellm.types import Vectors
-
-
-def read_texts(file: str, column: str = "text") -> list[str]:
-    """Read all texts of a file, or the lines of standard input for `-`.
-
-    Raises:
-        SourceError: The file cannot be read, or a row holds no text.
-    """
-    source = InputFile(file, Columns(column))
-    return [_strict(source, row) for row in source.rows()]
-
-
-def checked_text(place: str, cell: str) -> str:
-    """Give a text back as it came.
-
-    Raises:
-        SourceError: It holds half a character, or is too long.
-    """
-    if problem := text_problem(cell):
-        raise SourceError(f"{place}: {problem}")
-    return cell
 
 
 @contextmanager
@@ -45,29 +19,47 @@ def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Seq
     """Check that `path` can be written, and give the function that writes texts and vectors there in one go.
 
     The rows go to a draft in the same folder, which then takes the place of `path`. Whatever happens before leaves
-    nothing behind. `.npy` holds the vectors alone, `.jsonl` and `.parquet` the texts as well.
+    nothing behind.
 
     Raises:
         SourceError: The suffix is unknown, something is there already, or the disk refuses.
     """
     target = Path(path)
     writer = _writer(target)
-    with _refusals(path):
-        _refuse_taken(target, force)
-    draft = target.with_name(f".{target.name}-{os.getpid()}.part")
+    _refuse_taken(target, force)
+    with reserve_file(target) as fill:
 
-    def write(texts: Sequence[str], vectors: Vectors) -> None:
-        with _refusals(path):
-            with draft.open("wb") as file:
+        def write(texts: Sequence[str], vectors: Vectors) -> None:
+            with fill() as file:
                 writer(file, texts, vectors)
-            os.replace(draft, target)
 
-    with _refusals(path):
-        draft.touch()  # A folder that takes no files shows now, not after hours of work.
-    try:
         yield write
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+def read_vectors(file: Path) -> tuple[list[str], Vectors]:
+    """Read the texts and vectors that `new_vector_file` wrote as .jsonl or .parquet.
+
+    Raises:
+        SourceError: The file cannot be read, or has other columns.
+    """
+    try:
+        if file.suffix.lower() == ".jsonl":
+            with file.open(encoding="utf-8") as lines:
+                rows = [json.loads(line) for line in lines]
+            return [row["text"] for row in rows], np.array([row["vector"] for row in rows], dtype=np.float32)
+        if file.suffix.lower() != ".parquet":
+            raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
+        from bellm.io.arrow import pq
+
+        table = pq.read_table(file, columns=["text", "vector"])
+        vectors = np.stack(table.column("vector").to_numpy())
+        return table.column("text").to_pylist(), vectors.astype(np.float32)
+    except SourceError:
+        raise
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
 
 
 def is_folder(path: str) -> bool:
@@ -77,20 +69,15 @@ def is_folder(path: str) -> bool:
 
 
 def _refuse_taken(target: Path, force: bool) -> None:
-    if not target.parent.is_dir():
-        raise SourceError(f"{target} cannot be written: there is no folder {target.parent}. Make it first.")
-    if target.is_dir():
-        raise SourceError(f"{target} is a folder. Name a file.")
-    if target.exists() and not force:
-        raise SourceError(f"{target} exists already. Choose another name, or replace it with --force.")
-
-
-@contextmanager
-def _refusals(path: str) -> Iterator[None]:
     try:
-        yield
-    except OSError as error:
-        raise SourceError(f"{path} cannot be written: {error.strerror or error}.") from error
+        if not target.parent.is_dir():
+            raise SourceError(f"{target} cannot be written: there is no folder {target.parent}. Make it first.")
+        if target.is_dir():
+            raise SourceError(f"{target} is a folder. Name a file.")
+        if target.exists() and not force:
+            raise SourceError(f"{target} exists already. Choose another name, or replace it with --force.")
+    except OSError as error:  # The name is too long.
+        raise SourceError(f"{target} cannot be written: {error.strerror or error}.") from error
 
 
 def _writer(target: Path) -> Callable[[BinaryIO, Sequence[str], Vectors], None]:
@@ -101,14 +88,8 @@ def _writer(target: Path) -> Callable[[BinaryIO, Sequence[str], Vectors], None]:
             "folder of shards ends in /."
         )
     if suffix == ".parquet":
-        import bellm.corpus.arrow  # noqa: F401 - says what is missing before the work begins
+        import bellm.io.arrow  # noqa: F401 - says what is missing before the work begins
     return WRITERS[suffix]
-
-
-def _strict(source: InputFile, row: CorpusRow) -> str:
-    if row.text is None:
-        raise SourceError(f"{source.title}, {row.reason}")
-    return row.text
 
 
 def _write_npy(file: BinaryIO, _texts: Sequence[str], vectors: Vectors) -> None:
@@ -124,7 +105,7 @@ def _write_json_lines(file: BinaryIO, texts: Sequence[str], vectors: Vectors) ->
 
 
 def _write_parquet(file: BinaryIO, texts: Sequence[str], vectors: Vectors) -> None:
-    from bellm.corpus.arrow import pa, pq
+    from bellm.io.arrow import pa, pq
 
     columns = {
         "text": pa.array(texts, pa.string()),

@@ -1,0 +1,56 @@
+"""The base class of evaluation tasks: read a data set, say which texts to embed, score their vectors.
+
+A new kind of task is one module with a subclass; `bellm.evaluate.suite.TASKS` lists the tasks that have a name on the
+command line.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.results import TaskResult
+from bellm.types import InputType, Vectors
+
+Data = TypeVar("Data")
+
+
+@dataclass(frozen=True)
+class Task(ABC, Generic[Data]):
+    """A data set and how vectors of its texts are scored."""
+
+    kind: ClassVar[str] = "texts"
+    """Tasks of one kind are embedded together, and progress bars show this name."""
+
+    name: str
+    average: str | None = None
+    """The average that the task is part of: `STS average`."""
+    is_test_set: bool = True
+    """Whether results are reported on it, so that nothing may be chosen by it."""
+    data: Data | None = None
+    """What to score on instead of the published data set."""
+
+    @abstractmethod
+    def load(self, folder: Path | None, *, clean: bool = False) -> Data:
+        """Read the data set from a folder of data sets, or from the Hub if there is none; `clean` texts of pairs."""
+
+    @abstractmethod
+    def texts(self, data: Data) -> Mapping[InputType, Sequence[str]]:
+        """The texts to embed, by input type; equal texts are embedded once."""
+
+    @abstractmethod
+    def score(self, data: Data, vectors: Mapping[InputType, Vectors]) -> TaskResult:
+        """Score the vectors of `texts`, row by row in the same order."""
+
+
+def score_task(model: EvaluatedModel, task: Task[Any], data: Any) -> TaskResult:
+    """Embed the texts of a task and score them; count the distinct texts, and those that are truncated."""
+    texts = task.texts(data)
+    vectors = {input_type: model.vectors(those, input_type) for input_type, those in texts.items()}
+    return replace(
+        task.score(data, vectors),
+        num_texts=sum(len(set(those)) for those in texts.values()),
+        num_truncated=sum(model.num_truncated(those, input_type) for input_type, those in texts.items()),
+    )

@@ -1,0 +1,198 @@
+"""Readers of text lines, JSON Lines, CSV, TSV and Parquet: from a stream of bytes to rows, in bounded memory.
+
+No row is ever dropped or split: one that cannot be read comes with its problem in place of its cells. A stray quote in
+a CSV file may swallow the lines behind it; all of them are then one such row.
+"""
+
+import codecs
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from bellm.errors import SourceError
+
+LONGEST = 2**24
+"""Most bytes of a line and characters of a cell: longer ones would let memory depend on the input."""
+
+_TOO_LONG = f"longer than {LONGEST:,} characters. Split the text."
+_QUOTES = "Put quotes around a cell that holds quotes, and double those."
+_BATCH = 1024  # Rows of a Parquet file that are in memory together.
+
+SelectColumns = Callable[[Sequence[str]], Sequence[str]]
+"""Which of a row's columns are read; raises a SourceError where one is missing. Other cells may hold anything."""
+
+
+class Row(NamedTuple):
+    """One row: where it is, in words, and its cells, or a problem that says why there are none."""
+
+    place: str
+    cells: Any = None
+    """Selected cells by column; a line of text, or a JSON value that is no object, as it is."""
+    problem: str = ""
+
+
+def text_problem(cell: object) -> str:
+    """Why a cell is no text; empty if it is one."""
+    if not isinstance(cell, str):
+        return f"{repr(cell)[:60]} is not a text. Give a string, be it an empty one."
+    if len(cell) > LONGEST:
+        return _TOO_LONG
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        return f"{error.object[error.start]!r} is half a character. Write the text as UTF-8."
+    return ""
+
+
+def text_rows(stream: BinaryIO, _select: SelectColumns | None = None, *, encoding: str = "utf-8") -> Iterator[Row]:
+    """Rows of a text file."""
+    for number, line in enumerate(_lines(stream), 1):
+        place = f"line {number}"
+        try:
+            text = None if line is None else line.removesuffix(b"\n").removesuffix(b"\r").decode(encoding)
+        except UnicodeDecodeError as error:
+            yield Row(place, problem=_not_utf8(error.object[error.start]))
+        else:
+            yield Row(place, problem=_TOO_LONG) if text is None else Row(place, text)
+
+
+def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = False) -> Iterator[Row]:
+    """Rows of a JSON Lines file."""
+    for row in text_rows(stream):
+        if row.problem:
+            yield row
+        elif not (skip_blank and row.cells.strip() == ""):
+            yield _json_row(*row[:2], select)
+
+
+def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel") -> Iterator[Row]:
+    """Rows of a CSV file; its first line names the columns, empty lines are no rows."""
+    csv.field_size_limit(LONGEST)  # The csv module's own limit of 128 KiB is shorter than a long document.
+    lines = _CsvLines(stream)
+    # Strict, because a stray quote would otherwise swallow the rows that follow it in silence.
+    reader = csv.reader(lines, dialect, strict=True)
+    header: list[str] | None = None
+    columns: dict[str, int] = {}
+    while True:
+        first = lines.number + 1
+        try:
+            cells = next(reader, None)
+            problem = ""
+        except csv.Error as error:
+            cells, problem = [], f"{error}. {_QUOTES}"
+        place = f"line {lines.number}" if first >= lines.number else f"lines {first}-{lines.number}"
+        if header is None and problem:
+            raise SourceError(f"{place}: {problem}")
+        if header is None and cells != []:
+            header = cells or []
+            columns = {name: header.index(name) for name in select(header)}
+        elif cells is not None and (cells or problem):
+            yield Row(place, problem=problem) if problem else _csv_row(place, cells, len(header or []), columns)
+        if cells is None:
+            return
+
+
+def tsv_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
+    """Rows of a tab-separated file, quoted as CSV is."""
+    return csv_rows(stream, select, dialect="excel-tab")
+
+
+def parquet_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
+    """Rows of a Parquet file."""
+    from bellm.io.arrow import pa, pq
+
+    try:
+        # As it comes, Arrow would take the whole column into memory.
+        file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
+        names = list(select(file.schema_arrow.names))
+        number = itertools.count(1)
+        for batch in file.iter_batches(_BATCH, columns=names):
+            for cells in zip(*(_values(batch.column(name)) for name in names), strict=True):
+                problem = next((cell.problem for cell in cells if isinstance(cell, Row)), "")
+                yield Row(f"row {next(number)}", None if problem else dict(zip(names, cells, strict=True)), problem)
+    except pa.ArrowException as error:
+        raise SourceError(f"cannot be read as Parquet: {error}") from error
+
+
+FORMATS: dict[str, Callable[[BinaryIO, SelectColumns], Iterator[Row]]] = {
+    ".txt": text_rows,
+    ".jsonl": json_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".parquet": parquet_rows,
+}
+"""How each suffix is read. A reader raises a SourceError without the file's name where no row can be read at all."""
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """Lines with their ends, and None for each that is too long to be held."""
+    line = stream.readline(LONGEST + 1).removeprefix(codecs.BOM_UTF8)
+    while line:
+        yield line if len(line) <= LONGEST or line.endswith(b"\n") else None
+        while len(line) > LONGEST and not line.endswith(b"\n"):
+            line = stream.readline(LONGEST + 1)
+        line = stream.readline(LONGEST + 1)
+
+
+class _CsvLines:
+    """Lines for the csv module, which goes on behind one that raises; a generator would end there."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.number = 0
+        self._lines = _lines(stream)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        if line is None:
+            raise csv.Error(_TOO_LONG)
+        return line.decode(errors="surrogateescape")  # Only the cells that are read must be UTF-8.
+
+
+def _csv_row(place: str, cells: list[str], width: int, columns: dict[str, int]) -> Row:
+    if len(cells) != width:
+        return Row(
+            place, problem=f"{len(cells)} cells, but the header has {width}. Quote cells that hold the separator."
+        )
+    selected = {name: cells[index] for name, index in columns.items()}
+    try:
+        "".join(selected.values()).encode()
+    except UnicodeEncodeError as error:
+        return Row(place, problem=_not_utf8(ord(error.object[error.start]) - 0xDC00))
+    return Row(place, selected)
+
+
+def _json_row(place: str, line: str, select: SelectColumns) -> Row:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Row(place, problem=f"not JSON ({error}). Each line holds one row.")
+    try:
+        return Row(place, {name: value[name] for name in select(list(value))} if isinstance(value, dict) else value)
+    except SourceError as error:
+        return Row(place, problem=str(error))
+
+
+def _values(column: Any) -> list[object]:
+    """Cells of an Arrow column; one that is no text gives its problem."""
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(cell) for cell in column]
+    return values
+
+
+def _value(cell: Any) -> object:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        return Row("", problem=f"byte 0x{error.object[error.start]:02x} is not UTF-8.")
+
+
+def _not_utf8(byte: int) -> str:
+    return f"byte 0x{byte:02x} is not UTF-8. Convert the file, for instance with: iconv -f latin1 -t utf-8."

@@ -1,0 +1,194 @@
+"""Read the rows of a file by its suffix, plain or with .gz: all cells that are asked for, or texts with their ids.
+
+Every command reads its inputs here. Memory does not depend on the number of rows.
+"""
+
+import gzip
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from bellm.errors import SourceError
+from bellm.io.formats import FORMATS, Row, SelectColumns, json_rows, text_problem, text_rows
+
+STDIN = "-"
+
+_LONGEST_REASON = 300
+
+
+@dataclass
+class RowFile:
+    """A file whose rows are read one by one from its beginning; `-` is standard input, lines of text."""
+
+    file: str
+    share: float = field(default=0.0, init=False)
+    """How much of it was read, from 0 to 1, in bytes as they lie on the disk; 0 for standard input."""
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return "standard input" if self.file == STDIN else self.file
+
+    def rows(self, select: SelectColumns, *, strict: bool = False, skip_blank: bool = False) -> Iterator[Row]:
+        """Read the rows by the file's suffix; memory does not depend on their number.
+
+        Args:
+            select: Asked once for a table, and for each row of JSON.
+            strict: Raise for the first row that cannot be read.
+            skip_blank: Whether blank lines of JSON Lines are no rows; else they are rows that cannot be read.
+
+        Raises:
+            SourceError: The file cannot be read or lacks a column; or, where `strict`, a row cannot be read.
+        """
+        suffix = ".txt" if self.file == STDIN else require_suffix(self.file)
+        if suffix == ".jsonl":
+            return self._read(lambda stream: json_rows(stream, select, skip_blank=skip_blank), strict)
+        return self._read(lambda stream: FORMATS[suffix](stream, select), strict)
+
+    def lines(self, encoding: str = "utf-8", *, strict: bool = False) -> Iterator[Row]:
+        r"""Read lines of text without their ends, whatever the suffix; errors as in `rows`.
+
+        Only \n and \r\n end a line: texts may hold every other separator.
+        """
+        return self._read(lambda stream: text_rows(stream, encoding=encoding), strict)
+
+    def _read(self, reader: Callable[[BinaryIO], Iterator[Row]], strict: bool) -> Iterator[Row]:
+        place = ""
+        try:
+            with self._open() as (raw, stream):
+                size = 0 if self.file == STDIN else os.fstat(raw.fileno()).st_size
+                for row in reader(stream):
+                    self.share = raw.tell() / size if size else 0.0
+                    if strict and row.problem:
+                        place = f", {row.place}"
+                        raise SourceError(row.problem)
+                    yield row
+                self.share = 1.0 if size else 0.0
+        except SourceError as error:
+            raise SourceError(f"{self.title}{place}: {error}") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceError(f"{self.title} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+        if self.file == STDIN:
+            yield sys.stdin.buffer, sys.stdin.buffer
+        else:
+            with open(self.file, "rb") as raw:
+                yield raw, gzip.GzipFile(fileobj=raw) if self.file.lower().endswith(".gz") else raw  # type: ignore[misc]
+
+
+class TextColumns(NamedTuple):
+    """Which columns of a table hold texts and ids."""
+
+    text: str = "text"
+    id: str | None = None
+
+    def select(self, names: Sequence[str]) -> list[str]:
+        """The columns that are read; an empty file has none, and no rows either.
+
+        Raises:
+            SourceError: One of them is not there, or there twice.
+        """
+        if names and (problem := self.problem(names)):
+            raise SourceError(problem)
+        return [self.text, *filter(None, [self.id])] if names else []
+
+    def problem(self, names: Sequence[str]) -> str:
+        """Why the columns cannot be read from a row with these; empty if they can."""
+        for column, option in zip(self, ("--column", "--id-column"), strict=True):
+            if column is not None and names.count(column) != 1:
+                count = "more than one" if column in names else "no"
+                return f"{count} column {column!r}. Columns: {', '.join(names)}. Choose with {option}."
+        return ""
+
+
+class TextRow(NamedTuple):
+    """One row of a file; `text` is None where it cannot be read, and `reason` says where and why."""
+
+    number: int
+    id: str
+    text: str | None
+    reason: str = ""
+
+
+@dataclass
+class TextFile(RowFile):
+    """A file of texts, read row by row from its beginning."""
+
+    columns: TextColumns = field(default_factory=TextColumns)
+    """Without a column of ids, a row's id is `FILE:ROW`."""
+
+    def texts(self) -> Iterator[TextRow]:
+        """Read the rows, counted from 1; memory does not depend on their number.
+
+        Raises:
+            SourceError: The file cannot be read, or has no such column.
+        """
+        for number, row in enumerate(self.rows(self.columns.select), 1):
+            cells = row.cells if isinstance(row.cells, dict) else {self.columns.text: row.cells}
+            if problem := row.problem or self._problem(cells):
+                yield TextRow(number, "", None, f"{row.place}: {problem}"[:_LONGEST_REASON])
+            else:
+                id = f"{self.file}:{number}" if self.columns.id is None else str(cells[self.columns.id])
+                yield TextRow(number, id, cells[self.columns.text])
+
+    def _problem(self, cells: dict[str, object]) -> str:
+        problem = self.columns.problem(list(cells)) or text_problem(cells[self.columns.text])
+        return problem or ("" if self.columns.id is None else _id_problem(cells[self.columns.id]))
+
+
+def file_suffix(path: str) -> str:
+    """Suffix of a file in lower case, that before .gz where it is compressed."""
+    return Path(path.lower().removesuffix(".gz")).suffix
+
+
+def require_suffix(path: str) -> str:
+    """Suffix of a file that bellm can read.
+
+    Raises:
+        SourceError: It is another; or there is no such file, and no suffix that tells what it would be.
+    """
+    suffix = file_suffix(path)
+    if suffix not in FORMATS:
+        if not os.path.exists(path):
+            raise SourceError(f"There is no file or folder {path}.")
+        known = f"{', '.join(FORMATS)}, nor one of these and .gz"
+        raise SourceError(f"bellm cannot read {path}: its suffix is {suffix!r}, not one of {known}.")
+    return suffix
+
+
+def read_texts(file: str, column: str = "text") -> list[str]:
+    """Read all texts of a file, or the lines of standard input for `-`.
+
+    Raises:
+        SourceError: The file cannot be read, or a row holds no text.
+    """
+    source = TextFile(file, TextColumns(column))
+    texts = []
+    for row in source.texts():
+        if row.text is None:
+            raise SourceError(f"{source.title}, {row.reason}")
+        texts.append(row.text)
+    return texts
+
+
+def check_text(name: str, text: str) -> str:
+    """Give a text back as it came.
+
+    Raises:
+        SourceError: It holds half a character, or is too long.
+    """
+    if problem := text_problem(text):
+        raise SourceError(f"{name}: {problem}")
+    return text
+
+
+def _id_problem(id: object) -> str:
+    is_id = text_problem(id) == "" or (isinstance(id, int) and not isinstance(id, bool))
+    return "" if is_id else f"{repr(id)[:60]} is not an id. Give a string or a whole number."
