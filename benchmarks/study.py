@@ -30,17 +30,13 @@ from rich.progress import track
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
 from bellm.evaluate.models import load_model, load_models
-from bellm.evaluate.record import report_to_json
-from bellm.evaluate.results import Difference, Score
 from bellm.evaluate.suite import evaluate
-from bellm.evaluate.tables import format_interval, format_points, significance_mark
 from bellm.evaluate.vector_cache import default_cache_folder
 from bellm.io import atomic
-from bellm.layer_search.summary import format_p_value
 from bellm.metadata import package_versions
 from bellm.report import statistics
-from bellm.report.formatting import format_tick
-from bellm.report.statistics import BootstrapEstimate
+from bellm.report.formatting import format_interval, format_p_value, format_points, format_tick, significance_mark
+from bellm.report.statistics import BootstrapEstimate, Difference, Score
 from bellm.train.dataset_files import load_dataset
 from bellm.train.loop import train
 from bellm.train.recipe import Recipe
@@ -163,7 +159,7 @@ def measure(cell: Cell, tasks: Sequence[str]) -> dict[str, Any]:
     started = time.monotonic()
     models = load_models([cell.causal.source, cell.source], default_cache_folder())
     report = evaluate(models, tasks, data=data_folder())
-    first = report_to_json(report)
+    first = report.to_json()
     (ours,) = first["compared"]
     name = AVERAGE if AVERAGE in ours["averages"] else tasks[0]
     return {

@@ -13,9 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.page import write_report_page
+from bellm.evaluate.report_page import write_report_page
+from bellm.evaluate.report_text import score_table
 from bellm.evaluate.suite import evaluate
-from bellm.evaluate.tables import terminal_table
 from bellm.types import Vectors
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
@@ -50,7 +50,7 @@ def main() -> None:
         [EvaluatedModel.of(WordAverage(vectors, width), options.vectors.stem)], ["sts"], data=options.data
     )
     write_report_page(report, options.output)
-    Console().print(terminal_table(report))
+    Console().print(score_table(report))
 
 
 def read(file: Path) -> dict[str, Vectors]:

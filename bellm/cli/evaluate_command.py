@@ -95,7 +95,7 @@ def evaluate_command(
         return
     from rich.console import Console
 
-    from bellm.evaluate.tables import terminal_table
+    from bellm.evaluate.report_text import score_table
 
-    Console().print(terminal_table(report))
+    Console().print(score_table(report))
     typer.echo(f"{seconds:.0f} s. {folder / PAGE} shows it all; {RESULTS} and {TABLE} lie beside it.")

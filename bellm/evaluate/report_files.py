@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bellm.errors import SourceError
-from bellm.evaluate.page import write_report_page
-from bellm.evaluate.record import report_to_json
+from bellm.evaluate.report_page import write_report_page
+from bellm.evaluate.report_text import score_table
 from bellm.evaluate.results import Report
-from bellm.evaluate.tables import markdown_table
 from bellm.io import atomic
 
 RESULTS, PAGE, TABLE = "results.json", "report.html", "report.md"
@@ -56,8 +55,8 @@ def write_report(report: Report, folder: Path, *, force: bool = False, **more: A
         SourceError: See `check_report_folder`.
     """
     check_report_folder(folder, [run.model for run in report.runs], force=force)
-    results = {**report_to_json(report), **more}
-    atomic.write_bytes(folder / TABLE, markdown_table(report).encode())
+    results = {**report.to_json(), **more}
+    atomic.write_bytes(folder / TABLE, score_table(report, metrics=True).to_markdown().encode())
     atomic.write_bytes(folder / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     write_report_page(report, folder / PAGE)
     return results

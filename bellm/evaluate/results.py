@@ -1,16 +1,24 @@
-"""What an evaluation finds, from one task's items to a report of several encoders.
+"""Results of an evaluation, from one task's items to a report of several encoders, and the report as JSON.
 
 Scores are in points: Spearman, accuracy or nDCG times 100.
 
 Shapes: N items of a task (pairs, sentences or queries).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bellm.report.statistics import BootstrapEstimate, Difference, Score
+
+DIGITS = 4
+"""Decimals of a point that JSON keeps."""
+
+_TELLING = ("bidirectional", "variant", "window", "prompt", "pooling", "layer", "max_tokens", "dtype")
 
 
 @dataclass(frozen=True)
@@ -31,33 +39,10 @@ class TaskResult:
     extra_metrics: Mapping[str, float] = field(default_factory=dict)
     """Other metrics of the same task, in points."""
 
-
-@dataclass(frozen=True)
-class Score:
-    """A task's score with its 95 % bootstrap interval over items, in points."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-    num_truncated: int = 0
-    extra_metrics: Mapping[str, float] = field(default_factory=dict)
-
-    def __float__(self) -> float:
-        """The value alone."""
-        return self.value
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A score minus the baseline's on the same items, in points."""
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-    """Of a paired, two-sided test; corrected for the number of tasks compared."""
+    def to_score(self, estimate: BootstrapEstimate) -> Score:
+        """The task's score with the interval of its estimate."""
+        ends = (estimate.value, estimate.low, estimate.high)
+        return Score(self.metric, *ends, len(self.item_scores_N), self.num_truncated, self.extra_metrics)
 
 
 @dataclass(frozen=True)
@@ -76,6 +61,11 @@ class Run:
     geometry: Mapping[str, float] = field(default_factory=dict)
     """Anisotropy, uniformity, effective rank, alignment and `num_texts` over the texts of its STS tasks, if any."""
 
+    @property
+    def all_scores(self) -> dict[str, Score]:
+        """Averages and tasks, in the order in which they are shown."""
+        return {**self.averages, **self.scores}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -84,3 +74,51 @@ class Report:
     runs: tuple[Run, ...]
     results: tuple[Mapping[str, TaskResult], ...]
     """For each run its items by task, for what is shown pair by pair."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Short names of runs: the end of each model's name, and the settings that tell it from others of its model."""
+        models = [run.model.partition("?")[0].rstrip("/").rpartition("/")[2] for run in self.runs]
+        pairs = list(zip(self.runs, models, strict=True))
+        groups = {model: [run for run, other in pairs if other == model] for model in models}
+        settings = [_telling_settings(run, groups[model]) for run, model in pairs]
+        if len(groups) == 1 and all(settings):
+            models = [""] * len(models)
+        labels = [" ".join(filter(None, both)) for both in zip(models, settings, strict=True)]
+        repeated = {label for label, count in Counter(labels).items() if count > 1}
+        return [f"{label} #{number}" if label in repeated else label for number, label in enumerate(labels, 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The first run at the top, the others under `compared` with their differences to it."""
+        first, *others = [_run_to_json(run) for run in self.runs]
+        del first["differences"]
+        return {**first, "compared": others}
+
+
+def _telling_settings(run: Run, group: Sequence[Run]) -> str:
+    """The settings in which a run differs from others of its model."""
+    telling = [key for key in _TELLING if len({str(it.facts.get(key)) for it in group}) > 1 and key in run.facts]
+    return ", ".join(_setting_in_words(key, run.facts[key]) for key in telling)
+
+
+def _setting_in_words(key: str, value: object) -> str:
+    if key == "bidirectional":
+        return "causal" if value == "none" else f"{value} open"
+    return f"{key.replace('_', ' ')} {value}" if isinstance(value, int) else str(value)
+
+
+def _run_to_json(run: Run) -> dict[str, Any]:
+    numbers: dict[str, Mapping[str, Score | Difference]] = {
+        "scores": run.scores,
+        "averages": run.averages,
+        "differences": run.differences,
+    }
+    rounded = {kind: {name: _rounded(asdict(it)) for name, it in found.items()} for kind, found in numbers.items()}
+    geometry = _rounded(dict(run.geometry))
+    return {"model": run.model, **rounded, "geometry": geometry, "facts": dict(run.facts)}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return round(value, DIGITS) if isinstance(value, float) else value

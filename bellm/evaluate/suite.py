@@ -9,13 +9,13 @@ from bellm.errors import BellmError
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.csts_task import CSTS_TASKS
 from bellm.evaluate.evaluated_model import Embedder, EvaluatedModel
-from bellm.evaluate.results import Difference, Report, Run, Score, TaskResult
+from bellm.evaluate.results import Report, Run, TaskResult
 from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS
 from bellm.evaluate.sts_task import STS_TASKS, STSTask, measure_geometry
 from bellm.evaluate.task import Task, score_task
 from bellm.metadata import package_versions
 from bellm.report import statistics
-from bellm.report.statistics import BootstrapEstimate
+from bellm.report.statistics import BootstrapEstimate, Difference, Score
 from bellm.types import InputType
 
 TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS, *CSTS_TASKS)
@@ -86,7 +86,7 @@ def evaluate(
             name: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
             for name, result in results[-1].items()
         }
-        scores = {name: statistics.to_score(result, estimates[name]) for name, result in results[-1].items()}
+        scores = {name: result.to_score(estimates[name]) for name, result in results[-1].items()}
         means = {name: statistics.average_estimates([estimates[task] for task in averages[name]]) for name in averages}
         runs.append(
             Run(

@@ -15,10 +15,10 @@ from bellm.encoder import Encoder
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
 from bellm.evaluate.models import from_encoder
-from bellm.evaluate.results import Difference, Score, TaskResult
+from bellm.evaluate.results import TaskResult
 from bellm.evaluate.sts_task import score_sts
 from bellm.report import statistics
-from bellm.report.statistics import BootstrapEstimate
+from bellm.report.statistics import BootstrapEstimate, Difference, Score
 from bellm.tensors.similarity import normalize_rows
 from bellm.types import Vectors
 
@@ -172,7 +172,7 @@ def score_candidates(
         Candidate(
             bidirectional=CAUSAL if name in depth_of else name,
             open_layers=layers,
-            score=statistics.to_score(results[same[name]], estimates[same[name]]),
+            score=results[same[name]].to_score(estimates[same[name]]),
             over_causal=over_causal[same[name]],
             over_all=over_all[same[name]],
             moved=moved[same[name]],

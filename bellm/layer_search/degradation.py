@@ -21,10 +21,10 @@ from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import fallback_token_id
 from bellm.evaluate.models import cache_for
-from bellm.evaluate.results import Score
 from bellm.evaluate.sts_task import SPEARMAN
 from bellm.layer_search.turning import TurningPoint, find_turning_point
 from bellm.report import statistics
+from bellm.report.statistics import Score
 from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import Vectors
 

@@ -8,7 +8,7 @@ from typing import Any
 from bellm.errors import SourceError
 from bellm.io import atomic
 from bellm.layer_search.finder import Finding
-from bellm.layer_search.page import write_layer_page
+from bellm.layer_search.layer_page import write_layer_page
 from bellm.metadata import package_versions
 
 RESULTS, PAGE, RUNS = "layers.json", "layers.html", "runs"

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bellm.evaluate.results import Difference, Score, TaskResult
+from bellm.evaluate.results import TaskResult
 from bellm.layer_search.candidates import ALL, CAUSAL, Candidate, compare_with, rank_key
 from bellm.layer_search.halving_plan import HalvingPlan, HalvingRound
 from bellm.report import statistics
+from bellm.report.statistics import Difference, Score
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def round_results(
     num_gone = num_maps - len(results)
     over_causal, over_all = (compare_with(estimates, baseline, num_gone=num_gone) for baseline in (CAUSAL, ALL))
     return {
-        spec: RoundResult(steps, statistics.to_score(result, estimates[spec]), over_causal[spec], over_all[spec])
+        spec: RoundResult(steps, result.to_score(estimates[spec]), over_causal[spec], over_all[spec])
         for spec, result in results.items()
     }
 

@@ -1,11 +1,11 @@
-"""What was found, in plain sentences."""
+"""The findings of a layer search in plain sentences."""
 
 from typing import TYPE_CHECKING
 
-from bellm.evaluate.results import Difference
-from bellm.evaluate.tables import SIGNIFICANT, format_interval, format_points
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.degradation import Degradation
+from bellm.report.formatting import SIGNIFICANT, format_interval, format_p_value, format_points
+from bellm.report.statistics import Difference
 
 if TYPE_CHECKING:
     from bellm.layer_search.halving_result import HalvingResult
@@ -69,15 +69,6 @@ def summarize_training(halving: "HalvingResult") -> str:
         f"{after}, no map beats causal on {halving.task}, which scores "
         f"{format_points(halving.causal.last.score.value)}. The best, {best.name}, is {gain}. {once}."
     )
-
-
-def format_p_value(value: float) -> str:
-    """A p-value in three decimals.
-
-    >>> p_value(0.0412), p_value(0.0001)
-    ('0.041', '< 0.001')
-    """
-    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def _how_to(best: Candidate) -> str:

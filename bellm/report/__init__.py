@@ -1,1 +1,1 @@
-"""What pages have in common: one file of HTML each, that needs nothing else."""
+"""Statistics, tables, figures and pages: what the reports of all rooms are made of."""

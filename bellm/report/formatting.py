@@ -1,31 +1,87 @@
-"""Numbers and facts as a page says them."""
+"""Write points, intervals, p-values, ticks and metadata as tables and pages show them."""
 
 from collections.abc import Mapping
+
+from bellm.report.statistics import Difference, Score
+
+SIGNIFICANT = 0.05
+"""Corrected p-values below this are called a difference."""
+
+BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
+
+
+def format_points(value: float, *, signed: bool = False) -> str:
+    """A number of points to one decimal; with its sign where it is a difference.
+
+    >>> format_points(-0.04), format_points(3.14159, signed=True)
+    ('0.0', '+3.1')
+    """
+    rounded = round(value, 1) + 0.0  # No minus before a zero.
+    return f"{rounded:{'+' if signed and rounded else ''}.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_interval(estimate: Score | Difference) -> str:
+    """The ends of a 95 % interval, in words."""
+    return f"{format_points(estimate.low)} to {format_points(estimate.high)}"
+
+
+def format_score(score: Score) -> str:
+    """A score with half the width of its interval.
+
+    >>> format_score(Score("accuracy", 73.24, 72, 74, 100))
+    '73.2 ± 1.0'
+    """
+    return f"{format_points(score.value)} \N{PLUS-MINUS SIGN} {format_points((score.high - score.low) / 2)}"
+
+
+def format_p_value(value: float) -> str:
+    """A p-value in three decimals.
+
+    >>> format_p_value(0.0412), format_p_value(0.0001)
+    ('0.041', '< 0.001')
+    """
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+
+
+def significance_mark(difference: Difference | None) -> str:
+    """A triangle up or down for a significant difference to the baseline, and nothing for any other."""
+    if difference is None or not difference.p_value < SIGNIFICANT or not difference.value:
+        return ""
+    return BETTER if difference.value > 0 else WORSE
 
 
 def format_tick(value: float, *, signed: bool = False) -> str:
     """The number at a tick, as short as it gets.
 
-    >>> tick(20.0, signed=True), tick(0.0, signed=True), tick(0.5)
+    >>> format_tick(20.0, signed=True), format_tick(0.0, signed=True), format_tick(0.5)
     ('+20', '0', '0.5')
     """
     return f"{value:{'+' if signed and value else ''}g}".replace("-", "\N{MINUS SIGN}")
 
 
-def format_metadata(facts: Mapping[str, object]) -> dict[str, str]:
-    """Facts by name, both for people.
+def shorten(label: str, most: int = 24) -> str:
+    """A label in so many letters at most.
 
-    >>> in_words({"open_layers": [3, 5], "window": None, "versions": {"bellm": "1.0"}})
+    >>> shorten("models/heron", 8)
+    'models/…'
+    """
+    return label if len(label) <= most else label[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def format_metadata(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Names and values of metadata for people.
+
+    >>> format_metadata({"open_layers": [3, 5], "window": None, "versions": {"bellm": "1.0"}})
     {'open layers': '3, 5', 'window': 'none', 'versions': 'bellm 1.0'}
     """
-    return {name.replace("_", " "): _words(value) for name, value in facts.items()}
+    return {name.replace("_", " "): _in_words(value) for name, value in metadata.items()}
 
 
-def _words(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        value = [f"{name} {_words(part)}" for name, part in value.items()]
+        value = [f"{name} {_in_words(part)}" for name, part in value.items()]
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value)) or None
     return "none" if value is None else str(value)

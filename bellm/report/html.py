@@ -1,64 +1,59 @@
-"""The house style: a page from a template of its own and what all pages share.
+"""Render a page: one file of HTML that requests nothing, from a template and the style and script of all pages.
 
-No plotting library: figures are some SVG in the template, so that a page weighs a tenth of what the lightest library
-does, is readable without scripts, prints, and follows the reader's colours.
+No plotting library: figures are SVG that macros.html.jinja draws, so that a page weighs a tenth of what the lightest
+library does, is readable without scripts, prints, and follows the reader's colors.
 """
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from bellm.io import atomic
-from bellm.report.formatting import format_tick
+from bellm.report.formatting import (
+    BETTER,
+    WORSE,
+    format_interval,
+    format_p_value,
+    format_points,
+    shorten,
+    significance_mark,
+)
 
 _HERE = Path(__file__).parent
+_FILTERS = (format_interval, format_p_value, format_points, shorten, significance_mark)
 
 
-def render_page(room: Path, filters: Iterable[Callable[..., str]], **found: Any) -> str:
-    """Fill in the template of a room.
+def render_page(template: Path, **content: Any) -> str:
+    """Fill in a template that extends `base.html.jinja`; in it the functions of `formatting` are filters by their name.
 
     Args:
-        room: Folder of `page.html.jinja`, which extends `base.html.jinja`, and of `page.css` and `page.js`.
-        filters: What the template calls by name, besides `tick`.
-        found: What the template names; of it the base wants a `heading`, and `results` for programs.
+        template: A file, `*.html.jinja`.
+        content: What the template names; of it the base wants a `heading`, and `results` for programs.
     """
-    house = Environment(
-        loader=FileSystemLoader([room, _HERE]),
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    house.filters |= {each.__name__: each for each in (format_tick, *filters)}
-    style, script = (
-        Markup("\n").join(_as_it_is(place) for place in (_HERE / f"base.{kind}", room / f"page.{kind}"))
-        for kind in ("css", "js")
-    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    environment.filters |= {function.__name__: function for function in _FILTERS}
+    environment.globals |= {"BETTER": BETTER, "WORSE": WORSE}
+    style, script = (Markup((_HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = house.get_template("page.html.jinja")
-    return template.render(**found, style=style, script=script, script_hash=digest)
+    return environment.get_template(template.name).render(**content, style=style, script=script, script_hash=digest)
 
 
-def json_for_script(value: object) -> Markup:
-    """JSON that can stand in the page, whatever the texts in it say."""
-    return htmlsafe_json_dumps(value, ensure_ascii=False)
-
-
-def write_html(page: str, file: Path) -> None:
+def write_html(page: str, path: Path) -> None:
     """Write a page, whole or not at all.
 
     Raises:
         SourceError: The disk refuses; a page that was there before stays.
     """
     # Half a character cannot be written as UTF-8; a question mark in its place is better than no page.
-    atomic.write_bytes(file, page.encode("utf-8", "replace"))
-
-
-def _as_it_is(file: Path) -> Markup:
-    return Markup(file.read_text(encoding="utf-8"))
+    atomic.write_bytes(path, page.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over items, paired differences, several tasks, several seeds.
+"""Bootstrap intervals over items, paired tests, Holm's correction, and means over tasks and over seeds.
 
 Everything is in points. `benchmarks/simulate_statistics.py` plants the truth and counts how often this file misses it.
 
@@ -6,20 +6,47 @@ Shapes: N items of a task, R resamples, S seeds, G groups of equal values.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
 from bellm.errors import BellmError
-from bellm.evaluate.results import Difference, Score, TaskResult
 
 Numbers = NDArray[np.float64]
 
 _FEWEST = 3  # Items; two have only three resamples.
 _CELLS = 2**18  # Numbers of a matrix at once: a few such matrices stay in the processor's cache.
 _ROUNDING = 1e-9  # Points by which replicates that are equal on paper may differ.
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's score with its 95 % bootstrap interval over items, in points."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    num_truncated: int = 0
+    extra_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __float__(self) -> float:
+        """The value alone."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score minus the baseline's on the same items, in points."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    """Of a paired, two-sided test; corrected for the number of tasks compared."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +99,6 @@ def bootstrap_estimate(
     return BootstrapEstimate(float(value), np.concatenate(replicates))
 
 
-def to_score(result: TaskResult, estimate: BootstrapEstimate) -> Score:
-    """What a task measured, with the interval of its estimate."""
-    return Score(
-        metric=result.metric,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        n=len(result.item_scores_N),
-        num_truncated=result.num_truncated,
-        extra_metrics=result.extra_metrics,
-    )
-
-
 def average_estimates(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstimate:
     """Mean over tasks whose items have nothing to do with each other.
 
@@ -105,9 +119,9 @@ def average_over_seeds(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstim
 
     Replicates vary with the items, which all trainings share, and by Student's t with S - 1 degrees of freedom times
     the standard error of the mean over trainings: three trainings hardly show their own spread, and a normal would
-    claim to know it. The noise is seeded by the scores themselves, so that two settings never share it and `difference`
-    takes their trainings as independent. A training that is lucky in one task may be so in the next: take the `average`
-    over tasks first, and then this over trainings.
+    claim to know it. The noise is seeded by the scores themselves, so that two settings never share it and
+    `paired_difference` takes their trainings as independent. A training that is lucky in one task may be so in the
+    next: take `average_estimates` over tasks first, and then this over trainings.
 
     Raises:
         BellmError: Fewer than two trainings, or estimates of different resamples.
@@ -124,10 +138,10 @@ def average_over_seeds(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstim
 def compare_scores(
     item_scores_N: Numbers, others_N: Numbers, gold_N: Numbers | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> Difference:
-    """The score of items minus that of others, both on the same resampled items; see `estimate` and `difference`.
+    """The score of items minus that of others, both on the same resampled items; see `bootstrap_estimate`.
 
     Raises:
-        BellmError: The two are not items of one task, or `estimate` refuses one of them.
+        BellmError: The two are not items of one task, or `bootstrap_estimate` refuses one.
     """
     if len(item_scores_N) != len(others_N):
         raise BellmError(f"{len(item_scores_N)} items against {len(others_N)}. Compare systems on the same items.")
@@ -138,7 +152,7 @@ def compare_scores(
 
 
 def compare_averages(estimates: Sequence[BootstrapEstimate], others: Sequence[BootstrapEstimate]) -> Difference:
-    """The `difference` of two systems' `average` over the same tasks in the same order."""
+    """The paired difference of two systems' averages over the same tasks in the same order."""
     if len(estimates) != len(others):
         raise BellmError(f"{len(estimates)} tasks against {len(others)}. Compare averages over the same tasks.")
     return paired_difference(average_estimates(estimates), average_estimates(others))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from bellm.evaluate.results import Difference, Report, Run, Score, TaskResult
+from bellm.evaluate.results import Report, Run, TaskResult
+from bellm.report.statistics import Difference, Score
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 TRANSFER = ("MR", "CR", "TREC")

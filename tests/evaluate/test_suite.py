@@ -11,7 +11,6 @@ from bellm.data import sts
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.models import from_encoder
-from bellm.evaluate.record import report_to_json
 from bellm.evaluate.report_files import write_report
 from bellm.evaluate.results import Report, TaskResult
 from bellm.evaluate.sts_task import STSTask
@@ -112,7 +111,7 @@ def test_a_set_that_is_not_there(tiny_encoder: Encoder, tmp_path: Path) -> None:
 
 
 def test_the_record(report: Report) -> None:
-    found = report_to_json(report)
+    found = report.to_json()
     assert found["model"] == "none"
     assert set(found["scores"]["STSBenchmark"]) >= {"metric", "value", "low", "high", "n"}
     assert found["scores"]["STSBenchmark"]["value"] == round(report.runs[0].scores["STSBenchmark"].value, 4)
@@ -138,7 +137,7 @@ def test_geometry_is_that_of_the_texts_of_rated_pairs(report: Report, tiny_encod
         "alignment": geometry.alignment(*(encoder.encode(side) for side in zip(*close, strict=True))),
     }
     assert dict(report.runs[0].geometry) == pytest.approx(expected, rel=1e-3)
-    assert report_to_json(report)["geometry"]["anisotropy"] == pytest.approx(expected["anisotropy"], abs=1e-3)
+    assert report.to_json()["geometry"]["anisotropy"] == pytest.approx(expected["anisotropy"], abs=1e-3)
 
 
 class Questions(Task[list[str]]):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from bellm.evaluate.results import Difference, Score
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.degradation import Degradation
 from bellm.layer_search.finder import Finding
@@ -10,6 +9,7 @@ from bellm.layer_search.halving_plan import HalvingRound
 from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
 from bellm.layer_search.layer_stats import LayerStats
 from bellm.layer_search.turning import TurningPoint
+from bellm.report.statistics import Difference, Score
 
 LAYERS = 12
 TURNING = TurningPoint(8, 7, 10, 0.004)

@@ -12,13 +12,13 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import NoOpWarning
-from bellm.evaluate.results import Difference, Score
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.degradation import Degradation
 from bellm.layer_search.summary import summarize_candidates, summarize_turning_point
 from bellm.layer_search.turning import TurningPoint
 from bellm.layer_spec import parse_layers
 from bellm.report import statistics
+from bellm.report.statistics import Difference, Score
 from bellm.tensors.similarity import paired_cosine_similarity
 from tests.conftest import train_tokenizer
 from tests.decoders import decoder

@@ -11,9 +11,9 @@ from bellm.backbone.architecture import get_decoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.engine import padded
-from bellm.evaluate.results import Score
 from bellm.layer_search.degradation import Degradation, measure_degradation
 from bellm.layer_search.turning import TurningPoint
+from bellm.report.statistics import Score
 from bellm.tensors.similarity import paired_cosine_similarity
 from tests.evaluate.sets import write_pairs
 

@@ -13,15 +13,15 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import BellmError, SourceError
-from bellm.evaluate.results import Difference, Score
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, score_candidates
 from bellm.layer_search.halving_plan import HalvingPlan, HalvingRound, plan_halving
 from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
+from bellm.layer_search.layer_tables import halving_table
 from bellm.layer_search.successive_halving import run_halving
 from bellm.layer_search.summary import summarize_candidates, summarize_training
-from bellm.layer_search.tables import halving_table
 from bellm.layer_spec import parse_layers
 from bellm.report import statistics
+from bellm.report.statistics import Difference, Score
 from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.train.loop import train
 from bellm.train.recipe import LoRA, Recipe

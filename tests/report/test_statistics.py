@@ -8,9 +8,9 @@ import simulate_statistics as worlds
 from scipy.stats import bootstrap, spearmanr, t, ttest_rel
 
 from bellm.errors import BellmError
-from bellm.evaluate.results import Difference
 from bellm.report.statistics import (
     BootstrapEstimate,
+    Difference,
     average_estimates,
     average_over_seeds,
     bootstrap_estimate,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bellm import Encoder
 from bellm.errors import BellmError, SourceError
-from bellm.evaluate.results import Score
+from bellm.report.statistics import Score
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import train

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellm.report.axis import make_axis
+from bellm.report.figures import make_axis
 
 NUMBERS = st.floats(-1e4, 1e4).map(lambda value: round(value, 3))
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from bellm.errors import SourceError
-from bellm.evaluate.page import write_report_page
-from bellm.evaluate.record import report_to_json
+from bellm.evaluate.report_page import write_report_page
 from bellm.evaluate.results import Report, TaskResult
 from tests.evaluate.reports import TRANSFER, report
 from tests.report.browser import HOSTILE, complaints, find, find_all, is_light, requests, sorts, values, visit
@@ -168,7 +167,7 @@ def test_the_numbers_are_in_the_page_for_programs(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     _, _, rest = page.partition('<script type="application/json" id="results">')
     results = json.loads(rest.partition("</script>")[0])
-    assert results == json.loads(json.dumps(report_to_json(found)))
+    assert results == json.loads(json.dumps(found.to_json()))
     assert list(results["scores"]) == list(found.runs[0].scores)
 
 

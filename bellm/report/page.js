@@ -1,6 +1,48 @@
+"use strict";
+
+// A click on a heading sorts, largest first unless the heading says otherwise; another click turns the order round.
+function sortBy(table, heading) {
+  const first = heading.dataset.first ?? "descending";
+  const turned = first === "ascending" ? "descending" : "ascending";
+  const order = heading.ariaSort === first ? turned : first;
+  const value = (row) => Number(row.cells[heading.cellIndex].dataset.value);
+  const direction = order === "ascending" ? 1 : -1;
+  for (const other of table.tHead.rows[0].cells) other.ariaSort = "none";
+  heading.ariaSort = order;
+  table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => direction * (value(a) - value(b))));
+}
+
+for (const table of document.querySelectorAll("table.scores")) {
+  for (const heading of table.tHead.rows[0].cells) {
+    heading.firstElementChild.addEventListener("click", () => sortBy(table, heading));
+  }
+}
+
+// Figures along one axis: the guide stands at the stop nearest to the pointer, and the card has its numbers.
+function follow(figure, event) {
+  const box = event.currentTarget.getBoundingClientRect();
+  const pointed = (100 * (event.clientX - box.left)) / box.width;
+  const away = (stop) => Math.abs(stop.dataset.at - pointed);
+  const stops = [...figure.querySelectorAll(".card [data-at]")];
+  const chosen = stops.reduce((best, other) => (away(other) < away(best) ? other : best));
+  const place = `${chosen.dataset.at}%`;
+  for (const words of figure.querySelector(".card").children) words.hidden = words !== chosen;
+  for (const guide of figure.querySelectorAll(".guide")) {
+    guide.removeAttribute("hidden");
+    for (const end of ["x1", "x2"]) guide.setAttribute(end, place);
+  }
+  for (const dot of figure.querySelectorAll("circle")) dot.classList.toggle("chosen", dot.getAttribute("cx") === place);
+}
+
+for (const figure of document.querySelectorAll(".along")) {
+  for (const svg of figure.querySelectorAll("svg[role=img]")) {
+    for (const kind of ["pointermove", "pointerdown"]) svg.addEventListener(kind, (event) => follow(figure, event));
+  }
+}
+
 // Pair by pair: one scatter is shown, and the pair nearest to the pointer is written below it.
 const REACH = 24; // Pixels.
-const texts = JSON.parse(document.getElementById("texts").textContent);
+const texts = JSON.parse(document.getElementById("texts")?.textContent ?? "{}");
 const scatters = [...document.querySelectorAll("div.scatter")];
 
 function choose() {

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from bellm.errors import SourceError
-from bellm.evaluate.tables import BETTER, WORSE
 from bellm.layer_search.candidates import CandidateScores
 from bellm.layer_search.finder import Finding
-from bellm.layer_search.page import write_layer_page
+from bellm.layer_search.layer_page import write_layer_page
 from bellm.layer_search.turning import TurningPoint
+from bellm.report.formatting import BETTER, WORSE
 from tests.layer_search.findings import LAYERS, candidate, finding, record_of, trained
 from tests.report.browser import HOSTILE, complaints, find, find_all, is_light, overlaps, requests, values, visit
 

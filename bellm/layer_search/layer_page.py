@@ -1,0 +1,200 @@
+"""The page of a finding: the degradation curve, what is known of each layer, and every candidate against causal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bellm.layer_search.candidates import Candidate, CandidateScores
+from bellm.layer_search.degradation import Degradation
+from bellm.layer_search.finder import Finding
+from bellm.report import html
+from bellm.report.figures import (
+    Axis,
+    Forest,
+    ForestBar,
+    LinePlot,
+    Mark,
+    Point,
+    difference_axis,
+    estimate_point,
+    make_axis,
+    make_forest,
+)
+from bellm.report.formatting import BETTER, WORSE, format_interval, format_metadata, significance_mark
+
+_BESIDES = ("dev", "seed", "versions", "seconds")  # What a record says besides the encoder's metadata.
+
+EFFECTS = {
+    "better": Mark("better", "s3", "significantly better"),
+    "worse": Mark("worse", "down", "significantly worse"),
+    "unclear": Mark("unclear", "s0", "no difference can be told"),
+    "same": Mark("same", "cross", "no-op: exactly causal"),
+}
+"""The marks of candidates by what they do."""
+
+
+@dataclass(frozen=True)
+class DegradationCurve:
+    """Score against the number of layers kept."""
+
+    plot: LinePlot
+    turning: tuple[float, float, float] | None
+    """Where the turning point and the ends of its interval stand; None without one."""
+    opened: tuple[float, float] | None
+    """From where to where the layers stand that the paper's rule opens."""
+
+
+@dataclass(frozen=True)
+class LayerPlots:
+    """Figures above each other whose horizontal axis is the layer."""
+
+    positions: list[float]
+    """Of the layers."""
+    singles: list[Candidate | None]
+    """What opens each layer alone; None where no candidate does."""
+    alone: LinePlot | None
+    """Its difference to causal; None where no candidate was scored."""
+    panels: list[LinePlot]
+    """One number of each layer."""
+
+
+def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -> None:
+    """Write a finding as one HTML file without links to anything else, whole or not at all.
+
+    Args:
+        finding: What was found.
+        results: The same as `finding_to_json` has it, which goes into the page for programs.
+        path: Where to.
+
+    Raises:
+        SourceError: The disk refuses; a page that was there before stays.
+    """
+    degradation, search = finding.degradation, finding.search
+    metadata = {**results["facts"], **{name: results[name] for name in _BESIDES if name in results}}
+    forest = candidate_forest(search) if search else None
+    page = html.render_page(
+        Path(__file__).parent / "layer_page.html.jinja",
+        heading=_heading(finding),
+        model=results["model"],
+        finding=finding,
+        search=search,
+        stats=finding.profile,
+        curve=degradation_curve(degradation) if degradation else None,
+        stack=layer_plots(finding),
+        forest=forest if forest and forest.rows else None,
+        metadata=format_metadata(metadata),
+        results=results,
+        effects=EFFECTS,
+    )
+    html.write_html(page, path)
+
+
+def effect(candidate: Candidate) -> Mark:
+    """The mark of what a candidate does."""
+    if candidate.no_op:
+        return EFFECTS["same"]
+    kinds = {BETTER: "better", WORSE: "worse", "": "unclear"}
+    return EFFECTS[kinds[significance_mark(candidate.over_causal)]]
+
+
+def degradation_curve(degradation: Degradation) -> DegradationCurve:
+    """Draw the degradation curve."""
+    scores, turning = degradation.scores, degradation.turning
+    across = make_axis((1, len(scores)), least_step=1)
+    up = make_axis(end for score in scores for end in (score.low, score.high))
+    points = [estimate_point(across.percent(depth), up, score) for depth, score in enumerate(scores, 1)]
+    plot = LinePlot("Score", "points", across, up, points)
+    if turning.depth is None or turning.low is None or turning.high is None:
+        return DegradationCurve(plot, None, None)
+    ends = across.percent(turning.depth), across.percent(turning.low), across.percent(turning.high)
+    # A layer takes its place as the last that is kept; half a layer belongs to it on both sides.
+    opened = (across.percent(turning.depth + 0.5), min(across.percent(len(scores) + 0.5), 100.0))
+    return DegradationCurve(plot, ends, opened)
+
+
+def layer_plots(finding: Finding) -> LayerPlots:
+    """Draw what is known of each layer; a number that no layer has gets no panel."""
+    search, stats = finding.search, finding.profile
+    layers = range(finding.num_layers)
+    across = make_axis((0, finding.num_layers - 1), least_step=1)
+    opened = {it.open_layers[0]: it for it in search.candidates if len(it.open_layers) == 1} if search else {}
+    singles = [opened.get(layer) for layer in layers]
+    panels = [_moved_panel(across, singles)]
+    if stats:
+        panels += [
+            _percent_panel("Attention to later tokens, opened alone", across, stats.looks_ahead),
+            _percent_panel("What the last token has in common with the others", across, stats.dependency),
+        ]
+    alone = _alone(across, singles) if search else None
+    return LayerPlots([*map(across.percent, layers)], singles, alone, [one for one in panels if any(one.points)])
+
+
+def _alone(across: Axis, singles: Sequence[Candidate | None]) -> LinePlot:
+    up = difference_axis(single.over_causal for single in singles if single)
+    points = [
+        estimate_point(across.percent(layer), up, single.over_causal, _enlargeable(effect(single))) if single else None
+        for layer, single in enumerate(singles)
+    ]
+    return LinePlot("Opened alone, against causal", "points", across, up, points)
+
+
+def _enlargeable(mark: Mark) -> Mark:
+    return replace(mark, symbol="") if mark is EFFECTS["unclear"] else mark
+
+
+def _panel(name: str, unit: str, across: Axis, up: Axis, values: Sequence[float | None]) -> LinePlot:
+    points = [None if v is None else Point(across.percent(layer), up.down(v)) for layer, v in enumerate(values)]
+    return LinePlot(name, unit, across, up, points)
+
+
+def _percent_panel(name: str, across: Axis, shares: Sequence[float | None]) -> LinePlot:
+    return _panel(name, "%", across, make_axis([0, *(share for share in shares if share is not None)]), shares)
+
+
+def _moved_panel(across: Axis, singles: Sequence[Candidate | None]) -> LinePlot:
+    """By powers of ten: some layers move the vectors a thousand times as far as others."""
+    powers = [math.log10(single.moved) if single and single.moved > 0 else None for single in singles]
+    known = [power for power in powers if power is not None] or [0.0]
+    up = make_axis((math.floor(min(known)), math.ceil(max(known))), least_step=1, label=_power_of_ten)
+    name, unit = "How far opening it alone moves the vectors", "mean of 1 \N{MINUS SIGN} cosine"
+    return _panel(name, unit, across, up, powers)
+
+
+def _power_of_ten(power: float) -> str:
+    """A power of ten in few letters.
+
+    >>> _power_of_ten(-3.0), _power_of_ten(0.0)
+    ('10⁻³', '1')
+    """
+    return f"10{str(round(power)).translate(_RAISED)}" if round(power) else "1"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def candidate_forest(search: CandidateScores) -> Forest:
+    """Draw all candidates but those of single layers, best first."""
+    others = [it for it in search.candidates if len(it.open_layers) != 1 and it is not search.causal]
+    return make_forest({candidate.name: [_bar(candidate)] for candidate in others})
+
+
+def _bar(candidate: Candidate) -> ForestBar:
+    note = "no-op" if candidate.no_op else format_interval(candidate.over_causal)
+    return ForestBar(candidate.over_causal, effect(candidate), note, has_interval=not candidate.no_op)
+
+
+def _heading(finding: Finding) -> str:
+    degradation, search = finding.degradation, finding.search
+    if search and search.tested:
+        best = search.tested[0]
+        winner = best.name if effect(best) is EFFECTS["better"] else "no candidate"
+        return f"Without training, {winner} beats causal"
+    if search:
+        return "No candidate can change the vectors"
+    if not degradation:
+        return "What the layers share, and where they look"
+    if degradation.turning.depth is None:
+        return "The score has no turning point"
+    return f"The score breaks away below {degradation.turning.depth} of {len(degradation.scores)} layers"

@@ -1,0 +1,261 @@
+"""Place the marks of figures: forests, lines with bands, scatters and heat maps.
+
+Positions are in per cent of a figure's box, x from the left and y from the top, so that a figure is as wide as the
+screen and its words keep their size. Only a heat map is in pixels: its cells hold numbers. macros.html.jinja draws.
+
+Shapes: R rows and C columns of a matrix, F of its values finite.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellm.errors import BellmError
+from bellm.report.formatting import format_tick, shorten
+from bellm.report.statistics import Difference, Score
+
+_MARGIN = 0.04  # Of the span, at both ends.
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale with a margin around its values and ticks at round numbers."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    labels: tuple[str, ...]
+    """What stands at each tick."""
+
+    def percent(self, value: float) -> float:
+        """Where a value stands, in per cent from the low end."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+    def down(self, value: float) -> float:
+        """Where a value stands on a vertical axis, in per cent from the top."""
+        return round(100 - self.percent(value), 2)
+
+
+def make_axis(values: Iterable[float], *, least_step: float = 0, label: Callable[[float], str] = format_tick) -> Axis:
+    """A scale for values, with ticks at multiples of 1, 2 or 5 times a power of ten.
+
+    >>> make_axis([0, 3.8]).ticks
+    (0.0, 1.0, 2.0, 3.0)
+    """
+    values = list(values)
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    span = high - low
+    low, high = low - _MARGIN * span, high + _MARGIN * span
+    power = 10 ** math.floor(math.log10(span / 5))
+    step = max(least_step, next(times * power for times in (1, 2, 5, 10) if times * power >= 0.999 * span / 5))
+    ticks = [round(tick * step, 10) for tick in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return Axis(low, high, tuple(ticks), tuple(map(label, ticks)))
+
+
+def difference_axis(differences: Iterable[Difference]) -> Axis:
+    """A scale with zero and the intervals of differences, its numbers signed."""
+    ends = [end for difference in differences for end in (difference.low, difference.high)]
+    return make_axis([0, *ends], label=lambda value: format_tick(value, signed=True))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a thing is drawn wherever it is, and what a legend calls it."""
+
+    color: str
+    """Classes of the style sheet, of which one sets the color."""
+    symbol: str
+    """Name of a symbol in base.html.jinja; a circle that scripts can enlarge where empty."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A number in a plot, with its interval and mark where it has them."""
+
+    x: float
+    y: float
+    low: float | None = None
+    """Where the lower end of the interval stands; further from the top than the number."""
+    high: float | None = None
+    mark: Mark | None = None
+
+
+def estimate_point(x: float, up: Axis, estimate: Score | Difference, mark: Mark | None = None) -> Point:
+    """Place a score or a difference with its interval on a vertical axis."""
+    return Point(x, up.down(estimate.value), up.down(estimate.low), up.down(estimate.high), mark)
+
+
+@dataclass(frozen=True)
+class LinePlot:
+    """Numbers along an axis, as a line with a band or as bars with marks."""
+
+    name: str
+    unit: str
+    across: Axis
+    up: Axis
+    points: Sequence[Point | None]
+    """From left to right; None where there is no number."""
+
+    @property
+    def line(self) -> str:
+        """The numbers as an SVG path, broken where there is none."""
+        pieces = groupby(self.points, key=lambda point: point is None)
+        return "".join(_path((point.x, point.y) for point in piece if point) for is_gap, piece in pieces if not is_gap)
+
+    @property
+    def band(self) -> str:
+        """The intervals as an SVG path around them."""
+        points = [point for point in self.points if point]
+        return _path([*((p.x, p.high) for p in points), *((p.x, p.low) for p in reversed(points))]) + "Z"
+
+
+@dataclass(frozen=True)
+class ForestBar:
+    """A difference in a forest."""
+
+    difference: Difference
+    mark: Mark
+    note: str
+    """In small print beside the difference."""
+    has_interval: bool = True
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Differences with their intervals: a row for each thing, with one bar or several."""
+
+    axis: Axis
+    rows: Mapping[str, Sequence[ForestBar]]
+    averages: frozenset[str]
+    """Rows that stand out."""
+
+    def span(self, bar: ForestBar) -> tuple[float, float, float]:
+        """Where a difference and the ends of its interval stand, from the left."""
+        value, low, high = (self.axis.percent(getattr(bar.difference, end)) for end in ("value", "low", "high"))
+        return value, low, high
+
+
+def make_forest(rows: Mapping[str, Sequence[ForestBar]], averages: Iterable[str] = ()) -> Forest:
+    """Differences on one scale."""
+    axis = difference_axis(bar.difference for bars in rows.values() for bar in bars)
+    return Forest(axis, rows, frozenset(averages))
+
+
+@dataclass(frozen=True)
+class ScatterPoint:
+    """A thing with two numbers."""
+
+    key: int
+    """By which scripts find it elsewhere in the page."""
+    x: float
+    y: float
+    words: str
+    """What is said of it when it is pointed at."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points by two axes, in groups with a class of the style sheet each, the last on top."""
+
+    across: Axis
+    up: Axis
+    groups: Mapping[str, Sequence[ScatterPoint]]
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A value of a heat map."""
+
+    words: str
+    color: str
+    """`above` or `below` the center, or `empty`."""
+    opacity: float
+    tooltip: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix as cells whose color says how large their values are, and whose words say it too."""
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Sequence[Sequence[HeatCell]]
+
+    @property
+    def cell_width(self) -> int:
+        """In pixels, for the longest number."""
+        return _width(cell.words for row in self.cells for cell in row)
+
+    @property
+    def left(self) -> int:
+        """Pixels for the labels of the rows."""
+        return _width(map(shorten, self.rows))
+
+    @property
+    def top(self) -> int:
+        """Pixels for the labels of the columns."""
+        return round(0.75 * _width(map(shorten, self.columns))) + 12 if self.is_slanted else 24
+
+    @property
+    def is_slanted(self) -> bool:
+        """Whether a label of the columns is longer than a cell."""
+        return _width(self.columns) > self.cell_width + 8
+
+
+def make_heat_map(
+    values_RC: NDArray[np.floating],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    center: float | None = None,
+    write: Callable[[float], str] = "{:.2f}".format,
+) -> HeatMap:
+    """Color a matrix, the stronger the further a value is from the center; what is not finite stays empty.
+
+    Args:
+        values_RC: The numbers.
+        rows: A label for each row.
+        columns: A label for each column.
+        center: Values above it have one color, those below it another; None for the lowest value.
+        write: A value in as few letters as a cell holds.
+
+    Raises:
+        BellmError: There is no value, or a label too many or too few.
+    """
+    if values_RC.shape != (len(rows), len(columns)) or not values_RC.size:
+        raise BellmError(
+            f"A matrix of shape {values_RC.shape} with {len(rows)} row labels and {len(columns)} column labels makes "
+            "no heat map. Give it a row and a column or more, with a label each."
+        )
+    finite_F = values_RC[np.isfinite(values_RC)]
+    middle = float(finite_F.min(initial=np.inf)) if center is None else center
+    furthest = float(np.abs(finite_F - middle).max(initial=0)) or 1.0
+
+    def cell(row: int, column: int) -> HeatCell:
+        value = float(values_RC[row, column])
+        is_empty = not math.isfinite(value)
+        words = "\N{EN DASH}" if is_empty else write(value)
+        color = "empty" if is_empty else "below" if value < middle else "above"
+        opacity = 0.0 if is_empty else round(_MOST_OPAQUE * abs(value - middle) / furthest, 3)
+        return HeatCell(words, color, opacity, f"{rows[row]}, {columns[column]}: {words}")
+
+    return HeatMap(rows, columns, [[cell(row, column) for column in range(len(columns))] for row in range(len(rows))])
+
+
+_MOST_OPAQUE = 0.5  # The page's ink has a contrast of 4.5 on every color that covers at most half of its paper.
+_LETTER = 7.5  # Pixels, of the figures' words.
+
+
+def _width(words: Iterable[str]) -> int:
+    return round(_LETTER * max(map(len, words))) + 12
+
+
+def _path(corners: Iterable[tuple[float, float | None]]) -> str:
+    return "M" + "L".join(f"{x} {y}" for x, y in corners)
