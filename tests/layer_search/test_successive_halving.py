@@ -29,7 +29,7 @@ from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL
 from bellm.train.signals import Interrupted
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import on_topics, trained_to_see, write_topics
-from tests.layer_search.test_tables import lines
+from tests.layer_search.test_layer_tables import lines
 from tests.train.rows import dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
