@@ -29,7 +29,7 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.evaluate import suite
-from bellm.evaluate.models import from_encoder
+from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.sts_task import STSTask
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -133,7 +133,7 @@ def by_evaluators(model: SentenceTransformer, sets: list[STSPairs], batch: int) 
 def by_bellm(encoder: Encoder, sets: list[STSPairs], cache: Path) -> dict[str, float]:
     """bellm: one run over all sets, with intervals."""
     tasks = [STSTask(pairs.name, data=pairs) for pairs in sets]
-    [run] = suite.evaluate([from_encoder(encoder, "bellm", cache)], tasks).runs
+    [run] = suite.evaluate([EvaluatedModel.of(encoder, "bellm", cache)], tasks).runs
     return {task: score.value for task, score in run.scores.items()}
 
 

@@ -29,7 +29,7 @@ from rich.progress import track
 
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate.models import load_model, load_models
+from bellm.evaluate.models import load_models
 from bellm.evaluate.suite import evaluate
 from bellm.evaluate.vector_cache import default_cache_folder
 from bellm.io import atomic
@@ -195,7 +195,7 @@ def _score(cell: Cell, recipe: Recipe, file: Path, runs: Path) -> BootstrapEstim
     named = f"{cell.setting} {cell.bidirectional} {recipe.seed} {recipe.max_steps} {recipe.batch_size}"
     run = runs / re.sub(r"[^\w-]+", "-", named)
     train(recipe, [(load_dataset(file), 1.0)], run)
-    (results,) = evaluate([load_model(str(run / "model"), default_cache_folder())], TESTS, data=data_folder()).results
+    (results,) = evaluate(load_models([str(run / "model")], default_cache_folder()), TESTS, data=data_folder()).results
     return statistics.average_estimates(
         [statistics.bootstrap_estimate(each.item_scores_N, each.gold_N) for each in results.values()]
     )

@@ -1,74 +1,138 @@
-"""What is evaluated: anything that gives a vector for a text."""
+"""A model under evaluation: an embedder, its name in tables, and a cache of its vectors."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from bellm import saving
+from bellm.encoder import Encoder
 from bellm.evaluate.vector_cache import VectorCache
-from bellm.types import InputType, Vectors
+from bellm.metadata import encoder_identity
+from bellm.types import Embedder, InputType, Vectors
 
 
-class Embedder(Protocol):
-    """Anything with this one method can be evaluated.
-
-    `encode_query` and `encode_document`, where it has them, are used for searches.
-    """
+class TextEncoder(Protocol):
+    """The least that can be evaluated; `encode_query` and `encode_document` are used where it has them."""
 
     def encode(self, texts: list[str], /) -> Vectors:
-        """Float32 vectors of texts, (texts, width)."""
+        """Embed texts in their order, float32 (texts, width)."""
         ...
 
 
 @dataclass(frozen=True)
-class TextView:
-    """How a subject embeds texts in one role."""
+class WrappedEncoder:
+    """Makes an `Embedder` of anything that has `encode(texts)`."""
 
-    name: str
-    """Roles with the same name have the same vectors."""
-    embed: Callable[[Sequence[str]], Vectors]
-    num_truncated: Callable[[Sequence[str]], int] = lambda _: 0
+    encoder: TextEncoder
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the vectors."""
+        return int(self.fingerprint().shape[1])
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
+        """Embed texts by the method for their input type, or else by `encode`."""
+        method = getattr(self.encoder, f"encode_{input_type}", self.encoder.encode)
+        return np.asarray(method(list(texts)), dtype=np.float32)
+
+    def fingerprint(self) -> Vectors:
+        """Vectors of a few fixed texts."""
+        return self.encode(saving.FINGERPRINT_TEXTS)
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing is known of it."""
+        return {}
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """An encoder under evaluation."""
+    """An embedder under evaluation."""
 
     name: str
-    views: Mapping[InputType, TextView]
+    embedder: Embedder
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is needed to do it again: its settings and a digest of its fingerprint."""
     cache: VectorCache | None = None
 
     @classmethod
-    def of(cls, embeds: "Embedder | EvaluatedModel", name: str | None = None) -> "EvaluatedModel":
-        """Anything that embeds; nothing says when its vectors are others, so they are not kept."""
-        if isinstance(embeds, EvaluatedModel):
-            return embeds
-        own: dict[InputType, Callable[..., Vectors]] = {"text": embeds.encode}
-        for input_type in ("query", "document"):
-            own[input_type] = getattr(embeds, f"encode_{input_type}", embeds.encode)
-        views = {
-            input_type: TextView("text" if method == embeds.encode else input_type, _of_lists(method))
-            for input_type, method in own.items()
-        }
-        return cls(name or type(embeds).__name__, views)
+    def of(
+        cls, model: "EvaluatedModel | TextEncoder", name: str | None = None, cache: Path | None = None
+    ) -> "EvaluatedModel":
+        """Name an embedder, and keep its vectors if a folder is given.
+
+        Vectors of what has `encode` alone are never kept: nothing says when they change.
+        """
+        if isinstance(model, EvaluatedModel):
+            return model
+        name, embedder = name or name_of(model), as_embedder(model)
+        if isinstance(embedder, WrappedEncoder):
+            return cls(name, embedder)
+        fingerprint = embedder.fingerprint()
+        digest = hashlib.sha256(np.round(fingerprint, 2).tobytes()).hexdigest()[:16]
+        facts = {"source": name, **embedder.describe(), "fingerprint": digest}
+        if isinstance(embedder, Encoder):
+            facts["batching_mode"] = embedder.batching_mode
+        return cls(name, embedder, facts, open_cache(embedder, cache, fingerprint) if cache else None)
 
     def vectors(
-        self, texts: Sequence[str], input_type: InputType = "text", done: Callable[[int], None] | None = None
+        self, texts: Sequence[str], input_type: InputType = "text", done: Callable[[int], None] = lambda _: None
     ) -> Vectors:
-        """Vectors of texts in their order; equal texts are embedded once, and known ones not at all."""
-        view, done = self.views[input_type], done or (lambda _: None)
+        """Embed texts in their order, each distinct text once and cached ones not at all.
+
+        Args:
+            texts: Any texts.
+            input_type: What they are to a search.
+            done: Called with the number of further distinct texts whose vectors are there.
+
+        Returns:
+            Float32 array of shape (len(texts), embedding_dim).
+        """
         if self.cache:
-            return self.cache.vectors(texts, view.name, view.embed, done)
-        unique = list(dict.fromkeys(texts))
-        place = {text: number for number, text in enumerate(unique)}
-        found = view.embed(unique)
-        done(len(unique))
-        return found[[place[text] for text in texts]]
+            return self.cache.vectors(texts, input_type, lambda part: self._encode(part, input_type), done)
+        index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        vectors = self._encode(list(index), input_type)
+        done(len(index))
+        return vectors[[index[text] for text in texts]]
 
     def num_truncated(self, texts: Sequence[str], input_type: InputType = "text") -> int:
-        """How many different texts are cut to the encoder's limit."""
-        return self.views[input_type].num_truncated(list(dict.fromkeys(texts)))
+        """Count the distinct texts that are truncated to the model's limit; 0 where the embedder cannot tell."""
+        unique = list(dict.fromkeys(texts))
+        if isinstance(self.embedder, Encoder):
+            return self.embedder.tokenize(unique, input_type).num_truncated
+        count: Callable[[Sequence[str]], int] | None = getattr(self.embedder, "num_truncated", None)
+        return count(unique) if count else 0
+
+    def _encode(self, texts: Sequence[str], input_type: InputType) -> Vectors:
+        if isinstance(self.embedder, Encoder):  # No warning and no progress bar of its own.
+            return self.embedder.encode_with_stats(texts, input_type=input_type).vectors
+        return self.embedder.encode(texts, input_type=input_type)
 
 
-def _of_lists(method: Callable[[list[str]], Vectors]) -> Callable[[Sequence[str]], Vectors]:
-    return lambda texts: method(list(texts))
+def as_embedder(model: TextEncoder) -> Embedder:
+    """The model itself if it is an `Embedder`, else wrapped into one."""
+    return model if hasattr(model, "describe") else WrappedEncoder(model)  # type: ignore[return-value]
+
+
+def name_of(model: TextEncoder) -> str:
+    """The name that a model gives itself, or else that of its class."""
+    return str(getattr(model, "name", type(model).__name__))
+
+
+def open_cache(embedder: Embedder, folder: Path, fingerprint: Vectors, what: str = "") -> VectorCache:
+    """Open the file of an embedder in a cache folder.
+
+    Args:
+        embedder: Whose vectors are kept, or what is made of them.
+        folder: Holds the files of all embedders.
+        fingerprint: Vectors of a few fixed texts, made in the same way: cached ones are dropped if it has changed.
+        what: What is kept instead of the embedder's own vectors.
+    """
+    described = embedder.describe()
+    identity = encoder_identity(embedder) if isinstance(embedder, Encoder) else json.dumps(described)
+    dtype = str(described.get("dtype"))
+    return VectorCache(folder, f"{identity} {what}".rstrip(), fingerprint, saving.fingerprint_tolerance(dtype, dtype))

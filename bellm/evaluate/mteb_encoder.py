@@ -1,4 +1,4 @@
-"""Any encoder as mteb wants it, so that every task of mteb can be run on it.
+"""Adapter to mteb: run any of its tasks on anything that embeds.
 
 mteb (Muennighoff et al. 2023, arXiv 2210.07316) takes objects that follow its `EncoderProtocol`:
 
@@ -6,23 +6,20 @@ mteb (Muennighoff et al. 2023, arXiv 2210.07316) takes objects that follow its `
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
-from bellm.encoder import Encoder
 from bellm.errors import SourceError
-from bellm.evaluate.evaluated_model import Embedder
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.evaluate.evaluated_model import TextEncoder, as_embedder, name_of
 from bellm.types import Vectors
 
 
 class MtebEncoder:
     """An encoder that follows mteb's protocol; texts of a task are embedded together, not in mteb's batches."""
 
-    def __init__(self, encoder: Embedder, name: str | None = None) -> None:
+    def __init__(self, encoder: TextEncoder, name: str | None = None) -> None:
         """Wrap an encoder.
 
         Args:
@@ -37,14 +34,16 @@ class MtebEncoder:
             from mteb.models.model_meta import ModelMeta, ScoringFunction
         except ImportError as error:
             raise SourceError("Tasks of mteb need mteb 2.26 or newer: pip install 'bellm[evaluate]'.") from error
-        self.encoder = encoder
-        name = name or PurePath(getattr(encoder, "name", type(encoder).__name__)).name
-        vectors = np.asarray(encoder.encode(list(FINGERPRINT_TEXTS)), dtype=np.float32)
+        self.embedder = as_embedder(encoder)
+        name = name or PurePath(name_of(encoder)).name
+        fingerprint = self.embedder.fingerprint()
+        # mteb keeps results by name and revision and gives old ones back.
+        settings = json.dumps(self.embedder.describe(), sort_keys=True)
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name if "/" in name else f"bellm/{name}",
-                "revision": _revision(encoder, vectors),
-                "embed_dim": vectors.shape[1],
+                "revision": hashlib.sha256(settings.encode() + fingerprint.tobytes()).hexdigest()[:16],
+                "embed_dim": fingerprint.shape[1],
                 "similarity_fn_name": ScoringFunction.COSINE,
             }
         )
@@ -60,8 +59,7 @@ class MtebEncoder:
             Vectors of shape (texts, width).
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        own = None if prompt_type is None else getattr(self.encoder, f"encode_{prompt_type.value}", None)
-        return np.asarray((own or self.encoder.encode)(texts), dtype=np.float32)
+        return self.embedder.encode(texts, input_type="text" if prompt_type is None else prompt_type.value)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosine of every left row with every right row."""
@@ -74,9 +72,3 @@ class MtebEncoder:
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(embeddings1, embeddings2)
-
-
-def _revision(encoder: Embedder, vectors: Vectors) -> str:
-    """What tells encoders of one name apart: mteb keeps results by name and revision and gives old ones back."""
-    settings = repr(encoder) if isinstance(encoder, Encoder) else ""
-    return hashlib.sha256(settings.encode() + vectors.tobytes()).hexdigest()[:16]

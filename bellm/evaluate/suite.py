@@ -8,7 +8,7 @@ from typing import Any
 from bellm.errors import BellmError
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.csts_task import CSTS_TASKS
-from bellm.evaluate.evaluated_model import Embedder, EvaluatedModel
+from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder
 from bellm.evaluate.results import Report, Run, TaskResult
 from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS
 from bellm.evaluate.sts_task import STS_TASKS, STSTask, measure_geometry
@@ -16,7 +16,7 @@ from bellm.evaluate.task import Task, score_task
 from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
-from bellm.types import InputType
+from bellm.types import Embedder, InputType
 
 TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS, *CSTS_TASKS)
 """The tasks that have a name."""
@@ -51,7 +51,7 @@ def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def evaluate(
-    models: Sequence[EvaluatedModel | Embedder],
+    models: Sequence[EvaluatedModel | TextEncoder],
     tasks: Sequence[str | Task[Any]],
     *,
     data: Path | None = None,
@@ -63,7 +63,7 @@ def evaluate(
     """Score every model on every task; the first model is the baseline of the others.
 
     Args:
-        models: Encoders, or what `load_model` opens.
+        models: Encoders, what `load_model` opens, or anything with `encode(texts)`.
         tasks: Names of tasks and groups, or tasks of your own.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
         clean: Clean the texts of pairs as the papers do.

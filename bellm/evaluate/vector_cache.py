@@ -1,8 +1,8 @@
-"""Vectors on disk, by encoder and text: what was embedded once is not embedded again.
+"""Cache of vectors on disk, by model and text.
 
-One SQLite file for each encoder, named by what decides its vectors. The file also holds the encoder's fingerprint, and
-begins anew when another encoder comes by the same name. Rows are committed part by part, so that an interrupted
-evaluation goes on where it stopped.
+One SQLite file for each model, named by what decides its vectors. The file also holds the model's fingerprint, and is
+emptied when another model comes by the same name. Rows are committed part by part, so that an interrupted evaluation
+goes on where it stopped.
 """
 
 import hashlib
@@ -24,6 +24,9 @@ _PART = 2048
 _FETCH = 500
 """Keys in one query; SQLite takes some 30 000."""
 
+_FINGERPRINT = b"fingerprint"
+"""Key of the fingerprint; those of texts are digests."""
+
 
 def default_cache_folder() -> Path:
     """`BELLM_CACHE`, or `bellm` where the system keeps caches."""
@@ -32,29 +35,29 @@ def default_cache_folder() -> Path:
 
 
 class VectorCache:
-    """The vectors of one encoder."""
+    """The vectors of one model."""
 
-    def __init__(self, place: Path, name: str, fingerprint: Vectors, tolerance: float) -> None:
-        """Open the encoder's file, or begin it.
+    def __init__(self, folder: Path, name: str, fingerprint: Vectors, tolerance: float) -> None:
+        """Open the model's file, or make it.
 
         Args:
-            place: Folder of all encoders' files.
+            folder: Holds the files of all models.
             name: What decides the vectors, in any words.
-            fingerprint: Vectors of fixed texts.
-            tolerance: Largest relative distance of a fingerprint that rounding explains.
+            fingerprint: Vectors of fixed texts, shape (texts, width).
+            tolerance: Largest relative distance between fingerprints that rounding explains.
 
         Raises:
             SourceError: The folder cannot be written.
         """
-        self._file = place / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.sqlite"
+        self._file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.sqlite"
         self._width = fingerprint.shape[1]
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with self._open() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-                self._agree(database, fingerprint, tolerance)
+                self._check_fingerprint(database, fingerprint, tolerance)
         except OSError as error:
-            raise SourceError(f"{place} cannot be written: {error.strerror or error}. Choose --cache.") from error
+            raise SourceError(f"{folder} cannot be written: {error.strerror or error}. Choose --cache.") from error
 
     def vectors(
         self,
@@ -63,13 +66,13 @@ class VectorCache:
         embed: Callable[[Sequence[str]], Vectors],
         done: Callable[[int], None] = lambda _: None,
     ) -> Vectors:
-        """Vectors of texts in their order, float32 (texts, width); those that are not here are embedded and kept.
+        """Look up texts in their order, float32 (texts, width); those that are missing are embedded and kept.
 
         Args:
             texts: Any texts; equal ones are embedded once.
-            view: What else decides a text's vector: the template it is put into, say.
-            embed: Gives vectors of texts.
-            done: Called with how many different texts are there, after each part.
+            view: What else decides a text's vector, such as its input type.
+            embed: Embeds texts.
+            done: Called with the number of further distinct texts whose vectors are there.
         """
         keys = {text: hashlib.sha256(f"{len(view)} {view}{text}".encode()).digest() for text in dict.fromkeys(texts)}
         with self._open() as database:
@@ -83,22 +86,19 @@ class VectorCache:
                     database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
                 known.update(rows)
                 done(len(part))
-        found = b"".join(known[keys[text]] for text in texts)
-        return np.frombuffer(found, dtype=np.float32).reshape(len(texts), self._width)
+        joined = b"".join(known[keys[text]] for text in texts)
+        return np.frombuffer(joined, dtype=np.float32).reshape(len(texts), self._width)
 
-    def _agree(self, database: sqlite3.Connection, fingerprint: Vectors, tolerance: float) -> None:
-        rows = [b"fingerprint %d" % number for number in range(len(fingerprint))]
-        found = dict(_fetch(database, rows))
-        if set(found) == set(rows):
-            kept = np.stack([np.frombuffer(found[row], dtype=np.float32) for row in rows])
-            if kept.shape == fingerprint.shape and saving.fingerprint_distance(kept, fingerprint) <= tolerance:
-                return
+    def _check_fingerprint(self, database: sqlite3.Connection, fingerprint: Vectors, tolerance: float) -> None:
+        """Empty the file if it holds vectors of another model."""
+        for _, kept in _fetch(database, [_FINGERPRINT]):
+            if len(kept) == fingerprint.nbytes:
+                kept_ND = np.frombuffer(kept, dtype=np.float32).reshape(fingerprint.shape)
+                if saving.fingerprint_distance(kept_ND, fingerprint) <= tolerance:
+                    return
         with database:
             database.execute("DELETE FROM vectors")
-            database.executemany(
-                "INSERT INTO vectors VALUES (?, ?)",
-                [(row, vector.tobytes()) for row, vector in zip(rows, fingerprint, strict=True)],
-            )
+            database.execute("INSERT INTO vectors VALUES (?, ?)", (_FINGERPRINT, fingerprint.tobytes()))
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

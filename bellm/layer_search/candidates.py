@@ -14,7 +14,7 @@ from bellm.data.sts import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate.models import from_encoder
+from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.sts_task import score_sts
 from bellm.report import statistics
@@ -157,7 +157,7 @@ def score_candidates(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoOpWarning)  # Said of all layers that are alone beside the stack.
                 opened = encoder.replace(bidirectional=tried[name], token_prepending=depth_of.get(name, 0))
-            subject = from_encoder(opened, name, cache)
+            subject = EvaluatedModel.of(opened, name, cache)
             results[name] = score_sts(subject, pairs)
             vectors_ND = subject.vectors(texts)
             causal_ND = vectors_ND if causal_ND is None else causal_ND

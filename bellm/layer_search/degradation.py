@@ -20,7 +20,7 @@ from bellm.engine.memory import default_batch_tokens
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import fallback_token_id
-from bellm.evaluate.models import cache_for
+from bellm.evaluate.evaluated_model import open_cache
 from bellm.evaluate.sts_task import SPEARMAN
 from bellm.layer_search.turning import TurningPoint, find_turning_point
 from bellm.report import statistics
@@ -119,6 +119,6 @@ def _cached_cosines(encoder: Encoder, pairs: STSPairs, folder: Path, done: Calla
         return np.concatenate(parts)
 
     fingerprint = cosines_by_depth(encoder, list(pairwise(saving.FINGERPRINT_TEXTS)))
-    cache = cache_for(encoder, folder, fingerprint, "cosines after each layer")
+    cache = open_cache(encoder, folder, fingerprint, "cosines after each layer")
     names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
-    return cache.vectors(names, encoder.config.prompt.template, embed)
+    return cache.vectors(names, "text", embed)

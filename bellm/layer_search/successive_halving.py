@@ -17,7 +17,7 @@ import numpy as np
 from bellm import layer_spec
 from bellm.data.sts import STSPairs
 from bellm.errors import SourceError
-from bellm.evaluate.models import from_encoder
+from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.sts_task import score_sts
 from bellm.io import atomic
@@ -138,7 +138,7 @@ class _Runs:
             progress=lambda step, *_: report(step),
             until=steps,
         )
-        return score_sts(from_encoder(encoder, candidate.name), self.dev)
+        return score_sts(EvaluatedModel.of(encoder, candidate.name), self.dev)
 
 
 def _read_result(path: Path, dev: STSPairs) -> TaskResult:

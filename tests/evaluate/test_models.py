@@ -10,7 +10,7 @@ import torch
 from bellm import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.models import from_encoder, load_model, load_models
+from bellm.evaluate.models import load_models
 from bellm.io.vectors import new_vector_file
 from bellm.metadata import encoder_identity
 
@@ -18,10 +18,10 @@ TEXTS = ["A heron waits.", "Snow fell.", "Why?", "Snow fell."]
 
 
 def test_an_encoder_keeps_its_vectors(tiny_encoder: Encoder, tmp_path: Path) -> None:
-    model = from_encoder(tiny_encoder, "tiny", tmp_path)
+    model = EvaluatedModel.of(tiny_encoder, "tiny", tmp_path)
     found = model.vectors(TEXTS)
     np.testing.assert_allclose(found, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
-    again = from_encoder(tiny_encoder, "tiny", tmp_path).vectors(TEXTS[::-1])
+    again = EvaluatedModel.of(tiny_encoder, "tiny", tmp_path).vectors(TEXTS[::-1])
     np.testing.assert_array_equal(again, found[::-1])
     assert model.facts["open_layers"] == [2, 3]
     assert model.facts["batching_mode"] == "packed"
@@ -30,7 +30,7 @@ def test_an_encoder_keeps_its_vectors(tiny_encoder: Encoder, tmp_path: Path) -> 
 def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path: Path) -> None:
     for encoder in (tiny_encoder, tiny_encoder.replace(bidirectional="none"), tiny_encoder.replace(prompt="raw")):
         np.testing.assert_allclose(
-            from_encoder(encoder, "tiny", tmp_path).vectors(TEXTS), encoder.encode(TEXTS), rtol=1e-4, atol=1e-5
+            EvaluatedModel.of(encoder, "tiny", tmp_path).vectors(TEXTS), encoder.encode(TEXTS), rtol=1e-4, atol=1e-5
         )
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -40,7 +40,7 @@ def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_pa
     with torch.no_grad():  # So little that rounding could explain it.
         second.model.model.layers[0].mlp.up_proj.weight.mul_(1 + 1e-4)
     assert encoder_identity(first) == encoder_identity(Encoder.from_pretrained(tiny_folder)) != encoder_identity(second)
-    models = [from_encoder(encoder, "a model", tmp_path) for encoder in (first, second)]
+    models = [EvaluatedModel.of(encoder, "a model", tmp_path) for encoder in (first, second)]
     for model, encoder in zip(models, (first, second), strict=True):
         np.testing.assert_array_equal(model.vectors(["Snow"]), encoder.encode(["Snow"]))
     assert (first.encode(["Snow"]) != second.encode(["Snow"])).any()
@@ -48,7 +48,7 @@ def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_pa
 
 def test_roles_have_vectors_of_their_own(tiny_encoder: Encoder, tmp_path: Path) -> None:
     encoder = tiny_encoder.replace(prompt="instruct:Find the same thing")
-    model = from_encoder(encoder, "tiny", tmp_path)
+    model = EvaluatedModel.of(encoder, "tiny", tmp_path)
     np.testing.assert_allclose(model.vectors(TEXTS, "query"), encoder.encode_query(TEXTS), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.vectors(TEXTS, "document"), encoder.encode_document(TEXTS), rtol=1e-4, atol=1e-5)
     assert model.num_truncated(["s " * 115, "snow"], "query") == 1
@@ -76,7 +76,7 @@ def test_settings_behind_the_source(tiny_folder: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_are_none(tiny_folder: Path, tmp_path: Path, query: str, message: str) -> None:
     with pytest.raises(BellmError, match=message.replace("?", r"\?")):
-        load_model(f"{tiny_folder}?{query}")
+        load_models([f"{tiny_folder}?{query}"], tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -85,7 +85,7 @@ def test_a_file_of_vectors(tiny_encoder: Encoder, tmp_path: Path, suffix: str) -
     vectors = tiny_encoder.encode(TEXTS)
     with new_vector_file(str(file)) as write:
         write(TEXTS, vectors)
-    model = load_model(f"vectors:{file}")
+    [model] = load_models([f"vectors:{file}"], tmp_path)
     np.testing.assert_allclose(model.vectors(TEXTS[:2], "query"), vectors[:2], rtol=1e-6)
     with pytest.raises(SourceError, match="has no vector for 1 of 2 texts, the first of them 'Rain"):
         model.vectors(["Why?", "Rain."])
@@ -106,7 +106,7 @@ def test_files_that_hold_no_vectors(tmp_path: Path, name: str, content: str, mes
     if name:
         (tmp_path / name).write_text(content)
     with pytest.raises(SourceError, match=message):
-        load_model(f"vectors:{tmp_path / (name or 'none.jsonl')}")
+        load_models([f"vectors:{tmp_path / (name or 'none.jsonl')}"], tmp_path)
 
 
 def test_anything_with_one_method(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
 from mteb.types import PromptType
 
+from bellm.evaluate.evaluated_model import WrappedEncoder
 from bellm.evaluate.mteb_encoder import MtebEncoder
 
 PAIRS = [
@@ -129,7 +130,7 @@ def test_a_search_ranks_as_cosines_of_queries_and_documents_do(tiny_encoder: Enc
 
 def test_queries_and_documents_go_where_they_belong() -> None:
     encoder = MtebEncoder(Letters())
-    encoder.encoder = Roles()
+    encoder.embedder = WrappedEncoder(Roles())
     batches = [{"text": ["one", "two"]}, {"text": ["three"]}]
     found = encoder.encode(batches, prompt_type=PromptType.query)
     assert np.array_equal(found, Letters().encode(["enoaa", "owtaa", "eerhtaa"]))

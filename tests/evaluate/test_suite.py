@@ -10,7 +10,6 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.models import from_encoder
 from bellm.evaluate.report_files import write_report
 from bellm.evaluate.results import Report, TaskResult
 from bellm.evaluate.sts_task import STSTask
@@ -29,7 +28,7 @@ def report(tiny_encoder: Encoder, tmp_path: Path) -> Report:
     for split, count in (("test", 40), ("dev", 60)):
         write_pairs(tmp_path, split, count)
     models = [
-        from_encoder(tiny_encoder.replace(bidirectional=layers), layers, tmp_path / "cache")
+        EvaluatedModel.of(tiny_encoder.replace(bidirectional=layers), layers, tmp_path / "cache")
         for layers in ("none", "all")
     ]
     return evaluate(models, TASKS, data=tmp_path, resamples=200)
@@ -89,7 +88,7 @@ def test_progress_and_the_cache(tiny_encoder: Encoder, tmp_path: Path) -> None:
     write_pairs(tmp_path)
     told: list[tuple[str, str, int, int]] = []
     for _ in range(2):
-        model = from_encoder(tiny_encoder, "tiny", tmp_path / "cache")
+        model = EvaluatedModel.of(tiny_encoder, "tiny", tmp_path / "cache")
         evaluate([model], ["STSBenchmark"], data=tmp_path, progress=lambda *now: told.append(now))
     texts = told[0][3]
     assert 40 < texts < 80
@@ -161,7 +160,7 @@ def test_a_kind_of_task_of_ones_own_is_scored_reported_and_cached(tiny_encoder: 
     told: list[tuple[str, str, int, int]] = []
     reports = []
     for _ in range(2):
-        model = from_encoder(tiny_encoder, "tiny", tmp_path / "cache")
+        model = EvaluatedModel.of(tiny_encoder, "tiny", tmp_path / "cache")
         reports.append(evaluate([model], tasks, resamples=200, progress=lambda *now: told.append(now)))
     texts = Questions("Q1").load(None)
     hits = (tiny_encoder.encode_query(texts)[:, 0] > 0) == np.array(["?" in text for text in texts])
