@@ -1,4 +1,4 @@
-"""SentEval's seven transfer tasks: sentences, or pairs of them, and their classes.
+"""SentEval's seven transfer tasks: sentences or pairs of sentences, with class labels.
 
 Files and their places are those that SentEval (github.com/facebookresearch/SentEval) writes to `data/downstream`. The
 words of a sentence are put together with single spaces, a line without any becomes ".", and the rows of each part are
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bellm.data import sources
 from bellm.data.sources import DataSource, TextLine
-from bellm.errors import BellmError, SourceError
+from bellm.errors import SourceError
 
 Part = Literal["train", "dev", "test"]
 
@@ -56,7 +56,7 @@ _Parser = Callable[[TextLine], _Row | None]
 
 
 def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
-    """Read a task from a folder, see `places.find`; there is no copy of SentEval's files on the Hub.
+    """Read a task from a folder, see `bellm.data.sources`; there is no copy of SentEval's files on the Hub.
 
     Args:
         name: `MR`, `CR`, `SUBJ`, `MPQA` (cross-validated), `SST2` (train, dev and test), `TREC` (coarse classes) or
@@ -67,28 +67,25 @@ def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
         BellmError: There is no task of that name.
         SourceError: The task is absent, or a line cannot be read.
     """
-    if name not in CLASSIFICATION_SOURCES:
-        raise BellmError(f"There is no transfer task {name!r}. Choose from {', '.join(CLASSIFICATION_SOURCES)}.")
+    source = sources.find_source(name, CLASSIFICATION_SOURCES, "transfer task")
+    path = sources.data_folder(folder)
+    if path is None:
+        raise SourceError(f"{name} needs a folder of data sets (--data, {sources.VARIABLE}). Get it from {_ADDRESS}.")
     rows: list[_Row] = []
     split: dict[Part, range] = {}
     for part, files in _FILES[name].items():
-        found = [row for file, parser in files.items() for row in _rows(name, folder, file, parser)]
+        part_rows = [row for file, parser in files.items() for row in _rows(path, file, parser, source)]
         if part:
-            split[part] = range(len(rows), len(rows) + len(found))
-        rows += sorted(found, key=lambda row: row.order)
+            split[part] = range(len(rows), len(rows) + len(part_rows))
+        rows += sorted(part_rows, key=lambda row: row.order)
     columns = tuple(zip(*([text or "." for text in row.texts] for row in rows), strict=True))
     return LabeledTexts(name, columns, np.array([row.label for row in rows]), split)
 
 
-def _rows(name: str, folder: Path | None, path: str, parser: _Parser) -> Iterator[_Row]:
-    place = sources.data_folder(folder)
-    if place is None:
-        raise SourceError(f"{name} needs a folder of data sets (--data, {sources.VARIABLE}). Get it from {_ADDRESS}.")
-    file = sources.require_file(place, f"transfer/{path}", CLASSIFICATION_SOURCES[name])
-    for line in sources.read_lines(file, "utf-8" if name in _UTF8 else "latin-1"):
-        row = parser(line)
-        if row is not None:
-            yield row
+def _rows(folder: Path, path: str, parser: _Parser, source: DataSource) -> Iterator[_Row]:
+    file = sources.require_file(folder, f"transfer/{path}", source)
+    lines = sources.read_lines(file, "utf-8" if source.name in _UTF8 else "latin-1")
+    return (row for row in map(parser, lines) if row is not None)
 
 
 def _words(text: str) -> str:
@@ -151,5 +148,5 @@ _FILES: dict[str, dict[Part | None, dict[str, _Parser]]] = {
     },
 }
 
-CLASSIFICATION_SOURCES = {name: DataSource(name, _ADDRESS, "") for name in _FILES}
+CLASSIFICATION_SOURCES = sources.by_name(*(DataSource(name, _ADDRESS, hub="") for name in _FILES))
 """By the name of the task, in the order in which papers show them."""

@@ -6,17 +6,16 @@ only (github.com/princeton-nlp/c-sts), so that a user reads a copy of their own;
 Shapes: N pairs.
 """
 
-import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bellm.data import sources
 from bellm.errors import SourceError
+from bellm.io.rows import RowFile, file_suffix
 
 COLUMNS = ("sentence1", "sentence2", "condition", "label")
 
@@ -44,6 +43,8 @@ def read_csts(file: Path) -> CSTSPairs:
     Raises:
         SourceError: The file cannot be read, a column is missing, or a row has no label, as in the hidden test part.
     """
+    if file_suffix(str(file)) not in (".csv", ".tsv"):
+        raise SourceError(f"{file} is no table. C-STS comes as csts_train.csv and csts_validation.csv.")
     rows = list(_rows(file))
     if not rows:
         raise SourceError(f"{file} holds no pairs.")
@@ -65,25 +66,15 @@ def join_condition(sentence: str, condition: str) -> str:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str, str, float]]:
-    # Quoted cells may hold line ends, so the reader gets them back.
-    table = csv.reader((line.text + "\n" for line in sources.read_lines(file)), strict=True)
-    try:
-        columns = _columns(file, next(table, []))
-        for row in table:
-            place = f"{file}, line {table.line_num}"
-            if len(row) <= max(columns):
-                raise SourceError(f"{place}: {len(row)} cells, fewer than the header has.")
-            left, right, condition, label = (row[column] for column in columns)
-            yield left, right, condition, _label(place, label)
-    except csv.Error as error:
-        raise SourceError(f"{file}, line {table.line_num}: {error}.") from error
+    for row in RowFile(str(file)).rows(_select, strict=True):
+        left, right, condition, label = (row.cells[column] for column in COLUMNS)
+        yield left, right, condition, _label(f"{file}, {row.place}", label)
 
 
-def _columns(file: Path, header: list[str]) -> list[int]:
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise SourceError(f"{file} has no column {missing[0]}. A C-STS file has {', '.join(COLUMNS)}.")
-    return [header.index(column) for column in COLUMNS]
+def _select(header: Sequence[str]) -> Sequence[str]:
+    if missing := [column for column in COLUMNS if column not in header]:
+        raise SourceError(f"no column {missing[0]}. A C-STS file has {', '.join(COLUMNS)}.")
+    return COLUMNS
 
 
 def _label(place: str, cell: str) -> float:

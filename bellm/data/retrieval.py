@@ -1,4 +1,4 @@
-"""Collections to search, in the format of BEIR (Thakur et al. 2021, arXiv 2104.08663).
+"""Retrieval data sets in the format of BEIR (Thakur et al. 2021, arXiv 2104.08663).
 
 A folder holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and `qrels/test.tsv`: judgements, one a
 line, with a header `query-id corpus-id score`, or in TREC's form of four columns without one.
@@ -12,18 +12,21 @@ from typing import Any
 
 from bellm.data import sources
 from bellm.data.sources import DataSource, TextLine
-from bellm.errors import BellmError, SourceError
+from bellm.errors import SourceError
+from bellm.io.rows import RowFile
 
-RETRIEVAL_SOURCES = {
-    "SciFact": DataSource(
+RETRIEVAL_SOURCES = sources.by_name(
+    DataSource(
         "SciFact",
         "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/scifact.zip",
         "mteb/scifact",
         "d56462d0e63a25450459c4f213e49ffdb866f7f9",
     )
-}
+)
+"""By the name of the collection; the copy on the Hub as mteb 2.26 pins it."""
 
 _HEADER = ["query-id", "corpus-id", "score"]
+_FIELDS = ("_id", "title", "text")
 
 Relevant = Mapping[str, Mapping[str, int]]
 """For each query the documents that were judged; 0 is not relevant, more is better."""
@@ -44,7 +47,7 @@ class RetrievalData:
 
 
 def read_retrieval(name: str, folder: Path | None = None) -> RetrievalData:
-    """Read a collection by name, from a folder or from the Hub; see `places.find`.
+    """Read a collection by name, from a folder or from the Hub; see `bellm.data.sources`.
 
     Args:
         name: `SciFact` (Wadden et al. 2020, arXiv 2004.14974).
@@ -55,17 +58,14 @@ def read_retrieval(name: str, folder: Path | None = None) -> RetrievalData:
         BellmError: There is no collection of that name.
         SourceError: The collection is absent, or a line cannot be read.
     """
-    if name not in RETRIEVAL_SOURCES:
-        raise BellmError(
-            f"There is no collection {name!r}. Choose from {', '.join(RETRIEVAL_SOURCES)}, or name a BEIR folder."
-        )
-    place = sources.data_folder(folder)
-    if place is None:
-        return _from_hub(RETRIEVAL_SOURCES[name])
-    own = f"{name.lower()}/derived/corpus.jsonl"
-    if (place / own).is_file():
-        return _from_folder(place, own, f"{name.lower()}/beir", RETRIEVAL_SOURCES[name])
-    return _from_folder(place, f"{name.lower()}/corpus.jsonl", name.lower(), RETRIEVAL_SOURCES[name])
+    source = sources.find_source(name, RETRIEVAL_SOURCES, "collection", ", or name a BEIR folder")
+    path = sources.data_folder(folder)
+    if path is None:
+        return _from_hub(source)
+    corpus = f"{name.lower()}/derived/corpus.jsonl"
+    if (path / corpus).is_file():
+        return _from_folder(path, corpus, f"{name.lower()}/beir", source)
+    return _from_folder(path, f"{name.lower()}/corpus.jsonl", name.lower(), source)
 
 
 def read_beir_folder(folder: Path) -> RetrievalData:
@@ -78,10 +78,10 @@ def read_beir_folder(folder: Path) -> RetrievalData:
     return _from_folder(folder, "corpus.jsonl", "", source)
 
 
-def _from_folder(place: Path, corpus: str, beir: str, source: DataSource) -> RetrievalData:
-    file = sources.require_file(place, str(Path(beir, "qrels", "test.tsv")), source)
-    documents = _texts(_records(sources.require_file(place, corpus, source)))
-    queries = _texts(_records(sources.require_file(place, str(Path(beir, "queries.jsonl")), source)))
+def _from_folder(folder: Path, corpus: str, beir: str, source: DataSource) -> RetrievalData:
+    file = sources.require_file(folder, str(Path(beir, "qrels", "test.tsv")), source)
+    documents = _texts(_records(sources.require_file(folder, corpus, source)))
+    queries = _texts(_records(sources.require_file(folder, str(Path(beir, "queries.jsonl")), source)))
     return _collection(source, documents, queries, _judgements(sources.read_lines(file)))
 
 
@@ -120,7 +120,7 @@ def _texts(records: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     """Texts by id."""
     found: dict[str, str] = {}
     for place, record in records:
-        id, title, text = (record.get(field) for field in ("_id", "title", "text"))
+        id, title, text = (record.get(field) for field in _FIELDS)
         if id is None or not isinstance(text, str):
             raise SourceError(f"{place}: {str(record)[:60]} has no _id or no text.")
         if str(id) in found:
@@ -130,14 +130,10 @@ def _texts(records: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
 
 
 def _records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for line in sources.read_lines(file):
-        try:
-            record = json.loads(line.text)
-        except ValueError as error:
-            raise SourceError(f"{line.place}: not JSON ({error}).") from error
-        if not isinstance(record, dict):
-            raise SourceError(f"{line.place}: {line.text[:40]!r} is no object with _id and text.")
-        yield line.place, record
+    for row in RowFile(str(file)).rows(lambda names: [name for name in names if name in _FIELDS], strict=True):
+        if not isinstance(row.cells, dict):
+            raise SourceError(f"{file}, {row.place}: {json.dumps(row.cells)[:40]!r} is no object with _id and text.")
+        yield f"{file}, {row.place}", row.cells
 
 
 def _judgements(found: Iterable[TextLine]) -> Iterator[tuple[str, str, int]]:

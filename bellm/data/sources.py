@@ -1,16 +1,17 @@
-"""Where data sets come from: a folder, or the Hub where none is named.
+"""Find published data sets: in a folder, or on the Hub where none is named.
 
 The folder is the one that a user gives, else the one in `BELLM_DATA`. A folder that lacks a set is an error and never
 makes bellm turn to the Hub: scores of two copies of a set should not be mixed unseen.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bellm.errors import SourceError
+from bellm.errors import BellmError, SourceError
+from bellm.io.rows import RowFile
 
 VARIABLE = "BELLM_DATA"
 
@@ -35,6 +36,28 @@ class TextLine(NamedTuple):
     text: str
 
 
+def by_name(*sources: DataSource) -> dict[str, DataSource]:
+    """A table of sources."""
+    return {source.name: source for source in sources}
+
+
+def find_source(name: str, known: Mapping[str, DataSource], kind: str, otherwise: str = "") -> DataSource:
+    """The source of that name.
+
+    Args:
+        name: What is asked for.
+        known: The sources there are.
+        kind: What they are called, for a user who asks for another.
+        otherwise: What such a user can do besides choosing one of them.
+
+    Raises:
+        BellmError: There is none of that name.
+    """
+    if name not in known:
+        raise BellmError(f"There is no {kind} {name!r}. Choose from {', '.join(known)}{otherwise}.")
+    return known[name]
+
+
 def data_folder(folder: Path | None) -> Path | None:
     """The folder that sets are read from, or None for the Hub.
 
@@ -43,10 +66,10 @@ def data_folder(folder: Path | None) -> Path | None:
     """
     if folder is None and not os.environ.get(VARIABLE):
         return None
-    found = Path(os.environ[VARIABLE]) if folder is None else folder
-    if not found.is_dir():
-        raise SourceError(f"{found} ({VARIABLE if folder is None else '--data'}) is not a folder of data sets.")
-    return found
+    path = Path(os.environ[VARIABLE]) if folder is None else folder
+    if not path.is_dir():
+        raise SourceError(f"{path} ({VARIABLE if folder is None else '--data'}) is not a folder of data sets.")
+    return path
 
 
 def require_file(folder: Path, path: str, source: DataSource) -> Path:
@@ -63,22 +86,13 @@ def require_file(folder: Path, path: str, source: DataSource) -> Path:
 
 
 def read_lines(file: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
-    r"""Lines without their ends. Only \n and \r\n end a line: sentences may hold every other separator.
+    """Read lines without their ends, which are as in `RowFile.lines`.
 
     Raises:
         SourceError: The file cannot be read, or a line is in another encoding.
     """
-    try:
-        # Bytes, because str.splitlines would split sentences at \x85 or U+2028.
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                text = line.removesuffix(b"\n").removesuffix(b"\r")
-                yield TextLine(f"{file}, line {number}", text.decode(encoding).removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise SourceError(f"{file}, line {number}: byte 0x{byte:02x} is not {encoding}.") from error
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.") from error
+    for row in RowFile(str(file)).lines(encoding, strict=True):
+        yield TextLine(f"{file}, {row.place}", row.cells)
 
 
 def fetch_from_hub(source: DataSource, *, split: str, config: str | None = None) -> Any:
@@ -87,18 +101,17 @@ def fetch_from_hub(source: DataSource, *, split: str, config: str | None = None)
     Raises:
         SourceError: The set is not on the Hub, cannot be fetched, or datasets is not installed.
     """
-    batching_mode = f"Give a folder that has it (--data, {VARIABLE}); the original is at {source.address}."
+    advice = f"Give a folder that has it (--data, {VARIABLE}); the original is at {source.address}."
     if not source.hub:
-        raise SourceError(f"{source.name} is not on the Hub. {batching_mode}")
+        raise SourceError(f"{source.name} is not on the Hub. {advice}")
     try:
         from datasets import load_dataset
     except ImportError as error:
         package = "the package datasets: pip install 'bellm[evaluate]'"
-        raise SourceError(f"{source.name} comes from the Hub through {package}. {batching_mode}") from error
+        raise SourceError(f"{source.name} comes from the Hub through {package}. {advice}") from error
     try:
         return load_dataset(source.hub, config, split=split, revision=source.revision)
     except (OSError, ValueError) as error:  # No connection, no such repository, no such split.
         reason = str(error).partition("\n")[0]
-        raise SourceError(
-            f"{source.name} cannot be fetched from the Hub ({source.hub}, {split}): {reason} {batching_mode}"
-        ) from error
+        place = f"{source.hub}, {split}"
+        raise SourceError(f"{source.name} cannot be fetched from the Hub ({place}): {reason} {advice}") from error

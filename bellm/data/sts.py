@@ -1,4 +1,4 @@
-"""Pairs of sentences that people rated by similarity: STS 2012 to 2016, STS-Benchmark and SICK.
+"""Semantic textual similarity, pairs of sentences with gold ratings: STS 2012 to 2016, STS-Benchmark and SICK.
 
 Texts are those of the original files, unchanged. SentEval's own download is Moses-tokenised and partly lower-cased, so
 that papers which use it score slightly other texts.
@@ -7,7 +7,7 @@ Shapes: N pairs.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,27 +17,24 @@ from numpy.typing import NDArray
 
 from bellm.data import sources
 from bellm.data.sources import DataSource, TextLine
-from bellm.errors import BellmError, SourceError
+from bellm.errors import SourceError
 
 _SEMEVAL = "http://ixa2.si.ehu.eus/stswiki"
 _BENCHMARK = ("mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831")
 _SICK = "http://alt.qcri.org/semeval2014/task1"
 
-STS_SOURCES = {
-    source.name: source
-    for source in (
-        DataSource("STS12", _SEMEVAL, "mteb/sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384"),
-        DataSource("STS13", _SEMEVAL, "mteb/sts13-sts", "7e90230a92c190f1bf69ae9002b8cea547a64cca"),
-        DataSource("STS14", _SEMEVAL, "mteb/sts14-sts", "6031580fec1f6af667f0bd2da0a551cf4f0b2375"),
-        DataSource("STS15", _SEMEVAL, "mteb/sts15-sts", "ae752c7c21bf194d8b67fd573edf7ae58183cbe3"),
-        DataSource("STS16", _SEMEVAL, "mteb/sts16-sts", "4d8694f8f0e0100860b497b999b3dbed754a0513"),
-        DataSource("STSBenchmark", _SEMEVAL, *_BENCHMARK),
-        DataSource("STSBenchmark-dev", _SEMEVAL, *_BENCHMARK),
-        DataSource("STSBenchmark-train", _SEMEVAL, *_BENCHMARK),
-        DataSource("SICK-R", _SICK, ""),
-        DataSource("SICK-R-full", _SICK, "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
-    )
-}
+STS_SOURCES = sources.by_name(
+    DataSource("STS12", _SEMEVAL, "mteb/sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384"),
+    DataSource("STS13", _SEMEVAL, "mteb/sts13-sts", "7e90230a92c190f1bf69ae9002b8cea547a64cca"),
+    DataSource("STS14", _SEMEVAL, "mteb/sts14-sts", "6031580fec1f6af667f0bd2da0a551cf4f0b2375"),
+    DataSource("STS15", _SEMEVAL, "mteb/sts15-sts", "ae752c7c21bf194d8b67fd573edf7ae58183cbe3"),
+    DataSource("STS16", _SEMEVAL, "mteb/sts16-sts", "4d8694f8f0e0100860b497b999b3dbed754a0513"),
+    DataSource("STSBenchmark", _SEMEVAL, *_BENCHMARK),
+    DataSource("STSBenchmark-dev", _SEMEVAL, *_BENCHMARK),
+    DataSource("STSBenchmark-train", _SEMEVAL, *_BENCHMARK),
+    DataSource("SICK-R", _SICK, ""),
+    DataSource("SICK-R-full", _SICK, "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
+)
 """By the name of the set; copies on the Hub as mteb 2.26 pins them. Its copy of SICK does not tell the 4927 test pairs
 from the others."""
 
@@ -82,18 +79,17 @@ def read_sts(name: str, folder: Path | None = None, *, clean: bool = False) -> S
             `STSBenchmark-dev`, `STSBenchmark-train`, `SICK-R` (SentEval's 4927 test pairs) or `SICK-R-full`
             (MTEB's 9927: test, train and trial).
         folder: Holds `sts/STS12-en-test/`, `stsbenchmark/sts-test.csv`, `sick/SICK_train.txt` and their like.
-        clean: Give the texts as the papers do, see `cleaned`.
+        clean: Give the texts as the papers do, see `clean_text`.
 
     Raises:
         BellmError: There is no set of that name.
         SourceError: The set is absent, or a line cannot be read.
     """
-    if name not in STS_SOURCES:
-        raise BellmError(f"There is no set of pairs {name!r}. Choose from {', '.join(STS_SOURCES)}.")
-    place = sources.data_folder(folder)
-    rows = list(_from_hub(name) if place is None else _from_folder(name, place))
+    source = sources.find_source(name, STS_SOURCES, "set of pairs")
+    path = sources.data_folder(folder)
+    rows = list(_from_hub(source) if path is None else _from_folder(path, source))
     if not rows:
-        raise SourceError(f"{name} holds no rated pairs. Get it from {STS_SOURCES[name].address}.")
+        raise SourceError(f"{name} holds no rated pairs. Get it from {source.address}.")
     change = clean_text if clean else str
     return STSPairs(
         name,
@@ -111,7 +107,7 @@ def clean_text(text: str) -> str:
     question mark at the end becomes a full stop. Source: the batcher in eval_sts.py of github.com/4AI/BeLLM, which has
     it from PromptEOL's (github.com/kongds/scaling_sentemb), where double quotes become single ones besides.
 
-    >>> cleaned("Two  dogs run"), cleaned("Where do they run?"), cleaned('He said "run"')
+    >>> clean_text("Two  dogs run"), clean_text("Where do they run?"), clean_text('He said "run"')
     ('Two dogs run.', 'Where do they run.', 'He said "run"')
     """
     text = " ".join(text.split())
@@ -120,8 +116,8 @@ def clean_text(text: str) -> str:
     return text if not text or text[-1] in ".\"'" else text + "."
 
 
-def _from_folder(name: str, folder: Path) -> Iterator[_Row]:
-    source = STS_SOURCES[name]
+def _from_folder(folder: Path, source: DataSource) -> Iterator[_Row]:
+    name = source.name
     if name in PARTS:
         for part in PARTS[name]:
             yield from _semeval(folder, f"sts/{name}-en-test", part, source)
@@ -149,12 +145,11 @@ def _semeval(folder: Path, path: str, part: str, source: DataSource) -> Iterator
             yield _Row(left, right, _rating(gold.place, gold.text), part)
 
 
-def _from_hub(name: str) -> Iterable[_Row]:
-    split = {"STSBenchmark-dev": "validation", "STSBenchmark-train": "train"}.get(name, "test")
-    found = sources.fetch_from_hub(STS_SOURCES[name], split=split)
-    for number, row in enumerate(found, 1):
-        gold = _rating(f"{STS_SOURCES[name].hub}, row {number}", row["score"])
-        yield _Row(row["sentence1"], row["sentence2"], gold, name)
+def _from_hub(source: DataSource) -> Iterator[_Row]:
+    split = {"STSBenchmark-dev": "validation", "STSBenchmark-train": "train"}.get(source.name, "test")
+    for number, row in enumerate(sources.fetch_from_hub(source, split=split), 1):
+        gold = _rating(f"{source.hub}, row {number}", row["score"])
+        yield _Row(row["sentence1"], row["sentence2"], gold, source.name)
 
 
 def _row(line: TextLine, columns: tuple[int, int, int], part: str) -> _Row:

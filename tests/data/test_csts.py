@@ -46,7 +46,7 @@ def test_columns_are_known_by_their_names(tmp_path: Path) -> None:
         (["one", "two", "three", ""], "line 4: no label"),
         (["one", "two", "three", "0"], "line 4: '0' is no label from 1 to 5"),
         (["one", "two", "three", "high"], "line 4: 'high' is no label"),
-        (["one", "two", "three"], "line 4: 3 cells, fewer than the header has"),
+        (["one", "two", "three"], "line 4: 3 cells, but the header has 4"),
     ],
 )
 def test_a_bad_row_is_named(cells: list[str], problem: str, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_cleaned_does_what_the_batcher_of_the_papers_does(text: str) -> None:
         (b"g\tf\ty\t1\t5.1\tone\ttwo", "line 2: '5.1' is no rating"),
         (b"g\tf\ty\t1\tnan\tone\ttwo", "line 2: 'nan' is no rating"),
         (b"g\tf\ty\t1\t\tone\ttwo", "line 2: '' is no rating"),
-        (b"g\tf\ty\t1\t2.5\tcaf\xe9\ttwo", "line 2: byte 0xe9 is not utf-8"),
+        (b"g\tf\ty\t1\t2.5\tcaf\xe9\ttwo", "line 2: byte 0xe9 is not UTF-8"),
         (b"", "line 2: 1 cells between tabs"),
     ],
 )
