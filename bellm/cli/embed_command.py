@@ -51,8 +51,8 @@ def embed_command(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, also with .gz, folders or patterns of them, or - "
-            "for lines from a pipe.",
+            help="Texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, also with .gz, folders or patterns of them, "
+            "or - for lines from a pipe.",
         ),
     ],
     output: Annotated[

@@ -54,8 +54,8 @@ def search_command(
         str,
         typer.Option(
             "--in",
-            help="Texts: .txt, .jsonl, .csv, .tsv, .parquet, also with .gz, or -; or a corpus folder that bellm index has "
-            "seen.",
+            help="Texts: .txt, .jsonl, .csv, .tsv, .parquet, also with .gz, or -; or a corpus folder that bellm index "
+            "has seen.",
             show_default=False,
         ),
     ],
