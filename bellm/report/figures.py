@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellm.errors import BellmError
-from bellm.report.formatting import format_tick, shorten
+from bellm.report.formatting import format_cell, format_tick, shorten
 from bellm.report.statistics import Difference, Score
 
 _MARGIN = 0.04  # Of the span, at both ends.
@@ -210,12 +210,12 @@ class HeatMap:
 
 
 def make_heat_map(
-    values_RC: NDArray[np.floating],
+    values_RC: NDArray[np.floating | np.integer],
     rows: Sequence[str],
     columns: Sequence[str],
     *,
     center: float | None = None,
-    write: Callable[[float], str] = "{:.2f}".format,
+    write: Callable[[float], str] = format_cell,
 ) -> HeatMap:
     """Color a matrix, the stronger the further a value is from the center; what is not finite stays empty.
 
@@ -234,7 +234,7 @@ def make_heat_map(
             f"A matrix of shape {values_RC.shape} with {len(rows)} row labels and {len(columns)} column labels makes "
             "no heat map. Give it a row and a column or more, with a label each."
         )
-    finite_F = values_RC[np.isfinite(values_RC)]
+    finite_F = values_RC[np.isfinite(values_RC)].astype(np.float64)
     middle = float(finite_F.min(initial=np.inf)) if center is None else center
     furthest = float(np.abs(finite_F - middle).max(initial=0)) or 1.0
 

@@ -59,6 +59,15 @@ def format_tick(value: float, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed and value else ''}g}".replace("-", "\N{MINUS SIGN}")
 
 
+def format_cell(value: float) -> str:
+    """A number to two decimals.
+
+    >>> format_cell(-0.001), format_cell(-0.5)
+    ('0.00', '−0.50')
+    """
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def shorten(label: str, most: int = 24) -> str:
     """A label in so many letters at most.
 

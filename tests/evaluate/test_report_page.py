@@ -13,6 +13,7 @@ from bellm.evaluate.report_page import write_report_page
 from bellm.evaluate.results import Report, TaskResult
 from tests.evaluate.reports import TRANSFER, report
 from tests.report.browser import HOSTILE, complaints, find, find_all, is_light, requests, sorts, values, visit
+from tests.report.markup import assert_no_markup_from_outside
 
 
 def open_page(driver: Any, folder: Path, found: Report, **screen: Any) -> None:
@@ -195,3 +196,8 @@ def test_half_a_character_does_not_stop_the_page(tmp_path: Path) -> None:
     result = dataclasses.replace(found.results[0]["STS12"], texts=(("half \ud800", "a character"),) * 240)
     write_report_page(Report(found.runs, ({"STS12": result},)), tmp_path / "page.html")
     assert "half ?" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
+    write_report_page(hostile_report(), tmp_path / "page.html")
+    assert_no_markup_from_outside(tmp_path / "page.html", num_scripts=3)

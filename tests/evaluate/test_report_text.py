@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bellm.evaluate.report_text import UNCLEAR, compare_runs, score_table, split_metadata
 from bellm.evaluate.results import Report, Run
-from bellm.report.formatting import BETTER, WORSE, format_points, significance_mark
+from bellm.report.formatting import BETTER, WORSE
 from bellm.report.statistics import Difference, Score
 from tests.evaluate.reports import TRANSFER, report
 
@@ -51,18 +51,6 @@ def test_labels_say_what_tells_runs_apart_and_no_more() -> None:
 def test_no_two_labels_are_alike() -> None:
     assert named({}, {}) == ["m #1", "m #2"]
     assert len(set(report((0, 8, 8, 8)).labels)) == 4
-
-
-@pytest.mark.parametrize(
-    ("value", "p_value", "sign"), [(2, 0.049, BETTER), (-2, 0.049, WORSE), (2, 0.05, ""), (-2, 1, ""), (0, 0.0, "")]
-)
-def test_only_a_significant_difference_is_marked(value: float, p_value: float, sign: str) -> None:
-    assert significance_mark(Difference(value, value - 1, value + 1, p_value)) == sign
-
-
-def test_points_round_and_never_show_a_negative_zero() -> None:
-    assert [format_points(value) for value in (82.03, -0.04, -0.06, 0)] == ["82.0", "0.0", "\N{MINUS SIGN}0.1", "0.0"]
-    assert [format_points(value, signed=True) for value in (1.26, -3, 0.01)] == ["+1.3", "\N{MINUS SIGN}3.0", "0.0"]
 
 
 def test_markdown_is_a_table_with_its_meaning() -> None:

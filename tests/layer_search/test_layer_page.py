@@ -16,6 +16,7 @@ from bellm.layer_search.turning import TurningPoint
 from bellm.report.formatting import BETTER, WORSE
 from tests.layer_search.findings import LAYERS, candidate, finding, record_of, trained
 from tests.report.browser import HOSTILE, complaints, find, find_all, is_light, overlaps, requests, values, visit
+from tests.report.markup import assert_no_markup_from_outside
 
 STRAIGHT = TurningPoint(None, None, None, 0.4, "the curve turns no more than noise can make it (p = 0.40)")
 ALL = "section[aria-labelledby=candidates] .scores"
@@ -279,3 +280,9 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"layers.html cannot be written: "):
         write_layer_page(found, record_of(found), file)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
+    for found in (hostile(), trained(data=HOSTILE[2])):
+        write_layer_page(found, record_of(found, source=HOSTILE[1]), tmp_path / "layers.html")
+        assert_no_markup_from_outside(tmp_path / "layers.html", num_scripts=2)
