@@ -62,8 +62,8 @@ def format_tick(value: float, *, signed: bool = False) -> str:
 def format_cell(value: float) -> str:
     """A number to two decimals.
 
-    >>> format_cell(-0.001), format_cell(-0.5)
-    ('0.00', '−0.50')
+    >>> format_cell(-0.001), format_cell(0.125)
+    ('0.00', '0.12')
     """
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
