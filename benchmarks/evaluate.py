@@ -26,8 +26,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from bellm import Encoder
-from bellm.data import sts
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs, read_sts
 from bellm.evaluate import suite
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.sts_task import STSTask
@@ -56,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    sets = [part(sts.read_sts(name, data_folder()), 100 if options.quick else None) for name in suite.STS]
+    sets = [part(read_sts(name, data_folder()), 100 if options.quick else None) for name in suite.STS]
     with tempfile.TemporaryDirectory() as place:
         encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean")
         save_plain(encoder, place)

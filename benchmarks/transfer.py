@@ -27,8 +27,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bellm import Encoder
-from bellm.data import classification
-from bellm.data.classification import LabeledTexts
+from bellm.data import CLASSIFICATION_SOURCES, LabeledTexts, read_classification
 from bellm.evaluate import classification_task, logistic_regression
 from bellm.evaluate.logistic_regression import Fit, GridSearch, Labels
 from bellm.types import Vectors
@@ -53,9 +52,7 @@ class Row:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tasks", nargs="+", default=["MR", "TREC"], choices=classification.CLASSIFICATION_SOURCES, metavar="TASK"
-    )
+    parser.add_argument("--tasks", nargs="+", default=["MR", "TREC"], choices=CLASSIFICATION_SOURCES, metavar="TASK")
     parser.add_argument("--model", help="Hub id, folder, GGUF file or alias; hashed words without it")
     parser.add_argument("--width", type=int, default=576, help="of hashed words (576)")
     parser.add_argument("--folds", type=int, default=2, help="outer folds of ten that are done, both ways (2)")
@@ -69,9 +66,7 @@ def main() -> None:
         options.tasks, options.width, options.folds = ["CR"], 128, 1
     encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean") if options.model else None
     embed = encoder.encode if encoder else partial(hashed, width=options.width)
-    rows = [
-        measure(classification.read_classification(name, data_folder()), embed, options.folds) for name in options.tasks
-    ]
+    rows = [measure(read_classification(name, data_folder()), embed, options.folds) for name in options.tasks]
     Console().print(table(rows))
     if options.json:
         record = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}

@@ -14,7 +14,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from bellm import Encoder
-from bellm.data import sts
+from bellm.data import read_sts
 from bellm.evaluate import MtebEncoder
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.disable_progress_bar()
 
-    found = sts.read_sts("STSBenchmark", options.data)
+    found = read_sts("STSBenchmark", options.data)
     columns = {"sentence1": found.left, "sentence2": found.right, "score": found.gold_N.tolist()}
     task = mteb.get_task("STSBenchmark")
     task.dataset = DatasetDict(

@@ -1,11 +1,15 @@
 """Published data sets, from a folder or from the Hub: STS, classification, retrieval and C-STS."""
 
-from bellm.data.classification import LabeledTexts, read_classification
-from bellm.data.csts import CSTSPairs, read_csts
-from bellm.data.retrieval import RetrievalData, read_beir_folder, read_retrieval
-from bellm.data.sts import STSPairs, clean_text, read_sts
+from bellm.data.classification import CLASSIFICATION_SOURCES, LabeledTexts, read_classification
+from bellm.data.csts import CSTS_SOURCES, CSTSPairs, read_csts, read_csts_file
+from bellm.data.retrieval import RETRIEVAL_SOURCES, RetrievalData, read_beir_folder, read_retrieval
+from bellm.data.sts import STS_SOURCES, STSPairs, clean_text, read_sts
 
 __all__ = [
+    "CLASSIFICATION_SOURCES",
+    "CSTS_SOURCES",
+    "RETRIEVAL_SOURCES",
+    "STS_SOURCES",
     "CSTSPairs",
     "LabeledTexts",
     "RetrievalData",
@@ -14,6 +18,7 @@ __all__ = [
     "read_beir_folder",
     "read_classification",
     "read_csts",
+    "read_csts_file",
     "read_retrieval",
     "read_sts",
 ]

@@ -31,7 +31,7 @@ _QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 @dataclass(frozen=True)
 class LabeledTexts:
-    """A task of classification."""
+    """A classification task."""
 
     name: str
     columns: tuple[tuple[str, ...], ...]
@@ -45,10 +45,6 @@ class LabeledTexts:
 class _Row(NamedTuple):
     texts: tuple[str, ...]
     label: int
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        return *(len(text.split()) for text in self.texts), self.label
 
 
 _Parser = Callable[[TextLine], _Row | None]
@@ -68,16 +64,14 @@ def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
         SourceError: The task is absent, or a line cannot be read.
     """
     source = sources.find_source(name, CLASSIFICATION_SOURCES, "transfer task")
-    path = sources.data_folder(folder)
-    if path is None:
-        raise SourceError(f"{name} needs a folder of data sets (--data, {sources.VARIABLE}). Get it from {_ADDRESS}.")
+    path = sources.require_folder(folder, source)
     rows: list[_Row] = []
     split: dict[Part, range] = {}
     for part, files in _FILES[name].items():
         part_rows = [row for file, parser in files.items() for row in _rows(path, file, parser, source)]
         if part:
             split[part] = range(len(rows), len(rows) + len(part_rows))
-        rows += sorted(part_rows, key=lambda row: row.order)
+        rows += sorted(part_rows, key=lambda row: (*(len(text.split()) for text in row.texts), row.label))
     columns = tuple(zip(*([text or "." for text in row.texts] for row in rows), strict=True))
     return LabeledTexts(name, columns, np.array([row.label for row in rows]), split)
 
@@ -92,12 +86,8 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def _positive(line: TextLine) -> _Row:
-    return _Row((_words(line.text),), 1)
-
-
-def _negative(line: TextLine) -> _Row:
-    return _Row((_words(line.text),), 0)
+def _of_class(label: int) -> _Parser:
+    return lambda line: _Row((_words(line.text),), label)
 
 
 def _sentiment(line: TextLine) -> _Row:
@@ -132,10 +122,10 @@ def _malformed(line: TextLine, form: str) -> SourceError:
 
 
 _FILES: dict[str, dict[Part | None, dict[str, _Parser]]] = {
-    "MR": {None: {"MR/rt-polarity.pos": _positive, "MR/rt-polarity.neg": _negative}},
-    "CR": {None: {"CR/custrev.pos": _positive, "CR/custrev.neg": _negative}},
-    "SUBJ": {None: {"SUBJ/subj.objective": _positive, "SUBJ/subj.subjective": _negative}},
-    "MPQA": {None: {"MPQA/mpqa.pos": _positive, "MPQA/mpqa.neg": _negative}},
+    "MR": {None: {"MR/rt-polarity.pos": _of_class(1), "MR/rt-polarity.neg": _of_class(0)}},
+    "CR": {None: {"CR/custrev.pos": _of_class(1), "CR/custrev.neg": _of_class(0)}},
+    "SUBJ": {None: {"SUBJ/subj.objective": _of_class(1), "SUBJ/subj.subjective": _of_class(0)}},
+    "MPQA": {None: {"MPQA/mpqa.pos": _of_class(1), "MPQA/mpqa.neg": _of_class(0)}},
     "SST2": {
         "train": {"SST/binary/sentiment-train": _sentiment},
         "dev": {"SST/binary/sentiment-dev": _sentiment},

@@ -14,9 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bellm.data import sources
+from bellm.data.sources import DataSource
 from bellm.errors import SourceError
 from bellm.io.rows import RowFile, file_suffix
 
+CSTS_SOURCES = sources.by_name(DataSource("C-STS", "https://github.com/princeton-nlp/c-sts", hub=""))
+"""By the name of the set."""
+
+_FILE = "csts/csts_validation.csv"
 COLUMNS = ("sentence1", "sentence2", "condition", "label")
 
 
@@ -37,7 +43,13 @@ class CSTSPairs:
         return left, right
 
 
-def read_csts(file: Path) -> CSTSPairs:
+def read_csts(name: str = "C-STS", folder: Path | None = None) -> CSTSPairs:
+    """Read the validation part from a folder that holds `csts/csts_validation.csv`; see `read_csts_file`."""
+    source = sources.find_source(name, CSTS_SOURCES, "conditional set of pairs")
+    return read_csts_file(sources.require_file(sources.require_folder(folder, source), _FILE, source))
+
+
+def read_csts_file(file: Path) -> CSTSPairs:
     """Read a CSV file with the columns sentence1, sentence2, condition and label (1 to 5).
 
     Raises:

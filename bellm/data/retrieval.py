@@ -58,7 +58,7 @@ def read_retrieval(name: str, folder: Path | None = None) -> RetrievalData:
         BellmError: There is no collection of that name.
         SourceError: The collection is absent, or a line cannot be read.
     """
-    source = sources.find_source(name, RETRIEVAL_SOURCES, "collection", ", or name a BEIR folder")
+    source = sources.find_source(name, RETRIEVAL_SOURCES, "collection")
     path = sources.data_folder(folder)
     if path is None:
         return _from_hub(source)

@@ -41,21 +41,24 @@ def by_name(*sources: DataSource) -> dict[str, DataSource]:
     return {source.name: source for source in sources}
 
 
-def find_source(name: str, known: Mapping[str, DataSource], kind: str, otherwise: str = "") -> DataSource:
-    """The source of that name.
-
-    Args:
-        name: What is asked for.
-        known: The sources there are.
-        kind: What they are called, for a user who asks for another.
-        otherwise: What such a user can do besides choosing one of them.
+def find_source(name: str, known: Mapping[str, DataSource], kind: str) -> DataSource:
+    """The source of that name; `kind` is what such sources are called.
 
     Raises:
         BellmError: There is none of that name.
     """
     if name not in known:
-        raise BellmError(f"There is no {kind} {name!r}. Choose from {', '.join(known)}{otherwise}.")
+        raise BellmError(f"There is no {kind} {name!r}. Choose from {', '.join(known)}.")
     return known[name]
+
+
+def require_folder(folder: Path | None, source: DataSource) -> Path:
+    """The folder of a set that has no copy on the Hub; errors as in `data_folder`, also where no folder is named."""
+    path = data_folder(folder)
+    if path is None:
+        need = f"{source.name} needs a folder of data sets (--data, {VARIABLE})"
+        raise SourceError(f"{need}. Get it from {source.address}.")
+    return path
 
 
 def data_folder(folder: Path | None) -> Path | None:

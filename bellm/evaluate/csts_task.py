@@ -2,15 +2,9 @@
 
 from pathlib import Path
 
-from bellm.data import sources
 from bellm.data.csts import read_csts
-from bellm.data.sources import DataSource
 from bellm.data.sts import STSPairs
-from bellm.errors import SourceError
 from bellm.evaluate.sts_task import STSTask
-
-_SOURCE = DataSource("C-STS", "https://github.com/princeton-nlp/c-sts", hub="")
-_FILE = "csts/csts_validation.csv"
 
 
 class CSTSTask(STSTask):
@@ -20,13 +14,7 @@ class CSTSTask(STSTask):
 
     def load(self, folder: Path | None, *, clean: bool = False) -> STSPairs:
         """Read the pairs; texts stay as they are."""
-        path = sources.data_folder(folder)
-        if path is None:
-            raise SourceError(
-                f"{self.name} needs a folder of data sets (--data, {sources.VARIABLE}) with {_FILE}. "
-                f"Get it from {_SOURCE.address}."
-            )
-        pairs = read_csts(sources.require_file(path, _FILE, _SOURCE))
+        pairs = read_csts(self.name, folder)
         left, right = pairs.texts()
         return STSPairs(self.name, tuple(left), tuple(right), pairs.gold_N, (self.name,) * len(left))
 

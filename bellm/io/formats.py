@@ -6,6 +6,7 @@ a CSV file may swallow the lines behind it; all of them are then one such row.
 
 import codecs
 import csv
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,7 @@ def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = Fal
 
 
 def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel") -> Iterator[Row]:
-    """Rows of a CSV file; its first line names the columns, empty lines are no rows."""
+    """Rows of a CSV or TSV file; its first line names the columns, empty lines are no rows."""
     csv.field_size_limit(LONGEST)  # The csv module's own limit of 128 KiB is shorter than a long document.
     lines = _CsvLines(stream)
     # Strict, because a stray quote would otherwise swallow the rows that follow it in silence.
@@ -94,11 +95,6 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
             return
 
 
-def tsv_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
-    """Rows of a tab-separated file, quoted as CSV is."""
-    return csv_rows(stream, select, dialect="excel-tab")
-
-
 def parquet_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
     """Rows of a Parquet file."""
     from bellm.io.arrow import pa, pq
@@ -120,7 +116,7 @@ FORMATS: dict[str, Callable[[BinaryIO, SelectColumns], Iterator[Row]]] = {
     ".txt": text_rows,
     ".jsonl": json_rows,
     ".csv": csv_rows,
-    ".tsv": tsv_rows,
+    ".tsv": functools.partial(csv_rows, dialect="excel-tab"),
     ".parquet": parquet_rows,
 }
 """How each suffix is read. A reader raises a SourceError without the file's name where no row can be read at all."""
@@ -181,10 +177,9 @@ def _json_row(place: str, line: str, select: SelectColumns) -> Row:
 def _values(column: Any) -> list[object]:
     """Cells of an Arrow column; one that is no text gives its problem."""
     try:
-        values: list[object] = column.to_pylist()
+        return list(column.to_pylist())
     except UnicodeDecodeError:
-        values = [_value(cell) for cell in column]
-    return values
+        return [_value(cell) for cell in column]
 
 
 def _value(cell: Any) -> object:

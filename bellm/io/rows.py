@@ -132,15 +132,16 @@ class TextFile(RowFile):
         """
         for number, row in enumerate(self.rows(self.columns.select), 1):
             cells = row.cells if isinstance(row.cells, dict) else {self.columns.text: row.cells}
-            if problem := row.problem or self._problem(cells):
+            text, id = (cells.get(column) for column in self.columns)
+            problem = row.problem or self.columns.problem(list(cells)) or text_problem(text)
+            if self.columns.id is None:
+                id = f"{self.file}:{number}"
+            elif not problem and (isinstance(id, bool) or not isinstance(id, int)) and text_problem(id):
+                problem = f"{repr(id)[:60]} is not an id. Give a string or a whole number."
+            if problem:
                 yield TextRow(number, "", None, f"{row.place}: {problem}"[:_LONGEST_REASON])
             else:
-                id = f"{self.file}:{number}" if self.columns.id is None else str(cells[self.columns.id])
-                yield TextRow(number, id, cells[self.columns.text])
-
-    def _problem(self, cells: dict[str, object]) -> str:
-        problem = self.columns.problem(list(cells)) or text_problem(cells[self.columns.text])
-        return problem or ("" if self.columns.id is None else _id_problem(cells[self.columns.id]))
+                yield TextRow(number, str(id), text)
 
 
 def file_suffix(path: str) -> str:
@@ -187,8 +188,3 @@ def check_text(name: str, text: str) -> str:
     if problem := text_problem(text):
         raise SourceError(f"{name}: {problem}")
     return text
-
-
-def _id_problem(id: object) -> str:
-    is_id = text_problem(id) == "" or (isinstance(id, int) and not isinstance(id, bool))
-    return "" if is_id else f"{repr(id)[:60]} is not an id. Give a string or a whole number."
