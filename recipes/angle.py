@@ -7,8 +7,7 @@ orders another quantity. Adapters and learning rate are those of the second vers
 Data: rated pairs (a score column), or anchor, positive and hard negative.
 """
 
-from bellm.train.objectives import AnglE
-from bellm.train.recipe import LoRA, Recipe
+from bellm.train import AnglE, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",

@@ -16,8 +16,7 @@ Where the paper, its repository and a working recipe disagree:
 Data: rows of anchor, positive and hard negative, such as MNLI and SNLI give.
 """
 
-from bellm.train.objectives import InfoNCE
-from bellm.train.recipe import LoRA, Recipe
+from bellm.train import InfoNCE, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",

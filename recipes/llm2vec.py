@@ -1,6 +1,6 @@
 """LLM2Vec: BehnamGhader et al. 2024, "LLM2Vec: Large Language Models Are Secretly Powerful Text Encoders", 2404.05961.
 
-All layers are opened, the model gets used to it by masked next-token prediction (a fifth of the tokens hidden), and
+All layers are opened, the model adapts to it by masked next-token prediction (a fifth of the tokens masked), and
 then learns from triplets; vectors are means over the text's tokens. LLM2Vec merges the adapters of the first stage and
 trains new ones in the second; here the same adapters go on. It adapts on Wikipedia for 1000 steps of 32 texts of 512
 tokens; here on the texts of the training data, for as many steps.
@@ -8,8 +8,7 @@ tokens; here on the texts of the training data, for as many steps.
 Data: anchor, positive and hard negative.
 """
 
-from bellm.train.objectives import InfoNCE
-from bellm.train.recipe import MNTP, LoRA, Recipe
+from bellm.train import MNTP, InfoNCE, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",

@@ -6,8 +6,7 @@ and what stands here. The code cuts sentences to 32 tokens before it adds the pr
 Data: anchor, positive and hard negative.
 """
 
-from bellm.train.objectives import InfoNCE
-from bellm.train.recipe import LoRA, Recipe
+from bellm.train import InfoNCE, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",

@@ -1,16 +1,15 @@
 """GRL: Man et al. 2024, "ULLME: A Unified Framework for LLM Embeddings with Generation-Augmented Learning", 2408.03402.
 
-Open layers find, the same weights with closed layers write, and both are trained to agree: contrastive loss, preference
-(DPO) for writing the positive rather than the negative, and the divergence between what is found and what would be
-written. Of the released code this leaves out what is no part of the method: losses that had no gradient, probabilities
-that counted the prompt, groups mixed up in batches of more than one. The divergence is the paper's
-KL(found || written); the code has the reverse.
+Open layers retrieve, the same weights with causal layers generate, and both are trained to agree: contrastive loss,
+preference (DPO) for generating the positive rather than the negative, and the divergence of the retrieval distribution
+and the generation distribution over candidates. Of the released code this leaves out what is no part of the method:
+losses that had no gradient, probabilities that counted the prompt, groups mixed up in batches of more than one. The
+divergence is the paper's KL(retrieval || generation); the code has the reverse.
 
 Data: anchor, one positive and equally many negatives in every row.
 """
 
-from bellm.train.objectives import GRL, InfoNCE
-from bellm.train.recipe import LoRA, Recipe
+from bellm.train import GRL, InfoNCE, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",

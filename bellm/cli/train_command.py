@@ -1,4 +1,4 @@
-"""`bellm train`: from texts that belong together to an encoder."""
+"""`bellm train`: train an encoder from a recipe or options, with progress, metrics and checkpoints."""
 
 import dataclasses
 import runpy
@@ -14,9 +14,7 @@ from bellm.cli.model_options import ModelOptions, with_model_options
 from bellm.errors import SourceError
 
 if TYPE_CHECKING:
-    from bellm.train.dataset import Dataset
-    from bellm.train.loop import Progress
-    from bellm.train.recipe import Recipe
+    from bellm.train import Dataset, Progress, Recipe
 
 
 @with_model_options
@@ -54,6 +52,12 @@ def train_command(
         typer.Option(help="A task of bellm evaluate that scores the encoder meanwhile, never a test set."),
     ] = None,
     dev_every: Annotated[int | None, typer.Option(min=1, help="Steps between two scores; default 50.")] = None,
+    mine: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="First mine so many hard negatives for each anchor, with the untrained encoder.", metavar="N"
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log to OUTPUT/tensorboard, for TensorBoard.")
     ] = False,
@@ -76,40 +80,41 @@ def train_command(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "dev_every": dev_every,
+        "mine": mine,
     }
     sources = read_training_data(data)
-    from bellm.train.distributed import Distributed
-    from bellm.train.loop import train as run
-    from bellm.train.run_dir import MODEL
+    from bellm.train import Distributed, train
 
     recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
     with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
-        run(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress)
+        train(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress, notify=_note)
     if Distributed().is_main:
-        typer.echo(f"{Path(output) / MODEL} is the encoder: bellm evaluate {Path(output) / MODEL} -o report/")
+        model = Path(output) / "model"
+        typer.echo(f"{model} is the encoder: bellm evaluate {model} -o report/")
 
 
 def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
-    """What to learn from, each source with its weight; tells of rows that are left out.
+    """Load the training data with its weights, and tell of rows that are left out.
 
     Raises:
-        SourceError: A source cannot be read, or training is not installed.
+        SourceError: A source cannot be read.
+        MissingExtraError: Training is not installed.
     """
     with command_group.status_line("reading the data"):
-        try:
-            from bellm.train import loop  # noqa: F401 - it needs more than reading does
-            from bellm.train.dataset_files import load_dataset
-            from bellm.train.distributed import Distributed
-        except ImportError as error:
-            raise SourceError(f"Training needs an extra ({error}): pip install 'bellm[train]'.") from error
+        from bellm.train import Distributed, load_dataset
+
         sources = [(load_dataset(file), weight) for file, weight in map(_weighted, entries)]
         first = Distributed().is_main
     for dataset, _ in sources if first else []:
         for rejection in dataset.rejections[:3]:
-            typer.echo(f"note: {rejection.place}: {rejection.reason}", err=True)
+            _note(f"{rejection.place}: {rejection.reason}")
         if dataset.num_rejected:
-            typer.echo(f"note: {dataset.num_rejected} rows of {dataset.name} are left out.", err=True)
+            _note(f"{dataset.num_rejected} rows of {dataset.name} are left out.")
     return sources
+
+
+def _note(sentence: str) -> None:
+    typer.echo(f"note: {sentence}", err=True)
 
 
 def _weighted(entry: str) -> tuple[str, float]:
@@ -125,7 +130,7 @@ def _weighted(entry: str) -> tuple[str, float]:
 
 
 def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: str | None) -> "Recipe":
-    from bellm.train.recipe import Recipe
+    from bellm.train import Recipe
 
     recipe = _read(source) if source.endswith(".py") else Recipe(model=source)
     settings = {**recipe.encoder_options, **options.given()}
@@ -138,7 +143,7 @@ def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: s
 
 
 def _read(path: str) -> "Recipe":
-    from bellm.train.recipe import Recipe
+    from bellm.train import Recipe
 
     if not Path(path).is_file():
         raise SourceError(f"There is no recipe {path}.")
@@ -150,14 +155,13 @@ def _read(path: str) -> "Recipe":
 
 @contextmanager
 def _progress(log: Path | None) -> "Iterator[Progress]":
-    """A bar with loss, speed and the time that is left; and a log, if asked for."""
+    """A progress bar with loss, speed and remaining time; and a TensorBoard log, if asked for."""
     from rich import progress
     from rich.console import Console
 
-    from bellm.train.tensorboard import TensorBoardLog
+    from bellm.train import TensorBoardLog
 
     board = TensorBoardLog(log) if log else None
-
     console = Console(stderr=True)
     columns = (
         progress.BarColumn(),
@@ -169,10 +173,10 @@ def _progress(log: Path | None) -> "Iterator[Progress]":
         task = bar.add_task("", total=None)
 
         def show(step: int, total: int, record: Mapping[str, Any]) -> None:
-            said = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
+            description = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
             if record["dev"] is not None:
                 console.print(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}")
-            bar.update(task, completed=step, total=total, description=said)
+            bar.update(task, completed=step, total=total, description=description)
             if board:
                 board(step, total, record)
 

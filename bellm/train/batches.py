@@ -1,9 +1,9 @@
-"""Which rows meet in which step: a pure function of the seed, the step and the data.
+"""Batch sampling as a pure function of the seed, the step and the data.
 
-There is no state to save. A run that goes on at step n builds the epoch of step n anew and continues inside it.
+There is no state to save: a run that resumes at step n builds the epoch of step n again and continues inside it.
 
-A batch holds rows of one source, because rated pairs and triplets take different losses. No text stands in two of its
-rows: a copy of an anchor's positive, or of the anchor itself, would be counted as its negative.
+A batch holds rows of one source, because rated pairs and triplets take different losses. No text is in two of its rows:
+a copy of an anchor's positive, or of the anchor itself, would be counted as its negative.
 
 Shapes: R rows, T texts of all rows.
 """
@@ -12,7 +12,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ _Rows = list[int]
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """The rows of one step, or one process's part of them."""
+    """The rows of one step, of all processes together."""
 
     step: int
     epoch: int
@@ -35,15 +35,6 @@ class TrainBatch:
     rows: tuple[int, ...]
     """Their numbers there."""
     examples: tuple[Example, ...]
-
-    def part(self, rank: int, world_size: int) -> "TrainBatch":
-        """The share of one of `world` processes; those of all ranks, end to end, are the batch.
-
-        Shares differ by one row at most, and are empty for some ranks where a batch has fewer rows than processes.
-        """
-        assert 0 <= rank < world_size
-        own = slice(len(self.rows) * rank // world_size, len(self.rows) * (rank + 1) // world_size)
-        return replace(self, rows=self.rows[own], examples=self.examples[own])
 
 
 class _Planned(NamedTuple):
@@ -54,11 +45,11 @@ class _Planned(NamedTuple):
 
 
 class Batches:
-    """The order of the data, epoch after epoch without end.
+    """Batches of weighted sources, epoch after epoch without end.
 
     In an epoch of a source of weight 1 every row comes once. Weight 2 goes through the source twice an epoch; 0.5
     gives half of its batches in one epoch and the other half in the next. Batches of all sources come in random order.
-    At the end of a source there may be some smaller ones, of rows that found no place before.
+    The last batches of a source may be smaller, of rows that fitted into none before.
 
     >>> pairs = Dataset("pairs", [Example(f"question {n}", (f"answer {n}",)) for n in range(5)])
     >>> batches = Batches([(pairs, 1)], batch_size=2, seed=0)
@@ -108,22 +99,12 @@ class Batches:
         raise AssertionError
 
     def described(self) -> dict[str, Any]:
-        """All that decides the order, as plain values: a run may go on where they are still the same."""
-        sources = [
-            {
-                "name": dataset.name,
-                "rows": len(dataset),
-                "rejected": dataset.num_rejected,
-                "sha256": dataset.digest,
-                "weight": weight,
-            }
-            for dataset, weight in self.sources
-        ]
-        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
+        """All that decides the batches, as plain values: a run may resume where they are still the same."""
+        return {"sources": describe_sources(self.sources), "batch_size": self.batch_size, "seed": self.seed}
 
     def _batch(self, step: int, epoch: int, planned: _Planned) -> TrainBatch:
         dataset = self.sources[planned.source][0]
-        # Each row starts from another of its alike texts, and takes the next one each time it comes.
+        # Each row starts from another of its symmetric texts, and takes the next one each epoch.
         examples = tuple(dataset[row].rotate(row + planned.turn) for row in planned.rows)
         return TrainBatch(step, epoch, planned.source, tuple(planned.rows), examples)
 
@@ -163,18 +144,32 @@ class Batches:
             warnings.warn(message, BellmWarning, stacklevel=3)
 
 
+def describe_sources(sources: Sequence[tuple[Dataset, float]]) -> list[dict[str, Any]]:
+    """Name, size, content and weight of each source, as plain values."""
+    return [
+        {
+            "name": dataset.name,
+            "rows": len(dataset),
+            "rejected": dataset.num_rejected,
+            "sha256": dataset.digest,
+            "weight": weight,
+        }
+        for dataset, weight in sources
+    ]
+
+
 def pack_batches(order: Iterable[int], texts: Sequence[Sequence[int]], size: int) -> list[_Rows]:
-    """Put rows into batches in which no text comes twice.
+    """Pack rows into batches in which no text occurs twice.
 
-    A row goes into the first batch that has room and comes behind all that hold one of its texts. So it waits no longer
-    than it must, and the work grows with the number of texts, however often one is repeated.
+    A row goes into the first batch that has room and comes after all that hold one of its texts: first fit, in time
+    linear in the number of texts, however often one is repeated.
 
-    >>> pack([0, 1, 2, 3], [[7, 8], [7, 9], [5], [6]], size=2)
+    >>> pack_batches([0, 1, 2, 3], [[7, 8], [7, 9], [5], [6]], size=2)
     [[0, 2], [1, 3]]
 
     Args:
-        order: Numbers of rows.
-        texts: For every row, numbers that stand for its texts.
+        order: Row numbers.
+        texts: For every row, the ids of its texts.
         size: Most rows of a batch.
     """
     batches: list[_Rows] = []
@@ -193,7 +188,7 @@ def pack_batches(order: Iterable[int], texts: Sequence[Sequence[int]], size: int
 
 
 def _texts_of_rows(dataset: Dataset) -> list[list[int]]:
-    """For every row, numbers of those of its texts that another row has too; others meet themselves nowhere."""
+    """For every row, ids of those of its texts that occur more than once; the others cannot collide."""
     _, number_T, count_T = np.unique(dataset.keys_T, return_inverse=True, return_counts=True)
     numbers, often = number_T.tolist(), (count_T[number_T] > 1).tolist()
     ends = [0, *dataset.key_ends_R.tolist()]

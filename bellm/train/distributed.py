@@ -1,7 +1,7 @@
-"""Several processes, a device each, that learn from one batch together.
+"""Collectives for data-parallel training: each process embeds its part of a batch, all compute the loss of the whole.
 
-Every process embeds its part of the batch, and all take the loss of the whole: vectors are gathered, with a gradient
-for a process's own. The sum of all processes' gradients is that of one process on the whole batch.
+Vectors are gathered with a gradient for a process's own only, so the sum of all processes' gradients is that of one
+process on the whole batch.
 
 Shapes: T texts of a process, D width.
 """
@@ -16,11 +16,11 @@ from torch import Tensor, distributed, nn
 
 from bellm.errors import BellmError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Distributed:
-    """The processes that `accelerate launch` or `torchrun` started; one where nothing did."""
+    """The processes that `accelerate launch` or `torchrun` started; a single one without them."""
 
     def __init__(self) -> None:
         state = PartialState(cpu=not torch.cuda.is_available())
@@ -30,11 +30,11 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
     def all_gather(self, own_TD: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Rows of every process, in the order of their ranks; only those of this one carry a gradient.
+        """Rows of every process, in the order of ranks; only those of this one carry a gradient.
 
         Args:
             own_TD: The rows of this process.
@@ -43,36 +43,38 @@ class Distributed:
         if self.world_size == 1:
             return [own_TD]
         assert len(own_TD) == sizes[self.rank]
-        room_TD = own_TD.new_zeros(max(sizes), *own_TD.shape[1:])
-        room_TD[: len(own_TD)] = own_TD.detach()
-        gathered = [torch.empty_like(room_TD) for _ in sizes]
-        distributed.all_gather(gathered, room_TD)
+        padded_TD = own_TD.new_zeros(max(sizes), *own_TD.shape[1:])
+        padded_TD[: len(own_TD)] = own_TD.detach()
+        gathered = [torch.empty_like(padded_TD) for _ in sizes]
+        distributed.all_gather(gathered, padded_TD)
         others = [rows[:size] for rows, size in zip(gathered, sizes, strict=True)]
         return [own_TD if rank == self.rank else rows for rank, rows in enumerate(others)]
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the sum of all gradients; what has none anywhere is left without."""
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """All-reduce the gradients; a parameter without one in any process is left without."""
         if self.world_size == 1:
             return
-        every = list(parameters)
-        counts = torch.tensor([int(each.grad is not None) for each in every], device=self.device)
+        parameters = list(parameters)
+        counts = torch.tensor([int(parameter.grad is not None) for parameter in parameters], device=self.device)
         distributed.all_reduce(counts)
-        for parameter in (each for each, count in zip(every, counts.tolist(), strict=True) if count):
+        for parameter, count in zip(parameters, counts.tolist(), strict=True):
+            if not count:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)
 
-    def total(self, own: int) -> int:
-        """The sum of a whole number over all processes."""
+    def sum(self, own: int) -> int:
+        """The sum of an integer over all processes."""
         return sum(self._all(own))
 
-    def most(self, own: int) -> int:
-        """The largest of a whole number in all processes."""
+    def max(self, own: int) -> int:
+        """The largest of an integer over all processes."""
         return max(self._all(own))
 
     def any(self, own: object) -> bool:
         """Whether something is true in one process or more."""
-        return self.total(int(bool(own))) > 0
+        return self.sum(int(bool(own))) > 0
 
     def _all(self, own: int) -> list[int]:
         numbers: list[int] = torch.cat(
@@ -80,11 +82,11 @@ class Distributed:
         ).tolist()
         return numbers
 
-    def broadcast(self, call: Callable[[], Answer]) -> Answer:
-        """Let the first process alone do something, and give all of them its answer when it is done.
+    def broadcast(self, call: Callable[[], Result]) -> Result:
+        """Call a function in the main process alone and return its result in all of them.
 
         Raises:
-            BellmError: It does there.
+            BellmError: The call raised one.
         """
         if self.world_size == 1:
             return call()
@@ -92,17 +94,17 @@ class Distributed:
         if self.is_main:
             try:
                 outcome[0] = call()
-            except BellmError as error:
-                outcome[1] = error
+            except BellmError as refusal:
+                outcome[1] = refusal
         distributed.broadcast_object_list(outcome)
-        answer, refusal = outcome
-        if refusal:
-            raise refusal
-        return answer  # type: ignore[no-any-return]
+        result, error = outcome
+        if error:
+            raise error
+        return result  # type: ignore[no-any-return]
 
     @contextmanager
-    def relied_on(self) -> Iterator[None]:
-        """Say in one line that another process ended too early, where only a broken connection tells of it.
+    def report_lost_process(self) -> Iterator[None]:
+        """Turn the broken connection to a process that ended too early into one sentence.
 
         Raises:
             BellmError: One did.

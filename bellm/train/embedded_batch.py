@@ -1,4 +1,4 @@
-"""A batch of examples, once it is embedded.
+"""A batch of examples with their vectors, as objectives get it.
 
 Shapes: B anchors, P positives, N negatives, K candidates of a row, T texts of a process, J layers, D width.
 """
@@ -9,26 +9,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bellm.errors import BellmError
 from bellm.train.examples import Example
 
 
 @dataclass(frozen=True)
-class EmbeddedBatch:
-    """Vectors of a batch of examples, of all processes where there are several.
+class ResponseLogProbs:
+    """Log-probabilities of each row's candidates, its positive first, as the causal model's responses to its anchor."""
 
-    Where an objective asks for all layers, each is (rows, J, D): the token embeddings' first, the encoder's own last.
+    sum_BK: Tensor
+    """Over the tokens of the response."""
+    mean_BK: Tensor
+    """Per token of the response."""
+    reference_BK: Tensor
+    """`sum_BK` of the model without adapters; no gradient."""
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Vectors of a batch of examples, gathered from all processes.
+
+    Where an objective needs all layers, they are (rows, J, D): token embeddings first, the encoder's own vectors last.
     """
 
     anchors_BD: Tensor
     positives_PD: Tensor
     owners_P: Tensor
-    """Which anchor each positive belongs to; an anchor has one or more."""
+    """Row number of each positive's anchor; an anchor has one or more."""
     negatives_ND: Tensor
     """Hard negatives of all examples."""
     scores_B: Tensor | None = None
-    """How alike each anchor and its positive are rated; None for examples without ratings."""
+    """Similarity score of each anchor and its positive; None for examples without ratings."""
     examples: Sequence[Example] = ()
     """The texts themselves, in the same order."""
+    responses: ResponseLogProbs | None = None
+    """Where the objective needs them."""
 
     @property
     def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,44 +56,44 @@ class EmbeddedBatch:
         return split_texts(self.examples)
 
 
-@dataclass(frozen=True)
-class ResponseLogProbs:
-    """How likely the causal model finds each row's candidates, its positive first, as answers to its anchor."""
-
-    sum_BK: Tensor
-    """Log-probability of the whole answer."""
-    mean_BK: Tensor
-    """Of one of its tokens, on average."""
-    reference_BK: Tensor
-    """`sum_BK` of the model without adapters."""
-
-
 def split_texts(examples: Sequence[Example]) -> tuple[list[str], list[str], list[str]]:
     """All anchors, all positives and all negatives."""
     return (
-        [one.anchor for one in examples],
-        [text for one in examples for text in one.positives],
-        [text for one in examples for text in one.negatives],
+        [example.anchor for example in examples],
+        [text for example in examples for text in example.positives],
+        [text for example in examples for text in example.negatives],
     )
 
 
-def make_embedded_batch(parts: Sequence[tuple[Tensor, Sequence[Example]]]) -> EmbeddedBatch:
-    """Sort vectors by what their texts are.
+def make_embedded_batch(
+    parts: Sequence[tuple[Tensor, Sequence[Example]]], responses: ResponseLogProbs | None = None
+) -> EmbeddedBatch:
+    """Split the vectors of each process into those of anchors, positives and negatives, and concatenate over processes.
 
     Args:
-        parts: For each process its vectors, those of all anchors, then all positives, then all negatives, and its
+        parts: For each process its vectors (T, D) of all anchors, then all positives, then all negatives, and its
             examples.
+        responses: Log-probabilities for the whole batch.
     """
-    anchors, positives, negatives = zip(*(_split(*part) for part in parts), strict=True)
-    examples = [one for _, own in parts for one in own]
-    device = parts[0][0].device
-    owners = [number for number, one in enumerate(examples) for _ in one.positives]
+    columns = [torch.split(vectors_TD, list(map(len, split_texts(own)))) for vectors_TD, own in parts]
+    anchors_BD, positives_PD, negatives_ND = (torch.cat(column) for column in zip(*columns, strict=True))
+    examples = [example for _, own in parts for example in own]
+    device = anchors_BD.device
     rated = examples[0].score is not None
-    scores_B = torch.tensor([one.score for one in examples], device=device) if rated else None
-    owners_P = torch.tensor(owners, device=device)
-    return EmbeddedBatch(torch.cat(anchors), torch.cat(positives), owners_P, torch.cat(negatives), scores_B, examples)
+    scores_B = torch.tensor([example.score for example in examples], device=device) if rated else None
+    owners_P = torch.tensor([row for row, example in enumerate(examples) for _ in example.positives], device=device)
+    return EmbeddedBatch(anchors_BD, positives_PD, owners_P, negatives_ND, scores_B, examples, responses)
 
 
-def _split(vectors_TD: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    anchors_BD, positives_PD, negatives_ND = torch.split(vectors_TD, list(map(len, split_texts(examples))))
-    return anchors_BD, positives_PD, negatives_ND
+def check_response_rows(examples: Sequence[Example]) -> None:
+    """Check that rows have one positive and equally many negatives, at least one.
+
+    Raises:
+        BellmError: They have not.
+    """
+    counts = {(len(example.positives), len(example.negatives)) for example in examples}
+    if counts != {(1, len(examples[0].negatives) or -1)}:
+        raise BellmError(
+            "This objective compares what answers an anchor: each row needs one positive and as many "
+            "negatives as the others, at least one."
+        )

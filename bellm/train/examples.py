@@ -1,6 +1,6 @@
-"""What one row of training data says.
+"""A row of training data, and how table columns and cells become one.
 
-These names of columns are understood as they stand; any other name is given with `columns`:
+These column names are recognized; any other is given with `columns`:
 
 | part     | names                                                                        | a cell holds          |
 |----------|------------------------------------------------------------------------------|-----------------------|
@@ -20,7 +20,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from bellm.errors import SourceError
@@ -43,15 +43,15 @@ _NUMBERED = re.compile(r"negative_\d+")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: an anchor, what says the same, and either what does not or how alike the pair is."""
+    """One row: an anchor, its positives, and either hard negatives or a similarity score."""
 
     anchor: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     score: float | None = None
-    """How alike the anchor and its one positive are; None where rows are not rated."""
+    """Similarity of the anchor and its one positive; None where rows are not rated."""
     symmetric: bool = False
-    """Anchor and positives may change places: captions of one image, say."""
+    """Each of anchor and positives may be the anchor: captions of one image, say."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -59,22 +59,22 @@ class Example:
         return (self.anchor, *self.positives, *self.negatives)
 
     def rotate(self, by: int) -> "Example":
-        """The same row with another of its alike texts as the anchor; a row of other kind as it is.
+        """A symmetric row with another of its texts as the anchor; any other row unchanged.
 
-        >>> Example("a", ("b", "c"), alike=True).turned(4)
-        Example(anchor='b', positives=('c', 'a'), negatives=(), score=None, alike=True)
+        >>> Example("a", ("b", "c"), symmetric=True).rotate(4)
+        Example(anchor='b', positives=('c', 'a'), negatives=(), score=None, symmetric=True)
         """
         if not self.symmetric:
             return self
         texts = (self.anchor, *self.positives)
-        at = by % len(texts)
-        return Example(texts[at], texts[at + 1 :] + texts[:at], symmetric=True)
+        start = by % len(texts)
+        return replace(self, anchor=texts[start], positives=texts[start + 1 :] + texts[:start])
 
 
 def text_key(text: str) -> int:
-    """64 bits that stand for a text as it is compared: without regard to case, spaces and forms of Unicode.
+    """64-bit hash of a text without regard to case, whitespace and Unicode normal form.
 
-    >>> key("Two  Dogs run.") == key("two dogs run. ")
+    >>> text_key("Two  Dogs run.") == text_key("two dogs run. ")
     True
     """
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -82,14 +82,14 @@ def text_key(text: str) -> int:
 
 
 def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts:
-    """Which of a table's columns are which part of an example.
+    """Match a table's columns to the parts of an example.
 
-    >>> find_parts(["sent0", "sent1", "hard_neg", "source"])
+    >>> match_columns(["sent0", "sent1", "hard_neg", "source"])
     {'anchor': ('sent0',), 'positive': ('sent1',), 'negative': ('hard_neg',)}
 
     Args:
         names: The table's columns.
-        columns: Which to read; None goes by their names.
+        columns: Which to read; None recognizes them by name.
 
     Raises:
         SourceError: A part is missing, or could be more than one column.
@@ -107,8 +107,8 @@ def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts
 def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
     """Make an example of a row's cells.
 
-    >>> example_of({"query": "sum", "pos": ["total"], "neg": None}, find_parts(["query", "pos", "neg"]))
-    Example(anchor='sum', positives=('total',), negatives=(), score=None, alike=False)
+    >>> parse_example({"query": "sum", "pos": ["total"], "neg": None}, match_columns(["query", "pos", "neg"]))
+    Example(anchor='sum', positives=('total',), negatives=(), score=None, symmetric=False)
 
     Raises:
         SourceError: A cell is not what its part needs.
@@ -130,10 +130,10 @@ def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
 
 
 def mark_symmetric(texts: Sequence[str]) -> Example:
-    """Make an example of texts that say the same; a text that comes twice counts once.
+    """Make a symmetric example of texts that say the same; a text that occurs twice counts once.
 
     Raises:
-        SourceError: Fewer than two different texts, or one that is none.
+        SourceError: Fewer than two different texts, or a value that is no text.
     """
     different: dict[int, str] = {}
     for text in map(_text, texts):

@@ -1,4 +1,4 @@
-"""Train an encoder: the loop, which goes on wherever it was stopped."""
+"""The training loop, resumable after any interruption."""
 
 import math
 import time
@@ -18,23 +18,24 @@ from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.train import checkpoint
 from bellm.train.batches import Batches
 from bellm.train.dataset import Dataset
-from bellm.train.distributed import Answer, Distributed
+from bellm.train.distributed import Distributed, Result
 from bellm.train.examples import Example
 from bellm.train.fsdp import gather_parameters
+from bellm.train.metrics import MetricsLog, training_card
+from bellm.train.mining import read_mined_negatives, write_mined_negatives
 from bellm.train.mntp import gradual_layers
-from bellm.train.model_card import training_card
 from bellm.train.recipe import Recipe
-from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, MetricsLog, check_config, lock_run_dir
+from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, check_config, lock_run_dir
 from bellm.train.schedule import TrainPhase, lr_factor, num_steps, phase_at, step_seed
 from bellm.train.signals import Interrupted, graceful_stop, resumable_errors
 from bellm.train.train_step import StepResult, TrainStep
 from bellm.train.trainable import export_encoder, load_trainable, rebuild_encoder
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
-"""Called after every step with its number, the number of all, and its record."""
+"""Called after every step with its number, the total number of steps, and its record."""
 
-_PLACE = {"device", "attention", "trust_remote_code"}
-"""Settings that a saved encoder does not hold."""
+_RUNTIME_OPTIONS = {"device", "attention", "trust_remote_code"}
+"""Options of an encoder that are not saved with it."""
 
 
 def train(
@@ -44,63 +45,77 @@ def train(
     *,
     checkpoint_every: int = 50,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
     until: int | None = None,
 ) -> Encoder:
-    """Train an encoder, or go on where training in this folder was stopped.
+    """Train an encoder, or resume the run of this folder.
 
-    Whatever stops it, the same call goes on from the last checkpoint with the same data in the same order: on a
-    processor to the same weights, bit by bit. Where several processes were started (see `Processes`), each makes this
-    call, on a folder that all of them can read; the first one alone writes, scores and calls `progress`.
+    However a run was stopped, the same call resumes it from the last checkpoint with the same data in the same order:
+    on a CPU to the same weights, bit by bit. Where several processes were launched (see `Distributed`), each makes this
+    call, on a folder that all of them can read; the main one alone writes, scores and calls `progress`.
 
     Args:
-        recipe: How.
-        sources: What it learns from, each with its weight; see `Batches`.
-        output: Folder for the encoder, the record of each step and the checkpoint.
-        checkpoint_every: Steps after which the state is written.
+        recipe: Settings of the run.
+        sources: Data sets with their weights; see `Batches`.
+        output: The run directory: the encoder in `model/`, `metrics.jsonl`, the checkpoint.
+        checkpoint_every: Steps between two checkpoints.
         progress: Called after every step.
-        until: Pause after this step. The state is kept, and the same call with a later step or none goes on as if there
-            had been no pause.
+        notify: Called with a sentence on what was done before the first step: mined negatives.
+        until: Pause after this step, with a checkpoint. The same call with a later step or none resumes as if there had
+            been no pause.
 
     Returns:
         The encoder with the best weights, or the last where nothing scores them, as it is saved in `output/model`; at a
-        pause the encoder as it stands.
+        pause the encoder with the weights so far.
 
     Raises:
         SourceError: The folder holds another run, or is in use or past the pause, or the disk refuses.
-        BellmError: The recipe does not suit the data, or the gradient is no longer a number.
-        Interrupted: Ctrl-C or a polite kill; the state was written.
+        BellmError: The recipe does not suit the data, or the gradient is no longer finite.
+        Interrupted: Ctrl-C or SIGTERM; the state was written.
     """
     distributed = Distributed()
     recipe = replace(recipe, sharded=recipe.sharded and distributed.world_size > 1)
     batches = Batches(sources, recipe.batch_size, recipe.seed)
-    total = num_steps(batches.per_epoch, recipe)
-    stop = total if until is None else min(until, total)
-    if stop < total and recipe.sharded:
-        raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
-    described = {**recipe.described(), "data": batches.described(), "steps": total}
-    with resumable_errors(output), distributed.relied_on(), ExitStack() as held:
+    with resumable_errors(output), distributed.report_lost_process(), ExitStack() as held:
+        if recipe.mine is not None:
+
+            def mine() -> None:
+                held.enter_context(lock_run_dir(output))
+                check_config(output, recipe.described(), begin=False)
+                write_mined_negatives(recipe, sources, output, notify or (lambda _: None))
+
+            distributed.broadcast(mine)
+            batches = Batches(read_mined_negatives(sources, output), recipe.batch_size, recipe.seed)
+        total = num_steps(batches.per_epoch, recipe)
+        stop = total if until is None else min(until, total)
+        if stop < total and recipe.sharded:
+            raise BellmError(
+                f"until={until} does not go with sharded=True: no process has the whole encoder at a pause."
+            )
+        config = {**recipe.described(), "data": batches.described(), "steps": total}
 
         def begin() -> bool:
-            held.enter_context(lock_run_dir(output))
-            check_config(output, described)
+            if recipe.mine is None:
+                held.enter_context(lock_run_dir(output))
+            check_config(output, config)
             return (output / MODEL).exists()
 
         if not distributed.broadcast(begin):
             run = _Run(recipe, batches, output, total, distributed)
             run.go(stop, checkpoint_every, progress)
             if stop < total:
-                return run.round_result()
-            run.finish(described)
+                return run.current_encoder()
+            run.finish(config)
         elif stop < total:
-            raise _past(output, total, stop)
-        place = {name: recipe.encoder_options[name] for name in _PLACE & set(recipe.encoder_options)}
+            raise _past_pause(output, total, stop)
+        options = {name: recipe.encoder_options[name] for name in _RUNTIME_OPTIONS & set(recipe.encoder_options)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoOpWarning)  # It was said at the start.
-            return Encoder.from_pretrained(output / MODEL, **place)
+            warnings.simplefilter("ignore", NoOpWarning)  # It was given at the start.
+            return Encoder.from_pretrained(output / MODEL, **options)
 
 
 class _Run:
-    """One run of training in one folder."""
+    """A run in its folder, from a checkpoint or the start."""
 
     def __init__(self, recipe: Recipe, batches: Batches, output: Path, total: int, distributed: Distributed) -> None:
         self.recipe, self.batches, self.output, self.total = recipe, batches, output, total
@@ -115,7 +130,7 @@ class _Run:
             sharded=recipe.sharded,
         )
         self.parameters = self.train_step.parameters
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.state: dict[str, Any] = {
@@ -126,67 +141,67 @@ class _Run:
             "num_truncated": 0,
         }
         if distributed.broadcast((output / CHECKPOINT).exists):
-            self.state = checkpoint.load_checkpoint(output / CHECKPOINT, self.parameters, self.optimiser)
+            self.state = checkpoint.load_checkpoint(output / CHECKPOINT, self.parameters, self.optimizer)
         self.metrics = distributed.broadcast(partial(MetricsLog, output / METRICS, self.state["step"]))
 
     def go(self, stop: int, checkpoint_every: int, progress: Progress | None) -> None:
-        """Take the steps that are left up to `stop`."""
+        """Take the remaining steps up to `stop`."""
         if self.state["step"] > stop:
-            raise _past(self.output, self.state["step"], stop)
-        with graceful_stop() as asked:
+            raise _past_pause(self.output, self.state["step"], stop)
+        with graceful_stop() as stop_event:
             while self.state["step"] < stop and not self._out_of_patience():
                 record = self._step(self.state["step"])
                 record["dev"] = self._score()
                 self.state = self.distributed.broadcast(partial(self._note, record, progress))
-                step, stops = self.state["step"], self.distributed.any(asked)
+                step, stops = self.state["step"], self.distributed.any(stop_event.is_set())
                 if step % checkpoint_every == 0 or step == stop or stops:
                     checkpoint.save_checkpoint(
-                        self.output / CHECKPOINT, self.parameters, self.optimiser, self.state, self.distributed
+                        self.output / CHECKPOINT, self.parameters, self.optimizer, self.state, self.distributed
                     )
                 if stops:
                     raise Interrupted(
                         f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
                     )
 
-    def round_result(self) -> Encoder:
-        """The encoder with the last weights, its adapters in them as when a saved one is loaded."""
+    def current_encoder(self) -> Encoder:
+        """The encoder with the weights so far, its adapters merged as when a saved one is loaded."""
         encoder = export_encoder(self.encoder, self.recipe)
         encoder.model = adapters.merge_adapters(encoder.model)
         return encoder
 
-    def finish(self, described: Mapping[str, Any]) -> None:
-        """Write the encoder."""
+    def finish(self, config: Mapping[str, Any]) -> None:
+        """Save the encoder with the best weights."""
         if self.distributed.broadcast((self.output / BEST).exists):
             best = checkpoint.load_checkpoint(self.output / BEST, self.parameters, None)
             self.state |= {name: best[name] for name in ("best", "best_interval", "best_step")}
-        self._with_encoder(partial(self._save, described))
+        self._with_encoder(partial(self._save, config))
 
-    def _save(self, described: Mapping[str, Any], encoder: Encoder) -> None:
-        notes = training_card(described, self.state, self.metrics.records())
+    def _save(self, config: Mapping[str, Any], encoder: Encoder) -> None:
+        notes = training_card(config, self.state, self.metrics.records())
         export_encoder(encoder, self.recipe).save_pretrained(self.output / MODEL, notes=notes)
 
-    def _step(self, number: int) -> dict[str, Any]:
+    def _step(self, step: int) -> dict[str, Any]:
         started = time.monotonic()
-        phase = phase_at(number, self.total, self.recipe)
+        phase = phase_at(step, self.total, self.recipe)
         rate = phase.learning_rate * lr_factor(phase.step, phase.steps, self.recipe)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad()
-        learned = self._learn(phase, self.batches[number].examples, step_seed(self.recipe.seed, number))
+        self.optimizer.zero_grad()
+        result = self._learn(phase, self.batches[step].examples, step_seed(self.recipe.seed, step))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
         if not math.isfinite(norm):
             raise BellmError(
-                f"Step {number + 1} has a loss of {learned.loss} and a gradient of length {float(norm)}: nothing can "
+                f"Step {step + 1} has a loss of {result.loss} and a gradient of length {float(norm)}: nothing can "
                 "be learned from that. Lower the learning rate, or train in float32."
             )
-        self.optimiser.step()
+        self.optimizer.step()
         seconds = time.monotonic() - started
-        self.state["step"] = number + 1
-        self.state["num_truncated"] += self.distributed.total(learned.num_truncated)
+        self.state["step"] = step + 1
+        self.state["num_truncated"] += self.distributed.sum(result.num_truncated)
         return {
-            "step": number + 1,
-            "loss": learned.loss,
-            "tokens_per_second": round(self.distributed.total(learned.num_tokens) / seconds, 1),
+            "step": step + 1,
+            "loss": result.loss,
+            "tokens_per_second": round(self.distributed.sum(result.num_tokens) / seconds, 1),
             "learning_rate": rate,
             "grad_norm": float(norm),
             "seconds": round(seconds, 3),
@@ -194,7 +209,7 @@ class _Run:
 
     def _learn(self, phase: TrainPhase, examples: Sequence[Example], seed: int) -> StepResult:
         mntp = self.recipe.mntp
-        if mntp is None or not phase.adapts:
+        if mntp is None or not phase.is_mntp:
             return self.train_step.learn(examples, seed)
         layers = self.encoder.config.bidirectional
         if mntp.gradual:
@@ -202,14 +217,14 @@ class _Run:
         return self.train_step.adapt(examples, seed, mask_probability=mntp.mask_probability, layers=layers)
 
     def _note(self, record: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
-        """Record a step; returns where training stands."""
+        """Record a step; returns the state of the run."""
         self.metrics.add(record)
         if progress:
             progress(self.state["step"], self.total, record)
         return self.state
 
     def _score(self) -> float | None:
-        """Score the encoder when it is time to, and keep the best weights."""
+        """Score the encoder every `dev_every` steps, and keep the best weights."""
         step = self.state["step"]
         if not self.recipe.dev or (step % self.recipe.dev_every and step != self.total):
             return None
@@ -219,8 +234,8 @@ class _Run:
             checkpoint.save_checkpoint(self.output / BEST, self.parameters, None, self.state, self.distributed)
         return score
 
-    def _with_encoder(self, call: Callable[[Encoder], Answer]) -> Answer:
-        """Let the first process alone do something with the encoder, which it has to make where weights are shared."""
+    def _with_encoder(self, call: Callable[[Encoder], Result]) -> Result:
+        """Call a function of the encoder in the main process, which gathers it first where weights are sharded."""
         if not self.recipe.sharded:
             return self.distributed.broadcast(partial(call, self.encoder))
         learned = gather_parameters(self.parameters, self.distributed)
@@ -231,11 +246,11 @@ class _Run:
         return patience is not None and since >= patience * self.recipe.dev_every
 
 
-def _past(output: Path, step: int, stop: int) -> SourceError:
+def _past_pause(output: Path, step: int, stop: int) -> SourceError:
     return SourceError(f"{output} is at step {step}, past the pause after {stop}. Choose another folder, or remove it.")
 
 
 def _scored(dev: Callable[[Encoder], SupportsFloat], encoder: Encoder) -> tuple[float, list[float | None]]:
-    """A score and the ends of its interval, where it has one."""
-    found = dev(encoder)
-    return float(found), [getattr(found, end, None) for end in ("low", "high")]
+    """A score and the bounds of its interval, where it has one."""
+    score = dev(encoder)
+    return float(score), [getattr(score, bound, None) for bound in ("low", "high")]

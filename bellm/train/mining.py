@@ -1,18 +1,27 @@
-"""Hard negatives: texts that lie close to an anchor and do not answer it.
+"""Hard-negative mining: texts near to an anchor that are not among its positives, guarded against false negatives.
 
-Shapes: B anchors of a block, N texts to choose from, K of them taken, D width.
+Shapes: B anchors of a block, N candidate texts, K of them taken, D width.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bellm.encoder import Encoder
 from bellm.errors import BellmError
+from bellm.io import atomic
 from bellm.tensors.similarity import normalize_rows
+from bellm.train.batches import describe_sources
+from bellm.train.dataset import Dataset
 from bellm.train.examples import Example, text_key
+from bellm.train.recipe import Recipe
+from bellm.train.run_dir import CHECKPOINT, MINED, MODEL, refuse_other_config
 from bellm.types import Vectors
 
 Encode = Callable[[Sequence[str]], Vectors]
@@ -25,13 +34,13 @@ _SCORES = 2**25  # Cosines held at once.
 
 @dataclass(frozen=True)
 class MiningResult:
-    """What was found."""
+    """Examples with mined negatives, and counts."""
 
     examples: list[Example]
-    """All examples in their order, with new negatives behind those that they had."""
+    """All examples in their order, with new negatives after those that they had."""
     num_found: int
     num_guarded: int
-    """Texts that were near enough to be taken, and that the guard held for answers nobody had marked."""
+    """Texts that were near enough to be taken, and left out as likely false negatives."""
     num_short: int
     """Examples that got fewer negatives than were asked for."""
 
@@ -44,31 +53,33 @@ def mine_hard_negatives(
     range_min: int = 0,
     margin: float = 0.05,
     absolute_margin: float = 0.0,
+    encode_anchors: Encode | None = None,
     guide: Encode | None = None,
     passages: Iterable[str] = (),
 ) -> MiningResult:
-    """Give each example the nearest texts that are not its own, by the cosine of every anchor with every text.
+    """Give each example the texts nearest to its anchor that no example pairs with it, by exhaustive cosine search.
 
-    The texts are the positives of all examples, and `passages`. An anchor's own are the texts that any example pairs
-    with it. As a guard against answers that nobody marked, with s the cosine of the anchor and the least similar of its
-    positives, a negative's cosine is below s - margin |s| and below s - absolute_margin. The margin of 0.05 is
-    TopK-PercPos of NV-Retriever (arXiv 2407.15831).
+    The candidates are the positives of all examples, and `passages`. As a guard against false negatives, with s the
+    cosine of the anchor and the least similar of its positives, a negative's cosine is below s - margin |s| and below
+    s - absolute_margin. The margin of 0.05 is TopK-PercPos of NV-Retriever (arXiv 2407.15831).
 
     >>> angle = {"north": 0.0, "up": 0.1, "upward": 0.2, "east": 1.5, "right": 1.4}
     >>> rows = [Example("north", ("up",)), Example("east", ("right",)), Example("north", ("upward",))]
-    >>> mined = mine(rows, lambda texts: np.float32([[np.cos(angle[text]), np.sin(angle[text])] for text in texts]))
+    >>> embed = lambda texts: np.float32([[np.cos(angle[text]), np.sin(angle[text])] for text in texts])
+    >>> mined = mine_hard_negatives(rows, embed)
     >>> [row.negatives for row in mined.examples]
     [('right',), ('upward',), ('right',)]
 
     Args:
         examples: Without ratings.
-        encode: Embeds anchors and texts.
+        encode: Embeds the candidates.
         num_negatives: Most negatives of an example, nearest first.
-        range_min: So many of the nearest are passed over, whatever the guard says.
+        range_min: How many of the nearest are skipped, whatever the guard says.
         margin: How far below its positive a negative must be, as a share of the positive's cosine.
         absolute_margin: How far below in cosine.
+        encode_anchors: Embeds the anchors, for models with a prompt for queries; None for `encode`.
         guide: An encoder by whose cosines the guard must hold as well (GISTEmbed, arXiv 2402.16829).
-        passages: More texts to choose from.
+        passages: More candidates.
 
     Raises:
         BellmError: There are no examples, some have ratings, a number is out of range, or vectors are not finite.
@@ -76,74 +87,154 @@ def mine_hard_negatives(
     rows = list(examples)
     _check(rows, num_negatives, range_min, margin, absolute_margin)
     pool = _Pool(rows, passages)
-    spaces = [_Space(pool, each) for each in (encode, guide) if each]
-    found: list[list[int]] = []
+    spaces = [_Space(pool, encode, encode_anchors)] + ([_Space(pool, guide)] if guide else [])
+    mined: list[list[int]] = []
     num_guarded = 0
     for block in _blocks(rows, len(pool.texts)):
         cosines = [space.cosines(block) for space in spaces]
-        free_BN = pool.strangers(block)
-        for free_N, passed_K in zip(free_BN, _nearest(cosines[0], free_BN, range_min), strict=True):
-            free_N[passed_K] = False
-        own = [[pool.number[text_key(text)] for text in row.positives] for row in block]
-        below_BN = np.logical_and.reduce([_below(each_BN, own, margin, absolute_margin) for each_BN in cosines])
+        free_BN = pool.unpaired(block)
+        for free_N, skipped_K in zip(free_BN, _nearest(cosines[0], free_BN, range_min), strict=True):
+            free_N[skipped_K] = False
+        own = [[pool.index[text_key(text)] for text in row.positives] for row in block]
+        below_BN = np.logical_and.reduce([_below(space_BN, own, margin, absolute_margin) for space_BN in cosines])
         wanted = _nearest(cosines[0], free_BN, num_negatives)
         num_guarded += sum(int((~below_N[near_K]).sum()) for below_N, near_K in zip(below_BN, wanted, strict=True))
-        found += _nearest(cosines[0], free_BN & below_BN, num_negatives)
-    mined = [
-        replace(row, negatives=row.negatives + tuple(pool.texts[number] for number in numbers))
-        for row, numbers in zip(rows, found, strict=True)
+        mined += _nearest(cosines[0], free_BN & below_BN, num_negatives)
+    with_negatives = [
+        replace(row, negatives=row.negatives + tuple(pool.texts[index] for index in indices))
+        for row, indices in zip(rows, mined, strict=True)
     ]
-    counts = [len(numbers) for numbers in found]
-    return MiningResult(mined, sum(counts), num_guarded, sum(each < num_negatives for each in counts))
+    counts = [len(indices) for indices in mined]
+    return MiningResult(with_negatives, sum(counts), num_guarded, sum(count < num_negatives for count in counts))
+
+
+def write_mined_negatives(
+    recipe: Recipe, sources: Sequence[tuple[Dataset, float]], run_dir: Path, notify: Callable[[str], None]
+) -> None:
+    """Mine `recipe.mine` hard negatives per anchor with the untrained encoder, and keep them in the run directory.
+
+    Each source is mined among its own positives; rated sources are left as they are. Where the folder holds the
+    negatives of this config, nothing is done.
+
+    Args:
+        recipe: Of the run.
+        sources: Data sets with their weights.
+        run_dir: A folder that `lock_run_dir` locked.
+        notify: Called with one sentence once negatives were mined.
+
+    Raises:
+        SourceError: The folder's checkpoint is of other data.
+        BellmError: All sources are rated.
+    """
+    path = run_dir / MINED
+    config = {name: recipe.described()[name] for name in ("model", "encoder_options", "mine")}
+    config = json.loads(json.dumps({**config, "data": describe_sources(sources)}))
+    known = _read_lines(path)[0] if path.exists() else {}
+    if known == config:
+        return
+    if (run_dir / CHECKPOINT).exists() or (run_dir / MODEL).exists():
+        refuse_other_config(run_dir, "run", known, config)
+    encoder = Encoder.from_pretrained(recipe.model, **recipe.encoder_options)
+    lines: list[Any] = [config]
+    counts = np.zeros(4, dtype=int)
+    minable = [dataset for dataset, _ in sources if not dataset.rated] or [sources[0][0]]
+    for dataset in minable:
+        rows = [dataset[index] for index in range(len(dataset))]
+        exchangeable = all(row.symmetric for row in rows)
+        result = mine_hard_negatives(
+            rows,
+            encoder.encode if exchangeable else encoder.encode_document,
+            num_negatives=recipe.mine or 0,
+            encode_anchors=None if exchangeable else encoder.encode_query,
+        )
+        lines += [mined.negatives[len(row.negatives) :] for row, mined in zip(rows, result.examples, strict=True)]
+        counts += [result.num_found, len(rows), result.num_guarded, result.num_short]
+    atomic.write_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    notify(
+        "mined {} hard negatives for {} rows with the untrained encoder; {} near texts left out as likely answers, "
+        "{} rows got fewer than asked for.".format(*counts)
+    )
+
+
+def read_mined_negatives(sources: Sequence[tuple[Dataset, float]], run_dir: Path) -> list[tuple[Dataset, float]]:
+    """The sources with the negatives that `write_mined_negatives` kept."""
+    lines = iter(_read_lines(run_dir / MINED)[1:])
+    mined = []
+    for dataset, weight in sources:
+        source = dataset
+        if not dataset.rated:
+            examples = map(dataset.__getitem__, range(len(dataset)))
+            rows = (replace(row, negatives=(*row.negatives, *next(lines))) for row in examples)
+            source = Dataset(dataset.name, rows)
+            source.rejections, source.num_rejected = dataset.rejections, dataset.num_rejected
+        mined.append((source, weight))
+    return mined
+
+
+def _read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class _Pool:
-    """The texts to choose from, each once, and which of them are an anchor's own."""
+    """The candidate texts, each once, and which of them are paired with an anchor."""
 
     def __init__(self, rows: Sequence[Example], passages: Iterable[str]) -> None:
-        found = {text_key(text): text for row in rows for text in row.positives} | {
+        texts = {text_key(text): text for row in rows for text in row.positives} | {
             text_key(text): text for text in passages
         }
-        self.texts = list(found.values())
-        self.number = {each: number for number, each in enumerate(found)}
+        self.texts = list(texts.values())
+        self.index = {key: index for index, key in enumerate(texts)}
         self.anchors = list({text_key(row.anchor): row.anchor for row in rows}.values())
-        self._own: defaultdict[int, set[int]] = defaultdict(set)
+        self._paired: defaultdict[int, set[int]] = defaultdict(set)
         for row in rows:
             anchor, *others = map(text_key, row.texts)
-            self._own[anchor].update([anchor, *others])
+            self._paired[anchor].update([anchor, *others])
             for positive in others[: len(row.positives)]:
-                self._own[positive].add(anchor)
+                self._paired[positive].add(anchor)
 
-    def strangers(self, block: Sequence[Example]) -> Mask:
-        """Which texts no example pairs with an anchor."""
+    def unpaired(self, block: Sequence[Example]) -> Mask:
+        """True where no example pairs a text with an anchor, (B, N)."""
         free_BN = np.ones((len(block), len(self.texts)), dtype=bool)
         for free_N, row in zip(free_BN, block, strict=True):
-            free_N[[self.number[text] for text in self._own[text_key(row.anchor)] if text in self.number]] = False
+            free_N[[self.index[key] for key in self._paired[text_key(row.anchor)] if key in self.index]] = False
         return free_BN
 
 
 class _Space:
-    """Texts and anchors as one encoder sees them."""
+    """Unit vectors of candidates and anchors by one encoder."""
 
-    def __init__(self, pool: _Pool, encode: Encode) -> None:
-        different = {text_key(text): text for text in pool.texts + pool.anchors}
-        vectors_TD = encode(list(different.values()))
-        if len(vectors_TD) != len(different) or not np.isfinite(vectors_TD).all():
-            raise BellmError("The vectors to mine with are not one a text, or not finite.")
-        self._vectors_TD = normalize_rows(vectors_TD)
-        self._number = {each: number for number, each in enumerate(different)}
-        self._texts_ND = self._vectors_TD[: len(pool.texts)]
+    def __init__(self, pool: _Pool, encode: Encode, encode_anchors: Encode | None = None) -> None:
+        # With one function for both, a text that is both is embedded once.
+        shared = [] if encode_anchors else pool.anchors
+        texts = {text_key(text): text for text in pool.texts + shared}
+        vectors_TD = _unit_vectors(encode, list(texts.values()))
+        keys: Iterable[int] = texts
+        self._texts_ND = vectors_TD[: len(pool.texts)]
+        if encode_anchors:
+            self._anchors_TD, keys = _unit_vectors(encode_anchors, pool.anchors), map(text_key, pool.anchors)
+        else:
+            self._anchors_TD = vectors_TD
+        self._index = {key: index for index, key in enumerate(keys)}
 
     def cosines(self, block: Sequence[Example]) -> Vectors:
-        """Of every anchor with every text."""
-        return self._vectors_TD[[self._number[text_key(row.anchor)] for row in block]] @ self._texts_ND.T
+        """Of every anchor with every candidate, (B, N)."""
+        return self._anchors_TD[[self._index[text_key(row.anchor)] for row in block]] @ self._texts_ND.T
+
+
+def _unit_vectors(encode: Encode, texts: list[str]) -> Vectors:
+    vectors_TD = encode(texts)
+    if len(vectors_TD) != len(texts) or not np.isfinite(vectors_TD).all():
+        raise BellmError("The vectors to mine with are not one a text, or not finite.")
+    return normalize_rows(vectors_TD)
 
 
 def _check(rows: Sequence[Example], num_negatives: int, range_min: int, margin: float, absolute_margin: float) -> None:
     if not rows or any(row.score is not None for row in rows):
         raise BellmError("Negatives are mined for examples with positives and without scores; give one or more.")
     if num_negatives < 1 or min(range_min, margin, absolute_margin) < 0:
-        raise BellmError(f"count={num_negatives} must be 1 or more; rank_from and the margins must not be below 0.")
+        raise BellmError(
+            f"num_negatives={num_negatives} must be 1 or more; range_min and the margins must not be below 0."
+        )
 
 
 def _blocks(rows: Sequence[Example], num_texts: int) -> Iterator[Sequence[Example]]:
@@ -152,7 +243,7 @@ def _blocks(rows: Sequence[Example], num_texts: int) -> Iterator[Sequence[Exampl
 
 
 def _nearest(scores_BN: Vectors, free_BN: Mask, num_negatives: int) -> list[list[int]]:
-    """Numbers of each row's `count` highest scores among those that are free, from the highest down."""
+    """Indices of each row's highest scores among those that are free, from the highest down."""
     if not num_negatives:
         return [[]] * len(scores_BN)
     open_BN = np.where(free_BN, scores_BN, -np.inf)
@@ -162,7 +253,7 @@ def _nearest(scores_BN: Vectors, free_BN: Mask, num_negatives: int) -> list[list
 
 
 def _below(scores_BN: Vectors, own: Sequence[list[int]], margin: float, absolute_margin: float) -> Mask:
-    """Which texts are so much less similar to the anchor than each of its positives that they cannot be meant."""
-    least_B = np.array([scores_N[numbers].min() for scores_N, numbers in zip(scores_BN, own, strict=True)])
+    """True where a text is less similar to the anchor than each of its positives by the margins."""
+    least_B = np.array([scores_N[indices].min() for scores_N, indices in zip(scores_BN, own, strict=True)])
     limit_B = least_B - np.maximum(margin * np.abs(least_B), absolute_margin)
     return np.asarray(scores_BN < limit_B[:, None])

@@ -1,15 +1,14 @@
-"""Getting a model used to looking both ways: masked next-token prediction, and layers that open one after another.
+"""Masked next-token prediction (MNTP), which adapts a model to bidirectional attention, and gradual opening of layers.
 
-LLM2Vec (arXiv 2404.05961) trains its opened models so before any contrastive step: tokens are hidden, and each is
-predicted from the state one before it, as the model learned to do when it was causal.
+LLM2Vec (arXiv 2404.05961) does so before any contrastive step: tokens are masked, and each is predicted from the state
+one before it, as the model learned to do when it was causal.
 
-Shapes: B rows, L tokens, M hidden tokens of a batch, V words.
+Shapes: B rows, L tokens, M masked tokens of a batch, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,33 +25,33 @@ _BLANK = "_"
 
 @dataclass(frozen=True)
 class MaskingVocabulary:
-    """What masking has to know of a tokenizer."""
+    """The tokens that masking draws from."""
 
     mask_id: int
-    """Token that stands for a hidden one."""
+    """Token that replaces a masked one."""
     words_V: Tensor
-    """Sorted ids of all tokens but special ones: they may be hidden, and stand for a hidden one."""
+    """Sorted ids of all tokens but special ones: they may be masked, and may replace a masked one."""
 
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """Rows of token ids with some tokens hidden."""
+    """Rows of token ids with some tokens masked."""
 
     ids: list[list[int]]
     positions: list[list[int]]
-    """Where tokens are hidden, per row, ascending."""
-    hidden: list[list[int]]
-    """The tokens that were there."""
+    """Positions of masked tokens, per row, ascending."""
+    targets: list[list[int]]
+    """The original tokens at these positions."""
 
     @property
     def predicting(self) -> list[list[int]]:
-        """Where each hidden token is predicted from: one before it."""
+        """Position that predicts each masked token: the one before it."""
         return [[position - 1 for position in positions] for positions in self.positions]
 
-    def some(self, numbers: Sequence[int]) -> "MaskedRows":
+    def some(self, indices: Sequence[int]) -> "MaskedRows":
         """Some of the rows."""
-        columns = self.ids, self.positions, self.hidden
-        return MaskedRows(*([column[number] for number in numbers] for column in columns))
+        columns = self.ids, self.positions, self.targets
+        return MaskedRows(*([column[index] for index in indices] for column in columns))
 
 
 def masking_vocabulary(tokenizer: PreTrainedTokenizerBase) -> MaskingVocabulary:
@@ -82,26 +81,26 @@ def mask_tokens(
     mask_probability: float = 0.2,
     generator: torch.Generator,
 ) -> MaskedRows:
-    """Hide a share of each row's tokens, at least one, drawn without replacement.
+    """Mask a share of each row's tokens, at least one, drawn without replacement.
 
-    Of the hidden tokens 80 % become the mask token, 10 % another word and 10 % stay, as in BERT (arXiv 1810.04805).
-    That and a share of 20 % are LLM2Vec's settings for its Llama models; for Mistral it hides 80 % of the tokens and
-    makes all of them mask tokens (train_configs/mntp of its repository). It draws for each token apart, which leaves
-    one sentence of ten tokens in nine whole.
+    Of the masked tokens 80 % become the mask token, 10 % another word and 10 % stay, as in BERT (arXiv 1810.04805).
+    That and a share of 20 % are LLM2Vec's settings for its Llama models; for Mistral it masks 80 % of the tokens and
+    makes all of them mask tokens (train_configs/mntp of its repository). It draws for each token independently, which
+    leaves one sentence of ten tokens in nine without any masked token.
 
-    The first token is never hidden, because no state predicts it, and special tokens neither; a row without any
+    The first token is never masked, because no state predicts it, and special tokens neither; a row without any
     other token stays as it is.
 
-    >>> vocabulary = Vocabulary(mask_id=9, words_V=torch.arange(3, 9))
+    >>> vocabulary = MaskingVocabulary(mask_id=9, words_V=torch.arange(3, 9))
     >>> masked = mask_tokens([[1, 5, 6, 7, 8]], vocabulary, generator=torch.Generator().manual_seed(0))
-    >>> masked.ids, masked.positions, masked.hidden
+    >>> masked.ids, masked.positions, masked.targets
     ([[1, 9, 6, 7, 8]], [[1]], [[5]])
 
     Args:
         rows: Token ids.
         vocabulary: Of the tokenizer that made them.
-        mask_probability: Of the tokens that may be hidden, above 0 and at most 1.
-        generator: Of torch, on the CPU; the same state hides the same tokens.
+        mask_probability: Share of the tokens that may be masked, above 0 and at most 1.
+        generator: Of torch, on the CPU; the same state masks the same tokens.
 
     Raises:
         BellmError: The share is not in its range.
@@ -119,59 +118,55 @@ def mask_tokens(
         count = max(1, round(mask_probability * len(candidates)))
         chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]].sort().values
         masked.positions.append(chosen.tolist())
-        masked.hidden.append(ids_L[chosen].tolist())
-        masked.ids.append(ids_L.index_copy(0, chosen, _stand_ins(ids_L[chosen], vocabulary, generator)).tolist())
+        masked.targets.append(ids_L[chosen].tolist())
+        masked.ids.append(ids_L.index_copy(0, chosen, _replacements(ids_L[chosen], vocabulary, generator)).tolist())
     return masked
 
 
-def mntp_losses(model: PreTrainedModel | PackedRunner, masked: MaskedRows, numbers: Sequence[int]) -> Tensor:
-    """Cross-entropy of each hidden token, predicted from the state one before it, in nats, float32 (M,).
+def mntp_losses(model: PreTrainedModel | PackedRunner, masked: MaskedRows, indices: Sequence[int]) -> Tensor:
+    """Cross-entropy of each masked token, predicted from the state one before it, in nats, float32 (M,).
 
-    Their mean is the objective of LLM2Vec; losses of several batches can be added up before they are divided. The
-    order is that of rows and positions. The head runs only where it predicts.
+    Their mean is the objective of LLM2Vec; sums over several batches can be divided at the end. The order is that of
+    rows and positions. The head runs only where it predicts.
 
     Args:
-        model: A language model with its layers open as they are to be trained; or the packed way of the masked rows.
+        model: A language model with its layers open as they are to be trained; or a packed runner of the masked rows.
         masked: Rows of `mask_tokens`.
-        numbers: Those of one batch.
+        indices: Those of one batch.
 
     Raises:
         BellmError: The model has no language-model head.
     """
-    batch = masked.some(numbers)
+    batch = masked.some(indices)
     if isinstance(model, PackedRunner):
-        logits_MV = model.logits(numbers, batch.predicting)
+        logits_MV = model.logits(indices, batch.predicting)
     else:
         ids_BL, mask_BL = pad_rows(batch.ids, 0, input_device(model))
         predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
-        for number, positions in enumerate(batch.predicting):
-            predicts_BL[number, positions] = True
+        for row, positions in enumerate(batch.predicting):
+            predicts_BL[row, positions] = True
         logits_MV = logits_at(model, ids_BL, mask_BL, predicts_BL)
-    hidden_M = torch.tensor(list(chain.from_iterable(batch.hidden)), dtype=torch.long, device=logits_MV.device)
-    return cross_entropy(logits_MV.float(), hidden_M, reduction="none")
+    targets_M = torch.tensor(list(chain.from_iterable(batch.targets)), dtype=torch.long, device=logits_MV.device)
+    return cross_entropy(logits_MV.float(), targets_M, reduction="none")
 
 
-def gradual_layers(
-    step: int, total: int, numbers: Sequence[int], first: Literal["top", "bottom"] = "top"
-) -> tuple[int, ...]:
-    """Layers that are open at a step while a direction map opens evenly over `total` steps; none is closed again.
+def gradual_layers(step: int, total: int, layers: Sequence[int]) -> tuple[int, ...]:
+    """Layers that are open at a step while a set of layers opens evenly from the last one down.
 
-    >>> [opened_at(step, 4, (2, 5, 6, 7)) for step in range(5)]
+    >>> [gradual_layers(step, 4, (2, 5, 6, 7)) for step in range(5)]
     [(7,), (6, 7), (5, 6, 7), (2, 5, 6, 7), (2, 5, 6, 7)]
 
     Args:
         step: Counted from 0.
-        total: Steps until the whole map is open: it is from step `total - 1` on.
-        numbers: The final map.
-        first: Whether layers open from the last one down or from the first one up.
+        total: Steps until all are open: they are from step `total - 1` on.
+        layers: Those that are open at the end.
     """
-    layers = sorted(numbers)
-    count = len(layers) if step + 1 >= total else -(-len(layers) * (step + 1) // total)
-    return tuple(layers[:count] if first == "bottom" else layers[-count:])
+    count = len(layers) if step + 1 >= total else -(-len(layers) * (step + 1) // total)  # Rounded up.
+    return tuple(sorted(layers)[-count:])
 
 
-def _stand_ins(hidden: Tensor, vocabulary: MaskingVocabulary, generator: torch.Generator) -> Tensor:
-    """What is seen in place of hidden tokens: the mask token, another word, or the token itself."""
-    fate = torch.rand(len(hidden), generator=generator)
-    others = vocabulary.words_V[torch.randint(len(vocabulary.words_V), (len(hidden),), generator=generator)]
-    return torch.where(fate < 0.8, vocabulary.mask_id, torch.where(fate < 0.9, others, hidden))
+def _replacements(tokens: Tensor, vocabulary: MaskingVocabulary, generator: torch.Generator) -> Tensor:
+    """BERT's 80/10/10: the mask token, another word, or the token itself."""
+    draw = torch.rand(len(tokens), generator=generator)
+    others = vocabulary.words_V[torch.randint(len(vocabulary.words_V), (len(tokens),), generator=generator)]
+    return torch.where(draw < 0.8, vocabulary.mask_id, torch.where(draw < 0.9, others, tokens))

@@ -1,7 +1,7 @@
-"""What is asked of the vectors of a batch.
+"""Training objectives: functions of an embedded batch to a scalar, chosen among the losses of `bellm.tensors.losses`.
 
-Each objective is a choice among the pure functions of `bellm.tensors.losses`; any other function of an `Embedded` batch
-to a scalar will do as well. They are frozen dataclasses, because a record of training shows how they were made.
+Any function of an `EmbeddedBatch` to a scalar will do. One that needs more than pooled vectors says so in an attribute
+`needs`. Those here are frozen dataclasses, so that a run's config shows their settings.
 
 Shapes: B anchors, C candidates (positives, then negatives), K candidates of a row, D width.
 """
@@ -16,36 +16,61 @@ from torch import Tensor
 
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, distillation, masking, nested, preferences, ranking
-from bellm.tensors.losses.cosines import normalize
+from bellm.tensors.losses import contrastive, distillation, nested, preferences, ranking
+from bellm.tensors.losses.loss_inputs import normalize
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs
 
 Objective = Callable[[EmbeddedBatch], Tensor]
-"""What training makes small: a scalar."""
+"""The scalar that training minimizes."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a batch must hold for an objective besides its pooled vectors."""
+
+    all_layers: bool = False
+    """Vectors of every layer, (rows, J, D), in place of (rows, D)."""
+    response_prompt: str | None = None
+    """A template with a slot for the anchor: `EmbeddedBatch.responses` then has the log-probability of each candidate
+    after it. Rows need one positive and equally many negatives."""
+
+
+def needs_of(objective: Objective) -> Needs:
+    """What an objective declares; a plain function of a batch declares nothing."""
+    needs: Needs = getattr(objective, "needs", Needs())
+    return needs
 
 
 @dataclass(frozen=True)
 class InfoNCE:
-    """Every anchor finds its positive among those of the batch and all hard negatives (InfoNCE).
+    """Each anchor picks its positive among all positives and hard negatives of the batch.
 
-    The objective of supervised SimCSE (arXiv 2104.08821) and of BeLLM (arXiv 2311.05296).
+    L = mean of -log(e^(cos(a, p)/t) / sum over candidates c of e^(cos(a, c)/t)): supervised SimCSE (arXiv 2104.08821)
+    and BeLLM (arXiv 2311.05296). MultipleNegativesRankingLoss of sentence-transformers, whose scale is 1 / t.
+
+    | Inputs                            | Labels |
+    |-----------------------------------|--------|
+    | (anchor, positives)               | none   |
+    | (anchor, positives, negatives)    | none   |
+
+    Prefer it for pairs and triplets; larger batches give more negatives. For rated pairs use `CoSENT`.
     """
 
     temperature: float = 0.05
     """Divides the cosines."""
     symmetric: bool = False
-    """Whether positives look for their anchors too."""
+    """Also pick each positive's anchor among all anchors."""
     guide: str | None = None
     """Leave out candidates that a guide finds as close as the positive (GIST, arXiv 2402.16829): `self`, or an encoder
     that `Encoder.from_pretrained` takes."""
     margin: float = 0.0
     """Cosine by which a candidate may be further than the positive and still be left out."""
     dims: tuple[int, ...] = ()
-    """Mean over vectors cut to so many dimensions (Matryoshka, arXiv 2205.13147); none for whole vectors."""
+    """Average the loss over vectors truncated to these widths (Matryoshka, arXiv 2205.13147); none for full vectors."""
 
     def __post_init__(self) -> None:
-        """Refuse what divides by nothing."""
-        _refuse_cold(self.temperature)
+        """Check the temperature."""
+        _check_temperature(self.temperature)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch without ratings."""
@@ -61,26 +86,38 @@ class InfoNCE:
             owners_P=batch.owners_P,
             temperature=self.temperature,
             symmetric=self.symmetric,
-            ignored_BC=self._ignored(batch),
+            ignored_BC=self._false_negatives(batch),
         )
 
-    def _ignored(self, batch: EmbeddedBatch) -> Tensor | None:
+    def _false_negatives(self, batch: EmbeddedBatch) -> Tensor | None:
         if self.guide is None:
             return None
-        own = [each.detach() if each.dim() == 2 else each[:, -1].detach() for each in batch.vectors]
-        guides = own if self.guide == "self" else [_seen_by(self.guide, texts, own[0]) for texts in batch.texts]
-        return masking.false_negatives(*guides, owners_P=batch.owners_P, margin=self.margin)
+        # Where vectors have layers, the encoder's own is the last.
+        own = [vectors.detach() if vectors.dim() == 2 else vectors[:, -1].detach() for vectors in batch.vectors]
+        guides = own if self.guide == "self" else [_encode_with(self.guide, texts, own[0]) for texts in batch.texts]
+        return contrastive.false_negatives(*guides, owners_P=batch.owners_P, margin=self.margin)
 
 
 @dataclass(frozen=True)
 class CoSENT:
-    """Cosines of rated pairs in the order of their ratings (CoSENT)."""
+    """Pairwise ranking loss that puts the cosines of rated pairs in the order of their scores.
+
+    L = log(1 + sum of e^((cos_i - cos_j)/t) over pairs with score_i < score_j) (Su 2022; doi
+    10.1109/TASLP.2024.3402087).
+
+    | Inputs            | Labels                    |
+    |-------------------|---------------------------|
+    | (anchor, positive)| score, only by its order  |
+
+    Prefer it for rated pairs (STS); `AnglE` adds a term whose gradient does not vanish at cosines near 1.
+    """
 
     temperature: float = 0.05
+    """Divides the cosines."""
 
     def __post_init__(self) -> None:
-        """Refuse what divides by nothing."""
-        _refuse_cold(self.temperature)
+        """Check the temperature."""
+        _check_temperature(self.temperature)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs."""
@@ -91,7 +128,7 @@ class CoSENT:
 
 @dataclass(frozen=True)
 class AutoObjective:
-    """What is usual for a batch: `InfoNCE` for positives and negatives, `CoSENT` for ratings."""
+    """The usual objective for each batch: `InfoNCE` for positives and negatives, `CoSENT` for rated pairs."""
 
     contrastive: InfoNCE = field(default_factory=InfoNCE)
     ranked: CoSENT = field(default_factory=CoSENT)
@@ -103,17 +140,29 @@ class AutoObjective:
 
 @dataclass(frozen=True)
 class AnglE:
-    """AnglE's weighted sum (arXiv 2309.12871), for rated pairs and for triplets; weights of its released trainer."""
+    """Weighted sum of CoSENT, in-batch negatives and a ranking loss of angles in complex space (arXiv 2309.12871).
+
+    L = cosine * `cosent` + in_batch * `info_nce` + angle * `angle`. Default weights are those of its released trainer.
+
+    | Inputs                        | Labels |
+    |-------------------------------|--------|
+    | (anchor, positive)            | score  |
+    | (anchor, positive, negative)  | none   |
+
+    Prefer it where cosines of a trained encoder saturate; else `CoSENT` and `InfoNCE` are simpler.
+    """
 
     cosine: float = 0.0
     in_batch: float = 1.0
     angle: float = 0.02
     temperature: float = 0.05
+    """Of all terms."""
     form: ranking.AngleForm = "released"
+    """The angle term of the authors' code or of their paper; see `ranking.angle`."""
 
     def __post_init__(self) -> None:
-        """Refuse what divides by nothing."""
-        _refuse_cold(self.temperature)
+        """Check the temperature."""
+        _check_temperature(self.temperature)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs, or of triplets."""
@@ -128,25 +177,41 @@ class AnglE:
 
 @dataclass(frozen=True)
 class Espresso:
-    """A contrastive loss on every layer, and on vectors cut short: Espresso, once 2DMSE (arXiv 2402.14776)."""
+    """`InfoNCE` on every layer and on truncated vectors: Espresso, formerly 2DMSE (arXiv 2402.14776).
+
+    The formula is that of `nested.espresso`.
+
+    | Inputs                            | Labels |
+    |-----------------------------------|--------|
+    | (anchor, positives, negatives)    | none   |
+
+    Prefer it for encoders that will be cut in depth as well as in width; for width alone use `InfoNCE(dims=...)`.
+    """
 
     contrastive: InfoNCE = field(default_factory=InfoNCE)
     dims: int = 128
-    """Dimensions that are to do without the rest."""
+    """Width of the truncated vectors."""
     temperature: float = 1.0
-    """Of the alignment of short vectors with the principal components of whole ones."""
+    """Of the divergence between truncated vectors and the principal components of full ones."""
 
-    all_layers: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(all_layers=True)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch without ratings."""
         loss = nested.espresso(self.contrastive.loss(batch), self.dims, temperature=self.temperature)
-        return loss(*(each.transpose(0, 1) for each in batch.vectors))
+        return loss(*(vectors.transpose(0, 1) for vectors in batch.vectors))
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Texts stand to each other as they do to a teacher; a teacher's vectors may have another width."""
+    """KL divergence from a teacher's in-batch similarities, softmax over the other texts (SEED, arXiv 2101.04731).
+
+    | Inputs                                    | Labels                                        |
+    |-------------------------------------------|-----------------------------------------------|
+    | any rows of three or more texts in all    | computed by the teacher, of any vector width  |
+
+    Prefer it where a stronger encoder is at hand; it reads no scores, positives or negatives as such.
+    """
 
     teacher: str
     """An encoder that `Encoder.from_pretrained` takes."""
@@ -155,7 +220,7 @@ class Distillation:
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The divergence of the cosines among all texts of the batch."""
         own_TD = torch.cat(batch.vectors)
-        teacher_TD = torch.cat([_seen_by(self.teacher, texts, own_TD) for texts in batch.texts if texts])
+        teacher_TD = torch.cat([_encode_with(self.teacher, texts, own_TD) for texts in batch.texts if texts])
         return distillation.similarity_kl(own_TD, teacher_TD, temperature=self.temperature)
 
 
@@ -163,57 +228,66 @@ class Distillation:
 class GRL:
     """ULLME's generation-augmented representation learning (arXiv 2408.03402).
 
-    A weighted sum of a contrastive loss, a preference for writing the positive rather than the first negative, and the
-    divergence of what is found from what would be written. Rows have one positive and equally many negatives.
+    L = w1 `InfoNCE` + w2 preference of generating the positive over the first negative + w3 KL(retrieval || generation)
+    over a row's candidates. The same weights with all layers causal generate.
+
+    | Inputs                                                | Labels |
+    |-------------------------------------------------------|--------|
+    | (anchor, positive, negatives), equally many in a row  | none   |
+
+    Prefer it where one model shall both embed and generate; a step costs three passes where `InfoNCE` takes one.
     """
 
     contrastive: InfoNCE = field(default_factory=InfoNCE)
     prompt: str = "{text}\n"
-    """What stands before an answer, with a slot for the anchor."""
+    """What stands before a response, with a slot for the anchor."""
     preference: Literal["dpo", "kto", "sft"] = "dpo"
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Of the contrastive loss, the preference and the divergence."""
     beta: float = 0.1
-    """How much a gain on the reference counts."""
+    """Scale of the log-ratios to the reference model."""
     direction: preferences.Direction = "paper"
-    """Of the divergence: the paper's KL(found || written), or the reverse of the released code."""
+    """Of the divergence: the paper's KL(retrieval || generation), or the reverse of the released code."""
+
+    @property
+    def needs(self) -> Needs:
+        """Log-probabilities of the candidates as responses to the anchor."""
+        return Needs(response_prompt=self.prompt)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
-        """The contrastive part alone."""
-        return self.contrastive(batch)
-
-    def joint(self, batch: EmbeddedBatch, written: ResponseLogProbs) -> Tensor:
         """The weighted sum."""
-        parts = self.contrastive(batch), self._preference(written), self._divergence(batch, written)
+        contrastive_loss = self.contrastive(batch)
+        assert batch.responses is not None, "a batch for GRL has what it needs"
+        parts = contrastive_loss, self._preference(batch.responses), self._divergence(batch, batch.responses)
         return torch.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)]).sum()
 
-    def _preference(self, written: ResponseLogProbs) -> Tensor:
+    def _preference(self, responses: ResponseLogProbs) -> Tensor:
         if self.preference == "sft":
-            return -written.mean_BK[:, 0].mean()
+            return -responses.mean_BK[:, 0].mean()
         loss = preferences.dpo if self.preference == "dpo" else preferences.kto_pair
-        policy_BK, reference_BK = written.sum_BK, written.reference_BK
+        policy_BK, reference_BK = responses.sum_BK, responses.reference_BK
         return loss(policy_BK[:, 0], policy_BK[:, 1], reference_BK[:, 0], reference_BK[:, 1], beta=self.beta)
 
-    def _divergence(self, batch: EmbeddedBatch, written: ResponseLogProbs) -> Tensor:
+    def _divergence(self, batch: EmbeddedBatch, responses: ResponseLogProbs) -> Tensor:
         rows, width = batch.anchors_BD.shape
         candidates_BKD = torch.cat([batch.positives_PD[:, None], batch.negatives_ND.view(rows, -1, width)], 1)
-        found_BK = torch.einsum("bd,bkd->bk", normalize(batch.anchors_BD), normalize(candidates_BKD))
+        cosines_BK = torch.einsum("bd,bkd->bk", normalize(batch.anchors_BD), normalize(candidates_BKD))
         temperature = self.contrastive.temperature
         return preferences.retrieval_generation_kl(
-            found_BK, written.mean_BK, temperature=temperature, direction=self.direction
+            cosines_BK, responses.mean_BK, temperature=temperature, direction=self.direction
         )
 
 
-def _refuse_cold(temperature: float) -> None:
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise BellmError(f"temperature={temperature} must be more than 0; 0.05 is usual.")
 
 
-def _seen_by(source: str, texts: list[str], like: Tensor) -> Tensor:
-    """Another encoder's vectors."""
-    return torch.from_numpy(_loaded(source).encode(texts, progress=False)).to(like.device)
+def _encode_with(source: str, texts: list[str], like: Tensor) -> Tensor:
+    """Another encoder's vectors of the texts, on the device of `like`."""
+    return torch.from_numpy(_load_encoder(source).encode(texts, progress=False)).to(like.device)
 
 
 @functools.cache
-def _loaded(source: str) -> Encoder:
+def _load_encoder(source: str) -> Encoder:
     return Encoder.from_pretrained(source)

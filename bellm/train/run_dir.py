@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and whose it is."""
+"""The run directory: its files, its lock, and the check that it belongs to this run's config."""
 
 import json
 import shutil
@@ -12,63 +12,35 @@ from filelock import FileLock, Timeout
 from bellm.errors import SourceError
 from bellm.io import atomic
 
-RUN, METRICS, CHECKPOINT, BEST, MODEL = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoint.safetensors",
-    "best.safetensors",
-    "model",
-)
-"""What a folder of training holds; MODEL is the encoder, and the rest may go once it is there."""
+RUN, MINED, METRICS = "run.json", "mined.jsonl", "metrics.jsonl"
+CHECKPOINT, BEST, MODEL = "checkpoint.safetensors", "best.safetensors", "model"
+"""MODEL is the encoder; the other files of a run directory may go once it is there."""
 
 
-class MetricsLog:
-    """One JSON line for each step; lines of steps that are taken again are dropped."""
+def check_config(run_dir: Path, config: Mapping[str, Any], *, begin: bool = True) -> None:
+    """Make sure that a folder is of this run, or holds nothing that another run kept, and begin it.
 
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        lines = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-        atomic.write_bytes(path, b"".join(lines))
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Write a step's line.
-
-        Raises:
-            SourceError: The disk refuses.
-        """
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise SourceError(
-                f"{self._path} cannot be written: {error.strerror or error}. The last checkpoint is kept: mend this "
-                "and give the same command again."
-            ) from error
-
-    def records(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-
-
-def check_config(output: Path, described: Mapping[str, Any]) -> None:
-    """Begin a folder, also one in which another run kept nothing, or make sure that it is of this run.
+    Args:
+        run_dir: The folder.
+        config: What decides the weights, or a part of it.
+        begin: Whether a folder without a model or checkpoint gets this config.
 
     Raises:
-        SourceError: It is of another.
+        SourceError: It is of another run.
     """
-    path, plain = output / RUN, json.loads(json.dumps(described))
-    known, kept = _known(path), [name for name in (MODEL, CHECKPOINT) if (output / name).exists()]
+    path, plain = run_dir / RUN, json.loads(json.dumps(config))
+    known, kept = _read_config(path), [name for name in (MODEL, CHECKPOINT) if (run_dir / name).exists()]
     if kept and known is None:
-        raise SourceError(f"{output} holds {kept[0]!r} and no {RUN}: it is of no run. Choose another folder.")
-    if not kept:
-        (output / BEST).unlink(missing_ok=True)
+        raise SourceError(f"{run_dir} holds {kept[0]!r} and no {RUN}: it is of no run. Choose another folder.")
+    if kept:
+        refuse_other_config(run_dir, "run", known, plain)
+    elif begin:
+        (run_dir / BEST).unlink(missing_ok=True)
         atomic.write_bytes(path, (json.dumps(plain, indent=1) + "\n").encode())
-    else:
-        refuse_other_config(output, "run", known, plain)
 
 
-def refuse_other_config(output: Path, what: str, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Make sure that what a folder is known to hold is what is wanted there.
+def refuse_other_config(run_dir: Path, what: str, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Make sure that a folder's known config agrees with the wanted one.
 
     Raises:
         SourceError: Something is different.
@@ -76,12 +48,12 @@ def refuse_other_config(output: Path, what: str, known: Mapping[str, Any], wante
     if other := [name for name in wanted if known.get(name) != wanted[name]]:
         name = other[0]
         raise SourceError(
-            f"{output} holds a {what} with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
+            f"{run_dir} holds a {what} with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
             f"{_short(wanted[name])}). Choose another folder, or remove it."
         )
 
 
-def _known(path: Path) -> Any:
+def _read_config(path: Path) -> Any:
     if not path.exists():
         return None
     try:
@@ -99,16 +71,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def lock_run_dir(output: Path) -> AbstractContextManager[object]:
-    """Keep a second run out; the system lets go of the lock whatever ends this one."""
+def lock_run_dir(run_dir: Path) -> AbstractContextManager[object]:
+    """Lock the folder against a second run; the system releases the lock however this one ends."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / ".lock").acquire(timeout=0)
-        atomic.remove_drafts(output)
-        for draft in output.glob(f".{MODEL}-*"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / ".lock").acquire(timeout=0)
+        atomic.remove_drafts(run_dir)
+        for draft in run_dir.glob(f".{MODEL}-*"):
             shutil.rmtree(draft)
         return lock
     except Timeout as error:
-        raise SourceError(f"Another run is training in {output}.") from error
+        raise SourceError(f"Another run is training in {run_dir}.") from error
     except OSError as error:
-        raise SourceError(f"{output} cannot be written: {error.strerror or error}.") from error
+        raise SourceError(f"{run_dir} cannot be written: {error.strerror or error}.") from error

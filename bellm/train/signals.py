@@ -1,4 +1,4 @@
-"""Stopping in good order."""
+"""Graceful stop: Ctrl-C and SIGTERM end training at the next step, with a checkpoint."""
 
 import signal
 import threading
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped when asked; the same call goes on."""
+    """Training stopped on request; the same call resumes it."""
 
 
 @contextmanager
 def resumable_errors(output: Path) -> Iterator[None]:
-    """Say of a Ctrl-C outside the steps, or a second one, that not everything is lost."""
+    """Turn a Ctrl-C outside the steps, or a second one, into an `Interrupted` that names the run directory."""
     try:
         yield
     except Interrupted:
@@ -22,27 +22,17 @@ def resumable_errors(output: Path) -> Iterator[None]:
         raise Interrupted(f"what {output} holds is kept; the same command goes on.") from None
 
 
-class StopRequest:
-    """Whether someone asked to stop."""
-
-    def __init__(self) -> None:
-        self.stop = False
-
-    def __bool__(self) -> bool:
-        return self.stop
-
-
 @contextmanager
-def graceful_stop() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and a polite kill into a question that is asked between steps; a second one stops at once."""
-    asked = StopRequest()
+def graceful_stop() -> Iterator[threading.Event]:
+    """Set an event on Ctrl-C or SIGTERM, to be read between steps; a second signal stops at once."""
+    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: object) -> None:
-        asked.stop = True
+        asked.set()
         signal.signal(number, before[number])
 
     try:

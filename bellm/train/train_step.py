@@ -1,6 +1,6 @@
-"""One step: from examples to gradients of an encoder's trainable weights.
+"""One training step: the gradient of an objective on a batch, accumulated over chunks and processes.
 
-Shapes: B rows, K candidates of a row, R = B K answers, M masked tokens.
+Shapes: B rows, K candidates of a row, R = B K responses, M masked tokens.
 """
 
 import warnings
@@ -20,25 +20,19 @@ from bellm.engine.concurrency import num_concurrent_batches
 from bellm.engine.memory import default_batch_tokens, max_graph_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.errors import NoOpWarning
-from bellm.train.chunked_forward import (
-    ChunkedForward,
-    check_response_rows,
-    forward_masked_tokens,
-    forward_responses,
-    forward_texts,
-    reference_responses,
-)
+from bellm.train.chunked_forward import ChunkedForward, forward_masked_tokens, forward_responses, forward_texts
 from bellm.train.distributed import Distributed
-from bellm.train.embedded_batch import ResponseLogProbs, make_embedded_batch
+from bellm.train.embedded_batch import ResponseLogProbs, check_response_rows, make_embedded_batch
 from bellm.train.examples import Example
 from bellm.train.fsdp import FSDPRoot
 from bellm.train.gradients import accumulate_gradients
-from bellm.train.objectives import GRL, Objective
+from bellm.train.objectives import Objective, needs_of
+from bellm.train.response_log_probs import reference_log_probs
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step was."""
+    """Loss and token counts of a step."""
 
     loss: float
     """Of the whole batch."""
@@ -48,7 +42,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Gives the trainable weights of an encoder their gradients."""
+    """Accumulates gradients for the trainable weights of an encoder."""
 
     def __init__(
         self,
@@ -62,21 +56,21 @@ class TrainStep:
         gradient_checkpointing: bool = False,
         sharded: bool = False,
     ) -> None:
-        """Prepare an encoder some of whose parameters want gradients.
+        """Prepare an encoder some of whose parameters require gradients.
 
         Args:
-            encoder: As it embeds; the learner changes its weights' gradients and nothing else, unless `sharded`.
+            encoder: As it embeds; a step changes its weights' gradients and nothing else, unless `sharded`.
             objective: The loss of a batch.
-            distributed: Those that learn together; None for those that were started together.
+            distributed: The processes that train together; None for those that were launched together.
             autocast: Dtype of matrix products whose weights are kept in a wider one.
             chunk_tokens: Most tokens of one forward pass; None for what suits the hardware.
-            max_held_tokens: From how many tokens on a step runs in cached chunks; None for what memory holds.
-            gradient_checkpointing: Keep the states between layers and compute those inside again: for texts so long
-                that a chunk of one does not fit. Texts then run in padded batches.
-            sharded: Leave each process a part of every weight; see `Sharded`. The encoder is of no other use then, and
+            max_held_tokens: Tokens of a step above which its gradients are cached; None for what memory holds.
+            gradient_checkpointing: Keep the states between layers and recompute those inside: for texts so long that a
+                chunk of one does not fit. Texts then run in padded batches.
+            sharded: Leave each process a part of every weight; see `FSDPRoot`. The encoder is of no other use then, and
                 texts run in padded batches.
         """
-        self.encoder = self._adapted = encoder
+        self.encoder = self._mntp_encoder = encoder
         self.objective = objective
         self.distributed = distributed or Distributed()
         self.autocast = autocast
@@ -88,107 +82,116 @@ class TrainStep:
             enable({"use_reentrant": False})
         self.sharded = FSDPRoot(encoder.model, self.distributed) if sharded else None
         self.packs = not (gradient_checkpointing or sharded)
-        # Chunks at once share the processor's caches.
+        # Concurrent chunks share the processor's caches.
         self.chunk_tokens = chunk_tokens or default_batch_tokens(encoder.model) // num_concurrent_batches(encoder.model)
         self.max_held_tokens = max_graph_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
-        self.parameters = {name: each for name, each in encoder.model.named_parameters() if each.requires_grad}
+        self.parameters = {
+            name: parameter for name, parameter in encoder.model.named_parameters() if parameter.requires_grad
+        }
 
     def learn(self, examples: Sequence[Example], seed: int) -> StepResult:
         """Add the gradient of the objective on these examples to every trainable weight.
 
-        The gradient is that of the whole batch, however it is cut into chunks and shared among processes.
+        The gradient is that of the whole batch, however it is split into chunks and over processes.
 
         Raises:
             BellmError: The objective needs other examples.
         """
         parts = self._parts(examples)
         own = parts[self.distributed.rank % len(parts)]
-        sizes = [sum(len(one.texts) for one in part) for part in parts]
-        grl = self.objective if isinstance(self.objective, GRL) else None
-        if grl:
+        num_texts = [sum(len(example.texts) for example in part) for part in parts]
+        needs = needs_of(self.objective)
+        prompt = needs.response_prompt
+        if prompt is not None:
             check_response_rows(examples)
-        stacked = getattr(self.objective, "all_layers", False)
-        causal = self._causal() if grl else self.encoder.model
-        with self._at_work(self.encoder.model, causal):
-            vectors = forward_texts(self.encoder, own, self.chunk_tokens, packs=self.packs, all_layers=stacked)
-            writing = _Writing.of(self.encoder, causal, grl, own, self.chunk_tokens) if grl else None
+        causal = self.encoder.model if prompt is None else self._causal()
+        with self._training(self.encoder.model, causal):
+            texts = forward_texts(self.encoder, own, self.chunk_tokens, packs=self.packs, all_layers=needs.all_layers)
+            forwards, responses, reference_R = [texts], None, None
+            if prompt is not None:
+                responses = forward_responses(self.encoder, causal, prompt, own, self.chunk_tokens)
+                reference_R = reference_log_probs(causal, responses.tokens, max_batch_tokens=self.chunk_tokens)
+                forwards.append(responses)
 
-            def loss(answers: Sequence[Tensor]) -> Tensor:
-                first = len(vectors.chunks)
-                all_gather = self._joined(vectors.all_gather(answers[:first]), sizes)
-                batch = make_embedded_batch(list(zip(all_gather, parts, strict=True)))
-                if not (grl and writing):
-                    return self.objective(batch)
-                candidates = [size - len(part) for size, part in zip(sizes, parts, strict=True)]
-                columns = self._joined(writing.columns(answers[first:]), candidates)
-                return grl.joint(batch, ResponseLogProbs(*torch.cat(columns).view(len(examples), -1, 3).unbind(2)))
+            def loss(outputs: Sequence[Tensor]) -> Tensor:
+                num_chunks = len(texts.chunks)
+                vectors = self._gather(texts.in_row_order(outputs[:num_chunks]), num_texts)
+                log_probs = None
+                if responses is not None and reference_R is not None:
+                    sum_R = responses.in_row_order(outputs[num_chunks:])
+                    lengths_R = torch.tensor([end - start for start, end in responses.tokens.spans]).to(sum_R.device)
+                    columns_R3 = torch.stack([sum_R, sum_R / lengths_R, reference_R], 1)
+                    num_responses = [size - len(part) for size, part in zip(num_texts, parts, strict=True)]
+                    gathered_BK3 = torch.cat(self._gather(columns_R3, num_responses)).view(len(examples), -1, 3)
+                    log_probs = ResponseLogProbs(*gathered_BK3.unbind(2))
+                return self.objective(make_embedded_batch(list(zip(vectors, parts, strict=True)), log_probs))
 
-            works = [vectors, writing.work] if writing else [vectors]
-            return self._accumulate(works, loss, seed, counts=self._counts(parts))
+            return self._accumulate(forwards, loss, seed, counts=self._counts(parts))
 
     def adapt(
         self, examples: Sequence[Example], seed: int, *, mask_probability: float, layers: Sequence[int]
     ) -> StepResult:
-        """Add the gradient of masked next-token prediction on these examples' texts; see `adaptation`.
+        """Add the gradient of masked next-token prediction on these examples' texts; see `bellm.train.mntp`.
 
         Args:
             examples: Rows whose texts are read, without any prompt.
-            seed: Of what is masked.
-            mask_probability: Of the tokens that are masked.
-            layers: Which layers are open; where weights are shared out, those of the encoder.
+            seed: Of the choice of masked tokens and of dropout.
+            mask_probability: Share of the tokens that are masked.
+            layers: Which layers are open; where weights are sharded, those of the encoder.
         """
         parts = self._parts(examples)
-        encoder = self._opened(tuple(layers))
-        own = self.distributed.rank % len(parts)
-        with self._at_work(encoder.model):
-            work = forward_masked_tokens(
-                encoder, parts, own, mask_probability, seed, self.chunk_tokens, packs=self.packs
+        encoder = self._with_layers(tuple(layers))
+        rank = self.distributed.rank % len(parts)
+        with self._training(encoder.model):
+            forward = forward_masked_tokens(
+                encoder, parts, rank, mask_probability, seed, self.chunk_tokens, packs=self.packs
             )
 
-            def mean(answers: Sequence[Tensor]) -> Tensor:
-                losses_M = torch.cat(list(answers))
+            def mean(outputs: Sequence[Tensor]) -> Tensor:
+                losses_M = torch.cat(list(outputs))
                 own_12 = torch.stack([losses_M.sum(), losses_M.new_tensor(len(losses_M))])[None]
-                sum_and_count = torch.cat(self._joined(own_12, [1] * len(parts))).sum(0)
+                sum_and_count = torch.cat(self._gather(own_12, [1] * len(parts))).sum(0)
                 return sum_and_count[0] / sum_and_count[1]
 
-            return self._accumulate([work], mean, seed, counts=self._counts(parts))
+            return self._accumulate([forward], mean, seed, counts=self._counts(parts))
 
     def _accumulate(
-        self, works: Sequence[ChunkedForward], loss: Callable[[Sequence[Tensor]], Tensor], seed: int, *, counts: bool
+        self, forwards: Sequence[ChunkedForward], loss: Callable[[Sequence[Tensor]], Tensor], seed: int, *, counts: bool
     ) -> StepResult:
-        num_tokens = sum(work.num_tokens for work in works)
-        own = [chunk for work in works for chunk in work.chunks]
+        num_tokens = sum(forward.num_tokens for forward in forwards)
+        own = [chunk for forward in forwards for chunk in forward.chunks]
         cached = num_tokens > self.max_held_tokens
         chunks = own
         if self.sharded:
             chunks, cached = self.sharded.chunks(own), self.distributed.any(cached)
 
-        def exact(answers: Sequence[Tensor]) -> Tensor:
+        def full_precision(outputs: Sequence[Tensor]) -> Tensor:
             with torch.autocast(self.encoder.device.type, enabled=False):
-                value = loss(answers[: len(own)])
+                value = loss(outputs[: len(own)])
+            # A process whose batch another one counts takes part in every collective, with a gradient of zero.
             return value if counts else value.detach() + 0 * value
 
         value = accumulate_gradients(
             chunks,
-            exact,
+            full_precision,
             # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
             seed=seed + 1_000_003 * self.distributed.rank,
             cached=cached,
-            concurrent=self._abreast(works),
+            num_concurrent=self._num_concurrent(forwards),
             parameters=list(self.parameters.values()),
         )
         if not self.sharded:
-            self.distributed.add_gradients(self.parameters.values())
-        num_truncated = sum(work.tokens.num_truncated for work in works)
+            self.distributed.sum_gradients(self.parameters.values())
+        num_truncated = sum(forward.tokens.num_truncated for forward in forwards)
         return StepResult(float(value), num_tokens * counts, num_truncated * counts)
 
-    def _abreast(self, works: Sequence[ChunkedForward]) -> int:
-        """How many chunks at once; it does not hang on free memory, which must not decide a rounding."""
-        alone = adapters.has_dropout(self.encoder.model) or not all(work.concurrent for work in works)
+    def _num_concurrent(self, forwards: Sequence[ChunkedForward]) -> int:
+        """How many chunks run at once; independent of free memory, which must not decide the order of sums."""
+        alone = adapters.has_dropout(self.encoder.model) or not all(forward.concurrent for forward in forwards)
         return 1 if alone else min(num_concurrent_batches(self.encoder.model), torch.get_num_threads())
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
-        """Each process's share; those of all, end to end, are the batch.
+        """Each process's part of the batch, in the order of ranks.
 
         A batch of fewer rows than processes goes whole to each of them, and counts in the first alone.
         """
@@ -197,37 +200,37 @@ class TrainStep:
         return [examples[start:end] for start, end in pairwise(ends)]
 
     def _counts(self, parts: Sequence[Sequence[Example]]) -> bool:
-        """Whether this process has a part in the gradient."""
+        """Whether this process contributes to the gradient."""
         return len(parts) > 1 or self.distributed.is_main
 
-    def _joined(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """The numbers of all processes, where each part of the batch has so many rows."""
+    def _gather(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Rows of all processes, given how many each part of the batch has."""
         return [own] if len(sizes) == 1 else self.distributed.all_gather(own, sizes)
 
-    def _opened(self, layers: tuple[int, ...]) -> Encoder:
-        """The encoder with these layers open: the one of the step before, where they are the same."""
-        if layers != self._adapted.config.bidirectional:
+    def _with_layers(self, layers: tuple[int, ...]) -> Encoder:
+        """The encoder with these layers open; reused while they stay the same."""
+        if layers != self._mntp_encoder.config.bidirectional:
             assert not self.sharded
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NoOpWarning)  # A map on its way.
-                self._adapted = self.encoder.replace(bidirectional=layers, verify=False)
-        return self._adapted
+                warnings.simplefilter("ignore", NoOpWarning)  # Fewer layers than the final map has.
+                self._mntp_encoder = self.encoder.replace(bidirectional=layers, verify=False)
+        return self._mntp_encoder
 
     def _causal(self) -> PreTrainedModel:
         with self.encoder.causal() as model:
             return model
 
     @contextmanager
-    def _at_work(self, *models: PreTrainedModel) -> Iterator[None]:
-        twin = check_packing(models[0]).twin if self.packs else None
+    def _training(self, *models: PreTrainedModel) -> Iterator[None]:
+        packed = check_packing(models[0]).twin if self.packs else None
         with (
             torch.autocast(
                 self.encoder.device.type,
                 self.autocast,
                 enabled=self.autocast is not None,
-                cache_enabled=not self.sharded,  # It would hold what is to be whole in its turn only.
+                cache_enabled=not self.sharded,  # It would keep gathered weights in memory.
             ),
-            adapters.training_adapters(*models, *([twin.model] if twin else [])),
+            adapters.training_adapters(*models, *([packed.model] if packed else [])),
             _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):
             yield
@@ -235,7 +238,7 @@ class TrainStep:
 
 @contextmanager
 def _checkpointed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Layers set checkpoints where they think that they are in training; what is inside them stays as it is."""
+    """Put the layers themselves, and not their modules, into training mode, in which they checkpoint."""
     layers = [layer.module for model in models for layer in get_layers(model)]
     for layer in layers:
         layer.training = True
@@ -244,24 +247,3 @@ def _checkpointed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-@dataclass(frozen=True)
-class _Writing:
-    """Log-probabilities of all candidates, under way."""
-
-    work: ChunkedForward
-    reference_R: Tensor
-
-    @classmethod
-    def of(
-        cls, encoder: Encoder, causal: PreTrainedModel, grl: GRL, examples: Sequence[Example], chunk_tokens: int
-    ) -> "_Writing":
-        work = forward_responses(encoder, causal, grl.prompt, examples, chunk_tokens)
-        return cls(work, reference_responses(causal, work, chunk_tokens))
-
-    def columns(self, answers: Sequence[Tensor]) -> Tensor:
-        """The columns of `Written` for each candidate, (R, 3)."""
-        sum_R = self.work.all_gather(answers)
-        count_R = torch.tensor([end - start for start, end in self.work.tokens.spans], device=sum_R.device)
-        return torch.stack([sum_R, sum_R / count_R, self.reference_R], 1)

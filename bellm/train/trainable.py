@@ -1,4 +1,4 @@
-"""Which weights of an encoder learn, and the encoder that comes of it."""
+"""Load an encoder with trainable weights, and export it with what they learned."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,18 +14,18 @@ from bellm.train.recipe import FullFineTuning, LoRA, Recipe
 
 
 def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
-    """Load a recipe's encoder with the weights that are to learn; also the dtype of its products where not their own.
+    """Load a recipe's encoder with its trainable weights; also the autocast dtype, where it differs from theirs.
 
     Raises:
-        BellmError: The model or its settings cannot be had, or adapters do not fit.
+        BellmError: The model cannot be loaded with its settings, or adapters do not fit.
     """
-    settings = dict(recipe.encoder_options)
-    asked = settings.get("dtype", "auto")
+    options = dict(recipe.encoder_options)
+    asked = options.get("dtype", "auto")
     if isinstance(recipe.tuning, FullFineTuning):
-        settings["dtype"] = "float32"
+        options["dtype"] = "float32"
     if recipe.sharded:
-        settings["device"] = "cpu"  # Devices get their parts of it later.
-    encoder = Encoder.from_pretrained(recipe.model, **settings)
+        options["device"] = "cpu"  # Devices get their shards later.
+    encoder = Encoder.from_pretrained(recipe.model, **options)
     encoder.name = recipe.model
     encoder.model.requires_grad_(isinstance(recipe.tuning, FullFineTuning))
     if isinstance(recipe.tuning, LoRA):
@@ -42,11 +42,11 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
 
 
 def rebuild_encoder(recipe: Recipe, learned: Mapping[str, Tensor]) -> Encoder:
-    """An encoder as it came, and what others learned of it: processes that share its weights, or one of four bits.
+    """Load the encoder anew with learned weights: of sharded processes, or of a four-bit model.
 
     Args:
-        recipe: How it came.
-        learned: The weights that learn, by name.
+        recipe: Of the run.
+        learned: The trainable weights, by name.
     """
     encoder, _ = load_trainable(replace(recipe, sharded=False))
     keys = encoder.model.load_state_dict(learned, strict=False)

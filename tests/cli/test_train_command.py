@@ -15,8 +15,7 @@ from tests.evaluate.sets import write_pairs
 from tests.train.rows import triplets
 
 RECIPE = """
-from bellm.train.objectives import InfoNCE
-from bellm.train.recipe import LoRA, Recipe
+from bellm.train import InfoNCE, LoRA, Recipe
 
 recipe = Recipe(
     model={model!r},
@@ -64,7 +63,7 @@ def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Enc
     assert records("out") == found
     other = bellm(*command, "--bidirectional=last:2", "--learning-rate=1e-2")
     assert other.exit_code == 1
-    assert other.stderr.startswith("bellm: out holds a run with other settings (encoder_options was ")
+    assert other.stderr.startswith("bellm: out holds a run with other encoder_options (encoder_options was ")
     assert other.stderr.count("\n") == 1
 
 

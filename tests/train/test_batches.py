@@ -64,17 +64,6 @@ def test_a_step_gives_the_same_batch_whatever_was_asked_before(
         assert resumed[step] == wanted[step]
 
 
-@given(st.integers(0, 20), st.integers(1, 9))
-def test_parts_of_all_processes_are_the_batch(number: int, world_size: int) -> None:
-    rows = tuple(range(number))
-    batch = TrainBatch(3, 1, 0, rows, tuple(Example(f"{row}", ("x",)) for row in rows))
-    parts = [batch.part(rank, world_size) for rank in range(world_size)]
-    assert tuple(row for part in parts for row in part.rows) == rows
-    assert tuple(example for part in parts for example in part.examples) == batch.examples
-    assert max(len(part.rows) for part in parts) - min(len(part.rows) for part in parts) <= 1
-    assert {(part.step, part.epoch, part.source) for part in parts} == {(3, 1, 0)}
-
-
 @given(
     st.lists(st.lists(st.integers(0, 12), max_size=4).map(lambda texts: list(set(texts))), max_size=40),
     SIZES,

@@ -137,7 +137,7 @@ def test_two_at_once_are_equal_to_one_after_the_other_bit_for_bit(two_threads: N
     with torch.autocast("cpu", torch.bfloat16, enabled=casts):
         for _ in range(2):  # The second adds to what is there.
             found = accumulate_gradients(
-                ours.chunks(1), apart, seed=0, cached=cached, concurrent=2, parameters=list(ours.parameters())
+                ours.chunks(1), apart, seed=0, cached=cached, num_concurrent=2, parameters=list(ours.parameters())
             )
             wanted = accumulate_gradients(theirs.chunks(1), apart, seed=0, cached=cached)
     assert torch.equal(found, wanted)
@@ -155,7 +155,7 @@ def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, ca
         return chunk()
 
     chunks = [partial(waiting, chunk) for chunk in network.chunks(2)]
-    accumulate_gradients(chunks, apart, seed=0, cached=cached, concurrent=2, parameters=list(network.parameters()))
+    accumulate_gradients(chunks, apart, seed=0, cached=cached, num_concurrent=2, parameters=list(network.parameters()))
     assert len(threads) == 2
     assert {number for _, number in threads} == {1}
     assert torch.get_num_threads() == 2
@@ -164,7 +164,7 @@ def test_two_are_computed_at_once_on_half_the_threads_each(two_threads: None, ca
 def test_two_at_once_leave_weights_without_a_part_alone(two_threads: None) -> None:
     network, other = Network(), nn.Parameter(torch.zeros(3))
     accumulate_gradients(
-        network.chunks(3), apart, seed=0, cached=True, concurrent=2, parameters=[*network.parameters(), other]
+        network.chunks(3), apart, seed=0, cached=True, num_concurrent=2, parameters=[*network.parameters(), other]
     )
     assert other.grad is None
 
@@ -175,7 +175,7 @@ def test_what_goes_wrong_in_one_of_two_is_told(two_threads: None) -> None:
 
     network = Network()
     with pytest.raises(RuntimeError, match="no room"):
-        accumulate_gradients([*network.chunks(3), broken], apart, seed=0, cached=True, concurrent=2)
+        accumulate_gradients([*network.chunks(3), broken], apart, seed=0, cached=True, num_concurrent=2)
     assert torch.get_num_threads() == 2
 
 

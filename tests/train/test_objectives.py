@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,21 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, distillation, masking, nested, ranking
+from bellm.tensors.losses import contrastive, distillation, nested, preferences, ranking
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, make_embedded_batch
 from bellm.train.examples import Example
-from bellm.train.objectives import GRL, AnglE, AutoObjective, CoSENT, Distillation, Espresso, InfoNCE, Objective
+from bellm.train.objectives import (
+    GRL,
+    AnglE,
+    AutoObjective,
+    CoSENT,
+    Distillation,
+    Espresso,
+    InfoNCE,
+    Needs,
+    Objective,
+    needs_of,
+)
 from bellm.train.train_step import TrainStep
 
 TRIPLETS = [
@@ -73,7 +85,7 @@ def test_contrastive_over_cut_vectors(batch: EmbeddedBatch) -> None:
 
 
 def test_an_encoder_guides_itself(batch: EmbeddedBatch) -> None:
-    ignored_BC = masking.false_negatives(*batch.vectors, margin=0.1)
+    ignored_BC = contrastive.false_negatives(*batch.vectors, margin=0.1)
     assert ignored_BC.any()
     wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
     torch.testing.assert_close(InfoNCE(guide="self", margin=0.1)(batch), wanted)
@@ -82,7 +94,7 @@ def test_an_encoder_guides_itself(batch: EmbeddedBatch) -> None:
 
 def test_another_encoder_guides_and_teaches(batch: EmbeddedBatch, tiny_encoder: Encoder, tiny_folder: Path) -> None:
     seen = [torch.from_numpy(tiny_encoder.encode(texts)) for texts in batch.texts]
-    ignored_BC = masking.false_negatives(*seen, margin=0.5)
+    ignored_BC = contrastive.false_negatives(*seen, margin=0.5)
     assert ignored_BC.any()
     wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
     torch.testing.assert_close(InfoNCE(guide=str(tiny_folder), margin=0.5)(batch), wanted)
@@ -112,24 +124,30 @@ def test_espresso_takes_the_layers_of_every_text() -> None:
     found = Espresso(dims=4)(make_embedded_batch([(rows, TRIPLETS)]))
     stacks = rows.transpose(0, 1).split(3, dim=1)
     torch.testing.assert_close(found, nested.espresso(contrastive.info_nce, 4)(*stacks))
-    assert Espresso.all_layers
+
+
+def test_objectives_say_what_they_need() -> None:
+    assert needs_of(InfoNCE()) == needs_of(lambda batch: batch.anchors_BD.sum()) == Needs()
+    assert needs_of(Espresso()) == Needs(all_layers=True)
+    assert needs_of(GRL(prompt="Answer {text}:")) == Needs(response_prompt="Answer {text}:")
 
 
 @pytest.mark.parametrize("preference", ["dpo", "kto", "sft"])
 def test_grl_is_the_weighted_sum(batch: EmbeddedBatch, preference: str) -> None:
     sums, reference = -vectors(3, 2).abs() - 5, -vectors(3, 2).abs() - 6
     means = sums / 4
-    joint = GRL(preference=preference, weights=(2.0, 3.0, 5.0)).joint(batch, ResponseLogProbs(sums, means, reference))
+    batch = replace(batch, responses=ResponseLogProbs(sums, means, reference))
+    found = GRL(preference=preference, weights=(2.0, 3.0, 5.0))(batch)  # type: ignore[arg-type]
     losses: dict[str, Callable[[], Tensor]] = {
-        "dpo": lambda: preference.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
-        "kto": lambda: preference.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "dpo": lambda: preferences.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "kto": lambda: preferences.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
         "sft": lambda: -means[:, 0].mean(),
     }
     cosines = torch.stack(
         [torch.cosine_similarity(batch.anchors_BD, each) for each in (batch.positives_PD, batch.negatives_ND)], 1
     )
-    wanted = 2 * InfoNCE()(batch) + 3 * losses[preference]() + 5 * preference.retrieval_generation_kl(cosines, means)
-    torch.testing.assert_close(joint, wanted)
+    wanted = 2 * InfoNCE()(batch) + 3 * losses[preference]() + 5 * preferences.retrieval_generation_kl(cosines, means)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("objective", [InfoNCE(), Espresso(), GRL()])

@@ -19,7 +19,7 @@ from bellm.backbone.states import logits_at
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
-from bellm.train.response_log_probs import reference_log_probs, response_token_log_probs, tokenize_turns
+from bellm.train.response_log_probs import reference_log_probs, response_log_probs, tokenize_turns
 from tests.decoders import CPU, TEXTS
 
 RENAMED = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
@@ -138,11 +138,10 @@ HEADS = ["llama", "gemma2", "granite", "cohere", "gpt2", "opt", "minicpm3", "lfm
 @pytest.mark.parametrize("max_batch_tokens", [1, 12, 2048])
 def test_log_probs_are_those_of_the_full_logits(max_batch_tokens: int) -> None:
     model = tiny("llama")
-    found = response_token_log_probs(model, ROWS, max_batch_tokens=max_batch_tokens)
+    found = response_log_probs(model, ROWS, max_batch_tokens=max_batch_tokens)
     wanted = by_hand(model, ROWS)
-    assert found.sum_R.dtype == torch.float32
-    assert torch.allclose(found.sum_R, wanted, atol=1e-5, rtol=0)
-    assert torch.allclose(found.mean_R, wanted / torch.tensor([3, 2, 6, 1]), atol=1e-5, rtol=0)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, wanted, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -151,7 +150,7 @@ def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
     ids_BL, mask_BL = pad_rows([[1, *[5, 9] * 20]], 0, CPU)
     log_probs_LV = model(input_ids=ids_BL, attention_mask=mask_BL).logits[0].double().log_softmax(-1)
     wanted = sum(log_probs_LV[at - 1, ids_BL[0, at]] for at in range(1, 41))
-    found = response_token_log_probs(model, Tokens(ids_BL.tolist(), [(1, 41)], 0)).sum_R
+    found = response_log_probs(model, Tokens(ids_BL.tolist(), [(1, 41)], 0))
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
 
@@ -160,7 +159,7 @@ def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_any_head_is_the_model_s_own(name: str) -> None:
     model = tiny(name)
-    assert torch.allclose(response_token_log_probs(model, ROWS).sum_R, by_hand(model, ROWS), atol=2e-5, rtol=0)
+    assert torch.allclose(response_log_probs(model, ROWS), by_hand(model, ROWS), atol=2e-5, rtol=0)
     ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     whole_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     chosen_BL = torch.rand(mask_BL.shape, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -179,7 +178,7 @@ def test_left_padded_batches_of_transformers_say_the_same() -> None:
     for number, (ids, (start, end)) in enumerate(zip(ROWS.ids, ROWS.spans, strict=True)):
         shift = ids_BL.shape[1] - len(ids)
         wanted.append(sum(logits_BLV[number, shift + at - 1, ids[at]] for at in range(start, end)))
-    assert torch.allclose(response_token_log_probs(model, ROWS).sum_R, torch.stack(wanted), atol=1e-5, rtol=0)
+    assert torch.allclose(response_log_probs(model, ROWS), torch.stack(wanted), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -187,17 +186,17 @@ def test_prompts_carry_no_weight() -> None:
     """p(response | prompt) is p(prompt, response) / p(prompt); the upstream code averages over the prompt as well."""
     model = tiny("llama")
     ids = ROWS.ids[2]
-    both, prompt = (response_token_log_probs(model, Tokens([ids], [(1, end)], 0)).sum_R for end in (8, 4))
-    response = response_token_log_probs(model, Tokens([ids], [(4, 8)], 0))
-    assert torch.allclose(response.sum_R, both - prompt, atol=1e-5, rtol=0)
-    assert torch.allclose(response.mean_R, (both - prompt) / 4, atol=1e-5, rtol=0)
-    assert abs(float(response.mean_R - both / 8)) > 0.05
+    both, prompt = (response_log_probs(model, Tokens([ids], [(1, end)], 0)) for end in (8, 4))
+    response = response_log_probs(model, Tokens([ids], [(4, 8)], 0))
+    assert torch.allclose(response, both - prompt, atol=1e-5, rtol=0)
+    assert torch.allclose(response / 4, (both - prompt) / 4, atol=1e-5, rtol=0)
+    assert abs(float(response / 4 - both / 8)) > 0.05
 
 
 @torch.no_grad()
 def test_candidates_stay_with_their_query(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     """The upstream collator mixes queries and candidates from two queries a batch on."""
-    found_QC = response_token_log_probs(tiny_model, turns_of(tiny_tokenizer), max_batch_tokens=60).sum_R.view(3, 3)
+    found_QC = response_log_probs(tiny_model, turns_of(tiny_tokenizer), max_batch_tokens=60).view(3, 3)
     for query, (prompt, responses) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         for candidate, response in enumerate(responses):
             ids = [*tiny_tokenizer(prompt + response).input_ids, 2]
@@ -208,14 +207,14 @@ def test_candidates_stay_with_their_query(tiny_model: PreTrainedModel, tiny_toke
 
 def test_a_model_without_head_is_refused(tiny_model: PreTrainedModel) -> None:
     with pytest.raises(BellmError, match="LlamaModel has no language-model head"):
-        response_token_log_probs(LlamaModel(tiny_model.config), ROWS)
+        response_log_probs(LlamaModel(tiny_model.config), ROWS)
 
 
 def test_the_model_is_left_as_it_was_when_its_head_fails(tiny_model: PreTrainedModel) -> None:
     own = copy.deepcopy(tiny_model)
     own.lm_head = torch.nn.Linear(7, 7)
     with pytest.raises(RuntimeError):
-        response_token_log_probs(own, ROWS)
+        response_log_probs(own, ROWS)
     assert not get_decoder(own)._forward_hooks
 
 
@@ -274,13 +273,13 @@ def test_gradients_reach_the_adapter_through_the_causal_twin(
     weights = trainable(adapted.model)
     assert len(weights) == 4 * 3 * 2
     with adapted.causal() as model:
-        policy = response_token_log_probs(model, turns, max_batch_tokens=100)
+        policy = response_log_probs(model, turns, max_batch_tokens=100)
         reference = reference_log_probs(model, turns, max_batch_tokens=100)
-        assert not reference.sum_R.requires_grad
+        assert not reference.requires_grad
         whole = by_hand(model, turns)
         full_R = whole / lengths_R if mean else whole
-        wanted = torch.autograd.grad(loss(full_R, reference.sum_R), weights)
-    loss(policy.mean_R if mean else policy.sum_R, reference.sum_R).backward()
+        wanted = torch.autograd.grad(loss(full_R, reference), weights)
+    loss(policy / lengths_R if mean else policy, reference).backward()
     scale = max(float(grad.norm()) for grad in wanted)
     assert scale > 1e-4
     for weight, grad in zip(weights, wanted, strict=True):
@@ -294,10 +293,10 @@ def test_gradients_reach_the_adapter_through_the_causal_twin(
 def test_the_reference_is_the_base_model(adapted: Encoder, tiny_model: PreTrainedModel) -> None:
     turns = turns_of(adapted.tokenizer)
     with adapted.causal() as model:
-        before = response_token_log_probs(model, turns).sum_R
-        assert torch.equal(reference_log_probs(model, turns).sum_R, response_token_log_probs(tiny_model, turns).sum_R)
-        assert torch.equal(response_token_log_probs(model, turns).sum_R, before)
-    assert float((before - response_token_log_probs(tiny_model, turns).sum_R).abs().min()) > 1e-2
+        before = response_log_probs(model, turns)
+        assert torch.equal(reference_log_probs(model, turns), response_log_probs(tiny_model, turns))
+        assert torch.equal(response_log_probs(model, turns), before)
+    assert float((before - response_log_probs(tiny_model, turns)).abs().min()) > 1e-2
 
 
 @RENAMED
@@ -305,8 +304,8 @@ def test_the_reference_takes_no_gradient_of_what_is_trained_beside_the_adapter(a
     adapted.model.get_input_embeddings().requires_grad_(True)
     turns = turns_of(adapted.tokenizer)
     with adapted.causal() as model:
-        assert not reference_log_probs(model, turns).sum_R.requires_grad
-        assert response_token_log_probs(model, turns).sum_R.requires_grad
+        assert not reference_log_probs(model, turns).requires_grad
+        assert response_log_probs(model, turns).requires_grad
 
 
 @RENAMED

@@ -107,7 +107,7 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
     concurrent: list[int] = []
 
     def recorded(*args: Any, **kwargs: Any) -> Tensor:
-        concurrent.append(kwargs["abreast"])
+        concurrent.append(kwargs["num_concurrent"])
         return accumulate_gradients(*args, **kwargs)
 
     monkeypatch.setattr(train_step, "accumulate_gradients", recorded)
@@ -296,7 +296,7 @@ def test_adaptation_is_the_loss_of_full_logits(own: Encoder, layers: tuple[int, 
     generator = torch.Generator().manual_seed(9)
     masked = mask_tokens(rows, masking_vocabulary(own.tokenizer), mask_probability=0.3, generator=generator)
     losses = []
-    for ids, positions, hidden in zip(masked.ids, masked.positions, masked.hidden, strict=True):
+    for ids, positions, hidden in zip(masked.ids, masked.positions, masked.targets, strict=True):
         ids_1L = torch.tensor([ids])
         logits_LV = own.model.lm_head(reference.states_of(own.model, ids_1L, torch.ones_like(ids_1L), layers)[0])
         before = [position - 1 for position in positions]

@@ -1,6 +1,6 @@
-"""Positives nearer than everything else in the batch.
+"""Contrastive losses: InfoNCE with hard negatives and false-negative masks, and in-batch negatives for rated pairs.
 
-A temperature divides cosines: 0.05 here is the 20 by which other libraries multiply.
+A temperature divides cosines: 0.05 here is the scale of 20 by which other libraries multiply.
 
 Shapes: B anchors, P positives, N hard negatives of all rows, C = P + N candidates, T = 2B texts, D width.
 """
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bellm.tensors.losses.cosines import cosine_matrix
-from bellm.tensors.losses.validation import check_rows, owned, owners
+from bellm.tensors.losses.loss_inputs import check_rows, cosine_matrix, owner_mask, resolve_owners
 
 
 def info_nce(
@@ -30,35 +29,74 @@ def info_nce(
     each without the others in its denominator. One anchor with nothing to compare has loss 0.
 
     >>> anchors, positives = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    >>> info_nce(anchors, positives, torch.tensor([[0.0, 5.0]]))  # As near as the positive: log 2.
+    >>> info_nce(anchors, positives, torch.tensor([[0.0, 5.0]]))  # The negative is as near as the positive: log 2.
     tensor(0.6931)
 
     Args:
-        anchors_BD: The texts that search.
-        positives_PD: What they should find.
-        negatives_ND: What none of them should find, whichever row it came with.
+        anchors_BD: Vectors of the queries.
+        positives_PD: Vectors of what they should find.
+        negatives_ND: Hard negatives; each is a negative of every anchor, whichever row it came with.
         owners_P: The anchor that each positive belongs to; None where positive i is anchor i's.
         temperature: Divides the cosines.
         symmetric: Also pick each positive's anchor among all anchors, and take the mean of both directions.
-        ignored_BC: True where a candidate is no negative of the anchor (`masking`), in either direction. An anchor's
-            own positives stay, whatever it says.
+        ignored_BC: True where a candidate is left out of the anchor's denominator, in either direction, as
+            `false_negatives` gives it. An anchor's own positives are never left out.
 
     Raises:
         BellmError: No anchors, or an anchor or a positive without the other.
     """
-    owners_P = owners(owners_P, anchors_BD, positives_PD)
-    positives = len(positives_PD)
+    owners_P = resolve_owners(owners_P, anchors_BD, positives_PD)
+    num_positives = len(positives_PD)
     candidates_CD = positives_PD if negatives_ND is None else torch.cat([positives_PD, negatives_ND])
     scores_BC = cosine_matrix(anchors_BD, candidates_CD) / temperature
-    left_out_BC = owned(owners_P, *scores_BC.shape)
+    # Own positives are masked too: each is added to its own denominator alone, by `_cross_entropy`.
+    left_out_BC = owner_mask(owners_P, *scores_BC.shape)
     if ignored_BC is not None:
         left_out_BC = left_out_BC | ignored_BC
     others_BC = scores_BC.masked_fill(left_out_BC, -torch.inf)
-    target_P = scores_BC[owners_P, torch.arange(positives, device=owners_P.device)]
-    loss_P = _against(target_P, others_BC.logsumexp(1)[owners_P])
+    target_P = scores_BC[owners_P, torch.arange(num_positives, device=owners_P.device)]
+    loss_P = _cross_entropy(target_P, others_BC.logsumexp(1)[owners_P])
     if symmetric:
-        loss_P = (loss_P + _against(target_P, others_BC[:, :positives].logsumexp(0))) / 2
+        loss_P = (loss_P + _cross_entropy(target_P, others_BC[:, :num_positives].logsumexp(0))) / 2
     return (loss_P / owners_P.bincount()[owners_P]).sum() / len(anchors_BD)
+
+
+def false_negatives(
+    guide_anchors_BD: Tensor,
+    guide_positives_PD: Tensor,
+    guide_negatives_ND: Tensor | None = None,
+    *,
+    owners_P: Tensor | None = None,
+    margin: float = 0.0,
+) -> Tensor:
+    """Candidates that a guide finds at least as near to the anchor as the anchor's own positive, shape (B, C).
+
+    GISTEmbed (arXiv 2402.16829) with another model's vectors; with the model's own it is self-similarity. Of several
+    positives the least near decides: what is nearer than a text known to be right may be right too. Equal texts are as
+    near but for rounding, which a small margin covers. The mask is for `info_nce(ignored_BC=)`, never on an anchor's
+    own positives.
+
+    >>> anchors, positives = torch.eye(2), torch.tensor([[3.0, 4.0], [4.0, 3.0]])  # Each nearer to the other's.
+    >>> false_negatives(anchors, positives)
+    tensor([[False,  True],
+            [ True, False]])
+
+    Args:
+        guide_anchors_BD: The guide's vectors of the anchors; no gradient flows.
+        guide_positives_PD: Of the positives.
+        guide_negatives_ND: Of the hard negatives.
+        owners_P: The anchor that each positive belongs to; None where positive i is anchor i's.
+        margin: Cosine by which a candidate may be further than the positive and still be left out.
+
+    Raises:
+        BellmError: No anchors, or an anchor or a positive without the other.
+    """
+    owners_P = resolve_owners(owners_P, guide_anchors_BD, guide_positives_PD)
+    guides = [guide_positives_PD] if guide_negatives_ND is None else [guide_positives_PD, guide_negatives_ND]
+    cosines_BC = cosine_matrix(guide_anchors_BD, torch.cat(guides))
+    owned_BC = owner_mask(owners_P, *cosines_BC.shape)
+    positive_B1 = cosines_BC.masked_fill(~owned_BC, torch.inf).amin(1, keepdim=True)
+    return (cosines_BC >= positive_B1 - margin) & ~owned_BC
 
 
 def in_batch_graded(
@@ -70,16 +108,16 @@ def in_batch_graded(
     add no loss, but are negatives of the rest. The mean is over all 2B texts.
 
     With labels 0 and 1 this is AnglE's released code. That code cuts labels to whole numbers and multiplies row numbers
-    by them, so that graded labels below 1 count as negatives and labels above 1 can make strangers partners.
+    by them, so that graded labels below 1 count as negatives and labels above 1 can make unrelated texts partners.
 
     >>> texts = torch.eye(4)
     >>> in_batch_graded(texts[:2], texts[2:], torch.tensor([0.7, 0.0]))  # Two of four texts pick one of three: log 3.
     tensor(0.5493)
 
     Args:
-        left_BD: One text of each pair.
-        right_BD: The other.
-        labels_B: How alike the two are.
+        left_BD: Vectors of one text of each pair.
+        right_BD: Vectors of the other.
+        labels_B: Similarity scores of the pairs.
         temperature: Divides the cosines.
         threshold: The least label of a positive pair; 0.5 is meant for labels from 0 to 1.
 
@@ -95,6 +133,6 @@ def in_batch_graded(
     return (loss_T * (labels_B >= threshold).repeat(2)).mean()
 
 
-def _against(target_P: Tensor, others_P: Tensor) -> Tensor:
-    """-log of the target's share, with the others given as the logarithm of their sum."""
+def _cross_entropy(target_P: Tensor, others_P: Tensor) -> Tensor:
+    """-log softmax of the target score against the others' log-sum-exp, finite where there are no others (-inf)."""
     return torch.logaddexp(others_P - target_P, torch.zeros_like(target_P))

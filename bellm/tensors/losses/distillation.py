@@ -1,4 +1,4 @@
-"""Learning from a teacher: its vectors, or its scores. No gradient flows to the teacher.
+"""Distillation losses on a teacher's vectors or scores; no gradient flows to the teacher.
 
 Temperatures divide scores: 0.05 here is a scale of 20 elsewhere.
 
@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.cosines import cosine_matrix, row_cosines, upcast
-from bellm.tensors.losses.validation import check_rows
+from bellm.tensors.losses.loss_inputs import check_candidates, check_rows, cosine_matrix, row_cosines, upcast
 
 
 def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -33,22 +32,22 @@ def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 def similarity_kl(student_BD: Tensor, teacher_BE: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """KL(teacher || student) of how each text's cosines are spread over the other texts, averaged over texts.
+    """KL(teacher || student) of the softmaxes of each text's cosines with the other texts, averaged over texts.
 
-    Neighbourhoods rather than vectors, so that widths may differ: the softmax relation of SEED (arXiv 2101.04731),
-    within the batch.
+    The teacher's width may differ: similarities within the batch are compared, not vectors, as in SEED (arXiv
+    2101.04731).
 
     >>> student, teacher = torch.eye(3), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> similarity_kl(student, teacher, temperature=1.0)  # Halves, where two of the teacher's texts have e : 1.
     tensor(0.0740)
 
     Args:
-        student_BD: Vectors that learn.
+        student_BD: Vectors of the student.
         teacher_BE: Vectors of the same texts.
         temperature: Divides the cosines of both.
 
     Raises:
-        BellmError: Fewer than three texts, which leave a text no choice, or not as many vectors.
+        BellmError: Fewer than three texts, or not as many vectors of both.
     """
     check_rows(3, student=student_BD, teacher=teacher_BE)
     others_BB = ~torch.eye(len(student_BD), dtype=torch.bool, device=student_BD.device)
@@ -61,10 +60,10 @@ def similarity_kl(student_BD: Tensor, teacher_BE: Tensor, *, temperature: float 
 def score_kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of the softmaxes over each query's candidates, averaged over queries.
 
-    As rerankers are distilled into encoders (RocketQAv2, arXiv 2110.07367). Bring cosines to the spread of the
+    How rerankers are distilled into encoders (RocketQAv2, arXiv 2110.07367). Scale cosines to the range of the
     teacher's scores first; the temperature divides both.
 
-    >>> score_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))  # Shares 1/4, 3/4 learnt from halves.
+    >>> score_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))  # Teacher 1/4 and 3/4, student halves.
     tensor(0.1308)
 
     Args:
@@ -75,7 +74,7 @@ def score_kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 1.0
     Raises:
         BellmError: No queries, fewer than two candidates, or scores that do not match.
     """
-    _check_lists(student_BC, teacher_BC)
+    check_candidates(student_BC, teacher_BC)
     student_BC, teacher_BC = upcast(student_BC) / temperature, upcast(teacher_BC.detach()) / temperature
     return functional.kl_div(
         student_BC.log_softmax(1), teacher_BC.log_softmax(1), reduction="batchmean", log_target=True
@@ -86,7 +85,7 @@ def margin_mse(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
     """Mean squared difference of the margins by which the first candidate is ahead of each other one.
 
     Margin-MSE (arXiv 2010.02666, equation 1), with one negative or more. Only margins count: teacher and student may
-    have different zeros, but need the same unit.
+    have different zeros, but need the same scale.
 
     >>> margin_mse(torch.tensor([[0.9, 0.1]]), torch.tensor([[7.0, 6.0]]))  # Margins 0.8 and 1.
     tensor(0.0400)
@@ -98,12 +97,6 @@ def margin_mse(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
     Raises:
         BellmError: No queries, no negative, or scores that do not match.
     """
-    _check_lists(student_BC, teacher_BC)
+    check_candidates(student_BC, teacher_BC)
     student_BC, teacher_BC = upcast(student_BC), upcast(teacher_BC.detach())
     return functional.mse_loss(student_BC[:, :1] - student_BC[:, 1:], teacher_BC[:, :1] - teacher_BC[:, 1:])
-
-
-def _check_lists(student_BC: Tensor, teacher_BC: Tensor) -> None:
-    if student_BC.shape != teacher_BC.shape or not len(student_BC) or student_BC.shape[1] < 2:
-        came = f"{tuple(student_BC.shape)} and {tuple(teacher_BC.shape)}"
-        raise BellmError(f"Scores of shapes {came}. Give both a row a query, of two or more candidates.")

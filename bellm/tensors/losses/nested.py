@@ -1,7 +1,7 @@
-"""Losses that hold for the beginnings of vectors, and for the vectors of lower layers.
+"""Matryoshka and 2D-Matryoshka wrappers: apply a loss to truncated embeddings and intermediate layers.
 
-Both wrap a loss of any kind. Vectors are its positional arguments of real numbers in two or more dimensions (three
-for stacks of layers); everything else, such as labels, temperatures or None, is passed on as it is.
+They wrap any loss. Its floating-point positional arguments of two or more dimensions (three for stacks of layers) are
+vectors; everything else, such as labels, temperatures or None, is passed on unchanged.
 
 Shapes: J layers, N texts, D width, K leading dimensions, R axes (the smaller of N and D).
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.cosines import normalize
+from bellm.tensors.losses.loss_inputs import normalize
 
 Loss = Callable[..., Tensor]
 
@@ -32,9 +32,9 @@ def over_dimensions(loss: Loss, dims: Sequence[int], weights: Sequence[float] | 
     tensor(0.5187)
 
     Args:
-        loss: A function of vectors.
-        dims: How many dimensions to keep, each in turn.
-        weights: One for each of them; equal by default.
+        loss: A loss of vectors.
+        dims: Widths to which the vectors are truncated in turn.
+        weights: One for each width; equal by default.
 
     Raises:
         BellmError: No dims, one below 1, or weights that do not match; when called, vectors narrower than a dim.
@@ -44,7 +44,7 @@ def over_dimensions(loss: Loss, dims: Sequence[int], weights: Sequence[float] | 
         raise BellmError(f"dims={list(dims)}, weights={list(weights)}: give one or more dims, and a weight for each.")
 
     def nested(*vectors: Any, **others: Any) -> Tensor:
-        losses = [weight * loss(*_begin(vectors, dim), **others) for dim, weight in zip(dims, weights, strict=True)]
+        losses = [weight * loss(*_truncate(vectors, dim), **others) for dim, weight in zip(dims, weights, strict=True)]
         return torch.stack(losses).sum() / sum(weights)
 
     return nested
@@ -66,8 +66,8 @@ def espresso(loss: Loss, dims: int, *, temperature: float = 1.0) -> Loss:
     tensor(True)
 
     Args:
-        loss: A function of vectors.
-        dims: Dimensions that are to do without the rest.
+        loss: A loss of vectors.
+        dims: Width of the truncated vectors.
         temperature: Of `compression`.
 
     Raises:
@@ -76,7 +76,7 @@ def espresso(loss: Loss, dims: int, *, temperature: float = 1.0) -> Loss:
 
     def expressed(vectors: Sequence[Any], others: dict[str, Any]) -> Tensor:
         full_ND = torch.cat([part for part in vectors if _is_vectors(part, 2)])
-        return loss(*_begin(vectors, dims), **others) + compression(full_ND, dims, temperature=temperature)
+        return loss(*_truncate(vectors, dims), **others) + compression(full_ND, dims, temperature=temperature)
 
     def nested(*stacks: Any, **others: Any) -> Tensor:
         layers = {len(part) for part in stacks if _is_vectors(part, 3)}
@@ -92,36 +92,37 @@ def espresso(loss: Loss, dims: int, *, temperature: float = 1.0) -> Loss:
 
 
 def compression(full_ND: Tensor, dims: int, *, temperature: float = 1.0) -> Tensor:
-    """How far the first dimensions are from the principal components of the full vectors.
+    """Distance of the first dimensions from the principal components of the full vectors.
 
     Mean squared difference + temperature * KL(components || first dimensions), the latter over softmaxes of each text's
-    numbers: Espresso's learning to compress (arXiv 2402.14776). All at length 1; only the first dimensions learn.
+    coordinates: Espresso's learning to compress (arXiv 2402.14776). All at unit length; no gradient flows into the
+    components.
 
-    Components here are those of an exact PCA about the origin, where cosines have theirs, and point the way their
-    dimension does. The authors' code takes a random low-rank decomposition of softmax(M^T M / sqrt(D)): its axes point
-    either way from batch to batch, and the softmax hangs on the vectors' lengths.
+    Components are those of an exact PCA about the origin, as cosines are, signed to correlate with the dimension that
+    they are compared with. The authors' code takes a random low-rank decomposition of softmax(M^T M / sqrt(D)), whose
+    axes change sign from batch to batch and whose softmax depends on the vectors' lengths.
 
     >>> compression(torch.tensor([[4.0, 3.0, 0.0], [-8.0, 6.0, 0.0]]), dims=2) < 1e-6  # No third dimension to lose.
     tensor(True)
 
     Args:
-        full_ND: Vectors of the batch, all together.
-        dims: How many dimensions begin a vector; what lacks as many components has zeros.
-        temperature: Divides the numbers before the softmax.
+        full_ND: All vectors of the batch.
+        dims: Width of the truncated vectors; missing components are zeros.
+        temperature: Divides the coordinates before the softmax.
 
     Raises:
         BellmError: Vectors narrower than `dims`.
     """
-    (slim_NK,) = _begin([full_ND], dims)
-    slim_NK = normalize(slim_NK)
+    (short_NK,) = _truncate([full_ND], dims)
+    short_NK = normalize(short_NK)
     target_NK = normalize(_components(full_ND.detach(), dims))
     divergence = functional.kl_div(
-        (slim_NK / temperature).log_softmax(1),
+        (short_NK / temperature).log_softmax(1),
         (target_NK / temperature).log_softmax(1),
         reduction="batchmean",
         log_target=True,
     )
-    return functional.mse_loss(slim_NK, target_NK) + temperature * divergence
+    return functional.mse_loss(short_NK, target_NK) + temperature * divergence
 
 
 def _components(full_ND: Tensor, dims: int) -> Tensor:
@@ -130,11 +131,11 @@ def _components(full_ND: Tensor, dims: int) -> Tensor:
     left_NR, lengths_R, _ = torch.linalg.svd(unit_ND, full_matrices=False)
     coordinates_NK = (left_NR * lengths_R)[:, :dims]
     coordinates_NK = functional.pad(coordinates_NK, (0, dims - coordinates_NK.shape[1]))
-    backwards_K = (coordinates_NK * unit_ND[:, :dims]).sum(0) < 0
-    return torch.where(backwards_K, -coordinates_NK, coordinates_NK)
+    flipped_K = (coordinates_NK * unit_ND[:, :dims]).sum(0) < 0
+    return torch.where(flipped_K, -coordinates_NK, coordinates_NK)
 
 
-def _begin(vectors: Sequence[Any], dims: int) -> list[Any]:
+def _truncate(vectors: Sequence[Any], dims: int) -> list[Any]:
     widths = [part.shape[-1] for part in vectors if _is_vectors(part, 2)]
     if not widths or min(widths) < dims:
         raise BellmError(f"Vectors of width {widths} have no first {dims} dimensions. Ask for fewer.")

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from bellm.errors import BellmError
 from bellm.tensors.losses.contrastive import info_nce
-from bellm.tensors.losses.cosines import cosine_matrix
+from bellm.tensors.losses.loss_inputs import cosine_matrix
 from bellm.tensors.losses.nested import compression, espresso, over_dimensions
 from bellm.tensors.losses.ranking import cosent
 

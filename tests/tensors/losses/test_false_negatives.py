@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.contrastive import info_nce
-from bellm.tensors.losses.masking import false_negatives, same_texts
+from bellm.tensors.losses.contrastive import false_negatives, info_nce
 
 DRAW = np.random.default_rng(0)
 ANCHORS, POSITIVES, NEGATIVES = (DRAW.normal(size=(rows, 4)) for rows in (3, 5, 4))
@@ -53,23 +52,10 @@ def test_what_is_masked_is_as_if_it_were_not_there() -> None:
     torch.testing.assert_close(found, torch.stack(alone).mean())
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_same_texts_are_compared_as_texts(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    anchors, positives, negatives = (draw.integers(6, size=size).tolist() for size in (3, 5, 4))
-    wanted = []
-    for row in range(3):
-        own = [at for at in range(5) if OWNERS[at] == row]
-        texts = {anchors[row]} | {positives[at] for at in own}
-        wanted.append([text in texts and at not in own for at, text in enumerate(positives + negatives)])
-    ids = [torch.tensor(part) for part in (anchors, positives, negatives)]
-    assert same_texts(*ids, owners_P=torch.tensor(OWNERS)).tolist() == wanted
-
-
 def test_a_batch_that_does_not_fit_is_refused() -> None:
     with pytest.raises(BellmError, match="3 anchors, 5 positives"):
         false_negatives(torch.tensor(ANCHORS), torch.tensor(POSITIVES))
     with pytest.raises(BellmError, match="0 anchors"):
-        same_texts(torch.tensor([]), torch.tensor([]))
+        false_negatives(torch.zeros(0, 4), torch.zeros(0, 4))
     with pytest.raises(BellmError, match="Each anchor needs a positive"):
-        same_texts(torch.tensor([1, 2]), torch.tensor([3]), owners_P=torch.tensor([1]))
+        false_negatives(torch.zeros(2, 4), torch.zeros(1, 4), owners_P=torch.tensor([1]))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bellm.train.tensorboard import TensorBoardLog
+from bellm.train.metrics import TensorBoardLog
 
 
 def test_tensorboard_reads_what_was_logged_and_steps_taken_again_count_once(tmp_path: Path) -> None:

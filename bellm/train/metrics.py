@@ -1,0 +1,85 @@
+"""What a run records of its steps: metrics.jsonl, TensorBoard logs, and the training section of the model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bellm.errors import SourceError
+from bellm.io import atomic
+
+
+class MetricsLog:
+    """One JSON line for each step; lines of steps that are taken again are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        lines = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
+        atomic.write_bytes(path, b"".join(lines))
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Write a step's line.
+
+        Raises:
+            SourceError: The disk refuses.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise SourceError(
+                f"{self._path} cannot be written: {error.strerror or error}. The last checkpoint is kept: mend this "
+                "and give the same command again."
+            ) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
+
+class TensorBoardLog:
+    """Writes a run's metrics for TensorBoard; a `Progress` of `train`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin a log, beside those of earlier starts.
+
+        Raises:
+            SourceError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise SourceError("Logs for TensorBoard need it: pip install 'bellm[train]'.") from error
+        self._folder = folder
+        self._open = SummaryWriter
+        self._writer: Any = None
+
+    def __call__(self, step: int, total: int, record: Mapping[str, Any]) -> None:
+        """Log the numbers of a step."""
+        if self._writer is None:
+            # What an interrupted run logged of this step and later ones is taken back.
+            self._writer = self._open(str(self._folder), purge_step=step)
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+
+def training_card(described: Mapping[str, Any], state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of the run's config, its losses and its dev scores, for the model card."""
+    settings = "\n".join(f"| {name} | `{value}` |" for name, value in described.items() if value not in (None, {}, []))
+    # Steps that were scored; without any the first and the last.
+    shown = [record for record in records if record["dev"] is not None] or [*records[:1], *records[-1:]]
+    scores = ("" if record["dev"] is None else f"{record['dev']:.4f}" for record in shown)
+    rows = (f"| {each['step']} | {each['loss']:.4f} | {score} |" for each, score in zip(shown, scores, strict=True))
+    lines = ["## Training", "", "| | |", "|---|---|", settings, ""]
+    lines += ["| step | loss | dev |", "|---|---|---|", *rows, ""]
+    if state["best"] is not None:
+        low, high = state["best_interval"]
+        interval = "" if low is None else f" (95 % interval {low:.4f} to {high:.4f})"
+        lines.append(
+            f"Best dev score: {state['best']:.4f}{interval} at step {state['best_step']}; its weights are kept."
+        )
+    if state["num_truncated"]:
+        lines.append(f"{state['num_truncated']} texts were cut.")
+    return "\n".join(lines) + "\n"
