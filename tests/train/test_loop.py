@@ -4,6 +4,7 @@ import json
 import math
 import random
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,11 +34,11 @@ STEPS = 19  # Three of adaptation, then one epoch and a half of eleven batches.
 SAME = ("step", "loss", "learning_rate", "grad_norm", "dev")
 
 RECIPE = """
-from bellm.train.recipe import MNTP, LoRA, Recipe
+from bellm.train import MNTP, LoRA, Recipe
 
 
 def spread(encoder):
-    first, second = encoder.encode(["A heron waits.", "The invoice was paid."], normalise=True)
+    first, second = encoder.encode(["A heron waits.", "The invoice was paid."], normalize=True)
     return -float(first @ second)
 
 
@@ -372,7 +373,8 @@ def test_a_paused_run_goes_on_as_if_there_had_been_no_pause(recipe: Recipe, tmp_
 
 
 def test_weights_that_are_shared_cannot_pause(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bellm.train.loop.Distributed", lambda: SimpleNamespace(world_size=2))
+    alone = SimpleNamespace(world_size=2, report_lost_process=nullcontext)
+    monkeypatch.setattr("bellm.train.loop.Distributed", lambda: alone)
     with pytest.raises(BellmError, match="until=2 does not go with sharded=True"):
         run(replace(recipe, sharded=True), tmp_path / "out", until=2)
 
