@@ -37,9 +37,7 @@ from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.formatting import format_interval, format_p_value, format_points, format_tick, significance_mark
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
-from bellm.train.dataset_files import load_dataset
-from bellm.train.loop import train
-from bellm.train.recipe import Recipe
+from bellm.train import Recipe, load_dataset, train
 
 DOCS = Path(__file__).parent.parent / "docs"
 MAPS = ("last:1", "last:2", "last:4", "last:8", "last:15", "first:8", "10-19", "every:2", "all")

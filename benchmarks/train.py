@@ -115,8 +115,7 @@ def ours(
     place: Path, triplets: Sequence[Sequence[str]], batch: int, *, cached: bool
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of each step of bellm."""
-    from bellm.train.examples import Example
-    from bellm.train.recipe import LoRA, Recipe
+    from bellm.train import Example, LoRA, Recipe
     from bellm.train.train_step import TrainStep
     from bellm.train.trainable import load_trainable
 

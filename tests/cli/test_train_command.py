@@ -92,6 +92,16 @@ def test_rows_that_cannot_be_read_are_told_with_their_lines(tiny_folder: Path) -
     assert count == "note: 2 rows of t.csv are left out."
 
 
+def test_hard_negatives_are_mined_first_and_once(tiny_folder: Path) -> None:
+    command = ("train", tiny_folder, "--data=t.csv", "-o", "out", "--batch-size=2", "--mine=1", "--max-steps=2")
+    result = bellm(*command)
+    assert result.exit_code == 0
+    (note,) = result.stderr.splitlines()
+    assert re.match(r"note: mined \d+ hard negatives for 12 rows with the untrained encoder; \d+ near texts left", note)
+    assert json.loads(Path("out/run.json").read_text())["mine"] == 1
+    assert bellm(*command).stderr == ""
+
+
 def test_several_files_with_weights(tiny_folder: Path) -> None:
     rows = [{"sentence1": one.anchor, "sentence2": one.positives[0]} for one in triplets(8)]
     Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -155,7 +165,7 @@ def test_a_mistake_is_one_line(tiny_folder: Path, arguments: tuple[str, ...], sa
     assert not Path("out/model").exists()
 
 
-@pytest.mark.parametrize("option", ["--batch-size=0", "--max-steps=0", "--seed=-1", "--pace=3"])
+@pytest.mark.parametrize("option", ["--batch-size=0", "--max-steps=0", "--mine=0", "--seed=-1", "--pace=3"])
 def test_a_flag_that_cannot_be(tiny_folder: Path, option: str) -> None:
     result = bellm("train", tiny_folder, "--data=t.csv", "-o", "out", option)
     assert result.exit_code == 2
