@@ -201,3 +201,15 @@ def test_half_a_character_does_not_stop_the_page(tmp_path: Path) -> None:
 def test_markup_in_names_and_sentences_is_text(tmp_path: Path) -> None:
     write_report_page(hostile_report(), tmp_path / "page.html")
     assert_no_markup_from_outside(tmp_path / "page.html", num_scripts=3)
+
+
+def test_the_geometry_of_vectors_has_a_table(tmp_path: Path) -> None:
+    found = report((0, 8))
+    geometry = {"anisotropy": 0.81234, "uniformity": -0.567, "effective_rank": 41.26, "num_texts": 4096}
+    runs = (dataclasses.replace(found.runs[0], geometry=geometry), found.runs[1])
+    write_report_page(Report(runs, found.results), tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for text in ('id="geometry"', ">0.812<", ">-0.57<", ">41.3<", ">4,096<", ">–<"):
+        assert text in html
+    write_report_page(found, tmp_path / "page.html")
+    assert 'id="geometry"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
