@@ -36,7 +36,7 @@ from bellm.types import InputType, Vectors
 
 FOLDS = 10
 SEED = 1111
-"""SentEval's, which the folds are drawn with."""
+"""SentEval's, of the folds."""
 
 C_VALUES = tuple(2.0**power for power in range(-2, 4))
 C_VALUES_WITHOUT_DEV = tuple(2.0**power for power in range(-1, 6))
@@ -72,9 +72,7 @@ def distinct_texts(sentences: LabeledTexts) -> list[str]:
     return list(dict.fromkeys(chain(*sentences.columns)))
 
 
-def classify(
-    sentences: LabeledTexts, vectors_TD: Vectors, *, folds: int = FOLDS, seed: int = SEED, progress: bool = False
-) -> TaskResult:
+def classify(sentences: LabeledTexts, vectors_TD: Vectors, *, folds: int = FOLDS, seed: int = SEED) -> TaskResult:
     """Classify a task by its vectors.
 
     Args:
@@ -82,7 +80,6 @@ def classify(
         vectors_TD: A vector for each of `distinct_texts`, shape (T, D).
         folds: Number of folds, to score and to choose a strength.
         seed: Of the folds.
-        progress: Show a progress bar.
 
     Returns:
         Whether each row of the test part was classified right, or each row at all where the task is cross-validated,
@@ -96,7 +93,7 @@ def classify(
     _refuse(sentences, vectors_TD, folds)
     labels_N = sentences.labels_N
     searches = make_grid_searches(sentences, folds, seed)
-    fits = grid_search(pair_features(sentences, vectors_TD), labels_N, searches, C_grid(sentences), progress=progress)
+    fits = grid_search(pair_features(sentences, vectors_TD), labels_N, searches, C_grid(sentences))
     rows = np.concatenate([search.final.test for search in searches])
     order = rows.argsort()
     predicted = np.concatenate([fit.predicted_N for fit in fits])[order]
@@ -120,7 +117,7 @@ def classify(
 
 
 def pair_features(sentences: LabeledTexts, vectors_TD: Vectors) -> Vectors:
-    """What the classifier sees of each row, shape (N, D), or (N, 2D) for pairs."""
+    """The features of each row, shape (N, D), or (N, 2D) for pairs."""
     index = {text: number for number, text in enumerate(distinct_texts(sentences))}
     columns = [vectors_TD[[index[text] for text in column]] for column in sentences.columns]
     if len(columns) == 1:
@@ -135,7 +132,7 @@ def C_grid(sentences: LabeledTexts) -> tuple[float, ...]:
 
 
 def make_grid_searches(sentences: LabeledTexts, folds: int = FOLDS, seed: int = SEED) -> list[GridSearch]:
-    """Which rows choose a strength, and which are then learnt from and predicted."""
+    """Which rows choose a C, and which are then fitted and predicted."""
     rows = {part: np.array(indices) for part, indices in sentences.split.items()}
     if not rows:
         return [

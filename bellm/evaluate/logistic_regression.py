@@ -1,16 +1,16 @@
-"""Logistic regression on frozen vectors, many fits at once.
+"""Batched logistic regression: many fits on subsets of the same rows, by one truncated Newton method.
 
-SentEval (Conneau & Kiela 2018, arXiv:1803.05449) chooses the strength of the penalty inside each of ten folds, so that
-one task of ten thousand sentences is some six hundred fits. All of them see the same vectors and differ in the rows
-that they may learn from. They are therefore solved together, by a truncated Newton method (Lin, Weng & Keerthi 2008,
-"Trust region Newton method for large-scale logistic regression", the method of LIBLINEAR): every product with the
-vectors serves all fits, and the fits of one strength begin where those of the last one ended.
+SentEval (Conneau & Kiela 2018, arXiv:1803.05449) chooses the penalty inside each of ten folds, so that one task of ten
+thousand sentences is some six hundred fits. All of them see the same vectors and differ in the rows that they learn
+from. They are solved together (Lin, Weng & Keerthi 2008, "Trust region Newton method for large-scale logistic
+regression", the method of LIBLINEAR): every product with the vectors serves all fits, and the fits of one C start from
+the solutions for the last one.
 
-Each fit has the one minimum of what scikit-learn's `LogisticRegression(C=strength)` minimises,
+Each fit has the one minimum of what scikit-learn's `LogisticRegression(C=C)` minimizes,
 
-    |w|² / 2 + strength * sum of the cross-entropy over the rows of the fit,
+    |w|² / 2 + C * sum of the cross-entropy over the rows of the fit,
 
-with an intercept that is not penalised; a sigmoid for two classes, a softmax for more.
+with an intercept that is not penalized; a sigmoid for two classes, a softmax for more.
 
 Shapes: N rows, D axes (the vectors' width, and one for the intercept), M fits, K outputs (1 for two classes).
 """
@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot, pad, softplus
 
-from bellm.progress import progress_bar
 from bellm.types import Vectors
 
 Rows = NDArray[np.intp]
-"""Numbers of rows."""
+"""Indices of rows."""
 
 Labels = NDArray[np.int64]
 """Classes, counted from 0."""
@@ -41,14 +40,14 @@ _ROUNDING = 1e-12  # Share of an objective below which more cannot be told from 
 
 
 class Split(NamedTuple):
-    """Rows to learn from, and rows to be judged by."""
+    """Rows to fit on, and rows to predict."""
 
     fit: Rows
     test: Rows
 
 
 class GridSearch(NamedTuple):
-    """The strength with the best mean accuracy over the trials is the one of the final fit."""
+    """The C with the best mean accuracy over the trials is the one of the final fit."""
 
     trials: tuple[Split, ...]
     final: Split
@@ -56,71 +55,60 @@ class GridSearch(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """What a search found."""
+    """The C that a grid search chose, and its predictions."""
 
     C: float
     accuracy: float
-    """Mean over the trials at that strength, in points."""
+    """Mean over the trials at that C, in points."""
     predicted_N: Labels
     """Classes that the final fit gives to its test rows."""
 
 
 def grid_search(
-    vectors_ND: Vectors,
-    labels_N: Labels,
-    searches: Sequence[GridSearch],
-    C_values: Sequence[float],
-    *,
-    progress: bool = False,
+    vectors_ND: Vectors, labels_N: Labels, searches: Sequence[GridSearch], C_values: Sequence[float]
 ) -> list[Fit]:
-    """Choose a strength for each search, and predict with it.
+    """Choose a C for each search, and predict with it.
 
-    Accuracies are compared as SentEval does, to the second decimal of a point; of equal ones the first strength wins.
+    Accuracies are compared as SentEval does, to the second decimal of a point; of equal ones the first C wins.
 
     Args:
         vectors_ND: Shape (rows, width).
         labels_N: The class of each row.
-        searches: What to choose from which rows.
-        C_values: Inverse strengths of the penalty, ascending: each fit begins where the one before ended.
-        progress: Show a progress bar.
+        searches: Which rows choose, and which are then fitted and predicted.
+        C_values: Inverse strengths of the penalty, ascending: each fit starts from the solution for the one before.
     """
-    fits = [trial.fit for one in searches for trial in (*one.trials, one.final)]
-    ends = np.cumsum([len(one.trials) + 1 for one in searches])[:-1]
-    choices: list[list[Fit]] = [[] for _ in searches]
-    solutions = zip(C_values, fit_logits(vectors_ND, labels_N, fits, C_values), strict=True)
-    with progress_bar(len(C_values), unit="strength", shown=progress) as done:
-        for C, logits_NMK in solutions:
-            predicted = np.split(_classes(logits_NMK), ends, axis=1)
-            for one, mine_NM, found in zip(searches, predicted, choices, strict=True):
-                found.append(_choice(C, one, mine_NM, labels_N))
-            done(1)
-    return [max(found, key=lambda choice: choice.accuracy) for found in choices]
+    splits = [split for search in searches for split in (*search.trials, search.final)]
+    ends = np.cumsum([len(search.trials) + 1 for search in searches])[:-1]
+    candidates: list[list[Fit]] = [[] for _ in searches]
+    solutions = fit_logits(vectors_ND, labels_N, [split.fit for split in splits], C_values)
+    for C, logits_NMK in zip(C_values, solutions, strict=True):
+        classes_NM = logits_NMK.argmax(2) if logits_NMK.shape[2] > 1 else (logits_NMK[:, :, 0] > 0).astype(np.int64)
+        for search, of_search_NM, fits in zip(searches, np.split(classes_NM, ends, axis=1), candidates, strict=True):
+            right_NM = of_search_NM == labels_N[:, None]
+            accuracies = [right_NM[trial.test, index].mean() for index, trial in enumerate(search.trials)]
+            fits.append(Fit(C, round(100 * float(np.mean(accuracies)), 2), of_search_NM[search.final.test, -1]))
+    return [max(fits, key=lambda fit: fit.accuracy) for fits in candidates]
 
 
 def fit_logits(
     vectors_ND: Vectors, labels_N: Labels, fits: Sequence[Rows], C_values: Sequence[float]
 ) -> Iterator[NDArray[np.float32]]:
-    """For each strength, what each fit says of every row, shape (N, M, K).
-
-    The only output of two classes is the logit of class 1.
-    """
+    """For each C, the logits of every row under each fit, (N, M, K); of two classes only that of class 1."""
     axes_ND = _axes(vectors_ND)
     mask_NM1 = torch.zeros(len(labels_N), len(fits), 1, dtype=torch.float64)
-    for number, rows in enumerate(fits):
-        mask_NM1[rows, number] = 1
+    for fit, rows in enumerate(fits):
+        mask_NM1[rows, fit] = 1
     problem = _Problem(axes_ND, mask_NM1, torch.tensor(labels_N))
     weights_DMK = torch.zeros(axes_ND.shape[1], len(fits), problem.outputs, dtype=torch.float64)
     for C in C_values:
-        weights_DMK, logits_NMK = _minimise(problem, C, weights_DMK)
+        weights_DMK, logits_NMK = _minimize(problem, C, weights_DMK)
         yield logits_NMK.float().numpy()
 
 
 def _axes(vectors_ND: Vectors) -> Tensor:
-    """The vectors in the frame of their principal axes, and a column of ones.
-
-    There the problem is the same, and its Hessian nearly diagonal, so that few steps suffice even where a few axes
-    hold most of the variance, as in language models. No label is looked at.
-    """
+    """Rotate the vectors to their principal axes, and add a column of ones."""
+    # A rotation leaves the penalty, and so the problem, as it is, but makes its Hessian nearly diagonal: few steps
+    # suffice even where a few axes hold most of the variance, as in language models. No label is looked at.
     vectors = torch.tensor(vectors_ND, dtype=torch.float64)
     vectors -= vectors.mean(0)
     _, turn_DD = torch.linalg.eigh(vectors.T @ vectors)
@@ -128,7 +116,7 @@ def _axes(vectors_ND: Vectors) -> Tensor:
 
 
 class _Problem:
-    """The fits' objective, its slope and its curvature, for the logits of all fits."""
+    """The objective of all fits, its gradient and its curvature, by their logits."""
 
     def __init__(self, axes_ND: Tensor, mask_NM1: Tensor, labels_N: Tensor) -> None:
         classes = int(labels_N.max()) + 1
@@ -159,15 +147,16 @@ class _Problem:
         return (chance_NMK - self.target_N1K) * self.mask_NM1
 
     def curve(self, chance_NMK: Tensor, moved_NMK: Tensor) -> Tensor:
-        """How the residual answers to a small move of the logits."""
+        """The Hessian of the loss by the logits, times a move of the logits."""
         if self.outputs == 1:
             return chance_NMK * (1 - chance_NMK) * moved_NMK * self.mask_NM1
         weighted_NMK = chance_NMK * moved_NMK
         return (weighted_NMK - chance_NMK * weighted_NMK.sum(-1, keepdim=True)) * self.mask_NM1
 
 
-def _minimise(problem: _Problem, C: float, weights_DMK: Tensor) -> tuple[Tensor, Tensor]:
-    """Newton steps from these weights to the minimum; the weights there, and the logits."""
+def _minimize(problem: _Problem, C: float, weights_DMK: Tensor) -> tuple[Tensor, Tensor]:
+    """Take Newton steps from these weights to the minimum; the weights there, and the logits."""
+    # Logits follow every step of the weights, so that they cost no product with the vectors of their own.
     logits_NMK = problem.forward(weights_DMK)
     for _ in range(_NEWTON_STEPS):
         chance_NMK = problem.probabilities(logits_NMK)
@@ -177,13 +166,15 @@ def _minimise(problem: _Problem, C: float, weights_DMK: Tensor) -> tuple[Tensor,
         scale_M1 = _scale(problem, C, (weights_DMK, logits_NMK), (step_DMK, moved_NMK), fall_M)[:, None]
         weights_DMK = weights_DMK + scale_M1 * step_DMK
         logits_NMK = logits_NMK + scale_M1 * moved_NMK
+        # Twice the decrease that a Newton step promises is the mean square move of the logits, weighted by curvature.
         if (fall_M <= _CLOSE**2 * C * problem.mask_NM1.sum((0, 2))).all():
             break
     return weights_DMK, logits_NMK
 
 
 def _newton(problem: _Problem, C: float, chance_NMK: Tensor, slope_DMK: Tensor) -> tuple[Tensor, Tensor]:
-    """Conjugate gradients for the Newton step; the step, and how it moves the logits."""
+    """Solve for the Newton step by conjugate gradients; the step, and how it moves the logits."""
+    # All fits take the iterations of the slowest one; a fit that is solved has nothing left to move by.
     easier = _preconditioner(problem, C, chance_NMK)
     left_DMK, step_DMK, moved_NMK = -slope_DMK, torch.zeros_like(slope_DMK), torch.zeros_like(chance_NMK)
     scaled_DMK = easier(left_DMK)
@@ -205,7 +196,9 @@ def _newton(problem: _Problem, C: float, chance_NMK: Tensor, slope_DMK: Tensor) 
 
 
 def _preconditioner(problem: _Problem, C: float, chance_NMK: Tensor) -> Callable[[Tensor], Tensor]:
-    """Divides by the Hessian as it would be if all rows of a fit had their mean curvature."""
+    """Divide by the Hessian as it would be if all rows of a fit had their mean curvature."""
+    # It is then a product of the axes' squares (diagonal, see `_axes`) and one K x K matrix, whose eigenvectors part
+    # the outputs, so that what is left to divide by is a diagonal.
     chance_MNK = (chance_NMK * problem.mask_NM1).transpose(0, 1)
     mean_MKK = torch.diag_embed(chance_MNK.sum(1)) - chance_MNK.mT @ chance_NMK.transpose(0, 1)
     spread_MK, turn_MKK = torch.linalg.eigh(mean_MKK / len(chance_NMK))
@@ -224,6 +217,7 @@ def _scale(
     problem: _Problem, C: float, at: tuple[Tensor, Tensor], step: tuple[Tensor, Tensor], fall_M: Tensor
 ) -> Tensor:
     """The share of each fit's step that lowers its objective enough (Armijo), by halving."""
+    # Near the minimum the objective falls by less than its rounding, and an honest step must not be refused for that.
     limit_M = _objective(problem, C, *at) * (1 + _ROUNDING)
     scale_M = torch.ones_like(fall_M)
     for _ in range(_HALVINGS):
@@ -248,16 +242,3 @@ def _dot(left_DMK: Tensor, right_DMK: Tensor) -> Tensor:
 def _ratio(over_M: Tensor, under_M: Tensor) -> Tensor:
     """Shape (M, 1); 0 where a fit is solved and nothing is left to divide by."""
     return torch.where(under_M > 0, over_M / under_M, 0)[:, None]
-
-
-def _classes(logits_NMK: NDArray[np.float32]) -> NDArray[np.int64]:
-    if logits_NMK.shape[2] == 1:
-        return (logits_NMK[:, :, 0] > 0).astype(np.int64)
-    classes_NM: NDArray[np.int64] = logits_NMK.argmax(2)
-    return classes_NM
-
-
-def _choice(C: float, search: GridSearch, predicted_NM: NDArray[np.int64], labels_N: Labels) -> Fit:
-    right_NM = predicted_NM == labels_N[:, None]
-    accuracies = [right_NM[trial.test, number].mean() for number, trial in enumerate(search.trials)]
-    return Fit(C, round(100 * float(np.mean(accuracies)), 2), predicted_NM[search.final.test, -1])

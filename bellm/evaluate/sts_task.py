@@ -80,32 +80,33 @@ def score_sts(model: EvaluatedModel, pairs: STSPairs) -> TaskResult:
     return score_task(model, STSTask(pairs.name), pairs)
 
 
-def measure_geometry(model: EvaluatedModel, sets: Sequence[STSPairs]) -> dict[str, float]:
-    """Anisotropy, uniformity and effective rank of the texts of rated pairs, and alignment of pairs rated 4 or more.
+def measure_geometry(rated: Sequence[tuple[STSPairs, Vectors]]) -> dict[str, float]:
+    """Anisotropy, uniformity and effective rank of vectors of rated pairs, and alignment of pairs rated 4 or more.
 
     Up to 4096 distinct texts are looked at, evenly spaced over all; `num_texts` says how many. Vectors of zeros have no
     direction and are left out. Empty with fewer than two texts.
+
+    Args:
+        rated: Sets of pairs, and the vectors of their left texts and then of their right ones, shape (2N, D).
     """
-    texts = list(dict.fromkeys(text for pairs in sets for text in (*pairs.left, *pairs.right)))
-    if not texts:
-        return {}
-    vectors = {text: vector_D for text, vector_D in zip(texts, model.vectors(texts), strict=True) if vector_D.any()}
+    vectors: dict[str, Vectors] = {}
+    positive: list[tuple[Vectors, Vectors]] = []
+    for pairs, vectors_2ND in rated:
+        vectors |= {text: row for text, row in zip((*pairs.left, *pairs.right), vectors_2ND, strict=True) if row.any()}
+        for left_D, right_D, gold in zip(*np.split(vectors_2ND, 2), pairs.gold_N, strict=True):
+            if gold >= _POSITIVE and left_D.any() and right_D.any():
+                positive.append((left_D, right_D))
     if len(vectors) < 2:
         return {}
-    all_ND = np.stack(list(vectors.values()))
-    sample_ND = all_ND[np.linspace(0, len(all_ND) - 1, min(len(all_ND), _GEOMETRY_TEXTS)).astype(int)]
+    all_ND = list(vectors.values())
+    indices = np.linspace(0, len(all_ND) - 1, min(len(all_ND), _GEOMETRY_TEXTS)).astype(int)
+    sample_ND = np.stack([all_ND[index] for index in indices])
     measures = {
         "num_texts": len(sample_ND),
         "anisotropy": geometry.anisotropy(sample_ND),
         "uniformity": geometry.uniformity(sample_ND),
         "effective_rank": geometry.effective_rank(sample_ND),
     }
-    positive = [
-        (vectors[left], vectors[right])
-        for pairs in sets
-        for left, right, gold in zip(pairs.left, pairs.right, pairs.gold_N, strict=True)
-        if gold >= _POSITIVE and left in vectors and right in vectors
-    ]
     if positive:
-        measures["alignment"] = geometry.alignment(*(np.stack(side) for side in zip(*positive, strict=True)))
+        measures["alignment"] = geometry.alignment(*map(np.stack, zip(*positive, strict=True)))
     return measures

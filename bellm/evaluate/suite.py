@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bellm.data.sts import STSPairs
 from bellm.errors import BellmError
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.csts_task import CSTS_TASKS
-from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder
+from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
 from bellm.evaluate.results import Report, Run, TaskResult
 from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS
 from bellm.evaluate.sts_task import STS_TASKS, STSTask, measure_geometry
-from bellm.evaluate.task import Task, score_task
+from bellm.evaluate.task import Task, embed_task, score_task
 from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
-from bellm.types import Embedder, InputType
+from bellm.types import Embedder, InputType, Vectors
 
 TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS, *CSTS_TASKS)
 """The tasks that have a name."""
@@ -78,29 +79,33 @@ def evaluate(
     averages = _complete_averages([task for task, _ in loaded])
     evaluation = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
     runs: list[Run] = []
-    results: list[dict[str, TaskResult]] = []
+    all_results: list[dict[str, TaskResult]] = []
     baseline: dict[str, BootstrapEstimate] = {}
     for model in map(EvaluatedModel.of, models):
-        results.append(_score_tasks(model, loaded, progress))
+        results, geometry = _score_tasks(model, loaded, progress)
         estimates = {
             name: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
-            for name, result in results[-1].items()
+            for name, result in results.items()
         }
-        scores = {name: result.to_score(estimates[name]) for name, result in results[-1].items()}
+        scores = {name: result.to_score(estimates[name]) for name, result in results.items()}
         means = {name: statistics.average_estimates([estimates[task] for task in averages[name]]) for name in averages}
         runs.append(
             Run(
                 model=model.name,
                 facts={**model.facts, "evaluation": evaluation},
                 scores=scores,
-                averages={name: _mean_score(mean, scores, averages[name]) for name, mean in means.items()},
+                averages={
+                    name: Score("mean", mean.value, mean.low, mean.high, sum(scores[task].n for task in averages[name]))
+                    for name, mean in means.items()
+                },
                 # Tasks are corrected together, averages together: an average is no further question about a task.
                 differences={**_differences(estimates, baseline), **_differences(means, baseline)} if baseline else {},
-                geometry=measure_geometry(model, [pairs for task, pairs in loaded if isinstance(task, STSTask)]),
+                geometry=geometry,
             )
         )
+        all_results.append(results)
         baseline = baseline or {**estimates, **means}
-    return Report(tuple(runs), tuple(results))
+    return Report(tuple(runs), tuple(all_results))
 
 
 def _load(tasks: Sequence[str | Task[Any]], folder: Path | None, clean: bool) -> LoadedTasks:
@@ -125,14 +130,21 @@ def _complete_averages(tasks: Sequence[Task[Any]]) -> dict[str, tuple[str, ...]]
     return {average: names for average, names in averages.items() if {*names} <= {task.name for task in tasks}}
 
 
-def _score_tasks(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress) -> dict[str, TaskResult]:
+def _score_tasks(
+    model: EvaluatedModel, loaded: LoadedTasks, progress: Progress
+) -> tuple[dict[str, TaskResult], dict[str, float]]:
+    """The results of all tasks, and the geometry of the vectors of rated pairs."""
     if model.cache:
         _embed_ahead(model, loaded, progress)
-    results = {}
+    results: dict[str, TaskResult] = {}
+    rated: list[tuple[STSPairs, Vectors]] = []
     for task, data in loaded:
         progress(model.name, task.name, 0, 0)
-        results[task.name] = score_task(model, task, data)
-    return results
+        vectors = embed_task(model, task, data)
+        results[task.name] = score_task(model, task, data, vectors)
+        if isinstance(task, STSTask):
+            rated.append((data, vectors["text"]))
+    return results, measure_geometry(rated)
 
 
 def _embed_ahead(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress) -> None:
@@ -151,10 +163,6 @@ def _embed_ahead(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress)
 
         for input_type, those in texts.items():
             model.vectors(those, input_type, done)
-
-
-def _mean_score(mean: BootstrapEstimate, scores: Mapping[str, Score], names: Sequence[str]) -> Score:
-    return Score("mean", mean.value, mean.low, mean.high, sum(scores[name].n for name in names))
 
 
 def _differences(
@@ -179,6 +187,6 @@ class DevEvaluator:
 
     def __call__(self, encoder: Embedder) -> Score:
         """The score in points, higher is better, with its interval."""
-        report = evaluate([encoder], [self.task], data=Path(self.data) if self.data else None)
-        (score,) = report.runs[0].scores.values()
-        return score
+        [(task, data)] = _load([self.task], Path(self.data) if self.data else None, clean=False)
+        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), task, data)
+        return result.to_score(statistics.bootstrap_estimate(result.item_scores_N, result.gold_N))

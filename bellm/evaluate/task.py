@@ -45,12 +45,25 @@ class Task(ABC, Generic[Data]):
         """Score the vectors of `texts`, row by row in the same order."""
 
 
-def score_task(model: EvaluatedModel, task: Task[Any], data: Any) -> TaskResult:
-    """Embed the texts of a task and score them; count the distinct texts, and those that are truncated."""
-    texts = task.texts(data)
-    vectors = {input_type: model.vectors(those, input_type) for input_type, those in texts.items()}
+def embed_task(model: EvaluatedModel, task: Task[Any], data: Any) -> dict[InputType, Vectors]:
+    """Embed the texts of a task."""
+    return {input_type: model.vectors(texts, input_type) for input_type, texts in task.texts(data).items()}
+
+
+def score_task(
+    model: EvaluatedModel, task: Task[Any], data: Any, vectors: Mapping[InputType, Vectors] | None = None
+) -> TaskResult:
+    """Score a model on a task, and count its distinct texts and those that are truncated.
+
+    Args:
+        model: What is evaluated.
+        task: How it is scored.
+        data: What `task.load` gives.
+        vectors: Those of `embed_task`, if they are known.
+    """
+    texts = task.texts(data).items()
     return replace(
-        task.score(data, vectors),
-        num_texts=sum(len(set(those)) for those in texts.values()),
-        num_truncated=sum(model.num_truncated(those, input_type) for input_type, those in texts.items()),
+        task.score(data, embed_task(model, task, data) if vectors is None else vectors),
+        num_texts=sum(len(set(those)) for _, those in texts),
+        num_truncated=sum(model.num_truncated(those, input_type) for input_type, those in texts),
     )
