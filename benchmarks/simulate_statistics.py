@@ -25,7 +25,6 @@ from bellm.report.statistics import (
     average_estimates,
     average_over_seeds,
     bootstrap_estimate,
-    compare_averages,
     holm_correction,
     paired_difference,
 )
@@ -282,7 +281,7 @@ def any_alarm(sample: Callable[[Generator, int], Couple], draw: Generator) -> Ma
 def holds_average(draw: Generator) -> Mapping[str, bool]:
     """Whether the interval of the difference of averages holds the truth."""
     ours, theirs = zip(*(estimates(unequal(draw, n)) for n in TASKS), strict=True)
-    found = compare_averages(ours, theirs)
+    found = paired_difference(average_estimates(ours), average_estimates(theirs))
     return {"bootstrap (bellm)": found.low <= true_spearman(QUALITY, 6) - true_spearman(0.77, 6) <= found.high}
 
 

@@ -145,7 +145,7 @@ def _training(
 def _show(finding: "Finding", folder: Path) -> None:
     from rich.console import Console
 
-    from bellm.layer_search.layer_tables import candidate_table, degradation_table, halving_table
+    from bellm.layer_search.layer_text import candidate_table, degradation_table, halving_table
 
     console = Console()
     degradation, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained

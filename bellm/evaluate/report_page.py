@@ -19,8 +19,8 @@ from bellm.report.figures import (
     ForestBar,
     LinePlot,
     Mark,
+    Point,
     Scatter,
-    ScatterPoint,
     estimate_point,
     make_axis,
     make_forest,
@@ -135,9 +135,9 @@ def pair_scatter(run: int, result: TaskResult) -> PairScatter:
     order_N = random.permutation(len(gold_N))
     sample_S = order_N[~np.isin(order_N, worst_W)][: SHOWN - WORST]
 
-    def point(pair: int) -> ScatterPoint:
+    def point(pair: int) -> Point:
         words = f"rating {gold_N[pair]:.3g}, cosine {cosine_N[pair]:.3f}"
-        return ScatterPoint(pair, across.percent(jittered_N[pair]), up.down(cosine_N[pair]), words)
+        return Point(across.percent(jittered_N[pair]), up.down(cosine_N[pair]), key=pair, words=words)
 
     groups = {"sample": [*map(point, sample_S.tolist())], "worst": [*map(point, worst_W.tolist())]}
     ranks = [(int(gold_rank_N[pair]), int(rank_N[pair])) for pair in worst_W]

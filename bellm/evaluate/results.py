@@ -108,14 +108,9 @@ def _setting_in_words(key: str, value: object) -> str:
 
 
 def _run_to_json(run: Run) -> dict[str, Any]:
-    numbers: dict[str, Mapping[str, Score | Difference]] = {
-        "scores": run.scores,
-        "averages": run.averages,
-        "differences": run.differences,
-    }
-    rounded = {kind: {name: _rounded(asdict(it)) for name, it in found.items()} for kind, found in numbers.items()}
-    geometry = _rounded(dict(run.geometry))
-    return {"model": run.model, **rounded, "geometry": geometry, "facts": dict(run.facts)}
+    numbers = _rounded(asdict(run))
+    del numbers["facts"]
+    return {**numbers, "facts": dict(run.facts)}
 
 
 def _rounded(value: Any) -> Any:

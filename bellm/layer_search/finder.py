@@ -18,7 +18,7 @@ from bellm.layer_search.degradation import Degradation, measure_degradation
 from bellm.layer_search.halving_plan import HalvingPlan, plan_halving
 from bellm.layer_search.halving_result import HalvingResult
 from bellm.layer_search.layer_stats import LayerStats, measure_layers
-from bellm.layer_search.summary import summarize_candidates, summarize_training, summarize_turning_point
+from bellm.layer_search.layer_text import summarize_candidates, summarize_training, summarize_turning_point
 from bellm.metadata import encoder_metadata
 from bellm.train.dataset import Dataset
 from bellm.train.dataset_files import load_dataset

@@ -71,7 +71,7 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
     Raises:
         SourceError: The disk refuses; a page that was there before stays.
     """
-    degradation, search = finding.degradation, finding.search
+    search = finding.search
     metadata = {**results["facts"], **{name: results[name] for name in _BESIDES if name in results}}
     forest = candidate_forest(search) if search else None
     page = html.render_page(
@@ -81,7 +81,7 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
         finding=finding,
         search=search,
         stats=finding.profile,
-        curve=degradation_curve(degradation) if degradation else None,
+        curve=degradation_curve(finding.degradation) if finding.degradation else None,
         stack=layer_plots(finding),
         forest=forest if forest and forest.rows else None,
         metadata=format_metadata(metadata),
@@ -121,45 +121,38 @@ def layer_plots(finding: Finding) -> LayerPlots:
     across = make_axis((0, finding.num_layers - 1), least_step=1)
     opened = {it.open_layers[0]: it for it in search.candidates if len(it.open_layers) == 1} if search else {}
     singles = [opened.get(layer) for layer in layers]
-    panels = [_moved_panel(across, singles)]
-    if stats:
-        panels += [
-            _percent_panel("Attention to later tokens, opened alone", across, stats.looks_ahead),
-            _percent_panel("What the last token has in common with the others", across, stats.dependency),
-        ]
     alone = _alone(across, singles) if search else None
-    return LayerPlots([*map(across.percent, layers)], singles, alone, [one for one in panels if any(one.points)])
+    powers = [math.log10(single.moved) if single and single.moved > 0 else None for single in singles]
+    known = [power for power in powers if power is not None] or [0.0]
+    # By powers of ten: some layers move the vectors a thousand times as far as others.
+    up = make_axis((math.floor(min(known)), math.ceil(max(known))), least_step=1, label=_power_of_ten)
+    name, unit = "How far opening it alone moves the vectors", "mean of 1 \N{MINUS SIGN} cosine"
+    panels = [_panel(name, unit, across, up, powers)]
+    shares = {
+        "Attention to later tokens, opened alone": stats.looks_ahead if stats else (),
+        "What the last token has in common with the others": stats.dependency if stats else (),
+    }
+    for name, percents in shares.items():
+        up = make_axis([0, *(percent for percent in percents if percent is not None)])
+        panels.append(_panel(name, "%", across, up, percents))
+    panels = [panel for panel in panels if any(panel.points)]
+    return LayerPlots([*map(across.percent, layers)], singles, alone, panels)
 
 
 def _alone(across: Axis, singles: Sequence[Candidate | None]) -> LinePlot:
     up = difference_axis(single.over_causal for single in singles if single)
-    points = [
-        estimate_point(across.percent(layer), up, single.over_causal, _enlargeable(effect(single))) if single else None
-        for layer, single in enumerate(singles)
-    ]
+    points: list[Point | None] = []
+    for layer, single in enumerate(singles):
+        mark = effect(single) if single else None
+        if mark is EFFECTS["unclear"]:
+            mark = replace(mark, symbol="")
+        points.append(estimate_point(across.percent(layer), up, single.over_causal, mark) if single else None)
     return LinePlot("Opened alone, against causal", "points", across, up, points)
-
-
-def _enlargeable(mark: Mark) -> Mark:
-    return replace(mark, symbol="") if mark is EFFECTS["unclear"] else mark
 
 
 def _panel(name: str, unit: str, across: Axis, up: Axis, values: Sequence[float | None]) -> LinePlot:
     points = [None if v is None else Point(across.percent(layer), up.down(v)) for layer, v in enumerate(values)]
     return LinePlot(name, unit, across, up, points)
-
-
-def _percent_panel(name: str, across: Axis, shares: Sequence[float | None]) -> LinePlot:
-    return _panel(name, "%", across, make_axis([0, *(share for share in shares if share is not None)]), shares)
-
-
-def _moved_panel(across: Axis, singles: Sequence[Candidate | None]) -> LinePlot:
-    """By powers of ten: some layers move the vectors a thousand times as far as others."""
-    powers = [math.log10(single.moved) if single and single.moved > 0 else None for single in singles]
-    known = [power for power in powers if power is not None] or [0.0]
-    up = make_axis((math.floor(min(known)), math.ceil(max(known))), least_step=1, label=_power_of_ten)
-    name, unit = "How far opening it alone moves the vectors", "mean of 1 \N{MINUS SIGN} cosine"
-    return _panel(name, unit, across, up, powers)
 
 
 def _power_of_ten(power: float) -> str:

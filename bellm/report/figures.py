@@ -85,6 +85,10 @@ class Point:
     """Where the lower end of the interval stands; further from the top than the number."""
     high: float | None = None
     mark: Mark | None = None
+    key: int = 0
+    """By which scripts find it elsewhere in the page."""
+    words: str = ""
+    """What is said of it when it is pointed at."""
 
 
 def estimate_point(x: float, up: Axis, estimate: Score | Difference, mark: Mark | None = None) -> Point:
@@ -149,24 +153,12 @@ def make_forest(rows: Mapping[str, Sequence[ForestBar]], averages: Iterable[str]
 
 
 @dataclass(frozen=True)
-class ScatterPoint:
-    """A thing with two numbers."""
-
-    key: int
-    """By which scripts find it elsewhere in the page."""
-    x: float
-    y: float
-    words: str
-    """What is said of it when it is pointed at."""
-
-
-@dataclass(frozen=True)
 class Scatter:
     """Points by two axes, in groups with a class of the style sheet each, the last on top."""
 
     across: Axis
     up: Axis
-    groups: Mapping[str, Sequence[ScatterPoint]]
+    groups: Mapping[str, Sequence[Point]]
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bellm.io import atomic
-from bellm.report.formatting import (
-    BETTER,
-    WORSE,
-    format_interval,
-    format_p_value,
-    format_points,
-    shorten,
-    significance_mark,
-)
+from bellm.report import formatting
 
 _HERE = Path(__file__).parent
-_FILTERS = (format_interval, format_p_value, format_points, shorten, significance_mark)
+_FILTERS = ("format_interval", "format_p_value", "format_points", "shorten", "significance_mark")
 
 
 def render_page(template: Path, **content: Any) -> str:
@@ -42,8 +34,8 @@ def render_page(template: Path, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    environment.filters |= {function.__name__: function for function in _FILTERS}
-    environment.globals |= {"BETTER": BETTER, "WORSE": WORSE}
+    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
+    environment.globals |= {"BETTER": formatting.BETTER, "WORSE": formatting.WORSE}
     style, script = (Markup((_HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template.name).render(**content, style=style, script=script, script_hash=digest)

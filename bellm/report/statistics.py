@@ -151,13 +151,6 @@ def compare_scores(
     return paired_difference(ours, theirs)
 
 
-def compare_averages(estimates: Sequence[BootstrapEstimate], others: Sequence[BootstrapEstimate]) -> Difference:
-    """The paired difference of two systems' averages over the same tasks in the same order."""
-    if len(estimates) != len(others):
-        raise BellmError(f"{len(estimates)} tasks against {len(others)}. Compare averages over the same tasks.")
-    return paired_difference(average_estimates(estimates), average_estimates(others))
-
-
 def paired_difference(one: BootstrapEstimate, other: BootstrapEstimate) -> Difference:
     """A score minus another's, whose replicates come from the same resampled items; the p-value is uncorrected.
 

@@ -16,9 +16,8 @@ from bellm.errors import BellmError, SourceError
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, score_candidates
 from bellm.layer_search.halving_plan import HalvingPlan, HalvingRound, plan_halving
 from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
-from bellm.layer_search.layer_tables import halving_table
+from bellm.layer_search.layer_text import halving_table, summarize_candidates, summarize_training
 from bellm.layer_search.successive_halving import run_halving
-from bellm.layer_search.summary import summarize_candidates, summarize_training
 from bellm.layer_spec import parse_layers
 from bellm.report import statistics
 from bellm.report.statistics import Difference, Score
@@ -29,7 +28,7 @@ from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL
 from bellm.train.signals import Interrupted
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import on_topics, trained_to_see, write_topics
-from tests.layer_search.test_layer_tables import lines
+from tests.layer_search.test_layer_text import lines
 from tests.train.rows import dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
