@@ -103,8 +103,8 @@ def measured(encoder: Encoder, place: Path, count: int, quick: bool) -> Iterator
 def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> None:
     """A corpus of drawn vectors in half precision, as if the encoder had given them."""
     (out / shards.SHARD_FOLDER).mkdir(parents=True)
-    how = CorpusConfig(config=encoder.config.digest(), dtype=encoder.dtype_name, vectors="float16")
-    digest = corpus_config.check_corpus_config(out, how, encoder)
+    config = CorpusConfig.of(encoder, precision="float16")
+    digest = corpus_config.check_corpus_config(out, config, encoder)
     written = []
     for first in range(1, count + 1, SHARD_ROWS):
         rows = list(range(first, min(first + SHARD_ROWS, count + 1)))
@@ -112,10 +112,15 @@ def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> Non
         encoded = EncodeResult(clusters.draw(len(rows)), 0, 0)
         written.append(
             shards.write_shard(
-                out / shards.SHARD_FOLDER, row_range, encoded, form="float16", keep_text=False, recipe=digest
+                out / shards.SHARD_FOLDER,
+                row_range,
+                encoded,
+                precision="float16",
+                keep_text=False,
+                config_digest=digest,
             )
         )
-    manifest.write_manifest(out, encoder_metadata(MODEL, encoder), written)
+    manifest.write_manifest(out, encoder_metadata(MODEL, encoder), vars(config), digest, written)
 
 
 def embed_scifact(data: Path, out: Path, encoder: Encoder, count: int | None) -> Vectors:

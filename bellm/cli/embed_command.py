@@ -1,43 +1,25 @@
 """`bellm embed`: texts to one file of vectors, or to a folder of shards."""
 
+import contextlib
 import json
 import sys
 import time
-from enum import StrEnum
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bellm.cli import embed_folder
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
-from bellm.corpus.input_files import expand_inputs
-from bellm.corpus.row_ranges import SHARD_ROWS
+from bellm.cli.progress_bars import live_bars
+from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
-from bellm.io.rows import read_texts
-from bellm.io.vectors import is_folder, new_vector_file
+from bellm.io.vectors import is_folder
+from bellm.types import InputType
 
-
-class InputTypeOption(StrEnum):
-    """What the texts are to a search; prompts may put queries and documents differently."""
-
-    TEXT = "text"
-    QUERY = "query"
-    DOCUMENT = "document"
-
-
-class PrecisionOption(StrEnum):
-    """How shards keep vectors."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-
-
-class EngineOption(StrEnum):
-    """What embeds a corpus."""
-
-    LOCAL = "local"
-    RAY = "ray"
+if TYPE_CHECKING:
+    from bellm.corpus import CorpusProgress, CorpusReport
+    from bellm.text_files import VectorFile
 
 
 def _folder(*names: str, **how: Any) -> Any:
@@ -65,23 +47,29 @@ def embed_command(
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
     input_type: Annotated[
-        InputTypeOption, typer.Option(help="Whether the prompt's query or document template is used.")
-    ] = InputTypeOption.TEXT,
+        InputType, typer.Option(help="Whether the prompt's query or document template is used.")
+    ] = "text",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE,...",
+            help="Embed with one process for each device, as in cuda:0,cuda:1; default one process.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it is a file.")] = False,
     as_json: AsJson = False,
     id_column: Annotated[str | None, _folder(help="Which column holds ids; default FILE:ROW.")] = None,
     keep_text: Annotated[bool, _folder("--keep-text", help="Keep the texts beside their vectors.")] = False,
-    vectors: Annotated[
-        PrecisionOption, _folder(help="How vectors are kept; int8 has a scale for each row.")
-    ] = PrecisionOption.FLOAT32,
+    precision: Annotated[Precision, _folder(help="How vectors are kept; int8 has a scale for each row.")] = "float32",
     shard_rows: Annotated[int, _folder(help="Most rows of a shard, and of what a kill costs.", min=1)] = SHARD_ROWS,
     engine: Annotated[
-        EngineOption,
+        Literal["local", "ray"],
         _folder(
             help="This process, or workers of a Ray cluster: that of RAY_ADDRESS or of this machine, else a new one. "
             "INPUT, -o and a model's folder must have the same paths on every machine."
         ),
-    ] = EngineOption.LOCAL,
+    ] = "local",
     workers: Annotated[
         int | None,
         _folder(
@@ -102,55 +90,61 @@ def embed_command(
 
     Example: bellm embed smollm2 sentences.txt -o vectors.npy --bidirectional last:8
 
-    Example: bellm embed smollm2 'wiki/*.jsonl' notes/ -o vectors/ --id-column id --vectors float16
+    Example: bellm embed smollm2 'wiki/*.jsonl' notes/ -o vectors/ --id-column id --precision float16
+
+    Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --devices cuda:0,cuda:1
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
-    encoding = {"input_type": input_type.value, "max_batch_tokens": max_batch_tokens}
+    how: dict[str, Any] = {
+        "source": source,
+        "column": column,
+        "input_type": input_type,
+        "max_batch_tokens": max_batch_tokens,
+        "devices": tuple(filter(None, (devices or "").split(","))),
+    }
+    load = partial(options.load, source)
+    report: CorpusReport | VectorFile
     if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
-        shape = {"id_column": id_column, "keep_text": keep_text, "vectors": vectors.value, "shard_rows": shard_rows}
-        result = embed_folder.embed_to_folder(
-            source, options, inputs, output, column=column, engine=engine.value, workers=workers, **encoding, **shape
+        if engine == "local" and workers is not None:
+            raise BellmError("--workers belongs to --engine ray: one process embeds here.")
+        how |= {"id_column": id_column, "keep_text": keep_text, "precision": precision, "shard_rows": shard_rows}
+        from bellm.corpus import RayExecutor, embed_corpus
+
+        executor = (
+            RayExecutor(source=source, workers=workers, options=options.relocation()) if engine == "ray" else None
         )
-        words = embed_folder.corpus_summary
+        # Ray tells of dead workers on standard output, where the result goes.
+        with _corpus_bar() as show, contextlib.redirect_stdout(sys.stderr):
+            report = embed_corpus(load, inputs, output, executor=executor, progress=show, **how)
     else:
-        given = (id_column, keep_text, vectors, shard_rows, engine, workers)
-        if given != (None, False, PrecisionOption.FLOAT32, SHARD_ROWS, EngineOption.LOCAL, None):
+        if (id_column, keep_text, precision, shard_rows, engine, workers) != _NO_FOLDER:
             raise BellmError(
                 f"{output} is one file: options of a corpus folder do not fit. Give a folder: -o vectors/."
             )
-        result = _to_file(source, options, inputs, output, column, force, **encoding)
-        words = _in_words
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else words(result))
+        from bellm.text_files import embed_file
+
+        report = embed_file(load, inputs, output, force=force, progress=sys.stderr.isatty(), **how)
+    typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else str(report))
 
 
-def _to_file(
-    source: str, options: ModelOptions, inputs: list[str], output: str, column: str, force: bool, **encoding: Any
-) -> dict[str, Any]:
-    texts = [text for file in expand_inputs(inputs) for text in read_texts(file, column)]
-    with new_vector_file(output, force=force) as write:
-        encoder = options.load(source)
-        start = time.perf_counter()
-        vectors = encoder.encode(texts, progress=sys.stderr.isatty(), **encoding)
-        seconds = time.perf_counter() - start
-        write(texts, vectors)
-    from bellm.metadata import encoder_metadata
-
-    return {
-        "rows": len(texts),
-        "embedding_dim": encoder.embedding_dim,
-        "output": output,
-        "encoder": encoder_metadata(source, encoder),
-        "seconds": round(seconds, 3),
-    }
+_NO_FOLDER = (None, False, "float32", SHARD_ROWS, "local", None)
+"""Options of a corpus folder as they are when none is given."""
 
 
-def _in_words(result: dict[str, Any]) -> str:
-    encoder = result["encoder"]
-    return (
-        f"{result['output']}: {result['rows']} rows of {result['embedding_dim']} dimensions, open layers "
-        f"{encoder['bidirectional']} of {encoder['num_layers']}, computed in {encoder['dtype']} in "
-        f"{result['seconds']:.1f} s ({result['rows'] / max(result['seconds'], 1e-3):.0f} texts/s)"
-    )
+@contextlib.contextmanager
+def _corpus_bar() -> "Iterator[Callable[[CorpusProgress], None]]":
+    """A bar with rows and tokens a second, those since the first call: shards that were there took no time."""
+    first: tuple[float, int] | None = None
+    with live_bars("checking what is there", counts=False) as update:
+
+        def show(now: "CorpusProgress") -> None:
+            nonlocal first
+            clock = time.monotonic()
+            first = first or (clock, now.tokens)
+            speed = (now.tokens - first[1]) / max(clock - first[0], 1e-3)
+            update(f"{now.rows:,} rows, {speed:,.0f} tokens/s", now.share, 1 if now.share else 0)
+
+        yield show

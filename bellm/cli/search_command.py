@@ -3,17 +3,18 @@
 import json
 import os.path
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bellm.cli import command_group
 from bellm.cli.model_options import DEFAULT_MODEL, AsJson, BatchTokens, Column, ModelOptions, with_model_options
 from bellm.errors import BellmError
-from bellm.io.rows import check_text, read_texts
+from bellm.io.rows import check_text
 
 if TYPE_CHECKING:
-    from bellm.encoder import Encoder
+    from bellm.text_files import SearchResult
 
 
 def index_command(
@@ -36,7 +37,7 @@ def index_command(
 
     Example: bellm index vectors/
     """
-    from bellm.corpus.index import build_index
+    from bellm.corpus import build_index
 
     record = build_index(corpus, approximate=approximate, progress=sys.stderr.isatty())
     if as_json:
@@ -81,66 +82,45 @@ def search_command(
 
     Example: bellm search "how do birds sleep" --in notes.txt --top 5 --prompt instruct
     """
-    query = check_text("The query", query)
+    check_text("The query", query)
     if os.path.isdir(place):
-        found, encoder = _in_corpus(query, place, top, exact, model, options)
+        if refused := [name.replace("_", "-") for name in options.given() if name not in options.relocation()]:
+            raise BellmError(f"--{refused[0]} was chosen when {place} was embedded: leave it out, or embed anew.")
+        from bellm.corpus import search_corpus
+
+        with command_group.status_line(f"loading the encoder of {place}"):
+            result = search_corpus(query, place, top=top, exact=exact, source=model, **options.relocation())
     else:
-        found, encoder = _in_file(query, place, top, model or DEFAULT_MODEL, column, max_batch_tokens, options)
+        from bellm.text_files import search_file
+
+        model = model or DEFAULT_MODEL
+        result = search_file(
+            partial(options.load, model),
+            query,
+            place,
+            source=model,
+            top=top,
+            column=column,
+            max_batch_tokens=max_batch_tokens,
+            progress=sys.stderr.isatty(),
+        )
     if as_json:
-        typer.echo(json.dumps({**found, "encoder": encoder}, ensure_ascii=False))
+        typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
     else:
-        _show(found)
+        _show(result)
 
 
-def _in_file(
-    query: str, file: str, top: int, model: str, column: str, max_batch_tokens: int | None, options: ModelOptions
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    texts = read_texts(file, column)
-    encoder = options.load(model)
-    from bellm.metadata import encoder_metadata
-    from bellm.tensors.similarity import cosine_similarity
-
-    documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=sys.stderr.isatty())
-    scores = cosine_similarity(encoder.encode_query([query]), documents)[0]
-    best = (-scores).argsort(kind="stable")[:top].tolist()
-    hits = [{"score": float(scores[row]), "row": row + 1, "text": texts[row]} for row in best]
-    return {"hits": hits, "exact": True}, encoder_metadata(model, encoder)
-
-
-def _in_corpus(
-    query: str, corpus: str, top: int, exact: bool, model: str | None, options: ModelOptions
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    if refused := [name.replace("_", "-") for name in options.given() if name not in options.relocation()]:
-        raise BellmError(f"--{refused[0]} was chosen when {corpus} was embedded: leave it out, or embed anew.")
-    from bellm.corpus.index import Index
-    from bellm.metadata import encoder_metadata
-
-    searched = Index.open(corpus)
-    encoder, source = _encoder_of(corpus, model, options.relocation())
-    hits = searched.search(encoder.encode_query([query])[0], top, exact=exact)
-    found = {"hits": list(map(vars, hits)), "exact": exact or not searched.record.is_approximate}
-    return found, encoder_metadata(source, encoder)
-
-
-def _encoder_of(corpus: str, model: str | None, options: dict[str, Any]) -> "tuple[Encoder, str]":
-    with command_group.status_line(f"loading the encoder of {corpus}"):
-        from bellm.corpus import encoder_ref
-
-        known = encoder_ref.read_encoder_ref(corpus, model)
-        return known.load(**options), known.source
-
-
-def _show(found: dict[str, Any]) -> None:
+def _show(result: "SearchResult") -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    of_corpus = any("id" in hit for hit in found["hits"])
+    of_corpus = any(hit.id is not None for hit in result.hits)
     table = Table("rank", "score", "id" if of_corpus else "row", "text", box=box.SIMPLE_HEAD)
-    for rank, hit in enumerate(found["hits"], 1):
-        name = Text(str(hit["id"] if of_corpus else hit["row"]), overflow="fold")
-        table.add_row(str(rank), f"{hit['score']:.4f}", name, Text(hit["text"] or "", overflow="fold"))
+    for rank, hit in enumerate(result.hits, 1):
+        name = Text(str(hit.id if of_corpus else hit.row), overflow="fold")
+        table.add_row(str(rank), f"{hit.score:.4f}", name, Text(hit.text or "", overflow="fold"))
     Console().print(table)
-    if not found["exact"]:
+    if not result.exact:
         typer.echo("Approximate: a part of the rows was compared; --exact compares all.")

@@ -1,1 +1,31 @@
-"""Texts of files larger than memory to a folder of vectors, resumed wherever it was stopped."""
+"""Embed texts of any number into a folder of shards that is resumed after any stop, and search them."""
+
+from typing import TYPE_CHECKING
+
+from bellm.extras import lazy_exports
+
+if TYPE_CHECKING:
+    from bellm.corpus.index import Index, build_index, search_corpus
+    from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus
+    from bellm.corpus.manifest import Manifest, read_manifest
+    from bellm.corpus.ray_executor import RayExecutor
+
+__all__ = [
+    "CorpusProgress",
+    "CorpusReport",
+    "Index",
+    "Manifest",
+    "RayExecutor",
+    "build_index",
+    "embed_corpus",
+    "read_manifest",
+    "search_corpus",
+]
+
+_MODULES = {
+    **dict.fromkeys(("Index", "build_index", "search_corpus"), "index"),
+    **dict.fromkeys(("CorpusProgress", "CorpusReport", "embed_corpus"), "job"),
+    **dict.fromkeys(("Manifest", "read_manifest"), "manifest"),
+    "RayExecutor": "ray_executor",
+}
+__getattr__ = lazy_exports(__name__, "corpus", _MODULES)

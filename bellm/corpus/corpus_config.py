@@ -1,6 +1,6 @@
-"""What decides the vectors of a corpus, next to its texts: one folder has one recipe.
+"""Configuration of a corpus folder: what a later run and every query must have in common with the first run.
 
-It is kept with the encoder's fingerprint in one file, as a saved encoder keeps it, and written before the first shard.
+It lies in one file with the encoder's fingerprint, written before the first shard.
 """
 
 import dataclasses
@@ -14,65 +14,113 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bellm import saving
-from bellm.corpus.shards import SHARD_FOLDER, Precision
+from bellm.config import EncoderConfig
+from bellm.corpus import manifest
+from bellm.corpus.row_ranges import Precision
+from bellm.corpus.shards import SHARD_FOLDER
 from bellm.encoder import Encoder
-from bellm.errors import SourceError
+from bellm.errors import FingerprintError, SourceError
 from bellm.io import atomic
 from bellm.saving import FINGERPRINT_FILE
-from bellm.types import InputType, Vectors
+from bellm.types import Embedder, InputType, Vectors
+
+_ELSEWHERE = ("name", "device", "source")  # Of a description, what may be another for the same vectors.
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Everything that a second run must have in common with the first."""
 
-    config: str
-    """Digest of the encoder's settings."""
-    dtype: str
-    """Dtype of the encoder's weights."""
+    encoder: dict[str, Any]
+    """Settings and dtype of the encoder, from `Embedder.describe`."""
     input_type: InputType = "text"
-    vectors: Precision = "float32"
+    precision: Precision = "float32"
     keep_text: bool = False
     column: str = "text"
     id_column: str | None = None
 
-    def digest(self, fingerprint: Vectors) -> str:
-        """What shards carry to say whose they are."""
-        return hashlib.sha256(self._json().encode() + fingerprint.tobytes()).hexdigest()
+    @classmethod
+    def of(cls, encoder: Embedder, **options: Any) -> "CorpusConfig":
+        """Configuration of a corpus that this encoder embeds; `options` are the other fields."""
+        settings = {name: value for name, value in encoder.describe().items() if name not in _ELSEWHERE}
+        return cls(encoder=json.loads(json.dumps(settings)), **options)
 
-    def _json(self) -> str:
+    def digest(self, fingerprint: Vectors) -> str:
+        """Digest that shards carry to say which corpus they belong to."""
+        return hashlib.sha256(self.to_json().encode() + fingerprint.tobytes()).hexdigest()
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
+    def differences(self, other: "CorpusConfig") -> list[str]:
+        """Fields and encoder settings in which another configuration differs, in words."""
+        ours, theirs = ({**vars(config), **config.encoder, "encoder": None} for config in (self, other))
+        names = dict.fromkeys((*theirs, *ours))
+        return [
+            f"{name} is {ours.get(name)!r} there and {theirs.get(name)!r} here"
+            for name in names
+            if ours.get(name) != theirs.get(name)
+        ]
 
-def check_corpus_config(out: Path, recipe: CorpusConfig, encoder: Encoder) -> str:
-    """Prove that a corpus folder is of this recipe and this encoder, or begin it; returns the recipe's digest.
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRef:
+    """Reference to an encoder: enough to load it again, later or elsewhere, and to check that it is the same."""
+
+    source: str
+    """What `Encoder.from_pretrained` was given."""
+    config: EncoderConfig
+    dtype: str
+    fingerprint: Vectors
+
+    def load(self, **options: Any) -> Encoder:
+        """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone.
+
+        Raises:
+            FingerprintError: The source gives another encoder than it gave then.
+            BellmError: It cannot be loaded.
+        """
+        encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
+        distance = saving.fingerprint_distance(self.fingerprint, encoder.fingerprint())
+        limit = saving.fingerprint_tolerance(self.dtype, encoder.dtype_name)
+        if not distance <= limit:
+            raise FingerprintError(
+                f"{self.source} does not give the vectors that it gave to the corpus (relative distance "
+                f"{distance:.3g}, allowed {limit:g}): give the model that embedded it."
+            )
+        return encoder
+
+
+def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> str:
+    """Check that a corpus folder has this configuration and encoder, or begin it; returns the configuration's digest.
 
     The fingerprint may differ by rounding from the one in the folder, whose digest counts: work may go on elsewhere.
 
     Raises:
-        SourceError: The folder is of another recipe or encoder, cannot tell, or cannot be written.
+        SourceError: The folder has another configuration or encoder, has lost its own, or cannot be written.
     """
-    found = encoder.fingerprint()
+    fingerprint = encoder.fingerprint()
     path = out / FINGERPRINT_FILE
     if path.exists():
-        kept, fingerprint = read_corpus_config(out)
-        _refuse_other(out, recipe, kept)
-        if not saving.fingerprint_distance(fingerprint, found) <= saving.fingerprint_tolerance(
-            recipe.dtype, recipe.dtype
-        ):
+        known, known_fingerprint = read_corpus_config(out)
+        _refuse_other(out, known, config)
+        dtype = config.encoder.get("dtype", "float32")
+        limit = saving.fingerprint_tolerance(dtype, dtype)
+        if not saving.fingerprint_distance(known_fingerprint, fingerprint) <= limit:
             raise SourceError(
-                f"{out} holds the vectors of another model: its fingerprint is not that of {encoder.name}. Give the "
-                "same model, or another folder."
+                f"{out} holds the vectors of another model: its fingerprint is not that of "
+                f"{encoder.describe().get('name', 'this one')}. Give the same model, or another folder."
             )
-        return recipe.digest(fingerprint)
+        return config.digest(known_fingerprint)
     if any((out / SHARD_FOLDER).glob("*.parquet")):
         raise SourceError(f"{out} holds shards without their {FINGERPRINT_FILE}. Put it back, or give another folder.")
-    atomic.write_bytes(path, save({"vectors": found}, {"config": recipe.config, "recipe": recipe._json()}))
-    return recipe.digest(found)
+    atomic.write_bytes(path, save({"vectors": fingerprint}, {"corpus": config.to_json()}))
+    return config.digest(fingerprint)
 
 
 def read_corpus_config(out: Path) -> tuple[CorpusConfig, Vectors]:
-    """Read the recipe of a corpus folder and the fingerprint of its encoder.
+    """Read the configuration of a corpus folder and the fingerprint of its encoder.
 
     Raises:
         SourceError: They are not there, or damaged.
@@ -81,19 +129,34 @@ def read_corpus_config(out: Path) -> tuple[CorpusConfig, Vectors]:
     try:
         with safe_open(path, "numpy") as file:
             fingerprint: Vectors = file.get_tensor("vectors")
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["recipe"])
-        return CorpusConfig(**facts), fingerprint
+            values: dict[str, Any] = json.loads((file.metadata() or {})["corpus"])
+        return CorpusConfig(**values), fingerprint
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}. Put it back, or give another folder.") from error
 
 
-def _refuse_other(out: Path, recipe: CorpusConfig, kept: CorpusConfig) -> None:
-    asked, had = dataclasses.asdict(recipe), dataclasses.asdict(kept)
-    if asked["config"] != had["config"]:
+def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
+    """Read the reference to a complete corpus's encoder; `source` is where it lies now, if not where it lay then.
+
+    Raises:
+        SourceError: `out` is no complete corpus.
+    """
+    known = manifest.read_manifest(Path(out)).encoder
+    config, fingerprint = read_corpus_config(Path(out))
+    return EncoderRef(
+        source=source or known["source"],
+        config=EncoderConfig.from_dict(config.encoder),
+        dtype=config.encoder["dtype"],
+        fingerprint=fingerprint,
+    )
+
+
+def _refuse_other(out: Path, known: CorpusConfig, config: CorpusConfig) -> None:
+    if not (other := known.differences(config)):
+        return
+    if known.encoder != config.encoder:
         raise SourceError(
-            f"{out} holds vectors of an encoder with other settings. Give the same options of the model, or another "
-            "folder."
+            f"{out} holds vectors of an encoder with other settings: {'; '.join(other)}. Give the same options of the "
+            "model, or another folder."
         )
-    other = [f"{name} is {had[name]!r} there and {asked[name]!r} here" for name in asked if asked[name] != had[name]]
-    if other:
-        raise SourceError(f"{out} was begun otherwise: {'; '.join(other)}. Give the same options, or another folder.")
+    raise SourceError(f"{out} was begun otherwise: {'; '.join(other)}. Give the same options, or another folder.")

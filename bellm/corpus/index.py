@@ -1,4 +1,4 @@
-"""Search over a corpus: its vectors in a LanceDB table, compared one by one until they are many.
+"""Search a corpus: its vectors in a LanceDB table, compared one by one or, if they are many, by an approximate index.
 
 The table lies in the corpus folder, in the half precision of the shards where they have it, with ids and texts. Every
 version of it stays readable; `index.json` names the one that is complete, so that a search never sees half an index.
@@ -14,7 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lancedb
+
 from bellm.corpus import manifest, shards
+from bellm.corpus.corpus_config import read_encoder_ref
 from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
@@ -22,12 +25,8 @@ from bellm.io import atomic
 from bellm.io.arrow import pa
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
+from bellm.text_files import Hit, SearchResult
 from bellm.types import Vectors
-
-try:
-    import lancedb
-except ImportError as error:
-    raise SourceError("Searching a corpus needs LanceDB: pip install 'bellm[corpus]'.") from error
 
 FOLDER = "index"
 RECORD_FILE = "index.json"
@@ -43,32 +42,19 @@ _OLD = timedelta(hours=1)  # Longer than any search, which reads the version tha
 
 @dataclass(frozen=True, kw_only=True)
 class IndexRecord:
-    """What an index holds."""
+    """Record of a complete index."""
 
     version: int
     """Version of the table that is complete."""
     rows: int
     is_approximate: bool
-    """Whether search takes the approximate way unless told otherwise."""
+    """Whether search uses the approximate index unless told otherwise."""
     shards: str
-    """Digest of what shards it was made of."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A row that search found."""
-
-    score: float
-    """Cosine with the query."""
-    id: str
-    file: str
-    row: int
-    text: str | None
-    """None where the corpus keeps no texts."""
+    """Digest of the shards that it was made of."""
 
 
 class Index:
-    """A corpus that can be searched; `build` makes it."""
+    """A corpus that can be searched; `build_index` makes it."""
 
     def __init__(self, table: Any, record: IndexRecord) -> None:
         """Search this table at the version of the record; `open` finds both."""
@@ -107,7 +93,7 @@ class Index:
         """The rows nearest to one query vector, best first.
 
         Args:
-            query: Shape (width,), from `Encoder.encode_query`.
+            query: Shape (embedding_dim,), from `Encoder.encode_query`.
             top: How many.
             exact: Compare every row, however many there are.
 
@@ -124,11 +110,36 @@ class Index:
             ask = ask.nprobes(_PROBES).refine_factor(_REFINED)
         else:
             ask = ask.bypass_vector_index()
-        found = ask.select([name for name in self._table.schema.names if name != "shard"] + ["_distance"]).to_arrow()
-        scores = cosine_similarity(unit, shards.shard_vectors(found))[0]
-        rows = found.drop_columns(["vector", "_distance"]).to_pylist()
+        names = [name for name in self._table.schema.names if name != "shard"]
+        nearest = ask.select([*names, "_distance"]).to_arrow()
+        scores = cosine_similarity(unit, shards.shard_vectors(nearest))[0]
+        rows = nearest.drop_columns(["vector", "_distance"]).to_pylist()
         best = (-scores).argsort(kind="stable")[:top].tolist()
-        return [Hit(float(scores[hit]), **{"text": None} | rows[hit]) for hit in best]
+        return [Hit(score=float(scores[index]), **{"text": None} | rows[index]) for index in best]
+
+
+def search_corpus(
+    query: str, corpus: str | Path, *, top: int = 10, exact: bool = False, source: str | None = None, **loading: Any
+) -> SearchResult:
+    """Find the rows of an indexed corpus that are nearest to a query, with the encoder that embedded it.
+
+    Args:
+        query: A text; it gets the prompt's query template.
+        corpus: A complete corpus folder with an index.
+        top: Number of hits.
+        exact: Compare every row, however many there are.
+        source: Where the encoder is now, if not where it was when it embedded the corpus.
+        loading: Options of `Encoder.from_pretrained` that leave the vectors alone.
+
+    Raises:
+        BellmError: There is no corpus or no index, or the encoder is not the one that embedded it.
+    """
+    index = Index.open(corpus)
+    encoder_ref = read_encoder_ref(corpus, source)
+    encoder = encoder_ref.load(**loading)
+    hits = index.search(encoder.encode_query([query])[0], top, exact=exact)
+    is_exact = exact or not index.record.is_approximate
+    return SearchResult(tuple(hits), is_exact, {"source": encoder_ref.source, **encoder.describe()})
 
 
 def build_index(out: str | Path, *, approximate: bool | None = None, progress: bool = False) -> IndexRecord:
@@ -177,10 +188,10 @@ def _table(out: Path, complete: Manifest) -> Any:
 
 def _schema(complete: Manifest) -> Any:
     # The steps of int8 are whole numbers, exact in half precision, and their scale does not matter to a cosine.
-    number = pa.float32() if complete.recipe["vectors"] == "float32" else pa.float16()
+    number = pa.float32() if complete.config["precision"] == "float32" else pa.float16()
     fields = {"shard": pa.string(), "id": pa.string(), "file": pa.string(), "row": pa.int64()}
     fields |= {"vector": pa.list_(number, complete.embedding_dim)}
-    return pa.schema(fields | ({"text": pa.string()} if complete.recipe["keep_text"] else {}))
+    return pa.schema(fields | ({"text": pa.string()} if complete.config["keep_text"] else {}))
 
 
 def _batches(paths: dict[str, Path], schema: Any) -> Iterator[Any]:
@@ -195,7 +206,7 @@ def _keys(out: Path, complete: Manifest) -> dict[str, Path]:
     paths = {}
     for path in manifest.shard_paths(out, complete):
         shard = shards.read_shard_info(path)
-        paths[_digest([shard.name, shard.rows_digest, shard.recipe])[:32]] = path
+        paths[_digest([shard.name, shard.rows_digest, shard.config_digest])[:32]] = path
     return paths
 
 

@@ -1,37 +1,39 @@
-"""Embed a corpus: agree, plan, embed, finish.
+"""Embed a corpus: check the folder's configuration, find what is missing, embed it, write the manifest.
 
-The engine between plan and finish is this process unless another is given. Whichever it is, shards are the same: work
-that one has begun another can finish.
+What embeds in between is this process unless another executor is given. Whichever it is, shards are the same: work that
+one has begun another can finish.
 """
 
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from bellm.backbone.loading import resolve_device
 from bellm.corpus import shard_plan, shards
 from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
-from bellm.corpus.input_files import check_columns, expand_inputs
 from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, write_manifest
-from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
-from bellm.corpus.shards import Precision, Shard
+from bellm.corpus.row_ranges import SHARD_ROWS, Precision, RowRange
+from bellm.corpus.shards import SHARD_FOLDER, Shard
 from bellm.encoder import Encoder
 from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.tokenization import warn_truncated
+from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic
+from bellm.io.input_files import check_columns, expand_inputs
 from bellm.io.rows import STDIN, TextColumns
-from bellm.metadata import encoder_metadata
+from bellm.pool import EncoderPool
 from bellm.saving import FINGERPRINT_FILE
-from bellm.types import InputType
+from bellm.text_files import on_devices, run_summary
+from bellm.types import Embedder, InputType
 
 LOCK_FILE = ".lock"
 
@@ -50,7 +52,7 @@ class CorpusProgress(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be embedded, and how: all that an engine needs to know next to the encoder."""
+    """What is to be embedded, and how: all that an executor needs next to the encoder."""
 
     out: Path
     files: list[str]
@@ -59,20 +61,26 @@ class Job:
     """Most rows of a shard."""
     done: list[Shard]
     """The shards that are there."""
-    recipe: CorpusConfig
+    config: CorpusConfig
     digest: str
-    """Digest of the recipe and the encoder."""
-    max_batch_tokens: int | None
+    """Digest of the configuration and the encoder's fingerprint."""
+    max_batch_tokens: int | None = None
+    devices: Sequence[str] = ()
+    """Devices of processes that embed in the encoder's place; none if empty."""
 
     def write(self, row_range: RowRange, encoded: EncodeResult) -> Shard:
-        """Write the shard of a span; errors as in `shards.write`."""
-        form, keep_text = self.recipe.vectors, self.recipe.keep_text
+        """Write the shard of a row range; errors as in `shards.write_shard`."""
         return shards.write_shard(
-            self.out / shards.SHARD_FOLDER, row_range, encoded, form=form, keep_text=keep_text, recipe=self.digest
+            self.out / SHARD_FOLDER,
+            row_range,
+            encoded,
+            precision=self.config.precision,
+            keep_text=self.config.keep_text,
+            config_digest=self.digest,
         )
 
 
-Executor = Callable[[Encoder, Job, Callable[[CorpusProgress], None] | None], list[Shard]]
+Executor = Callable[[Embedder, Job, Callable[[CorpusProgress], None]], list[Shard]]
 """Embeds what is missing and gives the new shards, in any order."""
 
 
@@ -80,15 +88,35 @@ Executor = Callable[[Encoder, Job, Callable[[CorpusProgress], None] | None], lis
 class CorpusReport:
     """What a run has done, and what the folder holds."""
 
+    out: Path
     manifest: Manifest
     new_rows: int
     """Rows embedded by this run."""
     new_tokens: int
     seconds: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Numbers of the corpus and of this run, and the encoder."""
+        counts = ("rows", "unreadable", "truncated", "tokens", "embedding_dim")
+        return {
+            **{name: getattr(self.manifest, name) for name in counts},
+            "shards": len(self.manifest.shards),
+            "new_rows": self.new_rows,
+            "output": str(self.out),
+            "encoder": self.manifest.encoder,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def __str__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"{self.out}: {manifest.rows} rows of {manifest.embedding_dim} dimensions in {len(manifest.shards)} "
+            f"shards, {self.new_rows} of them new, {run_summary(manifest.encoder, self.new_rows, self.seconds)}"
+        )
+
 
 def embed_corpus(
-    encoder: Encoder,
+    encoder: Embedder | Callable[[], Embedder],
     inputs: Sequence[str],
     out: str | Path,
     *,
@@ -96,12 +124,13 @@ def embed_corpus(
     column: str = "text",
     id_column: str | None = None,
     input_type: InputType = "text",
-    vectors: Precision = "float32",
+    precision: Precision = "float32",
     keep_text: bool = False,
     shard_rows: int = SHARD_ROWS,
     max_batch_tokens: int | None = None,
+    devices: Sequence[str] = (),
     executor: Executor | None = None,
-    progress: Callable[[CorpusProgress], None] | None = None,
+    progress: Callable[[CorpusProgress], None] = lambda _: None,
 ) -> CorpusReport:
     """Embed every row of the inputs into a folder of shards; the same call goes on where an earlier one was stopped.
 
@@ -109,22 +138,24 @@ def embed_corpus(
     grown embeds what is new.
 
     Args:
-        encoder: What embeds.
-        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.corpus.input_files.expand_inputs`.
+        encoder: An Encoder or any other Embedder, or a function that loads one, called once the inputs are checked.
+        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.io.input_files.expand_inputs`.
         out: The folder; made if it is not there.
         source: What `Encoder.from_pretrained` was given, for the manifest.
         column: Where tables hold the texts.
         id_column: Where tables hold ids; without it an id is `FILE:ROW`, the file as it was named.
         input_type: Which of the prompt's templates is used.
-        vectors: How vectors are kept.
+        precision: How vectors are kept.
         keep_text: Keep the texts beside their vectors.
         shard_rows: Most rows of a shard.
         max_batch_tokens: Most tokens in one forward pass.
-        executor: What does the work, such as `bellm.corpus.ray_executor.RayExecutor`; None is this process.
+        devices: Embed with one process for each of these devices, in this machine.
+        executor: What embeds, such as `bellm.corpus.ray_executor.RayExecutor`; None is this process.
         progress: Called with how far it is, after some hundred rows each time.
 
     Raises:
         BellmError: What came, what is allowed and what to do, in one line. Finished shards are kept.
+        KeyboardInterrupt: Ctrl-C; its message says what is kept.
 
     Warns:
         TruncationWarning: Texts were cut to fit.
@@ -133,38 +164,48 @@ def embed_corpus(
     out = Path(out)
     if shard_rows < 1:
         raise BellmError(f"shard_rows={shard_rows} is too small: give at least 1.")
+    if executor and devices:
+        raise BellmError("--devices belongs to --engine local: each worker of Ray takes the device that it is given.")
+    for device in devices:
+        resolve_device(device)
     columns = TextColumns(column, id_column)
     files = expand_inputs(inputs, skip=out)
     check_columns(files, columns)
-    recipe = CorpusConfig(
-        config=encoder.config.digest(),
-        dtype=encoder.dtype_name,
-        input_type=input_type,
-        vectors=vectors,
-        keep_text=keep_text,
-        column=column,
-        id_column=id_column,
-    )
     start = time.perf_counter()
-    with lock_corpus(out):
-        digest = check_corpus_config(out, recipe, encoder)
-        done = shard_plan.scan_shards(out, digest)
-        job = Job(
-            out=out,
-            files=files,
-            columns=columns,
-            shard_rows=shard_rows,
-            done=done,
-            recipe=recipe,
-            digest=digest,
-            max_batch_tokens=max_batch_tokens,
+    try:
+        embedder = encoder() if callable(encoder) else encoder
+        config = CorpusConfig.of(
+            embedder,
+            input_type=input_type,
+            precision=precision,
+            keep_text=keep_text,
+            column=column,
+            id_column=id_column,
         )
-        new = (executor or _embed)(encoder, job, progress)
-        manifest = write_manifest(
-            out, encoder_metadata(source or encoder.name, encoder), shard_plan.in_order(files, [*done, *new])
-        )
-    _tell(out, manifest, files)
+        with lock_corpus(out):
+            digest = check_corpus_config(out, config, embedder)
+            done = shard_plan.scan_shards(out, digest)
+            job = Job(
+                out=out,
+                files=files,
+                columns=columns,
+                shard_rows=shard_rows,
+                done=done,
+                config=config,
+                digest=digest,
+                max_batch_tokens=max_batch_tokens,
+                devices=devices,
+            )
+            new = (executor or _embed_here)(embedder, job, progress)
+            description = embedder.describe()
+            described = {"source": source or description.get("name"), **description}
+            in_order = shard_plan.in_order(files, [*done, *new])
+            manifest = write_manifest(out, described, vars(config), digest, in_order)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"finished shards are kept in {out}, and the same command goes on there.") from None
+    _warn_about(out, manifest, files)
     return CorpusReport(
+        out=out,
         manifest=manifest,
         new_rows=sum(shard.num_rows for shard in new),
         new_tokens=sum(shard.num_tokens for shard in new),
@@ -174,17 +215,17 @@ def embed_corpus(
 
 @contextmanager
 def lock_corpus(out: Path) -> Iterator[None]:
-    """Hold a corpus folder alone: make it if need be, and clear away the drafts of a process that was killed.
+    """Hold the lock of a corpus folder: make it if need be, and remove the drafts of a process that was killed.
 
     Raises:
         SourceError: Another process is at work there, the folder holds something else, or the disk refuses.
     """
     try:
         _refuse_strangers(out)
-        (out / shards.SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
+        (out / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK_FILE, timeout=0):
             atomic.remove_drafts(out)
-            atomic.remove_drafts(out / shards.SHARD_FOLDER)
+            atomic.remove_drafts(out / SHARD_FOLDER)
             yield
     except Timeout as error:
         raise SourceError(
@@ -195,102 +236,87 @@ def lock_corpus(out: Path) -> Iterator[None]:
 
 
 def embed_rows(
-    encoder: Encoder,
+    embedder: Embedder | EncoderPool,
     row_range: RowRange,
-    recipe: CorpusConfig,
-    *,
-    max_batch_tokens: int | None = None,
-    watch: Callable[[int, int], None] = lambda rows, tokens: None,
+    job: Job,
+    watch: Callable[[EncodeResult], None] = lambda _: None,
 ) -> EncodeResult:
-    """Embed the texts of a span, in their order.
+    """Embed the readable texts of a row range, in their order.
 
     Args:
-        encoder: What embeds.
+        embedder: An encoder, or its pool.
         row_range: What to embed; it may hold no readable row.
-        recipe: Role and length of the vectors.
-        max_batch_tokens: Most tokens in one forward pass.
-        watch: Called with the rows and tokens of each piece that is done.
+        job: Its configuration says how.
+        watch: Called with each piece that is done.
 
     Raises:
         BellmError: A vector is not finite.
     """
-    vectors = np.empty((len(row_range.texts), encoder.embedding_dim), np.float32)
-    tokens = truncated = 0
-    for piece in _pieces(row_range.texts):
-        encoded = encoder.encode_with_stats(
-            row_range.texts[piece],
-            input_type=recipe.input_type,
-            max_batch_tokens=max_batch_tokens,
-        )
-        vectors[piece] = encoded.vectors
-        tokens, truncated = tokens + encoded.num_tokens, truncated + encoded.num_truncated
-        watch(len(encoded.vectors), encoded.num_tokens)
+    # A pool cuts a piece again, and its processes should all have something to do.
+    at_once = 4 * len(job.devices) if isinstance(embedder, EncoderPool) else 1
+    pieces = chunk_texts(row_range.texts, max_texts=at_once * _PIECE_ROWS, max_characters=at_once * _PIECE_CHARACTERS)
+    parts = []
+    for texts in pieces if row_range.texts else [[]]:
+        if isinstance(embedder, Encoder | EncoderPool):
+            part = embedder.encode_with_stats(
+                texts, input_type=job.config.input_type, max_batch_tokens=job.max_batch_tokens
+            )
+        else:
+            part = EncodeResult(embedder.encode(texts, input_type=job.config.input_type), 0, 0)
+        parts.append(part)
+        watch(part)
+    vectors = np.concatenate([part.vectors for part in parts])
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise BellmError(
             f"{row_range.file}, row {row_range.rows[broken[0]]}: its vector is not finite. Load the model with dtype "
             "float32."
         )
-    return EncodeResult(vectors, tokens, truncated)
+    return EncodeResult(vectors, sum(part.num_tokens for part in parts), sum(part.num_truncated for part in parts))
 
 
-def _embed(encoder: Encoder, job: Job, progress: Callable[[CorpusProgress], None] | None) -> list[Shard]:
-    """The engine of one machine: reading is a span ahead of the model, and writing a shard behind it."""
+def _embed_here(embedder: Embedder, job: Job, progress: Callable[[CorpusProgress], None]) -> list[Shard]:
+    """The executor of one machine: reads a row range ahead of the model, and writes a shard behind it."""
+    if job.devices and not isinstance(embedder, Encoder):
+        raise BellmError("Processes on several devices need a bellm Encoder, and this is none: leave devices out.")
     row_ranges = shard_plan.missing_ranges(job.files, job.columns, job.done, job.shard_rows)
     # Standard input is read where Ctrl-C arrives.
     row_ranges = row_ranges if STDIN in job.files else prefetch(row_ranges)
     new: list[Shard] = []
-    meter = _Meter(progress)
+    now = CorpusProgress(0, 0, 0.0)
+    written: Future[Shard] | None = None
 
-    def write(row_range: RowRange, encoded: EncodeResult) -> None:
-        new.append(job.write(row_range, encoded))
+    def count(part: EncodeResult) -> None:
+        nonlocal now
+        if written and written.done():
+            written.result()  # A disk that is full shows before the next shard is embedded in vain.
+        rows = len(part.vectors)
+        gain = (row_range.read - row_range.begun) * rows / max(len(row_range.rows), 1)
+        now = CorpusProgress(now.rows + rows, now.tokens + part.num_tokens, now.share + gain)
+        progress(now)
 
-    with ThreadPoolExecutor(1) as writer:
+    devices = on_devices(embedder, job.devices) if isinstance(embedder, Encoder) else nullcontext(embedder)
+    with devices as embedding, ThreadPoolExecutor(1) as writer:
         for row_range in row_ranges:
-            meter.begin(row_range)
-            encoded = embed_rows(
-                encoder, row_range, job.recipe, max_batch_tokens=job.max_batch_tokens, watch=meter.count
-            )
-            meter.written.result()
-            meter.written = writer.submit(write, row_range, encoded)
-        meter.written.result()
+            now = now._replace(share=row_range.begun)
+            encoded = embed_rows(embedding, row_range, job, count)
+            if written:
+                new.append(written.result())
+            written = writer.submit(job.write, row_range, encoded)
+        if written:
+            new.append(written.result())
     return new
 
 
-class _Meter:
-    """Counts what is embedded, tells it, and sees at once when writing the shard before has failed."""
-
-    def __init__(self, tell: Callable[[CorpusProgress], None] | None) -> None:
-        self.written: Future[None] = Future()
-        self.written.set_result(None)
-        self._tell = tell
-        self._now = CorpusProgress(0, 0, 0.0)
-        self._gain = 0.0
-
-    def begin(self, row_range: RowRange) -> None:
-        """Know how much of the inputs each row of this span is."""
-        self._now = self._now._replace(share=row_range.begun)
-        self._gain = (row_range.read - row_range.begun) / max(len(row_range.rows), 1)
-
-    def count(self, rows: int, tokens: int) -> None:
-        """Take in a piece of the span."""
-        if self.written.done():
-            self.written.result()
-        now = self._now
-        self._now = CorpusProgress(now.rows + rows, now.tokens + tokens, now.share + rows * self._gain)
-        if self._tell:
-            self._tell(self._now)
-
-
-def _tell(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
-    """Say what a corpus lacks, and what it holds besides."""
+def _warn_about(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
+    """Warn of rows that a corpus lacks or truncates, and of files that it holds besides."""
     listed = f"{out / REJECTED_FILE} lists them."
     if manifest.unreadable and not manifest.rows:
         raise SourceError(f"None of the {manifest.unreadable} rows can be read; {listed}")
     if manifest.unreadable:
-        found = manifest.rows + manifest.unreadable
-        warnings.warn(f"{manifest.unreadable} of {found} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
-    warn_truncated(manifest.truncated, manifest.rows, manifest.encoder["max_tokens"])
+        total = manifest.rows + manifest.unreadable
+        warnings.warn(f"{manifest.unreadable} of {total} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
+    warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
     if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.warn(
@@ -298,21 +324,9 @@ def _tell(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
         )
 
 
-def _pieces(texts: Sequence[str]) -> Iterator[slice]:
-    """Cut texts into pieces of bounded size, none of them empty."""
-    start = characters = 0
-    for number, text in enumerate(texts):
-        characters += len(text)
-        if number + 1 - start == _PIECE_ROWS or characters >= _PIECE_CHARACTERS:
-            yield slice(start, number + 1)
-            start, characters = number + 1, 0
-    if start < len(texts):
-        yield slice(start, len(texts))
-
-
 def _refuse_strangers(out: Path) -> None:
     if (out / FINGERPRINT_FILE).exists() or not out.exists():
         return
-    ours = (LOCK_FILE, shards.SHARD_FOLDER, MANIFEST_FILE, REJECTED_FILE)
+    ours = (LOCK_FILE, SHARD_FOLDER, MANIFEST_FILE, REJECTED_FILE)
     if any(path.name not in ours and not path.name.endswith(atomic.DRAFT) for path in out.iterdir()):
         raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")

@@ -1,4 +1,4 @@
-"""`manifest.json` and `rejected.jsonl`: what a complete corpus folder holds, written when the work is done."""
+"""Write and read `manifest.json` and `rejected.jsonl`, which list what a complete corpus folder holds."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bellm.corpus import shards
-from bellm.corpus.shards import Shard
+from bellm.corpus.shards import SHARD_FOLDER, Shard
 from bellm.errors import SourceError
 from bellm.io import atomic
 from bellm.version import __version__
@@ -21,11 +21,11 @@ class Manifest:
     """A complete corpus folder."""
 
     encoder: dict[str, Any]
-    """What decides the encoder's vectors, as `bellm.metadata` has it."""
-    recipe: dict[str, Any]
-    """Digest of the settings, role, form of the vectors and the other fields of `Recipe`."""
-    recipe_digest: str
-    """What every shard carries."""
+    """Source and description of the encoder, see `Embedder.describe`."""
+    config: dict[str, Any]
+    """Fields of `CorpusConfig`."""
+    config_digest: str
+    """Digest that every shard carries."""
     embedding_dim: int
     rows: int
     """Rows with a vector."""
@@ -39,27 +39,26 @@ class Manifest:
     complete: bool = True
 
 
-def write_manifest(out: Path, encoder: dict[str, Any], done: Sequence[Shard]) -> Manifest:
+def write_manifest(
+    out: Path, encoder: dict[str, Any], config: dict[str, Any], config_digest: str, done: Sequence[Shard]
+) -> Manifest:
     """Write the list of unreadable rows, and then the manifest, each whole or not at all.
 
     Args:
         out: A corpus folder.
-        encoder: What `bellm.metadata.encoder_metadata` gives.
+        encoder: Source and description of the encoder.
+        config: Fields of `CorpusConfig`.
+        config_digest: Digest that every shard carries.
         done: Every shard of the folder, in the order of the corpus.
 
     Raises:
         SourceError: A shard cannot be read, or the disk refuses.
     """
-    from bellm.corpus.corpus_config import (
-        read_corpus_config as read_recipe,  # Comes with torch, and those who only plan need none.
-    )
-
     _write_rejected(out, done)
-    recipe, fingerprint = read_recipe(out)
     manifest = Manifest(
         encoder=encoder,
-        recipe=vars(recipe),
-        recipe_digest=recipe.digest(fingerprint),
+        config=config,
+        config_digest=config_digest,
         embedding_dim=encoder["embedding_dim"],
         rows=sum(shard.num_rows for shard in done),
         unreadable=sum(shard.num_unreadable for shard in done),
@@ -90,7 +89,7 @@ def read_manifest(out: Path) -> Manifest:
 
 def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
     """Where the shards of a corpus lie, in order."""
-    return (out / shards.SHARD_FOLDER / entry["name"] for entry in manifest.shards)
+    return (out / SHARD_FOLDER / entry["name"] for entry in manifest.shards)
 
 
 def _entry(shard: Shard) -> dict[str, Any]:
@@ -108,6 +107,6 @@ def _write_rejected(out: Path, done: Sequence[Shard]) -> None:
     with atomic.atomic_write(out / REJECTED_FILE) as file:
         for shard in done:
             if shard.num_unreadable:
-                for row, reason in shards.read_unreadable_rows(out / shards.SHARD_FOLDER / shard.name):
+                for row, reason in shards.read_unreadable_rows(out / SHARD_FOLDER / shard.name):
                     line = {"file": shard.file, "row": row, "reason": reason}
                     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Embed a corpus on many machines: spans go through Ray Data to workers that load the encoder once and write shards.
+"""Embed a corpus on many machines: Ray Data hands row ranges to workers that load the encoder once and write shards.
 
 Every machine finds the inputs and the corpus folder under the same paths: they lie on a file system that all share. A
-worker that dies is started again, and with it the spans that it held.
+worker that dies is started again, and with it the row ranges that it held.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from bellm.corpus import shards
-from bellm.corpus.encoder_ref import EncoderRef
+from bellm.corpus.corpus_config import EncoderRef
 from bellm.corpus.job import CorpusProgress, Job, embed_rows
-from bellm.corpus.ray_reading import missing_ranges_of
-from bellm.corpus.shards import Shard
+from bellm.corpus.shard_plan import read_missing_ranges
+from bellm.corpus.shards import SHARD_FOLDER, Shard
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
 from bellm.io.rows import STDIN
+from bellm.types import Embedder
 
 try:
     import ray
@@ -33,7 +33,7 @@ except ImportError as error:
 
 @dataclass(frozen=True, kw_only=True)
 class RayExecutor:
-    """Embeds with the workers of a Ray cluster; an `Engine` for `embed_corpus`.
+    """Embeds with the workers of a Ray cluster; an `Executor` for `embed_corpus`.
 
     The cluster is the one that this process is connected to, that RAY_ADDRESS names or that runs on this machine;
     without any, one is started here and ended with the work.
@@ -47,48 +47,50 @@ class RayExecutor:
     """Options of `Encoder.from_pretrained` that leave the vectors alone."""
 
     def __call__(
-        self, encoder: Encoder, job: Job, progress: Callable[[CorpusProgress], None] | None = None
+        self, encoder: Embedder, job: Job, progress: Callable[[CorpusProgress], None] = lambda _: None
     ) -> list[Shard]:
         """Embed what is missing; returns the new shards.
 
         Raises:
             BellmError: A worker meets an error, or the cluster is too small. Finished shards are kept.
         """
+        if not isinstance(encoder, Encoder):
+            raise BellmError("Other machines load a bellm Encoder again, and this is none: leave the executor out.")
         if STDIN in job.files:
             raise BellmError("Other machines cannot read this one's standard input: give files, or engine local.")
         source = os.path.abspath(self.source) if os.path.exists(self.source) else self.source
-        origin = EncoderRef(
+        encoder_ref = EncoderRef(
             source=source,
             config=encoder.config,
             dtype=encoder.dtype_name,
             fingerprint=encoder.fingerprint(),
         )
         with _cluster(), _one_line():
-            rows = self._dataset(origin, job).iter_rows() if job.files else iter(())
-            new = list(_told(rows, job, progress))
-        atomic.remove_drafts(job.out / shards.SHARD_FOLDER)
+            rows = self._dataset(encoder_ref, job).iter_rows() if job.files else iter(())
+            new = list(_written_shards(rows, job, progress))
+        atomic.remove_drafts(job.out / SHARD_FOLDER)
         return new
 
-    def _dataset(self, origin: EncoderRef, job: Job) -> Any:
-        """Files to spans to what is said of each shard, as a pipeline that nothing has started yet."""
-        place = os.getcwd()
-        how = _shares(self.workers)
+    def _dataset(self, encoder_ref: EncoderRef, job: Job) -> Any:
+        """Lazy pipeline from files to row ranges to the metadata of each shard."""
+        directory = os.getcwd()
+        shares = _shares(self.workers)
         files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
-        what = {"columns": job.columns, "done": job.done, "max_rows": job.shard_rows, "place": place}
-        row_ranges = files.flat_map(missing_ranges_of, fn_kwargs=what, num_cpus=0)
+        reading = {"columns": job.columns, "done": job.done, "max_rows": job.shard_rows, "directory": directory}
+        row_ranges = files.flat_map(read_missing_ranges, fn_kwargs=reading, num_cpus=0)
         # From flat_map, unlike from map, a worker's error comes through as it is.
         return row_ranges.flat_map(
             _Worker,
-            fn_constructor_kwargs={"origin": origin, "options": dict(self.options), "work": job, "place": place},
-            compute=ray.data.ActorPoolStrategy(size=how.workers),
-            num_cpus=how.cpus,
-            num_gpus=how.gpus,
+            fn_constructor_args=(encoder_ref, dict(self.options), job, directory),
+            compute=ray.data.ActorPoolStrategy(size=shares.workers),
+            num_cpus=shares.cpus,
+            num_gpus=shares.gpus,
         )
 
 
 @dataclass(frozen=True)
 class _Shares:
-    """How many workers there are, and what each has."""
+    """Number of workers, and the resources of each."""
 
     workers: int
     cpus: int
@@ -96,8 +98,8 @@ class _Shares:
 
 
 def _shares(workers: int | None) -> _Shares:
-    has = ray.cluster_resources()
-    cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     workers = workers or gpus or sum(node["Alive"] for node in ray.nodes())
     if workers > cpus:
         raise BellmError(f"{workers} workers are too many for a cluster of {cpus} cores: give at most as many.")
@@ -105,30 +107,30 @@ def _shares(workers: int | None) -> _Shares:
 
 
 class _Worker:
-    """An actor of Ray's: one encoder, embedding one span after the other."""
+    """Ray actor: one encoder that embeds row ranges and writes their shards."""
 
-    def __init__(self, origin: EncoderRef, options: dict[str, Any], job: Job, place: str) -> None:
-        os.chdir(place)
-        self._origin = origin
+    def __init__(self, encoder_ref: EncoderRef, options: dict[str, Any], job: Job, directory: str) -> None:
+        os.chdir(directory)
+        self._encoder_ref = encoder_ref
         self._options = options
-        self._work = job
+        self._job = job
 
     @cached_property
     def _encoder(self) -> Encoder:
         # Not when the actor is made: there an error would reach nobody in words.
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-        return self._origin.load(**self._options)
+        return self._encoder_ref.load(**self._options)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        row_range, job = row["span"], self._work
-        encoded = embed_rows(self._encoder, row_range, job.recipe, max_batch_tokens=job.max_batch_tokens)
-        yield vars(job.write(row_range, encoded)) | {"read": row_range.read}
+        row_range = row["row_range"]
+        encoded = embed_rows(self._encoder, row_range, self._job)
+        yield vars(self._job.write(row_range, encoded)) | {"read": row_range.read}
 
 
-def _told(
-    rows: Iterator[dict[str, Any]], job: Job, progress: Callable[[CorpusProgress], None] | None
+def _written_shards(
+    rows: Iterator[dict[str, Any]], job: Job, progress: Callable[[CorpusProgress], None]
 ) -> Iterator[Shard]:
-    """The shards that workers have written, while progress is told of them."""
+    """The shards that workers have written, with a call of `progress` for each."""
     # Of files that have shards already it is not known here how far those go.
     size = {} if job.done else {file: os.path.getsize(file) for file in job.files}
     read = dict.fromkeys(size, 0.0)
@@ -139,8 +141,7 @@ def _told(
         read[shard.file] = max(read.get(shard.file, 0.0), share)
         covered = sum(read[file] * size[file] for file in size) / max(sum(size.values()), 1)
         done = CorpusProgress(done.rows + shard.num_rows, done.tokens + shard.num_tokens, covered)
-        if progress:
-            progress(done)
+        progress(done)
         yield shard
 
 

@@ -3,8 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bellm.io.rows import TextRow
+
+Precision = Literal["float32", "float16", "int8"]
+"""How shards keep vectors; int8 is symmetric by row, vector = scale * q."""
 
 SHARD_ROWS = 8192
 """Rows of a shard: what a kill costs at most; a hundred million rows are some twelve thousand files."""

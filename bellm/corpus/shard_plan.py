@@ -1,4 +1,7 @@
-"""What is done in a corpus folder, and which spans of the inputs are not."""
+"""Find the shards of a corpus folder, and the row ranges of the inputs that none of them covers.
+
+Nothing here needs torch: processes of Ray that only read input files load no model library.
+"""
 
 import itertools
 import os
@@ -6,16 +9,17 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bellm.corpus import shards
 from bellm.corpus.manifest import MANIFEST_FILE
 from bellm.corpus.row_ranges import RowRange, RowsDigest, split_rows
-from bellm.corpus.shards import DamagedError, Shard
+from bellm.corpus.shards import SHARD_FOLDER, DamagedError, Shard
 from bellm.errors import CorpusWarning, SourceError
 from bellm.io.rows import STDIN, TextColumns, TextFile, TextRow
 
 
-def scan_shards(out: Path, recipe: str) -> list[Shard]:
+def scan_shards(out: Path, config_digest: str) -> list[Shard]:
     """Read every shard of a folder, whole; damaged ones are removed, so that their rows are embedded again.
 
     Raises:
@@ -25,7 +29,7 @@ def scan_shards(out: Path, recipe: str) -> list[Shard]:
         CorpusWarning: A shard was damaged.
     """
     found = []
-    for path in sorted((out / shards.SHARD_FOLDER).glob("*.parquet")):
+    for path in sorted((out / SHARD_FOLDER).glob("*.parquet")):
         try:
             shards.read_shard(path)
             shard = shards.read_shard_info(path)
@@ -35,7 +39,7 @@ def scan_shards(out: Path, recipe: str) -> list[Shard]:
             path.unlink()
             warnings.warn(f"{error} Its rows are embedded again.", CorpusWarning, stacklevel=3)
             continue
-        if shard.recipe != recipe or shard.name != path.name:
+        if shard.config_digest != config_digest or shard.name != path.name:
             raise SourceError(f"{path} does not belong to {out}: it comes from elsewhere. Move it away.")
         found.append(shard)
     return found
@@ -44,13 +48,13 @@ def scan_shards(out: Path, recipe: str) -> list[Shard]:
 def missing_ranges(
     files: Sequence[str], columns: TextColumns, done: Iterable[Shard], max_rows: int
 ) -> Iterator[RowRange]:
-    """Read the inputs and give the spans that no shard covers, in order.
+    """Read the inputs and yield the row ranges that no shard covers, in order.
 
     Args:
-        files: Input files as `expand` names them.
+        files: Input files as `expand_inputs` names them.
         columns: Which columns are read.
         done: The shards that are there.
-        max_rows: Most rows of a span.
+        max_rows: Most rows of a range.
 
     Raises:
         SourceError: A file cannot be read, or rows that were embedded have changed.
@@ -66,6 +70,22 @@ def missing_ranges(
             )
             yield row_range
         read += size
+
+
+def read_missing_ranges(
+    row: dict[str, Any], columns: TextColumns, done: Sequence[Shard], max_rows: int, directory: str
+) -> Iterator[dict[str, Any]]:
+    """Ray task: row ranges of one input file that no shard covers.
+
+    Args:
+        row: The file, as a row of a Ray data set.
+        columns: Which columns are read.
+        done: The shards that are there.
+        max_rows: Most rows of a range.
+        directory: Working directory that relative paths are meant from.
+    """
+    os.chdir(directory)
+    yield from ({"row_range": part} for part in missing_ranges([row["file"]], columns, done, max_rows))
 
 
 def in_order(files: Sequence[str], done: Iterable[Shard]) -> list[Shard]:
@@ -107,5 +127,5 @@ def _refuse_changed(source: TextFile, rows: Iterator[TextRow], shard: Shard) -> 
     if digest.hexdigest() != shard.rows_digest:
         raise SourceError(
             f"{source.title} has changed in rows {shard.first} to {shard.stop - 1}, which are embedded already. Put it "
-            f"back, give another folder, or remove {shard.name} from {shards.SHARD_FOLDER} to embed these rows again."
+            f"back, give another folder, or remove {shard.name} from {SHARD_FOLDER} to embed these rows again."
         )

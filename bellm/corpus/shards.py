@@ -1,8 +1,8 @@
-"""A shard: the vectors of one span of rows, in a Parquet file that says what it covers and proves that it is whole.
+"""A shard: vectors of a row range in a Parquet file, with metadata of what it covers and digests to check it by.
 
-Shards are the journal of the work: a span is done when its shard is there. Columns: `id`, `file` and `row` (from 1),
-`vector` (a fixed-size list), for int8 its `scale`, and `text` if it is kept. The schema's metadata holds the facts of
-`Shard`, the unreadable rows of the span, and a digest of both.
+Shards are the journal of the work: a range is done when its shard is there. Columns: `id`, `file` and `row` (from 1),
+`vector` (a fixed-size list), for int8 its `scale`, and `text` if it is kept. The schema's metadata holds the fields of
+`Shard`, the unreadable rows of the range, and a digest of both.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bellm.corpus.row_ranges import RowRange
+from bellm.corpus.row_ranges import Precision, RowRange
 from bellm.errors import SourceError
 from bellm.io import atomic
 from bellm.io.arrow import pa, pq
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from bellm.engine.embedding import EncodeResult
 
 SHARD_FOLDER = "shards"
-"""Where the shards of a corpus lie."""
-
-Precision = Literal["float32", "float16", "int8"]
-"""How vectors are kept; int8 is symmetric by row, vector = scale * q."""
+"""Folder in a corpus folder that holds the shards."""
 
 _FACTS, _DIGEST = b"bellm", b"bellm.digest"
 _STRINGS = ("id", "file", "text")
@@ -42,7 +39,7 @@ class DamagedError(SourceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What a shard says about itself, apart from its rows."""
+    """Metadata of a shard."""
 
     file: str
     first: int
@@ -50,13 +47,13 @@ class Shard:
     stop: int
     """Number of the row behind the last."""
     num_rows: int
-    """Rows with a vector; the others of the span are unreadable."""
+    """Rows with a vector; the others of the range are unreadable."""
     num_tokens: int
     num_truncated: int
     rows_digest: str
     """Digest of the covered ids and texts."""
-    recipe: str
-    """Digest of the encoder and of the form of the vectors."""
+    config_digest: str
+    """Digest of the corpus configuration and the encoder's fingerprint."""
     num_bytes: int = 0
     """Size of the file."""
 
@@ -78,9 +75,23 @@ def shard_name(file: str, first: int) -> str:
 
 
 def write_shard(
-    folder: Path, row_range: RowRange, encoded: "EncodeResult", *, form: Precision, keep_text: bool, recipe: str
+    folder: Path,
+    row_range: RowRange,
+    encoded: "EncodeResult",
+    *,
+    precision: Precision,
+    keep_text: bool,
+    config_digest: str,
 ) -> Shard:
-    """Write the shard of a span, whole or not at all.
+    """Write the shard of a row range atomically.
+
+    Args:
+        folder: Folder of the shards.
+        row_range: N readable rows, and the unreadable ones between them.
+        encoded: Their vectors, (N, D).
+        precision: How vectors are kept.
+        keep_text: Whether texts are kept beside them.
+        config_digest: See `Shard`.
 
     Raises:
         SourceError: The disk refuses, or a vector does not fit float16.
@@ -93,9 +104,9 @@ def write_shard(
         num_tokens=encoded.num_tokens,
         num_truncated=encoded.num_truncated,
         rows_digest=row_range.digest,
-        recipe=recipe,
+        config_digest=config_digest,
     )
-    table = _table(row_range, encoded.vectors, form, keep_text)
+    table = _table(row_range, encoded.vectors, precision, keep_text)
     table = table.replace_schema_metadata(_metadata(shard, row_range.unreadable, table))
     path = folder / shard.name
     with atomic.atomic_write(path) as file:
@@ -112,7 +123,7 @@ def write_shard(
 
 
 def read_shard_info(path: Path) -> Shard:
-    """Read what a shard says about itself, without its rows.
+    """Read the metadata of a shard, without its rows.
 
     Raises:
         DamagedError: It is no shard, or its bytes have changed.
@@ -124,12 +135,12 @@ def read_shard_info(path: Path) -> Shard:
 
 
 def read_unreadable_rows(path: Path) -> list[tuple[int, str]]:
-    """Read the numbers of the rows that could not be embedded, and why; errors as in `read_facts`."""
+    """Read the numbers of the rows that could not be embedded, and why; errors as in `read_shard_info`."""
     return [(int(row), str(reason)) for row, reason in _facts(path)["unreadable"]]
 
 
 def read_shard(path: Path) -> Any:
-    """Read a shard's rows as a pyarrow table, proved to be the rows that were written; errors as in `read_facts`."""
+    """Read a shard's rows as a pyarrow table, checked by their digest; errors as in `read_shard_info`."""
     facts = _facts(path)
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
@@ -147,8 +158,8 @@ def shard_vectors(table: Any) -> Vectors:
     return vectors * table.column("scale").to_numpy()[:, None] if "scale" in table.column_names else vectors
 
 
-def _table(row_range: RowRange, vectors: Vectors, form: Precision, keep_text: bool) -> Any:
-    kept, scale = _FORMS[form](vectors)
+def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_text: bool) -> Any:
+    kept, scale = _ENCODERS[precision](vectors)
     file = pa.DictionaryArray.from_arrays(np.zeros(len(row_range.rows), np.int32), pa.array([row_range.file]))
     values = pa.array(kept.ravel())
     kind = pa.list_(pa.field("element", values.type), vectors.shape[1])
@@ -171,7 +182,7 @@ def _float16(vectors: Vectors) -> tuple[Any, None]:
     largest = float(np.abs(vectors).max(initial=0))
     if largest > limit:
         raise SourceError(
-            f"A vector holds {largest:.4g}, and float16 ends at {limit:.0f}: scale vectors to length 1 with normalise, "
+            f"A vector holds {largest:.4g}, and float16 ends at {limit:.0f}: scale vectors to length 1 (--normalize), "
             "or keep them as float32."
         )
     return vectors.astype(np.float16), None
@@ -183,7 +194,7 @@ def _int8(vectors: Vectors) -> tuple[Any, Vectors]:
     return np.rint(steps).astype(np.int8), scale.astype(np.float32)
 
 
-_FORMS = {"float32": _float32, "float16": _float16, "int8": _int8}
+_ENCODERS = {"float32": _float32, "float16": _float16, "int8": _int8}
 
 
 def _columns(table: Any) -> dict[str, str]:

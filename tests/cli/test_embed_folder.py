@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from bellm import Encoder
-from bellm.cli.embed_folder import _duration
 from bellm.corpus import manifest, shards
 from tests.cli.test_cli import _read, bellm, python
 from tests.processes import LIMIT, run, started
@@ -28,7 +27,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_of_shards(tiny_folder: Path, tiny_encoder: Encoder) -> None:
-    result = bellm("embed", tiny_folder, "*.txt", "-o", "out", "--shard-rows=7", "--vectors=float16", "--keep-text")
+    result = bellm("embed", tiny_folder, "*.txt", "-o", "out", "--shard-rows=7", "--precision=float16", "--keep-text")
     assert result.exit_code == 0
     assert result.stderr == ""
     assert re.match(r"out: 30 rows of 32 dimensions in 5 shards, 30 of them new, open layers 2-3 of 4, ", result.stdout)
@@ -88,6 +87,8 @@ def test_several_inputs_to_one_file(tiny_folder: Path, tiny_encoder: Encoder) ->
         ),
         ("t.txt -o out --force", "out is a folder, which --force does not replace."),
         ("t.txt -o v.npy --keep-text", "v.npy is one file: options of a corpus folder do not fit."),
+        ("t.txt -o out --devices cpu,cpu --engine ray", "--devices belongs to --engine local"),
+        ("t.txt -o out --devices toaster", "device='toaster' is not known"),
         ("t.txt -o taken", "taken holds other files and is no corpus of bellm."),
     ],
 )
@@ -113,7 +114,7 @@ def test_ctrl_c_says_what_is_kept(tiny_folder: Path) -> None:
     command = python("embed", tiny_folder, "t.txt", "-o", "out", "--shard-rows=500", "--max-batch-tokens=400")
     with open(ours, "rb", buffering=0), started(command, stderr=theirs, stdout=subprocess.DEVNULL) as process:
         os.close(theirs)
-        assert b"left" in _read(ours, until=b" left")
+        assert b"rows" in _read(ours, until=b" tokens/s")
         process.send_signal(signal.SIGINT)
         shown = _read(ours)
         assert process.wait(timeout=LIMIT) == 130
@@ -135,5 +136,12 @@ def test_ray_gives_the_same_corpus(tiny_folder: Path, tiny_encoder: Encoder) -> 
     np.testing.assert_allclose(vectors, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
 
 
-def test_durations() -> None:
-    assert [_duration(seconds) for seconds in (0.4, 61, 3600 * 30 + 5)] == ["0:00:00", "0:01:01", "30:00:05"]
+def test_several_devices_give_the_same_vectors(tiny_folder: Path, tiny_encoder: Encoder) -> None:
+    expected = tiny_encoder.encode(TEXTS)
+    for output in ("v.npy", "out/"):
+        done = run(python("embed", tiny_folder, "t.txt", "-o", output, "--devices=cpu,cpu"))
+        assert (done.returncode, done.stderr) == (0, "")
+    np.testing.assert_allclose(np.load("v.npy"), expected, rtol=1e-4, atol=1e-5)
+    tables = map(shards.read_shard, manifest.shard_paths(Path("out"), manifest.read_manifest(Path("out"))))
+    vectors = np.concatenate([shards.shard_vectors(table) for table in tables])
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)

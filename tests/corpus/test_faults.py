@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert " new, " in done
     assert second == "ended with 0"
     found, expected = manifest.read_manifest(tmp_path / "out"), manifest.read_manifest(undisturbed[0])
-    assert (found.shards, found.recipe_digest) == (expected.shards, expected.recipe_digest)
+    assert (found.shards, found.config_digest) == (expected.shards, expected.config_digest)
     assert [
         shards.read_shard(path).column("text").to_pylist() for path in manifest.shard_paths(tmp_path / "out", found)
     ] == [shards.read_shard(path).column("text").to_pylist() for path in manifest.shard_paths(undisturbed[0], expected)]

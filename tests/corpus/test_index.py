@@ -12,8 +12,7 @@ from bellm.corpus import corpus_config, index, manifest, shards
 from bellm.corpus.corpus_config import CorpusConfig
 from bellm.corpus.index import Index, build_index
 from bellm.corpus.job import embed_corpus, lock_corpus
-from bellm.corpus.row_ranges import split_rows
-from bellm.corpus.shards import Precision
+from bellm.corpus.row_ranges import Precision, split_rows
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io.rows import TextRow
@@ -47,22 +46,23 @@ def embed(encoder: Encoder, source: Path, place: Path, **options: Any) -> None:
 
 def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
     """A corpus of these vectors, as if the encoder had given them."""
-    how = CorpusConfig(encoder_options=encoder.config.digest(), dtype=encoder.dtype_name)
+    config = CorpusConfig.of(encoder)
     (out / shards.SHARD_FOLDER).mkdir(parents=True)
-    digest = corpus_config.check_corpus_config(out, how, encoder)
+    digest = corpus_config.check_corpus_config(out, config, encoder)
     rows = (TextRow(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
     written = [
         shards.write_shard(
             out / shards.SHARD_FOLDER,
             row_range,
             EncodeResult(vectors[row_range.first - 1 : row_range.stop - 1], 0, 0),
-            form="float32",
+            precision="float32",
             keep_text=False,
-            recipe=digest,
+            config_digest=digest,
         )
         for row_range in split_rows("planted", rows, 1000)
     ]
-    manifest.write_manifest(out, encoder_metadata("planted", encoder) | {"embedding_dim": vectors.shape[1]}, written)
+    known = encoder_metadata("planted", encoder) | {"embedding_dim": vectors.shape[1]}
+    manifest.write_manifest(out, known, vars(config), digest, written)
 
 
 def vectors_in(out: Path) -> Vectors:
@@ -78,7 +78,7 @@ def brute_force(vectors: Vectors, query: Vectors) -> Vectors:
 @pytest.mark.parametrize("form", ["float32", "float16", "int8"])
 def test_exact_search_is_brute_force(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path, form: Precision) -> None:
     texts_to(tmp_path / "in" / "a.txt", TEXTS)
-    embed(tiny_encoder, tiny_folder, tmp_path, vectors=form, keep_text=True)
+    embed(tiny_encoder, tiny_folder, tmp_path, precision=form, keep_text=True)
     record = build_index(tmp_path / "out")
     assert (record.rows, record.is_approximate) == (80, False)
     query = 1e-9 * tiny_encoder.encode_query(["seven trains in the snow"])[0]
@@ -172,12 +172,12 @@ def test_a_killed_indexer_is_repaired_by_the_same_command(
     program = (
         "import os, signal, sys\n"
         "from bellm.corpus import index, shards\n"
-        "index._SHARDS_AT_ONCE, read, calls = 2, shards.read, []\n"
+        "index._SHARDS_AT_ONCE, read, calls = 2, shards.read_shard, []\n"
         "def deadly(path):\n"
         "    calls.append(path)\n"
         "    return read(path) if len(calls) < 6 else os.kill(os.getpid(), signal.SIGKILL)\n"
-        "shards.read = deadly\n"
-        "index.build(sys.argv[1])\n"
+        "shards.read_shard = deadly\n"
+        "index.build_index(sys.argv[1])\n"
     )
     killed = run([sys.executable, "-c", program, corpus])
     assert killed.returncode == -signal.SIGKILL, killed.stderr

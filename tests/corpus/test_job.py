@@ -12,7 +12,7 @@ import pytest
 
 from bellm import Encoder
 from bellm.corpus import job, manifest, shards
-from bellm.corpus.corpus_config import read_corpus_config as read_recipe
+from bellm.corpus.corpus_config import read_corpus_config
 from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
 from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
@@ -89,7 +89,7 @@ def test_every_row_has_its_vector(tiny_encoder: Encoder) -> None:
     ]
 
 
-def test_choices_reach_the_encoder_and_the_recipe(tiny_encoder: Encoder) -> None:
+def test_choices_reach_the_encoder_and_the_configuration(tiny_encoder: Encoder) -> None:
     encoder = tiny_encoder.replace(prompt="instruct")
     Path("a.jsonl").write_text("".join(json.dumps({"n": n, "t": text}) + "\n" for n, text in enumerate(TEXTS)))
     run(encoder, "a.jsonl", input_type="query", column="t", id_column="n", max_batch_tokens=64)
@@ -97,8 +97,8 @@ def test_choices_reach_the_encoder_and_the_recipe(tiny_encoder: Encoder) -> None
     assert rows.column("id").to_pylist() == list(map(str, range(50)))
     expected = encoder.encode_query(TEXTS)
     np.testing.assert_allclose(shards.shard_vectors(rows), expected, rtol=1e-4, atol=1e-5)
-    recipe, fingerprint = read_recipe(Path("out"))
-    assert (recipe.input_type, recipe.column, recipe.id_column) == ("query", "t", "n")
+    config, fingerprint = read_corpus_config(Path("out"))
+    assert (config.input_type, config.column, config.id_column) == ("query", "t", "n")
     assert fingerprint.shape == (8, 32)
 
 
@@ -163,13 +163,13 @@ def test_changed_rows_stop_the_work_and_change_nothing(tiny_encoder: Encoder) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vectors": "int8"}, "vectors is 'float32' there and 'int8' here"),
+        ({"precision": "int8"}, "precision is 'float32' there and 'int8' here"),
         ({"input_type": "query"}, "input_type is 'text' there and 'query' here"),
         ({"column": "t", "keep_text": True}, "keep_text is False there and True here; column is 'text'"),
         ({"column": "phrase"}, "column is 'text' there and 'phrase' here"),
     ],
 )
-def test_another_recipe_is_refused(tiny_encoder: Encoder, options: dict[str, Any], message: str) -> None:
+def test_another_configuration_is_refused(tiny_encoder: Encoder, options: dict[str, Any], message: str) -> None:
     run(tiny_encoder, lines("a.txt", TEXTS[:10]))
     before = content()
     with pytest.raises(SourceError, match=f"out was begun otherwise: {message}.*Give the same options"):
@@ -180,7 +180,10 @@ def test_another_recipe_is_refused(tiny_encoder: Encoder, options: dict[str, Any
 def test_another_encoder_is_refused(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tiny_encoder, lines("a.txt", TEXTS[:10]))
     before = content()
-    with pytest.raises(SourceError, match="out holds vectors of an encoder with other settings"):
+    with pytest.raises(
+        SourceError,
+        match="out holds vectors of an encoder with other settings: pooling is 'last' there and 'mean' here",
+    ):
         run(tiny_encoder.replace(pooling="mean"), "a.txt")
     fingerprint = tiny_encoder.fingerprint()
     monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint + 0.1)
@@ -295,7 +298,7 @@ def test_cut_texts_are_counted(tiny_encoder: Encoder) -> None:
 
 @pytest.mark.parametrize(("vectors", "bound"), [("float16", 2**-11), ("int8", 1 / 254)])
 def test_smaller_forms_are_near(tiny_encoder: Encoder, vectors: Any, bound: float) -> None:
-    run(tiny_encoder, lines("a.txt", TEXTS), vectors=vectors)
+    run(tiny_encoder, lines("a.txt", TEXTS), precision=vectors)
     expected = tiny_encoder.encode(TEXTS)
     error = np.abs(shards.shard_vectors(table()) - expected) / np.abs(expected).max(axis=1, keepdims=True)
     assert 0 < error.max() <= bound * 1.01
@@ -324,14 +327,6 @@ def test_progress_reaches_the_end(tiny_encoder: Encoder, monkeypatch: pytest.Mon
     seen.clear()
     run(tiny_encoder, "b.txt", "a.txt", progress=seen.append)
     assert seen == [CorpusProgress(1, seen[0].tokens, pytest.approx(1))]
-
-
-def test_long_texts_go_to_the_encoder_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "_PIECE_CHARACTERS", 10)
-    monkeypatch.setattr(job, "_PIECE_ROWS", 3)
-    texts = ["x" * 30, "a", "b", "c", "d" * 9, "e", "f"]
-    assert [texts[piece] for piece in job._pieces(texts)] == [texts[:1], texts[1:4], texts[4:6], texts[6:]]
-    assert list(job._pieces([])) == []
 
 
 def test_reading_is_one_ahead_and_its_errors_arrive() -> None:

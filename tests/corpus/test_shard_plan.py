@@ -31,7 +31,7 @@ def shard_of(row_range: RowRange) -> Shard:
         num_tokens=0,
         num_truncated=0,
         rows_digest=row_range.digest,
-        recipe="",
+        config_digest="",
     )
 
 

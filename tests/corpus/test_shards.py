@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellm.corpus import shards
-from bellm.corpus.row_ranges import RowRange, split_rows
-from bellm.corpus.shards import DamagedError, Precision, Shard, shard_name
+from bellm.corpus.row_ranges import Precision, RowRange, split_rows
+from bellm.corpus.shards import DamagedError, Shard, shard_name
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import SourceError
 from bellm.io.atomic import atomic_write
@@ -30,7 +30,7 @@ def row_range() -> RowRange:
 
 def written(folder: Path, form: Precision = "float32", vectors: Any = VECTORS, *, keep_text: bool = True) -> Shard:
     return shards.write_shard(
-        folder, row_range(), EncodeResult(vectors, 30, 1), form=form, keep_text=keep_text, recipe="abc"
+        folder, row_range(), EncodeResult(vectors, 30, 1), precision=form, keep_text=keep_text, config_digest="abc"
     )
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bellm import Encoder
-from bellm.corpus import encoder_ref
+from bellm.corpus import corpus_config
 from bellm.corpus.job import embed_corpus
 from bellm.errors import BellmError, FingerprintError, SourceError
 
@@ -19,7 +19,7 @@ def out(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_the_encoder_of_a_corpus_is_loaded_as_it_was(out: Path, tiny_folder: Path) -> None:
-    known = encoder_ref.read_encoder_ref(out)
+    known = corpus_config.read_encoder_ref(out)
     assert known.source == str(tiny_folder)
     encoder = known.load(attention="eager")
     assert encoder.config == known.config
@@ -38,11 +38,11 @@ def test_another_model_is_refused(out: Path, tiny_encoder: Encoder, tmp_path: Pa
     finally:
         weight.data = kept
     with pytest.raises(FingerprintError, match=r"other does not give the vectors that it gave to the corpus"):
-        encoder_ref.read_encoder_ref(out, str(tmp_path / "other")).load()
+        corpus_config.read_encoder_ref(out, str(tmp_path / "other")).load()
 
 
 def test_a_source_that_has_gone(out: Path, tmp_path: Path) -> None:
     with pytest.raises(BellmError):
-        encoder_ref.read_encoder_ref(out, str(tmp_path / "gone")).load()
+        corpus_config.read_encoder_ref(out, str(tmp_path / "gone")).load()
     with pytest.raises(SourceError, match=r"no manifest\.json"):
-        encoder_ref.read_encoder_ref(tmp_path)
+        corpus_config.read_encoder_ref(tmp_path)

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bellm.corpus.input_files import check_columns, expand_inputs
 from bellm.errors import SourceError
+from bellm.io.input_files import check_columns, expand_inputs
 from bellm.io.rows import TextColumns, TextFile, TextRow
 
 

@@ -1,0 +1,239 @@
+"""Embed, compare and search the texts of files that fit in memory; results know their JSON and their words."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bellm.encoder import Encoder
+from bellm.engine.tokenization import warn_truncated
+from bellm.errors import BellmError
+from bellm.io.input_files import expand_inputs
+from bellm.io.rows import check_text, read_texts
+from bellm.io.vectors import new_vector_file
+from bellm.pool import EncoderPool
+from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
+from bellm.types import InputType
+
+LoadEncoder = Encoder | Callable[[], Encoder]
+"""An encoder, or a function that loads one; it is called once everything that costs less has been checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorFile:
+    """A file of vectors that `embed_file` wrote."""
+
+    rows: int
+    embedding_dim: int
+    output: str
+    encoder: dict[str, Any]
+    """Source and description of the encoder."""
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        speed = run_summary(self.encoder, self.rows, self.seconds)
+        return f"{self.output}: {self.rows} rows of {self.embedding_dim} dimensions, {speed}"
+
+
+@dataclass(frozen=True)
+class PairSimilarity:
+    """Cosines of pairs of texts."""
+
+    cosines: tuple[float, ...]
+    encoder: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{cosine:.4f}" for cosine in self.cosines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A row that a search found; only rows of a corpus have an id and a file."""
+
+    score: float
+    """Cosine with the query."""
+    id: str | None = None
+    file: str | None = None
+    row: int
+    text: str | None
+    """None where the corpus keeps no texts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that it has."""
+        return {name: value for name, value in asdict(self).items() if name == "text" or value is not None}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits of a search, best first."""
+
+    hits: tuple[Hit, ...]
+    exact: bool
+    """Whether every row was compared."""
+    encoder: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return {"hits": [hit.to_json() for hit in self.hits], "exact": self.exact, "encoder": self.encoder}
+
+
+def embed_file(
+    encoder: LoadEncoder,
+    inputs: Sequence[str],
+    output: str,
+    *,
+    source: str | None = None,
+    column: str = "text",
+    input_type: InputType = "text",
+    max_batch_tokens: int | None = None,
+    devices: Sequence[str] = (),
+    force: bool = False,
+    progress: bool = False,
+) -> VectorFile:
+    """Write one vector for each text of the inputs to a file, whole or not at all.
+
+    Args:
+        encoder: An encoder, or a function that loads one.
+        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.io.input_files.expand_inputs`.
+        output: A .npy file of vectors, or a .jsonl or .parquet file of texts and vectors.
+        source: What the encoder was loaded from, for the record.
+        column: Where tables hold the texts.
+        input_type: Which of the prompt's templates is used.
+        max_batch_tokens: Most tokens in one forward pass.
+        devices: Embed with one process for each of these devices.
+        force: Replace the output if it is there.
+        progress: Show a progress bar.
+
+    Raises:
+        BellmError: An input cannot be read, the output cannot be written, or the encoder cannot be loaded.
+    """
+    texts = [text for file in expand_inputs(inputs) for text in read_texts(file, column)]
+    with new_vector_file(output, force=force) as write:
+        encoder = encoder() if callable(encoder) else encoder
+        start = time.perf_counter()
+        with on_devices(encoder, devices) as embedder:
+            shown = {"progress": progress} if embedder is encoder else {}
+            result = embedder.encode_with_stats(
+                texts, input_type=input_type, max_batch_tokens=max_batch_tokens, **shown
+            )
+        warn_truncated(result.num_truncated, len(texts), encoder.config.max_tokens)
+        seconds = time.perf_counter() - start
+        write(texts, result.vectors)
+    return VectorFile(
+        rows=len(texts),
+        embedding_dim=encoder.embedding_dim,
+        output=output,
+        encoder=_described(encoder, source),
+        seconds=round(seconds, 3),
+    )
+
+
+def compare_texts(
+    encoder: LoadEncoder,
+    a: str,
+    b: str,
+    *,
+    source: str | None = None,
+    column: str = "text",
+    max_batch_tokens: int | None = None,
+    progress: bool = False,
+) -> PairSimilarity:
+    """Cosine of two texts, or of two files of texts row by row.
+
+    Args:
+        encoder: An encoder, or a function that loads one.
+        a: A text, or a file of N texts.
+        b: Another text, or a file of N texts.
+        source: What the encoder was loaded from, for the record.
+        column: Where tables hold the texts.
+        max_batch_tokens: Most tokens in one forward pass.
+        progress: Show a progress bar for files.
+
+    Raises:
+        BellmError: A file cannot be read, they have other numbers of texts, or one is a file and the other is not.
+    """
+    left, right = _read_pairs(a, b, column)
+    encoder = encoder() if callable(encoder) else encoder
+    vectors = encoder.encode(left + right, max_batch_tokens=max_batch_tokens, progress=progress and len(left) > 1)
+    cosines = paired_cosine_similarity(vectors[: len(left)], vectors[len(left) :])
+    return PairSimilarity(tuple(cosines.tolist()), _described(encoder, source))
+
+
+def search_file(
+    encoder: LoadEncoder,
+    query: str,
+    file: str,
+    *,
+    source: str | None = None,
+    top: int = 10,
+    column: str = "text",
+    max_batch_tokens: int | None = None,
+    progress: bool = False,
+) -> SearchResult:
+    """Find the texts of a file that are nearest to a query.
+
+    Args:
+        encoder: An encoder, or a function that loads one.
+        query: A text; it gets the prompt's query template, and the texts get the document template.
+        file: A file of texts, or `-` for standard input.
+        source: What the encoder was loaded from, for the record.
+        top: Number of hits.
+        column: Where tables hold the texts.
+        max_batch_tokens: Most tokens in one forward pass.
+        progress: Show a progress bar.
+
+    Raises:
+        BellmError: The query is no text, the file cannot be read, or the encoder cannot be loaded.
+    """
+    check_text("The query", query)
+    texts = read_texts(file, column)
+    encoder = encoder() if callable(encoder) else encoder
+    documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=progress)
+    scores = cosine_similarity(encoder.encode_query([query]), documents)[0]
+    best = (-scores).argsort(kind="stable")[:top].tolist()
+    hits = (Hit(score=float(scores[index]), row=index + 1, text=texts[index]) for index in best)
+    return SearchResult(tuple(hits), True, _described(encoder, source))
+
+
+@contextmanager
+def on_devices(encoder: Encoder, devices: Sequence[str]) -> Iterator[Encoder | EncoderPool]:
+    """Give the encoder itself, or processes that embed in its place if devices are given."""
+    if devices:
+        with EncoderPool(encoder, devices) as pool:
+            yield pool
+    else:
+        yield encoder
+
+
+def run_summary(encoder: dict[str, Any], rows: int, seconds: float) -> str:
+    """How an encoder embedded some rows, in words."""
+    opened = f"open layers {encoder['bidirectional']} of {encoder['num_layers']}, " if "num_layers" in encoder else ""
+    computed = f"computed in {encoder['dtype']} " if "dtype" in encoder else ""
+    return f"{opened}{computed}in {seconds:.1f} s ({rows / max(seconds, 1e-3):.0f} texts/s)"
+
+
+def _described(encoder: Encoder, source: str | None) -> dict[str, Any]:
+    return {"source": source or encoder.name, **encoder.describe()}
+
+
+def _read_pairs(a: str, b: str, column: str) -> tuple[list[str], list[str]]:
+    is_file = [os.path.isfile(side) for side in (a, b)]
+    if not any(is_file):
+        return [check_text("The first text", a)], [check_text("The second text", b)]
+    if not all(is_file):
+        file, text = (a, b) if is_file[0] else (b, a)
+        raise BellmError(f"{file} is a file, but {text!r} is not. Give two texts or two files.")
+    left, right = read_texts(a, column), read_texts(b, column)
+    if len(left) != len(right):
+        raise BellmError(f"{a} has {len(left)} texts and {b} has {len(right)}: rows are compared one by one.")
+    return left, right
