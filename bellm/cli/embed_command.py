@@ -4,14 +4,14 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
-from bellm.cli.progress_bars import live_bars
+from bellm.cli.progress_bars import BarUpdate, bars_once_loaded
 from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
 from bellm.io.vectors import is_folder
@@ -117,8 +117,12 @@ def embed_command(
             RayExecutor(source=source, workers=workers, options=options.relocation()) if engine == "ray" else None
         )
         # Ray tells of dead workers on standard output, where the result goes.
-        with _corpus_bar() as show, contextlib.redirect_stdout(sys.stderr):
-            report = embed_corpus(load, inputs, output, executor=executor, progress=show, **how)
+        with (
+            bars_once_loaded(load, "checking what is there", counts=False) as (load_first, update),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
+            show = _corpus_progress(update)
+            report = embed_corpus(load_first, inputs, output, executor=executor, progress=show, **how)
     else:
         if (id_column, keep_text, precision, shard_rows, engine, workers) != _NO_FOLDER:
             raise BellmError(
@@ -134,17 +138,15 @@ _NO_FOLDER = (None, False, "float32", SHARD_ROWS, "local", None)
 """Options of a corpus folder as they are when none is given."""
 
 
-@contextlib.contextmanager
-def _corpus_bar() -> "Iterator[Callable[[CorpusProgress], None]]":
-    """A bar with rows and tokens a second, those since the first call: shards that were there took no time."""
+def _corpus_progress(update: BarUpdate) -> "Callable[[CorpusProgress], None]":
+    """Show rows and tokens a second, those since the first call: shards that were there took no time."""
     first: tuple[float, int] | None = None
-    with live_bars("checking what is there", counts=False) as update:
 
-        def show(now: "CorpusProgress") -> None:
-            nonlocal first
-            clock = time.monotonic()
-            first = first or (clock, now.tokens)
-            speed = (now.tokens - first[1]) / max(clock - first[0], 1e-3)
-            update(f"{now.rows:,} rows, {speed:,.0f} tokens/s", now.share, 1 if now.share else 0)
+    def show(now: "CorpusProgress") -> None:
+        nonlocal first
+        clock = time.monotonic()
+        first = first or (clock, now.tokens)
+        speed = (now.tokens - first[1]) / max(clock - first[0], 1e-3)
+        update(f"{now.rows:,} rows, {speed:,.0f} tokens/s", now.share, 1 if now.share else 0)
 
-        yield show
+    return show

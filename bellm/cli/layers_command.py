@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
-from bellm.cli.progress_bars import live_bars
+from bellm.cli.progress_bars import bars_once_loaded
 from bellm.cli.train_command import read_training_data
 from bellm.errors import BellmError
 
@@ -108,9 +108,9 @@ def layers_command(
     folder = Path(output)
     check_finding_folder(folder, source)
     training = _training(source, options, train, train_steps, train_batch_size, folder) if train else None
-    with live_bars("reading the development set") as progress:
+    with bars_once_loaded(partial(options.load, source), "dropping layers") as (load, progress):
         finding = find_layers(
-            partial(options.load, source),
+            load,
             dev,
             source=source,
             methods=[one.value for one in method or MethodOption],

@@ -1,7 +1,10 @@
 """Progress bars of commands on standard error, for people at a terminal."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+Loaded = TypeVar("Loaded")
 
 BarUpdate = Callable[..., None]
 """Called as `update(description, done, total, bar="")`: a total of 0 is unknown, and each `bar` is a row of its own."""
@@ -34,3 +37,25 @@ def live_bars(first: str = "", *, counts: bool = True) -> Iterator[BarUpdate]:
             shown.update(rows[bar], description=description, completed=done, total=total or None)
 
         yield update
+
+
+@contextmanager
+def bars_once_loaded(
+    load: Callable[[], Loaded], first: str, *, counts: bool = True
+) -> Iterator[tuple[Callable[[], Loaded], BarUpdate]]:
+    """Show `live_bars` from when a model is loaded: loading has a status line of its own, and only one can be alive.
+
+    Args:
+        load: Loads the model.
+        first: Description of the first bar.
+        counts: Show `done/total`, not a percentage.
+    """
+    updates: list[BarUpdate] = []
+    with ExitStack() as stack:
+
+        def load_first() -> Loaded:
+            loaded = load()
+            updates.append(stack.enter_context(live_bars(first, counts=counts)))
+            return loaded
+
+        yield load_first, lambda *args: updates[-1](*args)

@@ -82,12 +82,10 @@ class EncoderRef:
             BellmError: It cannot be loaded.
         """
         encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
-        distance = saving.fingerprint_distance(self.fingerprint, encoder.fingerprint())
-        limit = saving.fingerprint_tolerance(self.dtype, encoder.dtype_name)
-        if not distance <= limit:
+        if problem := _fingerprint_problem(self.fingerprint, self.dtype, encoder):
             raise FingerprintError(
-                f"{self.source} does not give the vectors that it gave to the corpus (relative distance "
-                f"{distance:.3g}, allowed {limit:g}): give the model that embedded it."
+                f"{self.source} does not give the vectors that it gave to the corpus ({problem}): give the model that "
+                "embedded it."
             )
         return encoder
 
@@ -100,14 +98,11 @@ def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> s
     Raises:
         SourceError: The folder has another configuration or encoder, has lost its own, or cannot be written.
     """
-    fingerprint = encoder.fingerprint()
     path = out / FINGERPRINT_FILE
     if path.exists():
         known, known_fingerprint = read_corpus_config(out)
         _refuse_other(out, known, config)
-        dtype = config.encoder.get("dtype", "float32")
-        limit = saving.fingerprint_tolerance(dtype, dtype)
-        if not saving.fingerprint_distance(known_fingerprint, fingerprint) <= limit:
+        if _fingerprint_problem(known_fingerprint, config.encoder.get("dtype", "float32"), encoder):
             raise SourceError(
                 f"{out} holds the vectors of another model: its fingerprint is not that of "
                 f"{encoder.describe().get('name', 'this one')}. Give the same model, or another folder."
@@ -115,6 +110,7 @@ def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> s
         return config.digest(known_fingerprint)
     if any((out / SHARD_FOLDER).glob("*.parquet")):
         raise SourceError(f"{out} holds shards without their {FINGERPRINT_FILE}. Put it back, or give another folder.")
+    fingerprint = encoder.fingerprint()
     atomic.write_bytes(path, save({"vectors": fingerprint}, {"corpus": config.to_json()}))
     return config.digest(fingerprint)
 
@@ -149,6 +145,13 @@ def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
         dtype=config.encoder["dtype"],
         fingerprint=fingerprint,
     )
+
+
+def _fingerprint_problem(known: Vectors, dtype: str, encoder: Embedder) -> str:
+    """Why an encoder is not the one with this fingerprint and dtype; empty if the difference is rounding."""
+    distance = saving.fingerprint_distance(known, encoder.fingerprint())
+    limit = saving.fingerprint_tolerance(dtype, encoder.describe().get("dtype", dtype))
+    return "" if distance <= limit else f"relative distance {distance:.3g}, allowed {limit:g}"
 
 
 def _refuse_other(out: Path, known: CorpusConfig, config: CorpusConfig) -> None:

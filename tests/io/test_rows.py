@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from bellm.corpus.input_files import check_columns, expand_inputs
+
 from bellm.corpus.shard_plan import missing_ranges
 from bellm.errors import SourceError
 from bellm.io.formats import FORMATS

@@ -1,0 +1,77 @@
+"""Packages and commands without the extra that they need: one sentence, no traceback."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import bellm.corpus
+import bellm.layer_search
+from tests.processes import run
+
+BLOCKED = """
+import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}")
+sys.meta_path.insert(0, Forbid())
+"""
+PACKAGES = {"corpus": ("pyarrow", "lancedb"), "evaluate": ("scipy", "sklearn", "jinja2", "statsmodels")}
+
+
+def without(extra: str, program: str, *arguments: object) -> list[str]:
+    """A Python process in which the packages of an extra are not installed."""
+    return [sys.executable, "-c", BLOCKED.format(names=PACKAGES[extra]) + program, *map(str, arguments)]
+
+
+@pytest.mark.parametrize("package", [bellm.corpus, bellm.layer_search], ids=lambda package: package.__name__)
+def test_every_name_of_a_door_is_there(package: object) -> None:
+    for name in package.__all__:  # type: ignore[attr-defined]
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("extra", "statement"),
+    [
+        ("corpus", "from bellm.corpus import embed_corpus"),
+        ("corpus", "import bellm.corpus; bellm.corpus.Index"),
+        ("evaluate", "from bellm.layer_search import find_layers"),
+    ],
+)
+def test_a_door_without_its_extra_says_what_to_install(extra: str, statement: str) -> None:
+    result = run(without(extra, statement))
+    assert result.stderr.splitlines()[-1].startswith("bellm.errors.MissingExtraError: ")
+    assert f"pip install 'bellm[{extra}]'" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments"),
+    [
+        ("corpus", ["embed", "nothing", "t.txt", "-o", "out/"]),
+        ("corpus", ["index", "out"]),
+        ("corpus", ["search", "a query", "--in", "."]),
+        ("evaluate", ["layers", "nothing", "-o", "out"]),
+    ],
+    ids=str,
+)
+def test_a_command_without_its_extra_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("a text\n")
+    result = run(without(extra, "from bellm.cli import main; main()", *arguments))
+    assert (result.returncode, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("bellm: ")
+    assert line.endswith(f"pip install 'bellm[{extra}]'.")
+    assert not Path("out").exists()
+
+
+def test_one_file_of_vectors_needs_no_extra(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a text\n")
+    arguments = ("embed", tiny_folder, tmp_path / "t.txt", "-o", tmp_path / "v.npy")
+    result = run(without("corpus", "from bellm.cli import main; main()", *arguments))
+    assert (result.returncode, result.stderr) == (0, "")
