@@ -22,7 +22,7 @@ LoadEncoder = Encoder | Callable[[], Encoder]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorFile:
+class EmbeddedFile:
     """A file of vectors that `embed_file` wrote."""
 
     rows: int
@@ -99,7 +99,7 @@ def embed_file(
     devices: Sequence[str] = (),
     force: bool = False,
     progress: bool = False,
-) -> VectorFile:
+) -> EmbeddedFile:
     """Write one vector for each text of the inputs to a file, whole or not at all.
 
     Args:
@@ -129,7 +129,7 @@ def embed_file(
         warn_truncated(result.num_truncated, len(texts), encoder.config.max_tokens)
         seconds = time.perf_counter() - start
         write(texts, result.vectors)
-    return VectorFile(
+    return EmbeddedFile(
         rows=len(texts),
         embedding_dim=encoder.embedding_dim,
         output=output,

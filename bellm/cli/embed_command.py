@@ -19,7 +19,7 @@ from bellm.types import InputType
 
 if TYPE_CHECKING:
     from bellm.corpus import CorpusProgress, CorpusReport
-    from bellm.text_files import VectorFile
+    from bellm.text_files import EmbeddedFile
 
 
 def _folder(*names: str, **how: Any) -> Any:
@@ -104,7 +104,7 @@ def embed_command(
         "devices": tuple(filter(None, (devices or "").split(","))),
     }
     load = partial(options.load, source)
-    report: CorpusReport | VectorFile
+    report: CorpusReport | EmbeddedFile
     if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
