@@ -27,9 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from bellm import Encoder
 from bellm.data import STSPairs, read_sts
-from bellm.evaluate import suite
-from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.sts_task import STSTask
+from bellm.evaluate import EvaluatedModel, STSTask, suite
 
 BATCH_SIZES = (8, 16, 32, 64)
 

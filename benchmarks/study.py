@@ -29,9 +29,7 @@ from rich.progress import track
 
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate.models import load_models
-from bellm.evaluate.suite import evaluate
-from bellm.evaluate.vector_cache import default_cache_folder
+from bellm.evaluate import default_cache_folder, evaluate, load_models
 from bellm.io import atomic
 from bellm.metadata import package_versions
 from bellm.report import statistics

@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.report_page import write_report_page
-from bellm.evaluate.report_text import score_table
-from bellm.evaluate.suite import evaluate
+from bellm.evaluate import EvaluatedModel, evaluate, score_table, write_report_page
 from bellm.types import Vectors
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")

@@ -75,7 +75,7 @@ def evaluate_command(
     wanted = resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
     started = time.monotonic()
     with command_group.status_line(f"loading {', '.join(named)}"):
-        from bellm.evaluate import default_cache_folder, evaluate, load_models, write_report
+        from bellm.evaluate import default_cache_folder, evaluate, load_models, score_table, write_report
 
         models = load_models(named, Path(cache) if cache else default_cache_folder(), **options.given())
     with live_bars() as update:
@@ -94,8 +94,6 @@ def evaluate_command(
         typer.echo(json.dumps(results, ensure_ascii=False))
         return
     from rich.console import Console
-
-    from bellm.evaluate.report_text import score_table
 
     Console().print(score_table(report))
     typer.echo(f"{seconds:.0f} s. {folder / PAGE} shows it all; {RESULTS} and {TABLE} lie beside it.")

@@ -136,7 +136,7 @@ def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: s
     settings = {**recipe.encoder_options, **options.given()}
     changes = dict(given)
     if dev:
-        from bellm.evaluate.suite import DevEvaluator
+        from bellm.evaluate import DevEvaluator
 
         changes["dev"] = DevEvaluator(dev)
     return dataclasses.replace(recipe, encoder_options=settings, **changes)

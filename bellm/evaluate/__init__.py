@@ -8,20 +8,38 @@ from typing import TYPE_CHECKING
 from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
-    from bellm.evaluate.evaluated_model import EvaluatedModel
+    from bellm.evaluate.evaluated_model import EvaluatedModel, open_cache
     from bellm.evaluate.models import load_model, load_models
     from bellm.evaluate.mteb_encoder import MtebEncoder
     from bellm.evaluate.report_files import check_report_folder, write_report
+    from bellm.evaluate.report_page import write_report_page
+    from bellm.evaluate.report_text import score_table
     from bellm.evaluate.results import Report, TaskResult
+    from bellm.evaluate.sts_task import STSTask, score_sts
     from bellm.evaluate.suite import DevEvaluator, evaluate, resolve_tasks
     from bellm.evaluate.task import Task
     from bellm.evaluate.vector_cache import default_cache_folder
+
+_MODULES = {
+    **dict.fromkeys(("EvaluatedModel", "open_cache"), "evaluated_model"),
+    **dict.fromkeys(("load_model", "load_models"), "models"),
+    "MtebEncoder": "mteb_encoder",
+    **dict.fromkeys(("check_report_folder", "write_report"), "report_files"),
+    "write_report_page": "report_page",
+    "score_table": "report_text",
+    **dict.fromkeys(("Report", "TaskResult"), "results"),
+    **dict.fromkeys(("STSTask", "score_sts"), "sts_task"),
+    **dict.fromkeys(("DevEvaluator", "evaluate", "resolve_tasks"), "suite"),
+    "Task": "task",
+    "default_cache_folder": "vector_cache",
+}
 
 __all__ = [
     "DevEvaluator",
     "EvaluatedModel",
     "MtebEncoder",
     "Report",
+    "STSTask",
     "Task",
     "TaskResult",
     "check_report_folder",
@@ -29,21 +47,11 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_models",
+    "open_cache",
     "resolve_tasks",
+    "score_sts",
+    "score_table",
     "write_report",
+    "write_report_page",
 ]
-
-__getattr__ = lazy_exports(
-    __name__,
-    "evaluate",
-    {
-        **dict.fromkeys(("DevEvaluator", "evaluate", "resolve_tasks"), "suite"),
-        **dict.fromkeys(("load_model", "load_models"), "models"),
-        **dict.fromkeys(("Report", "TaskResult"), "results"),
-        **dict.fromkeys(("check_report_folder", "write_report"), "report_files"),
-        "EvaluatedModel": "evaluated_model",
-        "MtebEncoder": "mteb_encoder",
-        "Task": "task",
-        "default_cache_folder": "vector_cache",
-    },
-)
+__getattr__ = lazy_exports(__name__, "evaluate", _MODULES)

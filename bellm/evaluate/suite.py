@@ -1,12 +1,13 @@
 """Evaluate models on tasks: scores with intervals, averages, and paired differences to the first model."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bellm.data.sts import STSPairs
-from bellm.errors import BellmError
+from bellm.errors import BellmError, BellmWarning
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.csts_task import CSTS_TASKS
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
@@ -174,16 +175,24 @@ def _differences(
 
 @dataclass(frozen=True)
 class DevEvaluator:
-    """Scores an encoder in training on one task: what a recipe's `dev` takes. Never choose by a test set."""
+    """Scores an encoder in training on one task: what a recipe's `dev` takes."""
 
     task: str
     data: str | None = None
     """Folder of data sets; None for `BELLM_DATA`, else the Hub."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no single task."""
-        if len(resolve_tasks([self.task])) > 1:
+        """Refuse several tasks.
+
+        Warns:
+            BellmWarning: It is a test set.
+        """
+        names = resolve_tasks([self.task])
+        if len(names) > 1:
             raise BellmError(f"{self.task} stands for several tasks. Name one, such as STSBenchmark-dev.")
+        if any(task.is_test_set for task in TASKS if task.name == names[0]):
+            message = f"{names[0]} is a test set, and cannot test weights that are chosen by it. Take STSBenchmark-dev."
+            warnings.warn(message, BellmWarning, stacklevel=3)
 
     def __call__(self, encoder: Embedder) -> Score:
         """The score in points, higher is better, with its interval."""

@@ -14,9 +14,7 @@ from bellm.data.sts import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
-from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.results import TaskResult
-from bellm.evaluate.sts_task import score_sts
+from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
 from bellm.tensors.similarity import normalize_rows

@@ -20,7 +20,7 @@ from bellm.engine.memory import default_batch_tokens
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import fallback_token_id
-from bellm.evaluate.evaluated_model import open_cache
+from bellm.evaluate import open_cache
 from bellm.evaluate.sts_task import SPEARMAN
 from bellm.layer_search.turning import TurningPoint, find_turning_point
 from bellm.report import statistics

@@ -12,7 +12,7 @@ from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
-from bellm.evaluate.vector_cache import default_cache_folder
+from bellm.evaluate import default_cache_folder
 from bellm.layer_search.candidates import CandidateScores, layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.degradation import Degradation, measure_degradation
 from bellm.layer_search.halving_plan import HalvingPlan, plan_halving

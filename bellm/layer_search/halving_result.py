@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bellm.evaluate.results import TaskResult
+from bellm.evaluate import TaskResult
 from bellm.layer_search.candidates import ALL, CAUSAL, Candidate, compare_with, rank_key
 from bellm.layer_search.halving_plan import HalvingPlan, HalvingRound
 from bellm.report import statistics

@@ -17,9 +17,7 @@ import numpy as np
 from bellm import layer_spec
 from bellm.data.sts import STSPairs
 from bellm.errors import SourceError
-from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.results import TaskResult
-from bellm.evaluate.sts_task import score_sts
+from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate
 from bellm.layer_search.halving_plan import HalvingPlan

@@ -8,12 +8,12 @@ from scipy.stats import spearmanr
 
 from bellm import Encoder
 from bellm.data import sts
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, BellmWarning, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.report_files import write_report
 from bellm.evaluate.results import Report, TaskResult
 from bellm.evaluate.sts_task import STSTask
-from bellm.evaluate.suite import STS, evaluate, resolve_tasks
+from bellm.evaluate.suite import STS, DevEvaluator, evaluate, resolve_tasks
 from bellm.evaluate.task import Task
 from bellm.tensors import geometry
 from bellm.tensors.similarity import paired_cosine_similarity
@@ -173,3 +173,17 @@ def test_a_kind_of_task_of_ones_own_is_scored_reported_and_cached(tiny_encoder: 
     write_report(reports[1], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["Q2"]["metric"] == "accuracy"
     assert "Q average" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_dev_score_is_that_of_an_evaluation(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    write_pairs(tmp_path, "dev")
+    score = DevEvaluator("stsbenchmark-dev", str(tmp_path))(tiny_encoder)
+    [run] = evaluate([tiny_encoder], ["STSBenchmark-dev"], data=tmp_path).runs
+    assert score == run.scores["STSBenchmark-dev"]
+
+
+def test_a_dev_set_is_one_task_and_better_no_test_set() -> None:
+    with pytest.raises(BellmError, match="sts stands for several tasks"):
+        DevEvaluator("sts")
+    with pytest.warns(BellmWarning, match="STSBenchmark is a test set"):
+        DevEvaluator("STSBenchmark")
