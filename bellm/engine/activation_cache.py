@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from bellm.backbone.packed_model import LayerState, PackedBatch, PackedModel, SharedPrefix
+from bellm.backbone.packed_batch import LayerState, PackedBatch, SharedPrefix
+from bellm.backbone.packed_model import PackedModel
 
 _in_use: ContextVar["ActivationCache | None"] = ContextVar("trunk", default=None)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bellm.backbone.packed_model import LayerRange, PackedBatch, PackedModel, SharedPrefix
+from bellm.backbone.packed_batch import LayerRange, PackedBatch, SharedPrefix
+from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.rope import longrope_short_context, split_by_length
 from bellm.backbone.states import input_device
 from bellm.engine.activation_cache import ActivationCache

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bellm.backbone.fused_modules import fuse_modules
 from bellm.backbone.hooks import shared_copy as twin_of
 from bellm.backbone.leakage import sample_token_ids
-from bellm.backbone.lean import fuse_modules
-from bellm.backbone.packed_model import NotPackableError, PackedModel
+from bellm.backbone.packed_batch import NotPackableError
+from bellm.backbone.packed_model import PackedModel
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout

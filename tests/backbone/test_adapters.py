@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone import adapters
-from bellm.backbone.lean import _AdaptedLinear, _GatedMLP, fuse_modules
+from bellm.backbone.fused_modules import _AdaptedLinear, _GatedMLP, fuse_modules
 from bellm.errors import BellmError
 
 

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from bellm.backbone.lean import fuse_modules
+from bellm.backbone.fused_modules import fuse_modules
 
 
 class Gated(nn.Module):

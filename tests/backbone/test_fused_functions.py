@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional
 
-from bellm.backbone.fused import GatedSiLUFunction, LoRALinearFunction, RMSNormFunction
+from bellm.backbone.fused_modules import GatedSiLUFunction, LoRALinearFunction, RMSNormFunction
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
