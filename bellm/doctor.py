@@ -1,4 +1,4 @@
-"""The doctor: does an encoder do what it says? Every answer is measured on the model at hand.
+"""Diagnose an encoder: measure on the model itself what its layers see and what its vectors depend on.
 
 Shapes: B batch, L tokens, D width.
 """
@@ -15,17 +15,15 @@ from bellm import layer_spec, saving
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, shared_copy
-from bellm.backbone.leakage import LayerLeakage, leakage_tolerance, measure_leakage, sample_token_ids
+from bellm.backbone.leakage import LayerLeakage, measure_leakage, sample_token_ids
 from bellm.backbone.states import token_states
 from bellm.encoder import Encoder
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
+from bellm.tensors.tolerances import relative_distance, tolerances
 
 Status = Literal["pass", "warn", "fail", "skip"]
-
-_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest relative distance between states that ought to be equal: rounding, by dtype."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ def examine(
         LayerSight(layer.number, layer.kind, layer.number in chosen, sight)
         for layer, sight in zip(get_layers(model), measured, strict=True)
     )
-    case = _Case(model, texts, pad_id, _limit(model))
-    return rows, [_directions(rows, leakage_tolerance(model)), *(check(case) for check in _STATE_CHECKS)]
+    case = _Case(model, texts, pad_id, tolerances(model.dtype).states)
+    return rows, [_directions(rows, tolerances(model.dtype).leakage), *(check(case) for check in _STATE_CHECKS)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class _Case:
 
     def compare(self, name: str, found: list[Tensor], wanted: list[Tensor], said: str, advice: str) -> Check:
         """Pass when two runs agree within rounding."""
-        value = _apart(found, wanted)
+        value = relative_distance(torch.cat(found), torch.cat(wanted))
         status: Status = "pass" if value <= self.limit else "fail"
         return Check(name, status, said, "" if status == "pass" else advice, value, self.limit)
 
@@ -153,7 +151,9 @@ def _batch(case: _Case) -> Check:
 def _left(case: _Case) -> Check:
     name = "left padding equals right padding"
     plain = causal_copy(case.model)
-    upstream = _apart(case.states(plain, case.texts, left=True), case.states(plain, case.texts))
+    upstream = relative_distance(
+        torch.cat(case.states(plain, case.texts, left=True)), torch.cat(case.states(plain, case.texts))
+    )
     if upstream > case.limit:
         return Check(
             name,
@@ -213,13 +213,13 @@ def _closed(case: _Case) -> Check:
         untouched_1LD = get_decoder(plain)(input_ids=ids_1L, use_cache=False).last_hidden_state
         difference = max(difference, (ours_LD - untouched_1LD[0].float()).abs().max().item())
     leak = max(sight.future for sight in measure_leakage(plain, sample_token_ids(plain)))
-    good = difference == 0 and leak <= leakage_tolerance(plain)
+    good = difference == 0 and leak <= tolerances(plain.dtype).leakage
     return Check(
         "no open layer equals the plain model",
         "pass" if good else "fail",
         "with K=0, and closed again, against transformers called directly, texts alone",
         "" if good else "Closing a layer does not give the causal model back. Reload the model, and report it.",
-        max(difference, leak if leak > leakage_tolerance(plain) else 0.0),
+        max(difference, leak if leak > tolerances(plain.dtype).leakage else 0.0),
         0.0,
     )
 
@@ -237,7 +237,7 @@ def _official(case: _Case) -> Check:
         seen = {
             number
             for number, sight in enumerate(measure_leakage(official, sample_token_ids(official)))
-            if sight.future > leakage_tolerance(official)
+            if sight.future > tolerances(official.dtype).leakage
         }
         wanted = case.alone(official)
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -301,9 +301,9 @@ def _settings(encoder: Encoder, rows: Sequence[LayerSight]) -> Check:
 
 def _vectors(encoder: Encoder) -> Check:
     texts = saving.FINGERPRINT_TEXTS
-    batch = torch.from_numpy(encoder.encode(texts))
-    single = torch.from_numpy(encoder.encode(texts[::-1], max_batch_tokens=1)[::-1].copy())
-    value, limit = _apart([single], [batch]), _limit(encoder.model)
+    batch = encoder.encode(texts)
+    single = encoder.encode(texts[::-1], max_batch_tokens=1)[::-1]
+    value, limit = relative_distance(single, batch), tolerances(encoder.model.dtype).states
     good = value <= limit
     return Check(
         "encode gives one vector for one text",
@@ -347,8 +347,8 @@ def _chat_template(encoder: Encoder) -> Check:
 
 
 def _fingerprint(encoder: Encoder, saved: saving.SavedEncoder) -> Check:
-    value = saving.fingerprint_distance(saved.fingerprint, encoder.fingerprint())
-    limit = saving.fingerprint_tolerance(saved.dtype, encoder.dtype_name)
+    value = relative_distance(encoder.fingerprint(), saved.fingerprint)
+    limit = tolerances(saved.dtype, encoder.dtype_name).fingerprint
     good = value <= limit
     advice = "" if good else "The weights are not those that were saved. Restore them or save again."
     return Check("fingerprint", "pass" if good else "fail", "vectors as on the day of saving", advice, value, limit)
@@ -358,13 +358,3 @@ def _another(case: _Case) -> int:
     """A token id far from the one that pads."""
     vocabulary = case.model.get_input_embeddings().weight.shape[0]
     return int((case.pad_id + vocabulary // 2) % vocabulary)
-
-
-def _limit(model: PreTrainedModel) -> float:
-    return _LIMITS.get(model.dtype, 0.1)
-
-
-def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Largest ‖a - b‖ / ‖a‖ over all tokens; infinite where a value is missing."""
-    distances = [(a - b).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-12) for a, b in zip(found, wanted, strict=True)]
-    return torch.cat(distances).nan_to_num(nan=torch.inf).max().item()

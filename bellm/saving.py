@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -16,6 +15,7 @@ from bellm.backbone import loading
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
 from bellm.layer_spec import format_layers
+from bellm.tensors.tolerances import relative_distance, tolerances
 from bellm.types import Vectors
 
 SETTINGS_FILE = "bellm.json"
@@ -32,10 +32,6 @@ FINGERPRINT_TEXTS = (
 """Texts whose vectors tell one encoder from another."""
 
 _ADAPTER_FILE = "adapter_config.json"
-
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
-"""Largest relative distance of a fingerprint vector, by the coarser dtype of the two; a few times what backends differ
-by."""
 
 
 @dataclass(frozen=True)
@@ -168,27 +164,14 @@ def load_saved(folder: Path, record: SavedEncoder, **options: Any) -> loading.Lo
     return replace(loaded, model=adapters.load_adapters(loaded.model, folder))
 
 
-def fingerprint_distance(saved: Vectors, found: Vectors) -> float:
-    """Largest relative distance between two fingerprints; infinite where their shapes differ or values are missing."""
-    if saved.shape != found.shape:
-        return float("inf")
-    lengths = np.maximum(np.linalg.norm(saved, axis=1), np.finfo(np.float32).tiny)
-    return float(np.nan_to_num(np.linalg.norm(saved - found, axis=1) / lengths, nan=np.inf).max())
-
-
-def fingerprint_tolerance(saved: str, found: str) -> float:
-    """Largest distance that rounding explains between fingerprints in these two dtypes."""
-    return max(_TOLERANCE.get(saved, 0.05), _TOLERANCE.get(found, 0.05))
-
-
 def check_fingerprint(record: SavedEncoder, found: Vectors, dtype: str, place: str) -> None:
     """Compare the fingerprint of a loaded encoder with the saved one.
 
     Raises:
         FingerprintError: They differ by more than rounding.
     """
-    apart = fingerprint_distance(record.fingerprint, found)
-    limit = fingerprint_tolerance(record.dtype, dtype)
+    apart = relative_distance(found, record.fingerprint)
+    limit = tolerances(record.dtype, dtype).fingerprint
     if not apart <= limit:
         raise FingerprintError(
             f"{place} does not give the vectors it was saved with (relative distance {apart:.3g}, allowed {limit:g}): "

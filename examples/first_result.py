@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bellm import Encoder
-from bellm.backbone.leakage import leakage_tolerance, measure_leakage, sample_token_ids
+from bellm.backbone.leakage import measure_leakage, sample_token_ids
 from bellm.layer_spec import format_layers
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
+from bellm.tensors.tolerances import tolerances
 from bellm.types import Vectors
 
 HERE = Path(__file__).parent
@@ -87,7 +88,7 @@ def heat_map(vectors: Vectors) -> Text:
 
 def proof(encoder: Encoder) -> str:
     """Which layers were measured to see the future."""
-    limit = leakage_tolerance(encoder.model)
+    limit = tolerances(encoder.model.dtype).leakage
     measured = measure_leakage(encoder.model, sample_token_ids(encoder.model))
     seeing = [layer for layer, sight in enumerate(measured) if sight.future > limit]
     blind = [layer for layer, sight in enumerate(measured) if sight.future <= limit]

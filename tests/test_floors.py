@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,23 @@ def test_nothing_prints_below_the_command_line() -> None:
 def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert run([sys.executable, "-c", program]).returncode == 0
+
+
+def definitions() -> dict[str, list[str]]:
+    """Modules that define each public function or class at their top."""
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_no_two_public_names_are_alike() -> None:
+    assert {name: paths for name, paths in definitions().items() if len(paths) > 1} == {}
+
+
+def test_no_module_name_stands_twice() -> None:
+    stems = Counter(path.stem for path in FILES if path.stem not in DOORS)
+    rooms = {path.name for path in PACKAGE.rglob("*") if (path / "__init__.py").exists()}
+    assert [name for name, count in stems.items() if count > 1 or name in rooms] == []

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
+from bellm.tensors.tolerances import relative_distance, tolerances
 from tests.processes import run
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]
@@ -320,23 +321,19 @@ def test_folder_without_a_record_is_an_ordinary_model(saved: Path, tiny_encoder:
 
 def test_distance_is_relative_to_the_saved_vector() -> None:
     saved = np.array([[3, 4], [0, 2]], dtype=np.float32)
-    assert saving.fingerprint_distance(saved, saved) == 0.0
-    assert saving.fingerprint_distance(saved, saved + np.float32([[0, 0], [0, 1]])) == pytest.approx(0.5)
-    assert saving.fingerprint_distance(saved, saved[:1]) == float("inf")
-    assert saving.fingerprint_distance(saved, saved * np.float32("nan")) == float("inf")
+    assert relative_distance(saved, saved) == 0.0
+    assert relative_distance(saved + np.float32([[0, 0], [0, 1]]), saved) == pytest.approx(0.5)
+    assert relative_distance(saved[:1], saved) == float("inf")
+    assert relative_distance(saved * np.float32("nan"), saved) == float("inf")
 
 
 def test_the_coarser_dtype_sets_the_limit() -> None:
-    assert saving.fingerprint_tolerance("float32", "float32") == 1e-3
-    assert (
-        saving.fingerprint_tolerance("float32", "bfloat16")
-        == saving.fingerprint_tolerance("bfloat16", "float32")
-        == 0.05
-    )
+    assert tolerances("float32", "float32").fingerprint == 1e-3
+    assert tolerances("float32", "bfloat16").fingerprint == tolerances("bfloat16", "float32").fingerprint == 0.05
 
 
 def test_opening_another_map_moves_the_fingerprint_far_beyond_its_limit(tiny_encoder: Encoder) -> None:
     fingerprint = tiny_encoder.fingerprint()
     for other in ("none", "first:2", "all", "last:3"):
         found = tiny_encoder.replace(bidirectional=other).fingerprint()
-        assert saving.fingerprint_distance(fingerprint, found) > 50 * saving.fingerprint_tolerance("float32", "float32")
+        assert relative_distance(found, fingerprint) > 50 * tolerances("float32", "float32").fingerprint

@@ -18,6 +18,7 @@ from bellm.backbone.attention import get_open_layers
 from bellm.backbone.states import input_device, token_states
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
+from bellm.tensors.tolerances import tolerances
 
 NUM_SAMPLE_TOKENS = 24
 
@@ -58,7 +59,7 @@ def check_open_layers(model: PreTrainedModel, ids: Sequence[int]) -> None:
         raise LayerError(
             f"{name} cannot run with layers {format_layers(sorted(chosen))} open this way: {error}"
         ) from error
-    seen = {number for number, sight in enumerate(measured) if sight.future > leakage_tolerance(model)}
+    seen = {number for number, sight in enumerate(measured) if sight.future > tolerances(model.dtype).leakage}
     if blind := chosen - seen:
         raise LayerError(
             f"Layers {format_layers(sorted(blind))} of {name} were opened but still do not see the future: this "
@@ -70,11 +71,6 @@ def check_open_layers(model: PreTrainedModel, ids: Sequence[int]) -> None:
             f"Layers {format_layers(sorted(leaky))} of {name} see the future although they were not opened. The model "
             "is not causal to begin with; bellm cannot say what opening would mean."
         )
-
-
-def leakage_tolerance(model: PreTrainedModel) -> float:
-    """Relative change below which a layer counts as untouched: rounding, as in experts that share a product."""
-    return 1e-5 if model.dtype == torch.float32 else 1e-2
 
 
 def sample_token_ids(model: PreTrainedModel) -> list[int]:

@@ -13,7 +13,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bellm import saving
 from bellm.config import EncoderConfig
 from bellm.corpus import manifest
 from bellm.corpus.row_ranges import Precision
@@ -22,6 +21,7 @@ from bellm.encoder import Encoder
 from bellm.errors import FingerprintError, SourceError
 from bellm.io import atomic
 from bellm.saving import FINGERPRINT_FILE
+from bellm.tensors.tolerances import relative_distance, tolerances
 from bellm.types import Embedder, InputType, Vectors
 
 _ELSEWHERE = ("name", "device", "source")  # Of a description, what may be another for the same vectors.
@@ -149,8 +149,8 @@ def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
 
 def _fingerprint_problem(known: Vectors, dtype: str, encoder: Embedder) -> str:
     """Why an encoder is not the one with this fingerprint and dtype; empty if the difference is rounding."""
-    distance = saving.fingerprint_distance(known, encoder.fingerprint())
-    limit = saving.fingerprint_tolerance(dtype, encoder.describe().get("dtype", dtype))
+    distance = relative_distance(encoder.fingerprint(), known)
+    limit = tolerances(dtype, encoder.describe().get("dtype", dtype)).fingerprint
     return "" if distance <= limit else f"relative distance {distance:.3g}, allowed {limit:g}"
 
 

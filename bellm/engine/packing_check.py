@@ -1,4 +1,4 @@
-"""Whether a model can be packed: tried, compared with padded batches, and remembered.
+"""Check whether a model can be packed: packed against padded vectors, once for each model.
 
 Shapes: B rows, D width.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.fused_modules import fuse_modules
-from bellm.backbone.hooks import shared_copy as twin_of
+from bellm.backbone.hooks import shared_copy
 from bellm.backbone.leakage import sample_token_ids
 from bellm.backbone.packed_batch import NotPackableError
 from bellm.backbone.packed_model import PackedModel
@@ -19,11 +19,8 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
+from bellm.tensors.tolerances import relative_distance, tolerances
 from bellm.types import PoolingName
-
-_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest relative distance that rounding explains in most models, by dtype; a text that sees another is off by far
-more."""
 
 _ROUNDINGS = 3
 """How many times the effect of one rounding explains a distance, in models that make much of it."""
@@ -36,10 +33,10 @@ _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 
 @dataclass(frozen=True)
 class PackingCheck:
-    """What came of packing a model."""
+    """Outcome of the check."""
 
     twin: PackedModel | None
-    """The packed twin, where its vectors are those of padded batches."""
+    """The packed copy, where its vectors are those of padded batches."""
     reason: str = ""
     """Why there is none."""
     distance: float | None = None
@@ -48,12 +45,12 @@ class PackingCheck:
 
 
 class _Remembered:
-    """A proof, as long as the model stays what it was."""
+    """A check, as long as the model stays what it was."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.parts = _parts(model)
         self.kind = model.dtype, model.device
-        self.proof = _prove(model)
+        self.check = _check(model)
 
     def holds(self, model: PreTrainedModel) -> bool:
         parts = _parts(model)
@@ -65,15 +62,15 @@ _remembered: WeakKeyDictionary[PreTrainedModel, _Remembered] = WeakKeyDictionary
 
 
 def check_packing(model: PreTrainedModel) -> PackingCheck:
-    """Give the model's packed twin, or say why it has none; found out once for a model."""
+    """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes."""
     known = _remembered.get(model)
     if known is None or not known.holds(model):
         known = _remembered[model] = _Remembered(model)
-    return known.proof
+    return known.check
 
 
 def _parts(model: nn.Module) -> list[object]:
-    """All modules below the model, all parameters and hooks: what a twin is made from."""
+    """All modules below the model, all parameters and hooks: what a copy is made from."""
     parts: list[object] = []
     for module in model.modules():
         if module is not model:  # A reference to the model itself would keep it alive.
@@ -83,11 +80,11 @@ def _parts(model: nn.Module) -> list[object]:
     return parts
 
 
-def _prove(model: PreTrainedModel) -> PackingCheck:
-    limit = _LIMITS.get(model.dtype, 0.1)
+def _check(model: PreTrainedModel) -> PackingCheck:
+    limit = tolerances(model.dtype).packing
     try:
-        twin = PackedModel(model)
-        distance = _distance(model, twin)
+        packed = PackedModel(model)
+        distance = _distance(model, packed)
     except NotPackableError as reason:
         return PackingCheck(None, str(reason))
     except Exception as error:  # Models fail in ways of their own, and the padded way is open to all of them.
@@ -97,13 +94,13 @@ def _prove(model: PreTrainedModel) -> PackingCheck:
     if not distance <= limit:
         said = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
         return PackingCheck(None, said, distance, limit)
-    fuse_modules(twin.model)  # Each part compared on its own; before, packed and padded round alike.
-    return PackingCheck(twin, "", distance, limit)
+    fuse_modules(packed.model)  # Each part compared on its own; before, packed and padded round alike.
+    return PackingCheck(packed, "", distance, limit)
 
 
 @torch.inference_mode()
-def _distance(model: PreTrainedModel, twin: PackedModel) -> float:
-    """Largest relative distance between packed and padded vectors of rows that share and do not share beginnings.
+def _distance(model: PreTrainedModel, packed: PackedModel) -> float:
+    """Largest relative distance between packed and padded vectors of rows with and without common prefixes.
 
     Rows of a few random tokens would be ill-conditioned: on SmolLM2 in float32 one of three tokens is 2e-5 away from
     float64 however it is run (in bfloat16 up to 0.5), where longer ones and sentences are 1e-6 away.
@@ -111,16 +108,16 @@ def _distance(model: PreTrainedModel, twin: PackedModel) -> float:
     tokens, largest = _tokens(model), 0.0
     for pooling in _POOLINGS:
         wanted = _padded(model, tokens, pooling)
-        runner = PackedRunner(twin, tokens, HiddenStateReadout(pooling))
+        runner = PackedRunner(packed, tokens, HiddenStateReadout(pooling))
         for group in runner.batches(range(len(tokens)), 12):
-            largest = max(largest, _apart(runner.vectors(group), wanted[group]))
+            largest = max(largest, relative_distance(runner.vectors(group), wanted[group]))
     return largest
 
 
 @torch.inference_mode()
 def _rounding(model: PreTrainedModel) -> float:
     """How far padded vectors move when each number of the embeddings is off by half a step of the model's dtype."""
-    stirred, tokens = twin_of(model), _tokens(model)
+    stirred, tokens = shared_copy(model), _tokens(model)
     draw = torch.Generator().manual_seed(0)
 
     def stir(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -130,14 +127,14 @@ def _rounding(model: PreTrainedModel) -> float:
     stirred.get_input_embeddings().register_forward_hook(stir)
     wanted = {pooling: _padded(model, tokens, pooling) for pooling in _POOLINGS}
     return max(
-        _apart(_padded(stirred, tokens, pooling), wanted_BD)
+        relative_distance(_padded(stirred, tokens, pooling), wanted_BD)
         for pooling, wanted_BD in wanted.items()
         for _ in range(_DRAWS)
     )
 
 
 def _tokens(model: PreTrainedModel) -> Tokens:
-    """Rows that share and do not share beginnings."""
+    """Rows with and without common prefixes."""
     ids = sample_token_ids(model)
     rows = [ids[:10], [*ids[:5], *ids[10:15]], [*ids[:5], *ids[10:13], *ids[15:20]], [*ids[:2], *ids[14:]]]
     return Tokens(rows, [(0, len(row)) for row in rows], 0)
@@ -145,9 +142,3 @@ def _tokens(model: PreTrainedModel) -> Tokens:
 
 def _padded(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName) -> Tensor:
     return PaddedRunner(model, tokens, HiddenStateReadout(pooling), 0).vectors(range(len(tokens)))
-
-
-def _apart(found_BD: Tensor, wanted_BD: Tensor) -> float:
-    """Largest relative distance of rows."""
-    apart_B = (found_BD - wanted_BD).norm(dim=1) / wanted_BD.norm(dim=1)
-    return float(apart_B.nan_to_num(nan=torch.inf).max())

@@ -13,6 +13,7 @@ from bellm import saving
 from bellm.encoder import Encoder
 from bellm.evaluate.vector_cache import VectorCache
 from bellm.metadata import encoder_identity
+from bellm.tensors.tolerances import tolerances
 from bellm.types import Embedder, InputType, Vectors
 
 
@@ -135,4 +136,4 @@ def open_cache(embedder: Embedder, folder: Path, fingerprint: Vectors, what: str
     described = embedder.describe()
     identity = encoder_identity(embedder) if isinstance(embedder, Encoder) else json.dumps(described)
     dtype = str(described.get("dtype"))
-    return VectorCache(folder, f"{identity} {what}".rstrip(), fingerprint, saving.fingerprint_tolerance(dtype, dtype))
+    return VectorCache(folder, f"{identity} {what}".rstrip(), fingerprint, tolerances(dtype, dtype).fingerprint)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bellm import saving
 from bellm.errors import SourceError
+from bellm.tensors.tolerances import relative_distance
 from bellm.types import Vectors
 
 _PART = 2048
@@ -94,7 +94,7 @@ class VectorCache:
         for _, kept in _fetch(database, [_FINGERPRINT]):
             if len(kept) == fingerprint.nbytes:
                 kept_ND = np.frombuffer(kept, dtype=np.float32).reshape(fingerprint.shape)
-                if saving.fingerprint_distance(kept_ND, fingerprint) <= tolerance:
+                if relative_distance(kept_ND, fingerprint) <= tolerance:
                     return
         with database:
             database.execute("DELETE FROM vectors")
