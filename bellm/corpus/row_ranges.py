@@ -1,6 +1,7 @@
 """Split the rows of a file into the ranges that become shards."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -64,22 +65,19 @@ class RowsDigest:
 
 def split_rows(file: str, rows: Iterable[TextRow], max_rows: int) -> Iterator[RowRange]:
     """Cut rows that follow each other into ranges of at most `max_rows` rows, none of them empty."""
-    row_range, digest, characters = None, RowsDigest(), 0
-    for row in rows:
-        if row_range is None:
-            row_range, digest, characters = RowRange(file, row.number), RowsDigest(), 0
-        digest.add(row)
-        if row.text is None:
-            row_range.unreadable.append((row.number, row.reason))
-        else:
-            row_range.rows.append(row.number)
-            row_range.ids.append(row.id)
-            row_range.texts.append(row.text)
-            characters += len(row.text)
-        if row_range.stop - row_range.first == max_rows or characters >= MAX_RANGE_CHARACTERS:
-            row_range.digest = digest.hexdigest()
-            yield row_range
-            row_range = None
-    if row_range is not None:
+    rows = iter(rows)
+    while (first := next(rows, None)) is not None:
+        row_range, digest, characters = RowRange(file, first.number), RowsDigest(), 0
+        for row in itertools.chain([first], rows):
+            digest.add(row)
+            if row.text is None:
+                row_range.unreadable.append((row.number, row.reason))
+            else:
+                row_range.rows.append(row.number)
+                row_range.ids.append(row.id)
+                row_range.texts.append(row.text)
+                characters += len(row.text)
+            if row_range.stop - row_range.first == max_rows or characters >= MAX_RANGE_CHARACTERS:
+                break
         row_range.digest = digest.hexdigest()
         yield row_range

@@ -166,12 +166,11 @@ def _csv_row(place: str, cells: list[str], width: int, columns: dict[str, int]) 
 def _json_row(place: str, line: str, select: SelectColumns) -> Row:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Row(place, problem=f"not JSON ({error}). Each line holds one row.")
-    try:
         return Row(place, {name: value[name] for name in select(list(value))} if isinstance(value, dict) else value)
     except SourceError as error:
         return Row(place, problem=str(error))
+    except (ValueError, RecursionError) as error:
+        return Row(place, problem=f"not JSON ({error}). Each line holds one row.")
 
 
 def _values(column: Any) -> list[object]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from bellm.errors import SourceError
+from bellm.io.formats import text_problem
 
 Part = Literal["anchor", "positive", "negative", "score", "texts"]
 Columns = Mapping[Part, str | Sequence[str]]
@@ -194,19 +195,9 @@ def _text(value: object) -> str:
         raise SourceError(f"{repr(value)[:60]} is not a text.")
     if not value.strip():
         raise SourceError("A text is empty.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(_not_utf8(error.object[error.start])) from error
+    if problem := text_problem(value):
+        raise SourceError(problem)
     return value
-
-
-def _not_utf8(character: str) -> str:
-    """What is wrong with half a character; the upper ones stand for bytes that the reader could not decode."""
-    byte = ord(character) - 0xDC00
-    if 0x80 <= byte <= 0xFF:
-        return f"byte 0x{byte:02x} is not UTF-8. Convert the file, for instance with: iconv -f latin1 -t utf-8."
-    return f"{character!r} is half a character. Write the text as UTF-8."
 
 
 def _score(value: object) -> float:
