@@ -224,7 +224,7 @@ def test_info_of_a_plain_model(tiny_encoder: Encoder, tmp_path: Path) -> None:
         ("embed SOURCE t.txt -o v.npy --bidirectional last:five", "Direction map 'last:five' cannot be read."),
         ("embed SOURCE t.txt -o v.npy --bidirectional 40", "layer 40, but the model has 4 layers (0 to 3)."),
         ("embed SOURCE t.txt -o v.npy --pooling middle", "pooling='middle' is not one of last, mean"),
-        ("embed SOURCE t.txt -o v.npy --variant backwards", "reading='backwards' is not one of sequential"),
+        ("embed SOURCE t.txt -o v.npy --variant backwards", "variant='backwards' is not one of sequential"),
         ("embed SOURCE t.txt -o v.npy --prompt hello", "Prompt 'hello' is not known."),
         ("embed SOURCE t.txt -o v.npy --prompt chat", "the tokenizer has no chat template."),
         ("embed SOURCE t.txt -o v.npy --max-tokens 3", "leaves no room for the text"),
