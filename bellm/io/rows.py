@@ -132,12 +132,13 @@ class TextFile(RowFile):
         """
         for number, row in enumerate(self.rows(self.columns.select), 1):
             cells = row.cells if isinstance(row.cells, dict) else {self.columns.text: row.cells}
-            text, id = (cells.get(column) for column in self.columns)
-            problem = row.problem or self.columns.problem(list(cells)) or text_problem(text)
+            text, id = cells.get(self.columns.text), cells.get(self.columns.id)
+            problem = row.problem or text_problem(text)
             if self.columns.id is None:
                 id = f"{self.file}:{number}"
             elif not problem and (isinstance(id, bool) or not isinstance(id, int)) and text_problem(id):
                 problem = f"{repr(id)[:60]} is not an id. Give a string or a whole number."
+            problem = problem and (row.problem or self.columns.problem(list(cells)) or problem)
             if problem:
                 yield TextRow(number, "", None, f"{row.place}: {problem}"[:_LONGEST_REASON])
             else:

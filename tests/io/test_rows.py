@@ -194,3 +194,10 @@ def test_standard_input_is_lines_for_strict_readers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nna\xefve\n")))
     with pytest.raises(SourceError, match=r"^standard input, line 2: byte 0xef is not UTF-8"):
         read_texts("-")
+
+
+def test_half_a_character_is_no_id(tmp_path: Path) -> None:
+    file = written(tmp_path, ".jsonl", b'{"text": "x", "key": "\\ud83d"}\n{"text": "x", "key": "k"}\n')
+    rows = list(TextFile(file, TextColumns("text", "key")).texts())
+    assert rows[0].reason.startswith("line 1: '\\ud83d' is not an id")
+    assert rows[1].id == "k"
