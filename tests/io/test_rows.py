@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bellm.corpus.input_files import check_columns, expand_inputs
 
 from bellm.corpus.shard_plan import missing_ranges
 from bellm.errors import SourceError
 from bellm.io.formats import FORMATS
+from bellm.io.input_files import check_columns, expand_inputs
 from bellm.io.rows import RowFile, TextColumns, TextFile, read_texts
 from bellm.layer_search.finder import read_dev_set
 from bellm.train.dataset import Rejection
