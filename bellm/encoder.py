@@ -43,7 +43,7 @@ from bellm.errors import BellmError, NoOpWarning, TruncationWarning
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import no_op_reason
 from bellm.progress import progress_bar
-from bellm.tensors.similarity import normalize_rows
+from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import InputType, Vectors
 from bellm.version import __version__
 
@@ -214,6 +214,10 @@ class Encoder:
             result = embed_chunks(rows, embed, hidden_size(model))
         vectors = result.vectors[:, : self.config.truncate_dim]
         return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
+
+    def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
+        """Cosine of every left vector with every right vector, (N, M)."""
+        return cosine_similarity(left_ND, right_MD)
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""

@@ -222,6 +222,12 @@ def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) ->
     )
 
 
+def test_similarity_is_the_cosine_of_every_pair(tiny_encoder: Encoder) -> None:
+    vectors = tiny_encoder.encode(TEXTS)
+    unit = tiny_encoder.replace(normalize=True).encode(TEXTS)
+    np.testing.assert_allclose(tiny_encoder.similarity(vectors[:2], vectors), unit[:2] @ unit.T, atol=1e-6)
+
+
 def test_truncated_vectors_are_the_first_numbers_and_normalized_after(tiny_encoder: Encoder) -> None:
     whole, short = tiny_encoder.encode(TEXTS), tiny_encoder.replace(truncate_dim=8)
     assert short.embedding_dim == 8

@@ -1,0 +1,45 @@
+"""The Python blocks of README.md and docs/guide.md run, one after the other, and import from doors alone."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellm import Encoder
+from tests.evaluate.sets import write_pairs
+
+ROOT = Path(__file__).parents[1]
+DOORS = {"bellm", "bellm.train", "bellm.evaluate", "bellm.layer_search", "bellm.corpus", "bellm.data"}
+
+
+def blocks(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/guide.md"])
+def test_imports_are_only_from_doors(file: str) -> None:
+    assert blocks(file)
+    nodes = [node for block in blocks(file) for node in ast.walk(ast.parse(block))]
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert {module for module in modules if module and module.startswith("bellm")} <= DOORS
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+@pytest.mark.parametrize("file", ["README.md", "docs/guide.md"])
+def test_the_blocks_run(
+    file: str, tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a tiny model instead of SmolLM2, and on a few rated pairs instead of the published ones."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for part in ("test", "dev"):
+        write_pairs(tmp_path, part)
+    monkeypatch.setenv("BELLM_DATA", str(tmp_path))
+    monkeypatch.setenv("BELLM_CACHE", str(tmp_path / "cache"))
+    names: dict[str, Any] = {"encoder": tiny_encoder, "another": tiny_encoder.replace(pooling="mean")}
+    for block in blocks(file):
+        code = block.replace('"smollm2"', repr(str(tiny_folder))).replace("last:8", "last:2")
+        exec(compile(code, file, "exec"), names)
