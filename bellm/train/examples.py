@@ -15,11 +15,10 @@ read.
 """
 
 import hashlib
-import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -97,9 +96,9 @@ def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts
     """
     found = _by_name(names) if columns is None else _as_told(names, columns)
     if "texts" in found and len(found) > 1:
-        raise _unclear(f"texts and {_or([name for name in found if name != 'texts'])} in one row", names)
+        raise _unclear(f"texts and {' or '.join(name for name in found if name != 'texts')} in one row", names)
     if "texts" not in found and (missing := [part for part in ("anchor", "positive") if part not in found]):
-        raise _unclear(f"no column for {_or(missing)}", names)
+        raise _unclear(f"no column for {' or '.join(missing)}", names)
     if "score" in found and "negative" in found:
         raise _unclear("both negatives and a score, which no loss takes together", names)
     return found
@@ -176,18 +175,10 @@ def _unclear(what: str, names: Sequence[str]) -> SourceError:
     return SourceError(f"{what}. Columns: {', '.join(names) or 'none'}. {how}")
 
 
-def _or(names: Iterable[str]) -> str:
-    return " or ".join(names)
-
-
 def _texts(cells: Mapping[str, object], names: Sequence[str]) -> list[str]:
     """Texts of some cells; a cell that is empty or null holds none."""
-    return list(itertools.chain.from_iterable(_of_cell(cells[name]) for name in names))
-
-
-def _of_cell(cell: object) -> Iterator[str]:
-    if cell is not None and cell != "":
-        yield from (map(_text, cell) if isinstance(cell, list) else [_text(cell)])
+    values = [cells[name] for name in names if cells[name] not in (None, "")]
+    return [_text(text) for value in values for text in (value if isinstance(value, list) else [value])]
 
 
 def _text(value: object) -> str:

@@ -148,12 +148,12 @@ class _Run:
         """Take the remaining steps up to `stop`."""
         if self.state["step"] > stop:
             raise _past_pause(self.output, self.state["step"], stop)
-        with graceful_stop() as stop_event:
+        with graceful_stop() as signals:
             while self.state["step"] < stop and not self._out_of_patience():
                 record = self._step(self.state["step"])
                 record["dev"] = self._score()
                 self.state = self.distributed.broadcast(partial(self._note, record, progress))
-                step, stops = self.state["step"], self.distributed.any(stop_event.is_set())
+                step, stops = self.state["step"], self.distributed.any(signals)
                 if step % checkpoint_every == 0 or step == stop or stops:
                     checkpoint.save_checkpoint(
                         self.output / CHECKPOINT, self.parameters, self.optimizer, self.state, self.distributed

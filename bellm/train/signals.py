@@ -23,22 +23,22 @@ def resumable_errors(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def graceful_stop() -> Iterator[threading.Event]:
-    """Set an event on Ctrl-C or SIGTERM, to be read between steps; a second signal stops at once."""
-    asked = threading.Event()
+def graceful_stop() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list that is read between steps; a second one of a kind stops at once."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: object) -> None:
-        asked.set()
+        received.append(number)
         signal.signal(number, before[number])
 
     try:
         for number in before:
             signal.signal(number, note)
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -38,8 +38,8 @@ from bellm.train import MNTP, LoRA, Recipe
 
 
 def spread(encoder):
-    first, second = encoder.encode(["A heron waits.", "The invoice was paid."], normalize=True)
-    return -float(first @ second)
+    first, second = encoder.encode(["A heron waits.", "The invoice was paid."])
+    return -float(first @ second / ((first @ first) * (second @ second)) ** 0.5)
 
 
 recipe = Recipe(
