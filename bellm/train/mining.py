@@ -149,7 +149,7 @@ def write_mined_negatives(
         )
         lines += [mined.negatives[len(row.negatives) :] for row, mined in zip(rows, result.examples, strict=True)]
         counts += [result.num_found, len(rows), result.num_guarded, result.num_short]
-    atomic.write_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    atomic.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     notify(
         "mined {} hard negatives for {} rows with the untrained encoder; {} near texts left out as likely answers, "
         "{} rows got fewer than asked for.".format(*counts)

@@ -15,7 +15,8 @@ from bellm.train.examples import mark_symmetric
 from bellm.train.run_dir import CHECKPOINT, METRICS, MINED, RUN
 from tests.train.rows import triplets
 
-PAIRS = [replace(row, negatives=()) for row in triplets(12)]
+# A text may hold what other formats take for the end of a line.
+PAIRS = [replace(row, positives=(f"{row.positives[0]}\u2028Yes.",), negatives=()) for row in triplets(12)]
 
 
 @pytest.fixture
