@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bellm.config import setting_names
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
 
 DIGITS = 4
 """Decimals of a point that JSON keeps."""
-
-_TELLING = ("bidirectional", "variant", "window", "prompt", "pooling", "layer", "max_tokens", "dtype")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,11 @@ class Report:
 
 def _telling_settings(run: Run, group: Sequence[Run]) -> str:
     """The settings in which a run differs from others of its model."""
-    telling = [key for key in _TELLING if len({str(it.facts.get(key)) for it in group}) > 1 and key in run.facts]
+    telling = [
+        key
+        for key in (*setting_names(), "dtype")
+        if len({str(it.facts.get(key)) for it in group}) > 1 and key in run.facts
+    ]
     return ", ".join(_setting_in_words(key, run.facts[key]) for key in telling)
 
 
