@@ -103,7 +103,7 @@ def layers_command(
         raise BellmError(
             "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."
         )
-    from bellm.layer_search import check_finding_folder, find_layers, finding_to_json, write_finding
+    from bellm.layer_search import check_finding_folder, find_layers, write_finding
 
     folder = Path(output)
     check_finding_folder(folder, source)
@@ -119,9 +119,9 @@ def layers_command(
             cache=Path(cache) if cache else None,
             progress=progress,
         )
-    write_finding(finding, folder)
+    record = write_finding(finding, folder)
     if as_json:
-        typer.echo(json.dumps(finding_to_json(finding), ensure_ascii=False))
+        typer.echo(json.dumps(record, ensure_ascii=False))
     else:
         _show(finding, folder)
 

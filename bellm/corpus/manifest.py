@@ -64,7 +64,17 @@ def write_manifest(
         unreadable=sum(shard.num_unreadable for shard in done),
         truncated=sum(shard.num_truncated for shard in done),
         tokens=sum(shard.num_tokens for shard in done),
-        shards=[_entry(shard) for shard in done],
+        shards=[
+            {
+                "name": shard.name,
+                "file": shard.file,
+                "first": shard.first,
+                "stop": shard.stop,
+                "rows": shard.num_rows,
+                "bytes": shard.num_bytes,
+            }
+            for shard in done
+        ],
     )
     atomic.write_bytes(out / MANIFEST_FILE, (json.dumps(vars(manifest), indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
@@ -90,17 +100,6 @@ def read_manifest(out: Path) -> Manifest:
 def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
     """Where the shards of a corpus lie, in order."""
     return (out / SHARD_FOLDER / entry["name"] for entry in manifest.shards)
-
-
-def _entry(shard: Shard) -> dict[str, Any]:
-    return {
-        "name": shard.name,
-        "file": shard.file,
-        "first": shard.first,
-        "stop": shard.stop,
-        "rows": shard.num_rows,
-        "bytes": shard.num_bytes,
-    }
 
 
 def _write_rejected(out: Path, done: Sequence[Shard]) -> None:

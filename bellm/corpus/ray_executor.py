@@ -74,7 +74,7 @@ class RayExecutor:
     def _dataset(self, encoder_ref: EncoderRef, job: Job) -> Any:
         """Lazy pipeline from files to row ranges to the metadata of each shard."""
         directory = os.getcwd()
-        shares = _shares(self.workers)
+        workers, cpus, gpus = _shares(self.workers)
         files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
         reading = {"columns": job.columns, "done": job.done, "max_rows": job.shard_rows, "directory": directory}
         row_ranges = files.flat_map(read_missing_ranges, fn_kwargs=reading, num_cpus=0)
@@ -82,28 +82,20 @@ class RayExecutor:
         return row_ranges.flat_map(
             _Worker,
             fn_constructor_args=(encoder_ref, dict(self.options), job, directory),
-            compute=ray.data.ActorPoolStrategy(size=shares.workers),
-            num_cpus=shares.cpus,
-            num_gpus=shares.gpus,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=cpus,
+            num_gpus=gpus,
         )
 
 
-@dataclass(frozen=True)
-class _Shares:
-    """Number of workers, and the resources of each."""
-
-    workers: int
-    cpus: int
-    gpus: float
-
-
-def _shares(workers: int | None) -> _Shares:
+def _shares(workers: int | None) -> tuple[int, int, float]:
+    """Number of workers, and the CPUs and GPUs of each."""
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     workers = workers or gpus or sum(node["Alive"] for node in ray.nodes())
     if workers > cpus:
         raise BellmError(f"{workers} workers are too many for a cluster of {cpus} cores: give at most as many.")
-    return _Shares(workers, cpus // workers, min(1.0, gpus / workers))
+    return workers, cpus // workers, min(1.0, gpus / workers)
 
 
 class _Worker:

@@ -6,11 +6,11 @@ from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
     from bellm.layer_search.finder import Finding, HalvingTraining, find_layers, read_dev_set
-    from bellm.layer_search.finding_files import check_finding_folder, finding_to_json, write_finding
+    from bellm.layer_search.finding_files import check_finding_folder, write_finding
 
 _MODULES = {
     **dict.fromkeys(("Finding", "HalvingTraining", "find_layers", "read_dev_set"), "finder"),
-    **dict.fromkeys(("check_finding_folder", "finding_to_json", "write_finding"), "finding_files"),
+    **dict.fromkeys(("check_finding_folder", "write_finding"), "finding_files"),
 }
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "HalvingTraining",
     "check_finding_folder",
     "find_layers",
-    "finding_to_json",
     "read_dev_set",
     "write_finding",
 ]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from bellm.layer_search.halving_plan import HalvingPlan, plan_halving
 from bellm.layer_search.halving_result import HalvingResult
 from bellm.layer_search.layer_stats import LayerStats, measure_layers
 from bellm.layer_search.layer_text import summarize_candidates, summarize_training, summarize_turning_point
-from bellm.metadata import encoder_metadata
+from bellm.metadata import encoder_metadata, package_versions
 from bellm.train.dataset import Dataset
 from bellm.train.dataset_files import load_dataset
 from bellm.train.recipe import Recipe
@@ -62,6 +62,26 @@ class Finding:
             summarize_training(self.trained) if self.trained else "",
         ]
         return "\n".join(filter(None, said)) or "No layer was opened and none dropped: a profile chooses nothing."
+
+    def to_json(self) -> dict[str, Any]:
+        """All results, settings and package versions."""
+        degradation, search = self.degradation, self.search
+        parts = {
+            "degradation": {**asdict(degradation), "rule": degradation.rule} if degradation else None,
+            "profile": asdict(self.profile) if self.profile else None,
+            "candidates": [asdict(candidate) for candidate in search.candidates] if search else None,
+            "trained": asdict(self.trained) if self.trained else None,
+        }
+        return {
+            "model": self.facts["source"],
+            "facts": self.facts,
+            "dev": self.dev,
+            "seed": self.seed,
+            "versions": package_versions(),
+            "verdict": self.summary,
+            **{name: part for name, part in parts.items() if part},
+            "seconds": round(self.seconds, 1),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

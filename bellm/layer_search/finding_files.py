@@ -1,7 +1,6 @@
 """Write a finding of the layer search to a folder: one JSON file and one HTML page."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ from bellm.errors import SourceError
 from bellm.io import atomic
 from bellm.layer_search.finder import Finding
 from bellm.layer_search.layer_page import write_layer_page
-from bellm.metadata import package_versions
 
-RESULTS, PAGE, RUNS = "layers.json", "layers.html", "runs"
+RESULTS, PAGE = "layers.json", "layers.html"
 
 
 def check_finding_folder(folder: Path, source: str) -> None:
@@ -32,33 +30,13 @@ def check_finding_folder(folder: Path, source: str) -> None:
         raise SourceError(f"{path} is about {known}. Choose another folder.")
 
 
-def write_finding(finding: Finding, folder: Path) -> None:
-    """Write a finding as JSON and as a page.
+def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
+    """Write a finding as JSON and as a page; returns what the JSON file holds.
 
     Raises:
         SourceError: The disk refuses.
     """
-    record = finding_to_json(finding)
+    record = finding.to_json()
     atomic.write_bytes(folder / RESULTS, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     write_layer_page(finding, record, folder / PAGE)
-
-
-def finding_to_json(finding: Finding) -> dict[str, Any]:
-    """All of a finding for JSON."""
-    curve, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
-    parts = {
-        "degradation": {**asdict(curve), "rule": curve.rule} if curve else None,
-        "profile": asdict(profile) if profile else None,
-        "candidates": [asdict(candidate) for candidate in search.candidates] if search else None,
-        "trained": asdict(trained) if trained else None,
-    }
-    return {
-        "model": finding.facts["source"],
-        "facts": finding.facts,
-        "dev": finding.dev,
-        "seed": finding.seed,
-        "versions": package_versions(),
-        "verdict": finding.summary,
-        **{name: part for name, part in parts.items() if part},
-        "seconds": round(finding.seconds, 1),
-    }
+    return record

@@ -65,7 +65,7 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
 
     Args:
         finding: What was found.
-        results: The same as `finding_to_json` has it, which goes into the page for programs.
+        results: The same as `Finding.to_json` has it, which goes into the page for programs.
         path: Where to.
 
     Raises:
