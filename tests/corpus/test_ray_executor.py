@@ -33,7 +33,7 @@ def ran(
     for name, texts in (("a.txt", TEXTS), ("b.txt", TEXTS[::-1])):
         (place / name).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     with contextlib.chdir(place):
-        embed_corpus(Encoder.load(tiny_folder), ["a.txt"], "out", **options)
+        embed_corpus(Encoder.from_pretrained(tiny_folder), ["a.txt"], "out", **options)
     done = run(
         [sys.executable, PROGRAM, tiny_folder, SHARD_ROWS],
         cwd=place,
