@@ -52,7 +52,7 @@ class CorpusProgress(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be embedded, and how: all that an executor needs next to the encoder."""
+    """A run over a corpus folder: inputs, configuration and the shards that are done, for an executor."""
 
     out: Path
     files: list[str]
@@ -86,7 +86,7 @@ Executor = Callable[[Embedder, Job, Callable[[CorpusProgress], None]], list[Shar
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusReport:
-    """What a run has done, and what the folder holds."""
+    """Report of a run: the rows that it embedded, and the manifest of the folder."""
 
     out: Path
     manifest: Manifest

@@ -139,7 +139,7 @@ def _written_shards(
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[None]:
-    """Be connected to a cluster, quietly, with a block of data for each span, so that every worker gets some."""
+    """Be connected to a cluster, quietly, with a block of data for each row range, so that every worker gets some."""
     begun = not ray.is_initialized()
     if begun:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home otherwise.

@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What to call it: `causal`, `layer 12`, the map, or `prepending:8`."""
+        """Name for tables: `causal`, `layer 12`, the map, or `prepending:8`."""
         if self.prepending:
             return _prepending(self.prepending)
         if self.is_causal:
