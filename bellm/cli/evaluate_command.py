@@ -67,19 +67,16 @@ def evaluate_command(
 
     Example: bellm evaluate smollm2 'smollm2?bidirectional=last:8' -o report/ --prompt raw --pooling mean
     """
-    # The room's door says what is missing where the extra is not installed.
-    from bellm.evaluate import check_report_folder, resolve_tasks
+    from bellm import evaluate as room
 
     named, folder = list(dict.fromkeys([*sources, *(compare or [])])), Path(output)
-    check_report_folder(folder, named, force=force)
-    wanted = resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
+    room.check_report_folder(folder, named, force=force)
     started = time.monotonic()
     with command_group.status_line(f"loading {', '.join(named)}"):
-        from bellm.evaluate import default_cache_folder, evaluate, load_models, score_table, write_report
-
-        models = load_models(named, Path(cache) if cache else default_cache_folder(), **options.given())
+        wanted = room.resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
+        models = room.load_models(named, Path(cache) if cache else room.default_cache_folder(), **options.given())
     with live_bars() as update:
-        report = evaluate(
+        report = room.evaluate(
             models,
             wanted,
             data=Path(data) if data else None,
@@ -89,11 +86,11 @@ def evaluate_command(
             progress=lambda model, task, done, total: update(f"{model[:40]}: {task}", done, total, model),
         )
     seconds = time.monotonic() - started
-    results = write_report(report, folder, force=force, seconds=round(seconds, 1))
+    results = room.write_report(report, folder, force=force, seconds=round(seconds, 1))
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False))
         return
     from rich.console import Console
 
-    Console().print(score_table(report))
+    Console().print(room.score_table(report))
     typer.echo(f"{seconds:.0f} s. {folder / PAGE} shows it all; {RESULTS} and {TABLE} lie beside it.")

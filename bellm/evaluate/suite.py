@@ -150,20 +150,19 @@ def _score_tasks(
 
 def _embed_ahead(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress) -> None:
     """Embed the texts of all tasks of a kind at once into the cache: sets share texts, and texts their beginnings."""
-    for kind in dict.fromkeys(task.kind for task, _ in loaded):
-        texts: dict[InputType, list[str]] = {}
-        for task, data in loaded:
-            for input_type, those in task.texts(data).items() if task.kind == kind else ():
-                texts.setdefault(input_type, []).extend(those)
-        total, so_far = sum(len(set(those)) for those in texts.values()), 0
+    groups: dict[tuple[str, InputType], list[str]] = {}
+    for task, data in loaded:
+        for input_type, texts in task.texts(data).items():
+            groups.setdefault((task.kind, input_type), []).extend(texts)
+    for (kind, input_type), texts in groups.items():
+        total, embedded = len(set(texts)), 0
 
         def done(count: int, kind: str = kind, total: int = total) -> None:
-            nonlocal so_far
-            so_far += count
-            progress(model.name, kind, so_far, total)
+            nonlocal embedded
+            embedded += count
+            progress(model.name, kind, embedded, total)
 
-        for input_type, those in texts.items():
-            model.vectors(those, input_type, done)
+        model.vectors(texts, input_type, done)
 
 
 def _differences(
