@@ -57,7 +57,7 @@ def _openable(chosen: tuple[int, ...], model: PreTrainedModel) -> tuple[int, ...
     if not closed or len(closed) == len(chosen):
         return chosen
     warnings.warn(
-        f"Layers {format_layers([layer.number for layer in closed])} have no attention to open "
+        f"Layers {format_layers([layer.index for layer in closed])} have no attention to open "
         f"({', '.join(sorted({layer.kind for layer in closed}))}) and stay causal.",
         NoOpWarning,
         stacklevel=5,

@@ -3,16 +3,15 @@
 Shapes: B batch, L tokens, D width.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm import layer_spec, saving
-from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
+from bellm.backbone.architecture import get_decoder, get_layers, get_text_config, layer_kinds
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, shared_copy
 from bellm.backbone.leakage import LayerLeakage, measure_leakage, sample_token_ids
@@ -21,14 +20,17 @@ from bellm.encoder import Encoder
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
+from bellm.layer_spec import format_layers, no_op_reason
+from bellm.saving import FINGERPRINT_TEXTS, SavedEncoder
 from bellm.tensors.tolerances import relative_distance, tolerances
 
 Status = Literal["pass", "warn", "fail", "skip"]
+TokenIds = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer."""
+    """One property of an encoder, and whether it holds."""
 
     name: str
     status: Status
@@ -39,25 +41,30 @@ class Check:
     value: float | None = None
     """The measured difference, where there is one."""
     limit: float | None = None
-    """What it may be."""
+    """Its largest allowed value."""
+
+    def __post_init__(self) -> None:
+        """Drop the advice where none is needed."""
+        if self.status == "pass":
+            object.__setattr__(self, "advice", "")
 
 
 @dataclass(frozen=True)
-class LayerSight:
-    """One row of the leak matrix."""
+class LayerDiagnosis:
+    """What one layer is, and what it sees."""
 
     layer: int
     kind: str
     is_open: bool
-    sight: LayerLeakage
+    leakage: LayerLeakage
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything the doctor found."""
+    """All layers and all checks of one encoder."""
 
     subject: str
-    layers: tuple[LayerSight, ...]
+    layers: tuple[LayerDiagnosis, ...]
     checks: tuple[Check, ...]
 
     @property
@@ -66,7 +73,7 @@ class Diagnosis:
         return all(check.status != "fail" for check in self.checks)
 
 
-def diagnose(encoder: Encoder, *, saved: saving.SavedEncoder | None = None) -> Diagnosis:
+def diagnose(encoder: Encoder, *, saved: SavedEncoder | None = None) -> Diagnosis:
     """Examine an encoder: its layers, its invariances, its agreement with transformers, its settings.
 
     Differences are relative: the largest ‖a - b‖ / ‖a‖ over tokens. Load the model in float32 for exact answers.
@@ -75,214 +82,83 @@ def diagnose(encoder: Encoder, *, saved: saving.SavedEncoder | None = None) -> D
         encoder: The encoder as it is used.
         saved: What the folder it came from says of it, for the fingerprint.
     """
-    texts = encoder.tokenize(saving.FINGERPRINT_TEXTS).ids
-    rows, checks = examine(encoder.model, texts, fallback_token_id(encoder.tokenizer))
-    checks += [_settings(encoder, rows), _vectors(encoder), _kinds(rows), _no_op(encoder), _chat_template(encoder)]
-    if saved is not None:
-        checks.append(_fingerprint(encoder, saved))
-    return Diagnosis(repr(encoder), rows, tuple(checks))
+    token_ids = encoder.tokenize(FINGERPRINT_TEXTS).ids
+    layers, checks = examine(encoder.model, token_ids, fallback_token_id(encoder.tokenizer))
+    return Diagnosis(repr(encoder), layers, (*checks, *_encoder_checks(encoder, saved)))
 
 
 @torch.inference_mode()
 def examine(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], pad_id: int
-) -> tuple[tuple[LayerSight, ...], list[Check]]:
+    model: PreTrainedModel, token_ids: TokenIds, pad_id: int
+) -> tuple[tuple[LayerDiagnosis, ...], tuple[Check, ...]]:
     """Examine a model without a tokenizer: what its layers see, and its invariances on texts of token ids."""
-    measured = measure_leakage(model, sample_token_ids(model))
-    chosen = set(get_open_layers(model))
-    rows = tuple(
-        LayerSight(layer.number, layer.kind, layer.number in chosen, sight)
-        for layer, sight in zip(get_layers(model), measured, strict=True)
+    opened = get_open_layers(model)
+    layers = tuple(
+        LayerDiagnosis(layer.index, layer.kind, layer.index in opened, leakage)
+        for layer, leakage in zip(get_layers(model), measure_leakage(model, sample_token_ids(model)), strict=True)
     )
-    case = _Case(model, texts, pad_id, tolerances(model.dtype).states)
-    return rows, [_directions(rows, tolerances(model.dtype).leakage), *(check(case) for check in _STATE_CHECKS)]
+    trial = _Trial(model, token_ids, pad_id)
+    return layers, (
+        _open_layers_leak(layers, tolerances(model.dtype).leakage),
+        *_batching(trial),
+        _backends(trial),
+        _packed(model),
+        _closed(trial),
+        _transformers_switch(trial),
+    )
 
 
 @dataclass(frozen=True)
-class _Case:
-    """A model and some token ids of different lengths to try it on."""
+class _Trial:
+    """A model and some texts of different lengths to run it on."""
 
     model: PreTrainedModel
-    texts: Sequence[Sequence[int]]
+    token_ids: TokenIds
     pad_id: int
-    limit: float
 
     def states(
-        self, model: PreTrainedModel, texts: Sequence[Sequence[int]], *, left: bool = False, pad_id: int | None = None
+        self,
+        model: PreTrainedModel,
+        token_ids: TokenIds | None = None,
+        *,
+        left: bool = False,
+        other_padding: bool = False,
     ) -> list[Tensor]:
-        """States of the real tokens of each text, run as one batch."""
-        ids_BL, mask_BL = pad_rows(texts, self.pad_id if pad_id is None else pad_id, model.device, left=left)
+        """States of the real tokens of each text, (L, D), run as one batch; all texts of the trial unless given."""
+        pad_id = self.pad_id
+        if other_padding:
+            vocabulary = self.model.get_input_embeddings().weight.shape[0]
+            pad_id = (pad_id + vocabulary // 2) % vocabulary
+        ids_BL, mask_BL = pad_rows(token_ids or self.token_ids, pad_id, model.device, left=left)
         hidden_BLD = token_states(model, ids_BL, mask_BL)
         return [hidden_LD[mask_L.bool()].float() for hidden_LD, mask_L in zip(hidden_BLD, mask_BL, strict=True)]
 
     def alone(self, model: PreTrainedModel) -> list[Tensor]:
         """States of each text run by itself, without padding."""
-        return [self.states(model, [text])[0] for text in self.texts]
+        return [self.states(model, [ids])[0] for ids in self.token_ids]
 
-    def compare(self, name: str, found: list[Tensor], wanted: list[Tensor], said: str, advice: str) -> Check:
+    def compare(self, name: str, states: list[Tensor], expected: list[Tensor], finding: str, advice: str) -> Check:
         """Pass when two runs agree within rounding."""
-        value = relative_distance(torch.cat(found), torch.cat(wanted))
-        status: Status = "pass" if value <= self.limit else "fail"
-        return Check(name, status, said, "" if status == "pass" else advice, value, self.limit)
+        distance = relative_distance(torch.cat(states), torch.cat(expected))
+        return _within(name, distance, tolerances(self.model.dtype).states, finding, advice)
 
 
-def _padding(case: _Case) -> Check:
-    return case.compare(
-        "padding is never attended",
-        case.states(case.model, case.texts, pad_id=_another(case)),
-        case.states(case.model, case.texts),
-        "other ids in the padding change no token",
-        "The attention mask is lost on the way to a layer. Do not trust batches: embed with max_batch_tokens=1, and "
-        "report the model.",
-    )
+def _within(name: str, value: float, limit: float, finding: str, advice: str) -> Check:
+    return Check(name, "pass" if value <= limit else "fail", finding, advice, value, limit)
 
 
-def _batch(case: _Case) -> Check:
-    return case.compare(
-        "alone equals in a batch",
-        case.states(case.model, case.texts),
-        case.alone(case.model),
-        "each text alone, without padding, against one padded batch",
-        "Padded and unpadded batches take different paths: padding is attended, or an unpadded batch falls back to "
-        "causal attention. Try attention='eager', and report the model.",
-    )
-
-
-def _left(case: _Case) -> Check:
-    name = "left padding equals right padding"
-    plain = causal_copy(case.model)
-    upstream = relative_distance(
-        torch.cat(case.states(plain, case.texts, left=True)), torch.cat(case.states(plain, case.texts))
-    )
-    if upstream > case.limit:
-        return Check(
-            name,
-            "warn",
-            "the untouched causal model differs already: not all of its layers skip padding on the left",
-            "bellm pads on the right, so its vectors are safe. Do not pad on the left yourself.",
-            upstream,
-            case.limit,
-        )
-    return case.compare(
-        name,
-        case.states(case.model, case.texts, left=True, pad_id=_another(case)),
-        case.states(case.model, case.texts),
-        "the same batch padded on either side, with other ids",
-        "Positions shift with the padding, or it is attended. Pad on the right, as bellm does, or pass position_ids.",
-    )
-
-
-def _order(case: _Case) -> Check:
-    return case.compare(
-        "order does not matter",
-        case.states(case.model, case.texts[::-1])[::-1],
-        case.states(case.model, case.texts),
-        "the same batch in reverse",
-        "A text's states depend on its neighbours in the batch. Embed with max_batch_tokens=1, and report the model.",
-    )
-
-
-def _backends(case: _Case) -> Check:
-    name = "eager equals sdpa"
-    runs = []
-    for backend in ("eager", "sdpa"):
-        model = shared_copy(case.model)
-        try:
-            model.set_attn_implementation(backend)
-        except (ValueError, ImportError):
-            return Check(name, "skip", f"{type(model).__name__} does not run with {backend}")
-        runs.append(case.states(model, case.texts))
-    return case.compare(
-        name, runs[0], runs[1], "one batch on both", "The backends disagree: use attention='eager', the reference."
-    )
-
-
-def _packed(case: _Case) -> Check:
-    name, proof = "packed equals padded", check_packing(case.model)
-    if not proof.twin:
-        return Check(name, "skip", f"texts run in padded batches: {proof.reason}")
-    said = "vectors of texts laid end to end that share their beginnings, against padded batches"
-    return Check(name, "pass", said, "", proof.distance, proof.limit)
-
-
-def _closed(case: _Case) -> Check:
-    plain = causal_copy(case.model)
-    difference = 0.0
-    for text, ours_LD in zip(case.texts, case.alone(open_layers(plain, ())), strict=True):
-        ids_1L = torch.tensor([list(text)], device=plain.device)
-        untouched_1LD = get_decoder(plain)(input_ids=ids_1L, use_cache=False).last_hidden_state
-        difference = max(difference, (ours_LD - untouched_1LD[0].float()).abs().max().item())
-    leak = max(sight.future for sight in measure_leakage(plain, sample_token_ids(plain)))
-    good = difference == 0 and leak <= tolerances(plain.dtype).leakage
-    return Check(
-        "no open layer equals the plain model",
-        "pass" if good else "fail",
-        "with K=0, and closed again, against transformers called directly, texts alone",
-        "" if good else "Closing a layer does not give the causal model back. Reload the model, and report it.",
-        max(difference, leak if leak > tolerances(plain.dtype).leakage else 0.0),
-        0.0,
-    )
-
-
-def _official(case: _Case) -> Check:
-    name = "all open equals transformers' switch"
-    numbers = [layer.number for layer in get_layers(case.model) if layer.can_open]
-    official = causal_copy(case.model)
-    config = get_text_config(official)
-    setattr(config, "is_causal", False)  # noqa: B010 - configurations are untyped
-    if isinstance(window := getattr(config, "sliding_window", None), int):
-        # transformers' bidirectional window reaches W tokens either side, its causal one and its flash kernel W-1.
-        setattr(config, "sliding_window", window - 1)  # noqa: B010
-    try:
-        seen = {
-            number
-            for number, sight in enumerate(measure_leakage(official, sample_token_ids(official)))
-            if sight.future > tolerances(official.dtype).leakage
-        }
-        wanted = case.alone(official)
-    except (AttributeError, TypeError, RuntimeError) as error:
-        return Check(name, "skip", f"transformers' own is_causal=False fails here: {error}")
-    if missing := set(numbers) - seen:
-        return Check(
-            name,
-            "skip",
-            f"transformers' own is_causal=False leaves layers {layer_spec.format_layers(sorted(missing))} causal",
-        )
-    return case.compare(
-        name,
-        case.alone(open_layers(causal_copy(case.model), numbers)),
-        wanted,
-        "every attention layer open, texts alone, against config.is_causal=False",
-        "bellm and transformers disagree on what bidirectional means here; report the model.",
-    )
-
-
-_STATE_CHECKS: tuple[Callable[[_Case], Check], ...] = (
-    _padding,
-    _batch,
-    _left,
-    _order,
-    _backends,
-    _packed,
-    _closed,
-    _official,
-)
-
-
-def _directions(rows: Sequence[LayerSight], limit: float) -> Check:
-    blind = [row.layer for row in rows if row.is_open and row.sight.future <= limit]
-    leaky = [row.layer for row in rows if not row.is_open and row.sight.future > limit]
-    chosen = layer_spec.format_layers([row.layer for row in rows if row.is_open])
+def _open_layers_leak(layers: Sequence[LayerDiagnosis], limit: float) -> Check:
     name = "open layers, and only they, see the future"
-    leak = max((row.sight.future for row in rows if not row.is_open), default=0.0)
-    if not blind and not leaky:
-        return Check(name, "pass", f"open: {chosen}; largest leak of a closed layer", "", leak, limit)
-    said = [f"open but causal: {layer_spec.format_layers(blind)}"] if blind else []
-    said += [f"closed but leaking: {layer_spec.format_layers(leaky)}"] if leaky else []
+    leak = max((row.leakage.future for row in layers if not row.is_open), default=0.0)
+    blind = [row.layer for row in layers if row.is_open and row.leakage.future <= limit]
+    leaky = [row.layer for row in layers if not row.is_open and row.leakage.future > limit]
+    opened = format_layers([row.layer for row in layers if row.is_open])
+    wrong = [("open but causal", blind), ("closed but leaking", leaky)]
+    finding = "; ".join(f"{fault}: {format_layers(found)}" for fault, found in wrong if found)
     return Check(
         name,
-        "fail",
-        "; ".join(said),
+        "fail" if finding else "pass",
+        finding or f"open: {opened}; largest leak of a closed layer",
         "These layers do not heed their mask. Choose other layers, try attention='eager', or take another model: its "
         "vectors are not what the map says.",
         leak,
@@ -290,71 +166,155 @@ def _directions(rows: Sequence[LayerSight], limit: float) -> Check:
     )
 
 
-def _settings(encoder: Encoder, rows: Sequence[LayerSight]) -> Check:
-    asked = layer_spec.format_layers(encoder.config.bidirectional)
-    found = layer_spec.format_layers([row.layer for row in rows if row.is_open])
-    name = "the model is what the settings say"
-    if asked == found:
-        return Check(name, "pass", f"{asked} open")
-    return Check(name, "fail", f"the settings say {asked} open, the model has {found}", "Load the encoder again.")
-
-
-def _vectors(encoder: Encoder) -> Check:
-    texts = saving.FINGERPRINT_TEXTS
-    batch = encoder.encode(texts)
-    single = encoder.encode(texts[::-1], max_batch_tokens=1)[::-1]
-    value, limit = relative_distance(single, batch), tolerances(encoder.model.dtype).states
-    good = value <= limit
-    return Check(
-        "encode gives one vector for one text",
-        "pass" if good else "fail",
-        "one at a time in reverse against one batch",
-        "" if good else "Vectors depend on batch mates; see the checks above for the cause.",
-        value,
-        limit,
+def _batching(trial: _Trial) -> Iterator[Check]:
+    model = trial.model
+    batch = trial.states(model)
+    yield trial.compare(
+        "padding is never attended",
+        trial.states(model, other_padding=True),
+        batch,
+        "other ids in the padding change no token",
+        "The attention mask is lost on the way to a layer. Do not trust batches: embed with max_batch_tokens=1, and "
+        "report the model.",
+    )
+    yield trial.compare(
+        "alone equals in a batch",
+        batch,
+        trial.alone(model),
+        "each text alone, without padding, against one padded batch",
+        "Padded and unpadded batches take different paths: padding is attended, or an unpadded batch falls back to "
+        "causal attention. Try attention='eager', and report the model.",
+    )
+    name, causal = "left padding equals right padding", causal_copy(model)
+    untouched = trial.compare(
+        name,
+        trial.states(causal, left=True),
+        trial.states(causal),
+        "the untouched causal model differs already: not all of its layers skip padding on the left",
+        "bellm pads on the right, so its vectors are safe. Do not pad on the left yourself.",
+    )
+    if untouched.status == "fail":
+        yield replace(untouched, status="warn")
+    else:
+        yield trial.compare(
+            name,
+            trial.states(model, left=True, other_padding=True),
+            batch,
+            "the same batch padded on either side, with other ids",
+            "Positions shift with the padding, or it is attended. Pad on the right, as bellm does, or pass "
+            "position_ids.",
+        )
+    yield trial.compare(
+        "order does not matter",
+        trial.states(model, trial.token_ids[::-1])[::-1],
+        batch,
+        "the same batch in reverse",
+        "A text's states depend on its neighbours in the batch. Embed with max_batch_tokens=1, and report the model.",
     )
 
 
-def _kinds(rows: Sequence[LayerSight]) -> Check:
-    names = sorted({row.kind for row in rows})
-    said = "; ".join(
-        f"{kind}: {layer_spec.format_layers([row.layer for row in rows if row.kind == kind])}" for kind in names
+def _backends(trial: _Trial) -> Check:
+    name = "eager equals sdpa"
+    runs = []
+    for backend in ("eager", "sdpa"):
+        model = shared_copy(trial.model)
+        try:
+            model.set_attn_implementation(backend)
+        except (ValueError, ImportError):
+            return Check(name, "skip", f"{type(model).__name__} does not run with {backend}")
+        runs.append(trial.states(model))
+    advice = "The backends disagree: use attention='eager', the reference."
+    return trial.compare(name, runs[0], runs[1], "one batch on both", advice)
+
+
+def _packed(model: PreTrainedModel) -> Check:
+    name, check = "packed equals padded", check_packing(model)
+    if not check.packed_model:
+        return Check(name, "skip", f"texts run in padded batches: {check.reason}")
+    finding = "vectors of texts laid end to end that share their prefixes, against padded batches"
+    return Check(name, "pass", finding, "", check.distance, check.limit)
+
+
+def _closed(trial: _Trial) -> Check:
+    causal = causal_copy(trial.model)
+    difference = 0.0
+    for ids, states_LD in zip(trial.token_ids, trial.alone(open_layers(causal, ())), strict=True):
+        ids_1L = torch.tensor([list(ids)], device=causal.device)
+        direct_1LD = get_decoder(causal)(input_ids=ids_1L, use_cache=False).last_hidden_state
+        difference = max(difference, (states_LD - direct_1LD[0].float()).abs().max().item())
+    leak = max(layer.future for layer in measure_leakage(causal, sample_token_ids(causal)))
+    return _within(
+        "no open layer equals the plain model",
+        max(difference, leak if leak > tolerances(causal.dtype).leakage else 0.0),
+        0.0,
+        "with K=0, and closed again, against transformers called directly, texts alone",
+        "Closing a layer does not give the causal model back. Reload the model, and report it.",
     )
-    return Check("kinds of layers", "pass", said)
 
 
-def _no_op(encoder: Encoder) -> Check:
+def _transformers_switch(trial: _Trial) -> Check:
+    name = "all open equals transformers' switch"
+    openable = [layer.index for layer in get_layers(trial.model) if layer.can_open]
+    switched = causal_copy(trial.model)
+    config = get_text_config(switched)
+    setattr(config, "is_causal", False)  # noqa: B010 - configurations are untyped
+    if isinstance(window := getattr(config, "sliding_window", None), int):
+        # transformers' bidirectional window reaches W tokens either side, its causal one and its flash kernel W-1.
+        setattr(config, "sliding_window", window - 1)  # noqa: B010
+    try:
+        leakages = measure_leakage(switched, sample_token_ids(switched))
+        expected = trial.alone(switched)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        return Check(name, "skip", f"transformers' own is_causal=False fails here: {error}")
+    if causal := [index for index in openable if leakages[index].future <= tolerances(switched.dtype).leakage]:
+        return Check(name, "skip", f"transformers' own is_causal=False leaves layers {format_layers(causal)} causal")
+    return trial.compare(
+        name,
+        trial.alone(open_layers(causal_copy(trial.model), openable)),
+        expected,
+        "every attention layer open, texts alone, against config.is_causal=False",
+        "bellm and transformers disagree on what bidirectional means here; report the model.",
+    )
+
+
+def _encoder_checks(encoder: Encoder, saved: SavedEncoder | None) -> Iterator[Check]:
     config = encoder.config
-    reason = layer_spec.no_op_reason(
+    expected, actual = format_layers(config.bidirectional), format_layers(get_open_layers(encoder.model))
+    agree = expected == actual
+    finding = f"{expected} open" if agree else f"the settings say {expected} open, the model has {actual}"
+    yield Check("the model is what the settings say", "pass" if agree else "fail", finding, "Load the encoder again.")
+    single = encoder.encode(FINGERPRINT_TEXTS[::-1], max_batch_tokens=1)[::-1]
+    yield _within(
+        "encode gives one vector for one text",
+        relative_distance(single, encoder.encode(FINGERPRINT_TEXTS)),
+        tolerances(encoder.model.dtype).states,
+        "one at a time in reverse against one batch",
+        "Vectors depend on batch mates; see the checks above for the cause.",
+    )
+    kinds = sorted(layer_kinds(encoder.model).items())
+    yield Check("kinds of layers", "pass", "; ".join(f"{kind}: {layers}" for kind, layers in kinds))
+    reason = no_op_reason(
         config.bidirectional,
         num_layers=encoder.num_layers,
         variant=config.variant,
         pooling=config.pooling,
         layer=config.layer,
     )
-    name = "the open layers reach the vector"
-    if reason:
-        return Check(name, "warn", reason, "Open lower layers too (last:8), or pool the mean.")
-    return Check(name, "pass", f"pooling {config.pooling} of state {config.layer}")
-
-
-def _chat_template(encoder: Encoder) -> Check:
+    finding = reason or f"pooling {config.pooling} of state {config.layer}"
+    advice = "Open lower layers too (last:8), or pool the mean."
+    yield Check("the open layers reach the vector", "warn" if reason else "pass", finding, advice)
     name = "no chat template around texts"
-    if encoder.config.prompt.name == "chat":
-        return Check(name, "warn", "prompt 'chat' was asked for", "Vectors of other libraries may lack the template.")
-    has_one = "the tokenizer has one; it is" if encoder.tokenizer.chat_template else "the tokenizer has none; none is"
-    return Check(name, "pass", f"{has_one} not applied")
-
-
-def _fingerprint(encoder: Encoder, saved: saving.SavedEncoder) -> Check:
-    value = relative_distance(encoder.fingerprint(), saved.fingerprint)
-    limit = tolerances(saved.dtype, encoder.dtype_name).fingerprint
-    good = value <= limit
-    advice = "" if good else "The weights are not those that were saved. Restore them or save again."
-    return Check("fingerprint", "pass" if good else "fail", "vectors as on the day of saving", advice, value, limit)
-
-
-def _another(case: _Case) -> int:
-    """A token id far from the one that pads."""
-    vocabulary = case.model.get_input_embeddings().weight.shape[0]
-    return int((case.pad_id + vocabulary // 2) % vocabulary)
+    if config.prompt.name == "chat":
+        advice = "Vectors of other libraries may lack the template."
+        yield Check(name, "warn", "prompt 'chat' was asked for", advice)
+    else:
+        has_template = bool(encoder.tokenizer.chat_template)
+        yield Check(name, "pass", f"the tokenizer has {'one; it is' if has_template else 'none; none is'} not applied")
+    if saved is not None:
+        yield _within(
+            "fingerprint",
+            relative_distance(encoder.fingerprint(), saved.fingerprint),
+            tolerances(saved.dtype, encoder.dtype_name).fingerprint,
+            "vectors as on the day of saving",
+            "The weights are not those that were saved. Restore them or save again.",
+        )

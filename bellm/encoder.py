@@ -205,7 +205,7 @@ class Encoder:
             embed = partial(
                 embed_tokens,
                 model,
-                packed=check_packing(model).twin if texts else None,
+                packed=check_packing(model).packed_model if texts else None,
                 readout=HiddenStateReadout(self.config.pooling, self.config.layer),
                 max_batch_tokens=max_batch_tokens,
                 pad_id=fallback_token_id(self.tokenizer),
@@ -304,7 +304,7 @@ class Encoder:
     def batching_mode(self) -> str:
         """How texts go through the model: `packed` (no padding, shared prefixes once), or `padded` and why."""
         check = check_packing(self.model)
-        return "packed" if check.twin else f"padded: {check.reason}"
+        return "packed" if check.packed_model else f"padded: {check.reason}"
 
     @property
     def embedding_dim(self) -> int:

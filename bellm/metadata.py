@@ -1,9 +1,8 @@
-"""What identifies an encoder, and the versions of the packages it runs on."""
+"""Identity of an encoder, and the versions of the packages it runs on."""
 
 import hashlib
 import importlib.metadata
 import platform
-from typing import Any
 
 import torch
 
@@ -13,26 +12,21 @@ _SAMPLE = 1024  # Numbers of each weight that are looked at; training changes al
 
 
 def encoder_identity(encoder: Encoder) -> str:
-    """What tells an encoder's vectors from those of every other: name, settings, dtype and weights.
+    """Name, settings, dtype and a SHA-256 of the weights: the same only where the vectors are.
 
-    Two trainings of one model differ in their weights alone, and perhaps by so little that vectors look rounded.
+    Two trainings of one model may differ so little that their vectors look equal but for rounding.
     """
     weights = hashlib.sha256()
     for name, weight in encoder.model.named_parameters():
         flat = weight.detach().flatten()
-        places = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLE, flat.numel()), dtype=torch.float64)
+        indices = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLE, flat.numel()), dtype=torch.float64)
         weights.update(f"{name} {tuple(weight.shape)}".encode())
-        weights.update(flat[places.long().to(flat.device)].double().cpu().numpy().tobytes())
+        weights.update(flat[indices.long().to(flat.device)].double().cpu().numpy().tobytes())
     return f"{encoder.name} {encoder.config.digest()} {encoder.dtype_name} {weights.hexdigest()}"
 
 
-def encoder_metadata(source: str, encoder: Encoder) -> dict[str, Any]:
-    """What an encoder was loaded from, and what it says of itself, as commands print it and a corpus keeps it."""
-    return {"source": source, **encoder.describe()}
-
-
 def package_versions() -> dict[str, str]:
-    """Of Python, and of the packages that vectors and scores come from, as far as they are installed."""
+    """Versions of Python and of the installed packages that vectors and scores come from."""
     names = (
         "bellm",
         "torch",
@@ -43,10 +37,10 @@ def package_versions() -> dict[str, str]:
         "sentence-transformers",
         "pytrec-eval-terrier",
     )
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

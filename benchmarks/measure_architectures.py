@@ -83,7 +83,7 @@ def measure(name: str, backend: str) -> Row:
     model = tiny.tiny(name, attention=backend)
     try:
         layers = get_layers(model)
-        numbers = [layer.number for layer in layers if layer.can_open]
+        numbers = [layer.index for layer in layers if layer.can_open]
         upper = numbers[len(numbers) // 2 :]
         kinds = ", ".join(dict.fromkeys(layer.kind for layer in layers))
         model = open_layers(model, upper)

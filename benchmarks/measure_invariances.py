@@ -66,7 +66,7 @@ def parallel_difference(encoder: Encoder, ids_BL: Tensor, mask_BL: Tensor) -> fl
         real_B11L = mask_BL.bool()[:, None, None, :].expand(-1, 1, ids_BL.shape[1], -1)
         causal_BLD, both_BLD = embedded_BLD, embedded_BLD
         for layer in get_layers(plain):
-            if layer.number in chosen:
+            if layer.index in chosen:
                 both_BLD = layer.module(both_BLD, attention_mask=real_B11L, position_embeddings=rotary)
             else:
                 mask = real_B11L & torch.ones(ids_BL.shape[1], ids_BL.shape[1], dtype=torch.bool).tril()

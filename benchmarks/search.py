@@ -31,7 +31,6 @@ from bellm.corpus.job import embed_corpus
 from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import TruncationWarning
-from bellm.metadata import encoder_metadata
 from bellm.types import Vectors
 
 MODEL = "smollm2"
@@ -120,7 +119,7 @@ def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> Non
                 config_digest=digest,
             )
         )
-    manifest.write_manifest(out, encoder_metadata(MODEL, encoder), vars(config), digest, written)
+    manifest.write_manifest(out, {"source": MODEL, **encoder.describe()}, vars(config), digest, written)
 
 
 def embed_scifact(data: Path, out: Path, encoder: Encoder, count: int | None) -> Vectors:

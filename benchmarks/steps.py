@@ -82,11 +82,11 @@ def measure(encoder: Encoder, workload: Workload, budget: int | None, count: int
     chosen = encoder.replace(prompt=workload.prompt, pooling=workload.pooling, bidirectional=workload.bidirectional)
     texts = draw(workload, encoder.tokenizer, quick=quick)
     tokens, _ = deduplicate(chosen.tokenize(texts.bare), by_span=False)
-    twin = check_packing(chosen.model).twin
-    assert twin is not None, chosen.batching_mode
+    packed_model = check_packing(chosen.model).packed_model
+    assert packed_model is not None, chosen.batching_mode
     budget = budget or default_batch_tokens(chosen.model)
     with torch.inference_mode():
-        batching_mode = PackedRunner(twin, tokens, HiddenStateReadout(workload.pooling, encoder.num_layers))
+        batching_mode = PackedRunner(packed_model, tokens, HiddenStateReadout(workload.pooling, encoder.num_layers))
         batches = batching_mode.batches(range(len(tokens)), budget)
         batching_mode.vectors(batches[0])
         chosen_batches = batches[1 : count + 1] or batches[:1]

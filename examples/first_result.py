@@ -90,8 +90,8 @@ def proof(encoder: Encoder) -> str:
     """Which layers were measured to see the future."""
     limit = tolerances(encoder.model.dtype).leakage
     measured = measure_leakage(encoder.model, sample_token_ids(encoder.model))
-    seeing = [layer for layer, sight in enumerate(measured) if sight.future > limit]
-    blind = [layer for layer, sight in enumerate(measured) if sight.future <= limit]
+    seeing = [layer for layer, leakage in enumerate(measured) if leakage.future > limit]
+    blind = [layer for layer, leakage in enumerate(measured) if leakage.future <= limit]
     return (
         f"Measured: later tokens move earlier ones in layers {format_layers(seeing)}, "
         f"and not in layers {format_layers(blind)}."

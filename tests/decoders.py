@@ -66,7 +66,7 @@ def decoder(name: str, attention: str = "sdpa") -> PreTrainedModel:
 
 
 def openable(model: PreTrainedModel) -> list[int]:
-    return [layer.number for layer in get_layers(model) if layer.can_open]
+    return [layer.index for layer in get_layers(model) if layer.can_open]
 
 
 @torch.inference_mode()

@@ -63,7 +63,7 @@ def test_a_sound_encoder_is_healthy_and_every_number_within_its_limit(tiny_encod
         assert check.value is None or check.value <= (check.limit or 0)
     assert find(diagnosis, "no open layer equals the plain model").value == 0
     assert find(diagnosis, "all open equals transformers' switch").value == 0
-    assert [row.layer for row in diagnosis.layers if row.sight.future > 1e-5] == [2, 3]
+    assert [row.layer for row in diagnosis.layers if row.leakage.future > 1e-5] == [2, 3]
 
 
 def test_a_causal_encoder_is_healthy_too(tiny_encoder: Encoder) -> None:

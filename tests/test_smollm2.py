@@ -34,7 +34,7 @@ def smollm2() -> Iterator[Encoder]:
 def test_the_doctor_finds_it_healthy(smollm2: Encoder) -> None:
     diagnosis = diagnose(smollm2)
     assert [check for check in diagnosis.checks if check.status not in ("pass",)] == []
-    assert [row.layer for row in diagnosis.layers if row.sight.future > 1e-5] == list(range(22, 30))
+    assert [row.layer for row in diagnosis.layers if row.leakage.future > 1e-5] == list(range(22, 30))
 
 
 def test_the_parallel_reading_is_the_equation_of_the_paper(smollm2: Encoder) -> None:

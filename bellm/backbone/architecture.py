@@ -1,4 +1,4 @@
-"""Where a model keeps its decoder layers and, in each, its attention."""
+"""Find a model's decoder, its layers, and the attention modules of each layer."""
 
 import inspect
 import re
@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bellm.errors import LayerError
+from bellm.layer_spec import format_layers
 
 # Softmax attention by the names in use; "lightning" and "delta" attention are linear recurrences.
 _ATTENTION = re.compile(r"(?<!Lightning)(?<!Delta)(Attention\d*|MLA)$")
@@ -18,7 +19,7 @@ _MIXER = re.compile(r"(Mixer|Conv|DeltaNet|MambaLayer|RecurrentBlock|Attention)$
 class DecoderLayer:
     """One decoder layer."""
 
-    number: int
+    index: int
     module: nn.Module
     attention: tuple[nn.Module, ...]
     """Its softmax-attention modules; empty for a recurrent, convolution or feed-forward layer."""
@@ -40,7 +41,7 @@ def get_decoder(model: nn.Module) -> nn.Module:
     """The module that embeds ids and runs the decoder layers, without a language-model head.
 
     Raises:
-        DirectionError: No list of decoder layers is found.
+        LayerError: No list of decoder layers is found.
     """
     return _find(model)[0]
 
@@ -49,17 +50,29 @@ def get_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
     """All decoder layers, first to last.
 
     Raises:
-        DirectionError: No list of decoder layers is found.
+        LayerError: No list of decoder layers is found.
     """
     config = get_text_config(model)
-    return tuple(_layer(number, module, config) for number, module in enumerate(_find(model)[1]))
+    layers = []
+    for index, module in enumerate(_find(model)[1]):
+        attention = _attention_in(module)
+        kind = _attention_kind(index, attention[0], config) if attention else _mixer(module)
+        layers.append(DecoderLayer(index, module, attention, kind))
+    return tuple(layers)
+
+
+def layer_kinds(model: PreTrainedModel) -> dict[str, str]:
+    """Layers of each kind, written as in `{"full": "0-29"}`."""
+    layers = get_layers(model)
+    kinds = dict.fromkeys(layer.kind for layer in layers)
+    return {kind: format_layers([layer.index for layer in layers if layer.kind == kind]) for kind in kinds}
 
 
 def count_layers(model: nn.Module) -> int:
     """Number of decoder layers.
 
     Raises:
-        DirectionError: No list of decoder layers is found.
+        LayerError: No list of decoder layers is found.
     """
     return len(_find(model)[1])
 
@@ -83,27 +96,22 @@ def _find(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     )
 
 
-def _layer(number: int, module: nn.Module, config: object) -> DecoderLayer:
-    attention = _attention_in(module)
-    return DecoderLayer(number, module, attention, _kind(number, attention[0], config) if attention else _mixer(module))
-
-
 def _attention_in(layer: nn.Module) -> tuple[nn.Module, ...]:
-    found: list[tuple[str, nn.Module]] = []
+    outermost: dict[str, nn.Module] = {}
     for name, module in layer.named_modules():
-        inner = any(name.startswith(outer + ".") for outer, _ in found)
+        inner = any(name.startswith(f"{outer}.") for outer in outermost)
         if name and not inner and _ATTENTION.search(type(module).__name__) and _takes_mask(module):
-            found.append((name, module))
-    return tuple(module for _, module in found)
+            outermost[name] = module
+    return tuple(outermost.values())
 
 
 def _takes_mask(module: nn.Module) -> bool:
     return "attention_mask" in forward_parameters(module)
 
 
-def _kind(number: int, attention: nn.Module, config: object) -> str:
+def _attention_kind(index: int, attention: nn.Module, config: object) -> str:
     kinds = getattr(config, "layer_types", None) or ()
-    kind = str(kinds[number]) if number < len(kinds) else ""
+    kind = str(kinds[index]) if index < len(kinds) else ""
     if "chunked" in kind:
         return f"chunked:{getattr(config, 'attention_chunk_size', '?')}"
     if kind and "sliding" not in kind:

@@ -90,13 +90,13 @@ def open_layers(
         raise LayerError(
             f"None of the layers {format_layers(numbers)} has attention to open: "
             f"{', '.join(sorted({layers[number].kind for number in numbers}))}. "
-            f"Layers with attention: {format_layers([layer.number for layer in layers if layer.can_open])}."
+            f"Layers with attention: {format_layers([layer.index for layer in layers if layer.can_open])}."
         )
     for layer in chosen:
         for module in layer.attention:
             _open(module, keep_window=window == "keep")
     if variant == "parallel" and len(chosen) < len(layers):
-        _branch(copied, layers, {layer.number for layer in chosen})
+        _branch(copied, layers, {layer.index for layer in chosen})
     return copied
 
 
@@ -111,7 +111,7 @@ def remove_branches(model: PreTrainedModel) -> bool:
 def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
     """Numbers of the layers that are open in this model now."""
     return tuple(
-        layer.number
+        layer.index
         for layer in get_layers(model)
         if any(True for module in layer.attention for _ in hooks_of(module, BidirectionalMaskHook))
     )
@@ -149,7 +149,7 @@ class _Windowless:
 def _branch(model: PreTrainedModel, layers: Sequence[DecoderLayer], chosen: set[int]) -> None:
     get_decoder(model).register_forward_pre_hook(DoubleBatchHook(), with_kwargs=True)
     for layer in layers:
-        branch = BranchHook(bidirectional=layer.number in chosen, merges=layer is layers[-1])
+        branch = BranchHook(bidirectional=layer.index in chosen, merges=layer is layers[-1])
         layer.module.register_forward_hook(branch, with_kwargs=True, prepend=True)  # Before transformers records it.
 
 

@@ -54,6 +54,6 @@ def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:
     layers = get_layers(copied)
     exits = _Exits(len(layers))
     for layer in layers:
-        layer.module.register_forward_hook(partial(exits.keep, layer.number))
+        layer.module.register_forward_hook(partial(exits.keep, layer.index))
     get_decoder(copied).register_forward_hook(exits.part)
     return copied

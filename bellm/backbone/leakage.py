@@ -40,7 +40,7 @@ def measure_leakage(model: PreTrainedModel, ids: Sequence[int]) -> list[LayerLea
     """Measure every decoder layer on one text of an even number of tokens."""
     ids_1L = torch.tensor([list(ids)], device=input_device(model))
     calls = _record(model, ids_1L)
-    return [_sight(layer.module, len(ids), *calls[layer.number]) for layer in get_layers(model)]
+    return [_sight(layer.module, len(ids), *calls[layer.index]) for layer in get_layers(model)]
 
 
 def check_open_layers(model: PreTrainedModel, ids: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ def _record(model: PreTrainedModel, ids_1L: Tensor) -> dict[int, tuple[tuple[Any
     with ExitStack() as hooks:
         for layer in get_layers(model):
 
-            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = layer.number) -> None:
+            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = layer.index) -> None:
                 calls[number] = args, kwargs
 
             handle = layer.module.register_forward_pre_hook(keep, with_kwargs=True)

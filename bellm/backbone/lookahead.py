@@ -24,7 +24,7 @@ class FutureAttention:
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Make two twins that give their attention weights, a causal one and one with all layers open."""
-        numbers = [layer.number for layer in get_layers(model) if layer.can_open]
+        numbers = [layer.index for layer in get_layers(model) if layer.can_open]
         self._causal = _eager(causal_copy(model))
         self._open = get_layers(_eager(open_layers(model, numbers)))
 
@@ -39,7 +39,7 @@ class FutureAttention:
         with ExitStack() as hooks:
             for layer, other in zip(get_layers(self._causal), self._open, strict=True):
                 for module, twin in zip(layer.attention, other.attention, strict=True):
-                    hook = partial(_look, found, layer.number, twin)
+                    hook = partial(_look, found, layer.index, twin)
                     hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
             token_states(self._causal, ids_1L, torch.ones_like(ids_1L))
         return found

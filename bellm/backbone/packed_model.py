@@ -69,10 +69,10 @@ class PackedModel:
         AttentionInterface.register(f"{_NAME}_{how}", ATTENTION_FUNCTIONS[how])
         get_text_config(self.model)._attn_implementation_internal = f"{_NAME}_{how}"  # type: ignore[attr-defined]
         for layer in get_layers(self.model):
-            before = _Before(layer.number, self.num_shared, branches, layer.number in opened)
+            before = _Before(layer.index, self.num_shared, branches, layer.index in opened)
             layer.module.register_forward_pre_hook(before, with_kwargs=True)
             layer.module.forward = _Skippable(layer)
-            if branches and layer.number == self.depth - 1:
+            if branches and layer.index == self.depth - 1:
                 layer.module.register_forward_hook(_added)
         get_decoder(self.model).register_forward_hook(_predicting)
 
@@ -202,7 +202,7 @@ class _Skippable:
     """Forward of a decoder layer, left out in a pass that starts behind it."""
 
     def __init__(self, layer: DecoderLayer) -> None:
-        self._number = layer.number
+        self._number = layer.index
         self._own = vars(layer.module).get("forward")  # Of libraries that place a layer's weights as it runs.
         self._module = ref(layer.module)  # A cycle would keep the weights until the garbage is collected.
         self._in_tuple = False
@@ -275,10 +275,10 @@ def _refuse(layers: Sequence[DecoderLayer], how: str) -> None:
         raise NotPackableError(f"attention={how!r} leaves padding out in its own way")
     for layer in layers:
         if len(layer.attention) > 1:
-            raise NotPackableError(f"layer {layer.number} has {len(layer.attention)} attention modules")
+            raise NotPackableError(f"layer {layer.index} has {len(layer.attention)} attention modules")
         if not layer.attention or not (layer.kind == "full" or layer.kind.startswith("sliding:")):
             raise NotPackableError(
-                f"layer {layer.number} is of kind {layer.kind}, which does not know where a text ends"
+                f"layer {layer.index} is of kind {layer.kind}, which does not know where a text ends"
             )
 
 

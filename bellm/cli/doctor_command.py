@@ -1,7 +1,8 @@
-"""`bellm doctor`: does the encoder do what it says?"""
+"""`bellm doctor`: measure what the layers see, and check the encoder's invariances."""
 
 import dataclasses
 import json
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,7 +15,7 @@ from bellm.cli import command_group
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
 
 if TYPE_CHECKING:
-    from bellm.doctor import Check, Diagnosis, LayerSight
+    from bellm.doctor import Diagnosis
 
 _MARKS = {
     "pass": "[green]pass[/]",
@@ -40,11 +41,10 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
         from bellm import saving
         from bellm.doctor import diagnose
 
-        place = saving.find_saved(source)
-        saved = saving.read_saved(place) if place else None
+        folder = saving.find_saved(source)
+        saved = saving.read_saved(folder) if folder else None
         # With other settings than the saved ones the fingerprint was checked on loading, and says no more.
-        is_as_saved = saved is not None and saved.config == encoder.config
-        diagnosis = diagnose(encoder, saved=saved if is_as_saved else None)
+        diagnosis = diagnose(encoder, saved=saved if saved and saved.config == encoder.config else None)
     if as_json:
         typer.echo(json.dumps({"healthy": diagnosis.healthy, **dataclasses.asdict(diagnosis)}, ensure_ascii=False))
     else:
@@ -55,8 +55,12 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
 
 def _show(diagnosis: "Diagnosis", console: Console) -> None:
     console.print(escape(diagnosis.subject))
-    console.print(_layers(diagnosis.layers))
-    console.print(_checks(diagnosis.checks))
+    console.print(_layer_table(diagnosis))
+    table = _table("Checks", "", "check", "difference", "allowed", "measured on")
+    for check in diagnosis.checks:
+        numbers = ("" if number is None else f"{number:.2g}" for number in (check.value, check.limit))
+        table.add_row(_MARKS[check.status], escape(check.name), *numbers, escape(check.finding))
+    console.print(table)
     for check in diagnosis.checks:
         if check.advice:
             console.print(f"{_MARKS[check.status]} {escape(check.name)}: {escape(check.advice)}")
@@ -64,48 +68,34 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
     console.print("[green]Healthy.[/]" if diagnosis.healthy else f"[bold red]{failed} checks failed.[/]")
 
 
-def _layers(rows: "tuple[LayerSight, ...]") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="What each layer sees", title_justify="left")
-    for heading in ("layers", "kind", "direction", "sees the future", "sees the past", "reach ahead"):
-        table.add_column(heading, justify="right" if heading in ("sees the future", "sees the past") else "left")
-    for group in _runs(rows):
-        first, last = group[0], group[-1]
+def _layer_table(diagnosis: "Diagnosis") -> Table:
+    """One row for neighboring layers of one kind and direction that see the same sides."""
+    table = _table(
+        "What each layer sees", "layers", "kind", "direction", "sees the future", "sees the past", "reach ahead"
+    )
+    for (kind, is_open, *_), rows in groupby(
+        diagnosis.layers, lambda row: (row.kind, row.is_open, row.leakage.future > 0, row.leakage.past > 0)
+    ):
+        group = list(rows)
+        reach = max(row.leakage.reach for row in group)
         table.add_row(
-            str(first.layer) if first is last else f"{first.layer}-{last.layer}",
-            first.kind,
-            "[cyan]both ways[/]" if first.is_open else "causal",
-            _spread([row.sight.future for row in group]),
-            _spread([row.sight.past for row in group]),
-            f"{max(row.sight.reach for row in group)} tokens" if any(row.sight.reach for row in group) else "-",
+            "-".join(dict.fromkeys(str(row.layer) for row in (group[0], group[-1]))),
+            kind,
+            "[cyan]both ways[/]" if is_open else "causal",
+            _spread([row.leakage.future for row in group]),
+            _spread([row.leakage.past for row in group]),
+            f"{reach} tokens" if reach else "-",
         )
     return table
 
 
-def _runs(rows: "tuple[LayerSight, ...]") -> "list[list[LayerSight]]":
-    """Neighbouring layers of one kind, direction and sight, together."""
-    groups: list[list[LayerSight]] = []
-    for row in rows:
-        if groups and _signature(groups[-1][-1]) == _signature(row):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
-
-
-def _signature(row: "LayerSight") -> tuple[str, bool, bool, bool]:
-    return row.kind, row.is_open, row.sight.future > 0, row.sight.past > 0
+def _table(title: str, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    numeric = ("sees the future", "sees the past", "difference", "allowed")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in numeric else "left")
+    return table
 
 
 def _spread(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
-
-
-def _checks(checks: "tuple[Check, ...]") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Checks", title_justify="left")
-    for heading in ("", "check", "difference", "allowed", "measured on"):
-        table.add_column(heading, justify="right" if heading in ("difference", "allowed") else "left")
-    for check in checks:
-        numbers = ("" if number is None else f"{number:.2g}" for number in (check.value, check.limit))
-        table.add_row(_MARKS[check.status], escape(check.name), *numbers, escape(check.finding))
-    return table
+    return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))

@@ -35,7 +35,7 @@ _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 class PackingCheck:
     """Outcome of the check."""
 
-    twin: PackedModel | None
+    packed_model: PackedModel | None
     """The packed copy, where its vectors are those of padded batches."""
     reason: str = ""
     """Why there is none."""

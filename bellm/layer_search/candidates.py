@@ -98,7 +98,7 @@ def layer_sets(encoder: Encoder, more: Sequence[str] = ()) -> Maps:
         encoder: Whose layers they are.
         more: Other maps to try besides.
     """
-    openable = {layer.number for layer in get_layers(encoder.model) if layer.can_open}
+    openable = {layer.index for layer in get_layers(encoder.model) if layer.can_open}
     found: dict[tuple[int, ...], str] = {(): CAUSAL}
     for spec in (*_specs(encoder.num_layers), *more):
         layers = tuple(number for number in layer_spec.parse_layers(spec, encoder.num_layers) if number in openable)

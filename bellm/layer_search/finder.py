@@ -19,7 +19,7 @@ from bellm.layer_search.halving_plan import HalvingPlan, plan_halving
 from bellm.layer_search.halving_result import HalvingResult
 from bellm.layer_search.layer_stats import LayerStats, measure_layers
 from bellm.layer_search.layer_text import summarize_candidates, summarize_training, summarize_turning_point
-from bellm.metadata import encoder_metadata, package_versions
+from bellm.metadata import package_versions
 from bellm.train.dataset import Dataset
 from bellm.train.dataset_files import load_dataset
 from bellm.train.recipe import Recipe
@@ -50,7 +50,7 @@ class Finding:
     trained: HalvingResult | None = None
     """Scores after training some of the maps."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the causal encoder; see `bellm.metadata.encoder_metadata`."""
+    """Settings of the causal encoder; see `Encoder.describe`."""
     seconds: float = 0.0
 
     @property
@@ -136,7 +136,7 @@ def find_layers(
     dev = read_dev_set(dev, data) if isinstance(dev, str) else dev
     cache = cache or default_cache_folder()
     encoder = (encoder() if callable(encoder) else encoder).replace(bidirectional="none")
-    facts, num_layers = encoder_metadata(source or encoder.name, encoder), encoder.num_layers
+    facts, num_layers = {"source": source or encoder.name, **encoder.describe()}, encoder.num_layers
     degradation = profile = search = trained = None
     if "degradation" in methods:
         num_done = 0

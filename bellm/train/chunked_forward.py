@@ -68,7 +68,7 @@ def forward_texts(
     model, pooling, pad_id = encoder.model, encoder.config.pooling, fallback_token_id(encoder.tokenizer)
     runner: BatchRunner = PaddedRunner(model, tokens, HiddenStateReadout(pooling, None), pad_id)
     if not all_layers:
-        packed, layer = check_packing(model).twin if packs else None, encoder.config.layer
+        packed, layer = check_packing(model).packed_model if packs else None, encoder.config.layer
         runner = make_runner(
             model, tokens, packed=packed, readout=HiddenStateReadout(pooling, layer), pad_id=pad_id, share_prefix=False
         )
@@ -131,7 +131,7 @@ def forward_masked_tokens(
     all_masked = mask_tokens(ids, vocabulary, mask_probability=mask_probability, generator=generator)
     masked = all_masked.some(range(start, start + len(own)))
     model = encoder.model
-    packed = check_packing(model).twin if packs else None
+    packed = check_packing(model).packed_model if packs else None
     rows = Tokens(masked.ids, own.spans, own.num_truncated)
     readout = HiddenStateReadout("last", -1)
     runner = make_runner(model, rows, packed=packed, readout=readout, pad_id=0, share_prefix=False)

@@ -222,7 +222,7 @@ class TrainStep:
 
     @contextmanager
     def _training(self, *models: PreTrainedModel) -> Iterator[None]:
-        packed = check_packing(models[0]).twin if self.packs else None
+        packed = check_packing(models[0]).packed_model if self.packs else None
         with (
             torch.autocast(
                 self.encoder.device.type,

@@ -32,7 +32,7 @@ def test_kind_says_what_a_layer_mixes_tokens_with(name: str) -> None:
     layers = get_layers(model_of(name))
     assert [layer.kind for layer in layers] == KINDS[name]
     assert [layer.can_open for layer in layers] == [":" in kind or kind == "full" for kind in KINDS[name]]
-    assert [layer.number for layer in layers] == list(range(4))
+    assert [layer.index for layer in layers] == list(range(4))
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))

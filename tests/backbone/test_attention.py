@@ -89,8 +89,8 @@ def test_chosen_layers_and_only_they_see_the_future(name: str, backend: str) -> 
     model = decoder(name, backend)
     chosen = upper_half(model)
     measured = measure_leakage(open_layers(model, chosen), sample_token_ids(model))
-    assert [number for number, sight in enumerate(measured) if sight.future > 1e-2] == chosen
-    assert all(sight.future <= 1e-6 for number, sight in enumerate(measured) if number not in chosen)
+    assert [number for number, leakage in enumerate(measured) if leakage.future > 1e-2] == chosen
+    assert all(leakage.future <= 1e-6 for number, leakage in enumerate(measured) if number not in chosen)
 
 
 @ARCHITECTURES

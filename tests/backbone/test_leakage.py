@@ -21,15 +21,15 @@ def sees_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "bloom", "qwen3_moe"])
 def test_untouched_model_sees_the_past_alone(name: str) -> None:
     model = decoder(name, "eager")
-    for sight in measure_leakage(model, sample_token_ids(model)):
-        assert sight.future <= 1e-6
-        assert sight.past > 1e-2
-        assert sight.reach == 0
+    for leakage in measure_leakage(model, sample_token_ids(model)):
+        assert leakage.future <= 1e-6
+        assert leakage.past > 1e-2
+        assert leakage.reach == 0
 
 
 def test_reach_counts_the_tokens_ahead_that_a_window_lets_in() -> None:
     model = open_layers(decoder("gemma3_text"), (0, 1))
-    assert [sight.reach for sight in measure_leakage(model, sample_token_ids(model))] == [3, 13, 0, 0]
+    assert [leakage.reach for leakage in measure_leakage(model, sample_token_ids(model))] == [3, 13, 0, 0]
 
 
 def test_causal_model_needs_no_check() -> None:

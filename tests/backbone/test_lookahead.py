@@ -14,7 +14,7 @@ IDS = torch.tensor([TEXTS[0]])
 @torch.inference_mode()
 def test_shares_are_those_of_the_weights_that_transformers_gives_with_one_layer_open(name: str, attention: str) -> None:
     model = decoder(name, attention)
-    shares = FutureAttention(model).shares(IDS)
+    shares = FutureAttention(model).future_attention_mass(IDS)
     assert len(shares) == count_layers(model)
     for number in openable(model):
         alone = get_decoder(open_layers(decoder(name, "eager"), [number]))
@@ -28,6 +28,6 @@ def test_shares_are_those_of_the_weights_that_transformers_gives_with_one_layer_
 @pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_layers_with_attention_and_no_others_have_a_share(name: str) -> None:
     model = decoder(name, "eager")
-    shares = FutureAttention(model).shares(IDS)
+    shares = FutureAttention(model).future_attention_mass(IDS)
     assert [number for number, share in enumerate(shares) if share is not None] == openable(model)
     assert all(0 < share < 1 for share in shares if share is not None)

@@ -64,7 +64,7 @@ def test_padding_and_batch_mates_do_not_matter(name: str) -> None:
 def test_each_layer_sees_what_its_branch_sees() -> None:
     model = decoder("llama")
     measured = measure_leakage(open_layers(model, (0, 2), variant="parallel"), sample_token_ids(model))
-    assert [sight.future > 1e-2 for sight in measured] == [True, False, True, False]
+    assert [leakage.future > 1e-2 for leakage in measured] == [True, False, True, False]
 
 
 def test_states_between_the_layers_are_the_sum_of_both_branches() -> None:

@@ -27,7 +27,7 @@ def test_the_leak_matrix_shows_who_looks_both_ways(tiny_folder: Path) -> None:
     diagnosis = json.loads(run(str(tiny_folder), "--bidirectional", "0,3", "--json").stdout)
     assert diagnosis["healthy"] is True
     assert [row["is_open"] for row in diagnosis["layers"]] == [True, False, False, True]
-    assert [row["sight"]["future"] > 1e-5 for row in diagnosis["layers"]] == [True, False, False, True]
+    assert [row["leakage"]["future"] > 1e-5 for row in diagnosis["layers"]] == [True, False, False, True]
 
 
 def test_the_no_op_is_warned_about_and_is_no_failure(tiny_folder: Path) -> None:

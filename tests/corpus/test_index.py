@@ -16,7 +16,6 @@ from bellm.corpus.row_ranges import Precision, split_rows
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io.rows import TextRow
-from bellm.metadata import encoder_metadata
 from bellm.types import Vectors
 from tests.processes import run
 
@@ -61,7 +60,7 @@ def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
         )
         for row_range in split_rows("planted", rows, 1000)
     ]
-    known = encoder_metadata("planted", encoder) | {"embedding_dim": vectors.shape[1]}
+    known = {"source": "planted", **encoder.describe()} | {"embedding_dim": vectors.shape[1]}
     manifest.write_manifest(out, known, vars(config), digest, written)
 
 

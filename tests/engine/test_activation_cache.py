@@ -28,8 +28,8 @@ TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
 
 def vectors(model: PreTrainedModel, layer: int = -1) -> Tensor:
-    twin = check_packing(model).twin
-    runner = make_runner(model, TOKENS, packed=twin, readout=HiddenStateReadout("last", layer), pad_id=0)
+    packed_model = check_packing(model).packed_model
+    runner = make_runner(model, TOKENS, packed=packed_model, readout=HiddenStateReadout("last", layer), pad_id=0)
     return torch.cat([runner.vectors(group) for group in runner.batches(range(len(TOKENS)), 16)])
 
 
@@ -51,9 +51,9 @@ def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str
 
 
 def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
-    twin = check_packing(model).twin
-    assert twin is not None
-    alone = PackedRunner(twin, TOKENS, HiddenStateReadout("last", layer % 5))
+    packed_model = check_packing(model).packed_model
+    assert packed_model is not None
+    alone = PackedRunner(packed_model, TOKENS, HiddenStateReadout("last", layer % 5))
     return torch.cat([alone.vectors(group) for group in alone.batches(range(len(TOKENS)), 16)])
 
 
@@ -74,16 +74,18 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
     with share_activations():
         for chosen in ([1], [3], [2], [3]):
             model = open_layers(tiny_model, chosen)
-            twin = check_packing(model).twin
-            assert twin is not None
-            for layer in get_layers(twin.model):
+            packed_model = check_packing(model).packed_model
+            assert packed_model is not None
+            for layer in get_layers(packed_model.model):
 
-                def count(*_: Any, number: int = layer.number) -> None:
+                def count(*_: Any, number: int = layer.index) -> None:
                     runs.append(number)
 
                 layer.module.get_submodule("mlp").register_forward_pre_hook(count)
             runs.clear()
-            runner = PackedRunner(twin, TOKENS, HiddenStateReadout("mean", 4), share_prefix=False, cache=active_cache())
+            runner = PackedRunner(
+                packed_model, TOKENS, HiddenStateReadout("mean", 4), share_prefix=False, cache=active_cache()
+            )
             for group in runner.batches(range(len(TOKENS)), 16):
                 runner.vectors(group)
             counts.append([runs.count(number) for number in range(4)])

@@ -48,13 +48,13 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
 ) -> None:
     draw = np.random.default_rng(0)
     rows = [draw.integers(3, 90, length).tolist() for length in draw.integers(2, 30, 40)]
-    tokens, twin = Tokens(rows, [(0, len(row)) for row in rows], 0), PackedModel(tiny_model)
+    tokens, packed_model = Tokens(rows, [(0, len(row)) for row in rows], 0), PackedModel(tiny_model)
 
     def vectors() -> Vectors:
         return embed_tokens(
             tiny_model,
             tokens,
-            packed=twin,
+            packed=packed_model,
             readout=HiddenStateReadout("mean", -1),
             max_batch_tokens=64,
             pad_id=0,

@@ -57,11 +57,11 @@ def test_frequencies_of_a_row_are_not_those_of_its_batch_mates(rows: list[list[i
     runner = PaddedRunner(model, tokens, HiddenStateReadout("mean", -1), 0)
     with torch.inference_mode():
         wanted = torch.cat([runner.vectors([number]) for number in range(len(rows))]).numpy()
-    twin = PackedModel(model) if packed else None
+    packed_model = PackedModel(model) if packed else None
     found = embed_tokens(
         model,
         tokens,
-        packed=twin,
+        packed=packed_model,
         readout=HiddenStateReadout("mean", -1),
         max_batch_tokens=None,
         pad_id=0,

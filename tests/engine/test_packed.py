@@ -98,12 +98,12 @@ def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: 
     upper = numbers[len(numbers) // 2 :]
     models = [open_layers(plain, chosen, window=window) for window in WINDOWS for chosen in ([], upper, numbers)]
     for model in [*models, open_layers(plain, upper, variant="parallel")]:
-        proof = check_packing(model)
+        check = check_packing(model)
         if name in PADDED:
-            assert proof.twin is None
-            assert proof.reason
+            assert check.packed_model is None
+            assert check.reason
             continue
-        assert proof.twin is not None, proof.reason
+        assert check.packed_model is not None, check.reason
         for pooling in POOLINGS[:2]:
             assert apart(together(model, ROWS, pooling, -1, 12), one_by_one(model, ROWS, pooling)) <= 1e-5
 
@@ -121,7 +121,7 @@ def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: in
     with ExitStack() as hooks, torch.inference_mode():
         for layer in get_layers(model.model):
 
-            def count(_: nn.Module, args: tuple[Tensor], number: int = layer.number) -> None:
+            def count(_: nn.Module, args: tuple[Tensor], number: int = layer.index) -> None:
                 counts[number] += args[0].shape[1]
 
             mlp = layer.module.get_submodule("mlp")

@@ -1,4 +1,4 @@
-"""A model is packed only while its packed twin gives the same vectors."""
+"""A model is packed only while its packed copy gives the same vectors."""
 
 import copy
 import gc
@@ -21,13 +21,13 @@ TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all
 
 def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
     model = open_layers(tiny_model, [2])
-    proof = check_packing(model)
-    assert proof.twin is not None
-    assert proof.distance is not None
-    assert proof.limit is not None
-    assert proof.distance <= proof.limit
-    assert check_packing(model) is proof
-    assert check_packing(open_layers(tiny_model, [2])) is not proof
+    check = check_packing(model)
+    assert check.packed_model is not None
+    assert check.distance is not None
+    assert check.limit is not None
+    assert check.distance <= check.limit
+    assert check_packing(model) is check
+    assert check_packing(open_layers(tiny_model, [2])) is not check
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -38,15 +38,15 @@ def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, 
         return output + output.mean(1, keepdim=True) if isinstance(output, torch.Tensor) else output
 
     get_layers(model)[1].module.register_forward_hook(leak)
-    proof = check_packing(model)
-    assert proof.twin is None
-    assert "packed vectors differ from padded ones by" in proof.reason
+    check = check_packing(model)
+    assert check.packed_model is None
+    assert "packed vectors differ from padded ones by" in check.reason
 
 
 def test_what_makes_much_of_rounding_is_packed_all_the_same() -> None:
     model = Encoder.from_pretrained("smollm2", dtype="bfloat16", bidirectional="every:2", variant="parallel").model
-    proof = check_packing(model)
-    assert proof.twin is not None, proof.reason
+    check = check_packing(model)
+    assert check.packed_model is not None, check.reason
     precise = check_packing(copy.deepcopy(model).float())
     assert precise.distance is not None
     assert precise.distance <= 1e-4
