@@ -94,14 +94,14 @@ def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts
     Raises:
         SourceError: A part is missing, or could be more than one column.
     """
-    found = _by_name(names) if columns is None else _as_told(names, columns)
-    if "texts" in found and len(found) > 1:
-        raise _unclear(f"texts and {' or '.join(name for name in found if name != 'texts')} in one row", names)
-    if "texts" not in found and (missing := [part for part in ("anchor", "positive") if part not in found]):
+    parts = _by_name(names) if columns is None else _as_told(names, columns)
+    if "texts" in parts and len(parts) > 1:
+        raise _unclear(f"texts and {' or '.join(name for name in parts if name != 'texts')} in one row", names)
+    if "texts" not in parts and (missing := [part for part in ("anchor", "positive") if part not in parts]):
         raise _unclear(f"no column for {' or '.join(missing)}", names)
-    if "score" in found and "negative" in found:
+    if "score" in parts and "negative" in parts:
         raise _unclear("both negatives and a score, which no loss takes together", names)
-    return found
+    return parts
 
 
 def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
@@ -145,29 +145,29 @@ def mark_symmetric(texts: Sequence[str]) -> Example:
 
 
 def _by_name(names: Sequence[str]) -> Parts:
-    found: Parts = {}
+    parts: Parts = {}
     for part, known in _NAMES.items():
         here = tuple(name for name in names if name in known)
         numbered = tuple(name for name in names if part == "negative" and _NUMBERED.fullmatch(name))
         if len(here) + bool(numbered) > 1:
             raise _unclear(f"more than one column could be the {part}: {', '.join(here + numbered)}", names)
         if here or numbered:
-            found[part] = here or numbered
-    return found
+            parts[part] = here or numbered
+    return parts
 
 
 def _as_told(names: Sequence[str], columns: Columns) -> Parts:
-    found: Parts = {}
+    parts: Parts = {}
     for part, told in columns.items():
         if part not in get_args(Part):
             raise SourceError(f"{part!r} is no part of an example. Parts: {', '.join(get_args(Part))}.")
-        found[part] = (told,) if isinstance(told, str) else tuple(told)
-        if wrong := [name for name in found[part] if names.count(name) != 1]:
+        parts[part] = (told,) if isinstance(told, str) else tuple(told)
+        if wrong := [name for name in parts[part] if names.count(name) != 1]:
             count = "more than one" if wrong[0] in names else "no"
             raise SourceError(f"{count} column {wrong[0]!r} for the {part}. Columns: {', '.join(names)}.")
-        if part in ("anchor", "score") and len(found[part]) != 1:
-            raise SourceError(f"{len(found[part])} columns for the {part}, which has one.")
-    return found
+        if part in ("anchor", "score") and len(parts[part]) != 1:
+            raise SourceError(f"{len(parts[part])} columns for the {part}, which has one.")
+    return parts
 
 
 def _unclear(what: str, names: Sequence[str]) -> SourceError:

@@ -207,13 +207,11 @@ class _Space:
         # With one function for both, a text that is both is embedded once.
         shared = [] if encode_anchors else pool.anchors
         texts = {text_key(text): text for text in pool.texts + shared}
-        vectors_TD = _unit_vectors(encode, list(texts.values()))
-        keys: Iterable[int] = texts
+        vectors_TD, keys = _unit_vectors(encode, list(texts.values())), list(texts)
         self._texts_ND = vectors_TD[: len(pool.texts)]
         if encode_anchors:
-            self._anchors_TD, keys = _unit_vectors(encode_anchors, pool.anchors), map(text_key, pool.anchors)
-        else:
-            self._anchors_TD = vectors_TD
+            vectors_TD, keys = _unit_vectors(encode_anchors, pool.anchors), list(map(text_key, pool.anchors))
+        self._anchors_TD = vectors_TD
         self._index = {key: index for index, key in enumerate(keys)}
 
     def cosines(self, block: Sequence[Example]) -> Vectors:
