@@ -1,6 +1,7 @@
 """The floors of docs/architecture.md: a file imports only from floors below it or from its own room."""
 
 import ast
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,19 +16,20 @@ PACKAGE = ROOT / "bellm"
 FLOORS = (
     {"errors", "types", "version"},
     {"extras", "tensors", "layer_spec", "prompts", "io", "progress"},
-    {"config", "backbone"},
-    {"engine", "saving"},
-    {"config_resolution"},
+    {"config", "backbone", "data", "report"},
+    {"engine", "saving", "config_resolution"},
     {"encoder"},
-    {"metadata", "pool"},
+    {"metadata", "pool", "doctor"},
     {"text_files"},
-    {"data", "report"},
-    {"doctor", "corpus", "evaluate", "train"},
+    {"corpus", "evaluate", "train"},
     {"layer_search"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {"__init__", "__main__"}
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PICTURE = ARCHITECTURE.split("```")[1]
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem not in DOORS]
 
@@ -54,11 +56,35 @@ def test_a_file_imports_only_downwards(path: Path) -> None:
         assert FLOOR_OF[other] < FLOOR_OF[room], f"{room} imports {other}"
 
 
-def test_every_room_stands_on_a_floor_and_in_the_picture() -> None:
-    picture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for room in {room_of(path) for path in FILES}:
-        assert room in FLOOR_OF
-        assert room in picture
+def test_every_room_stands_on_a_floor() -> None:
+    assert {room_of(path) for path in FILES} == set(FLOOR_OF)
+
+
+def test_the_picture_has_every_room_on_its_floor() -> None:
+    shown: dict[str, int] = {}
+    floor = len(FLOORS)
+    for number, room in re.findall(r"^(\d|\s)  (\w+)(?:/|\.py) ", PICTURE, re.MULTILINE):
+        floor = int(number) if number.strip() else floor
+        shown[room] = floor
+    assert shown == FLOOR_OF
+
+
+def test_the_picture_names_every_module_once() -> None:
+    modules = sorted(path.name for path in FILES if path.stem not in DOORS)
+    assert sorted(re.findall(r"\w+\.py\b", PICTURE)) == modules
+
+
+@pytest.mark.parametrize("title", ["Text to vector", "One training step", "One task's score"])
+def test_a_walk_names_each_file_once_and_what_is_in_it(title: str) -> None:
+    walk = ARCHITECTURE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    steps = re.findall(r"^\d+\. `([\w/]+\.py)`: ((?:.|\n {3})*)", walk, re.MULTILINE)
+    files = [file for file, _ in steps]
+    assert len(files) > 10
+    assert len(files) == len(set(files)) == len(re.findall(r"^\d+\. ", walk, re.MULTILINE))
+    for file, said in steps:
+        named = re.findall(r"`([a-zA-Z_]+)(?:\.([a-z_]+))?`", said)
+        code = (PACKAGE / file).read_text(encoding="utf-8")
+        assert all(re.search(rf"\b{name}\b", code) for names in named for name in names if name), file
 
 
 def test_nothing_prints_below_the_command_line() -> None:
