@@ -86,14 +86,15 @@ class VectorCache:
                     database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
                 known.update(rows)
                 done(len(part))
-        joined = b"".join(known[keys[text]] for text in texts)
+        joined = bytearray().join(known[keys[text]] for text in texts)
+        # Of a bytearray, because torch warns of arrays that cannot be written.
         return np.frombuffer(joined, dtype=np.float32).reshape(len(texts), self._width)
 
     def _check_fingerprint(self, database: sqlite3.Connection, fingerprint: Vectors, tolerance: float) -> None:
         """Empty the file if it holds vectors of another model."""
         for _, kept in _fetch(database, [_FINGERPRINT]):
             if len(kept) == fingerprint.nbytes:
-                kept_ND = np.frombuffer(kept, dtype=np.float32).reshape(fingerprint.shape)
+                kept_ND = np.frombuffer(bytearray(kept), dtype=np.float32).reshape(fingerprint.shape)
                 if relative_distance(kept_ND, fingerprint) <= tolerance:
                     return
         with database:
