@@ -126,7 +126,7 @@ def page(rows: Sequence[Row]) -> str:
             "- **padding, alone = batch, left = right, order, eager = sdpa, packed = padded**: largest relative "
             "difference between states (vectors, in the last case) that ought to be equal; 1e-5 is allowed. Where "
             "the last column has no number `encode` runs padded batches, for the reason given below.",
-            "- **parallel**: whether the parallel reading runs as well.",
+            "- **parallel**: whether the parallel variant runs as well.",
             "",
             f"| architecture | backend | layers | {' | '.join(COLUMNS.values())} | parallel |",
             f"|---|---|---|{'---|' * len(COLUMNS)}---|",

@@ -1,6 +1,6 @@
 """What must not change on a real model in float32, printed as largest differences.
 
-The doctor's checks; the parallel reading against a reference written out from the paper's equation; gradients with
+The doctor's checks; the parallel variant against a reference written out from the paper's equation; gradients with
 gradient checkpointing and two forwards before one backward, against gradients without.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
     ids_BL, mask_BL = pad_rows(
         encoder.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(encoder.tokenizer), encoder.device
     )
-    rows["parallel reading equals the equation"] = parallel_difference(encoder, ids_BL, mask_BL)
+    rows["parallel variant equals the equation"] = parallel_difference(encoder, ids_BL, mask_BL)
     rows["gradients with checkpointing and two forwards"] = gradient_difference(encoder.model, ids_BL, mask_BL)
     table = Table("what", "largest relative difference", title=repr(encoder))
     for name, value in rows.items():
@@ -55,7 +55,7 @@ def main() -> None:
 
 @torch.no_grad()
 def parallel_difference(encoder: Encoder, ids_BL: Tensor, mask_BL: Tensor) -> float:
-    """Distance of the parallel reading to h = norm(closed layers(x) + open layers(x)), layer by layer."""
+    """Distance of the parallel variant to h = norm(closed layers(x) + open layers(x)), layer by layer."""
     chosen = encoder.config.bidirectional
     with encoder.causal() as plain:
         ours_BLD = token_states(open_layers(plain, chosen, variant="parallel"), ids_BL, mask_BL)

@@ -1,4 +1,4 @@
-"""The study of open layers: maps, pooling and readings of SmolLM2 on the seven STS tasks, untrained and after training.
+"""The study of open layers: maps, pooling and variants of SmolLM2 on the seven STS tasks, untrained and after training.
 
 Every cell is compared with the causal model of the same prompt and pooling on the same pairs; trained ones with the
 causal model after the same steps on the same rows, over several seeds. A cell takes minutes to an hour. What is
@@ -64,7 +64,7 @@ class Cell:
     @property
     def source(self) -> str:
         """As `bellm evaluate` takes it."""
-        opened = "" if self.bidirectional == "none" else f"&bidirectional={self.bidirectional}&reading={self.variant}"
+        opened = "" if self.bidirectional == "none" else f"&bidirectional={self.bidirectional}&variant={self.variant}"
         return f"smollm2?{SETTINGS[self.setting]}{opened}"
 
     @property
@@ -79,7 +79,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """The untrained ones. With every layer open the parallel reading has nothing to add: it is the sequential one."""
+    """The untrained ones. With every layer open the parallel variant has nothing to add: it is the sequential one."""
     for variant in VARIANTS:
         for setting in SETTINGS:
             # From the bottom up, so that each goes on from the causal layers of the one before.
@@ -206,7 +206,7 @@ def _circumstances(started: float) -> dict[str, Any]:
 
 
 def table(setting: str, found: Mapping[str, Any]) -> str:
-    """Both readings of a setting as Markdown; p-values corrected for all cells of the setting that are there."""
+    """Both variants of a setting as Markdown; p-values corrected for all cells of the setting that are there."""
     known = {cell: found[cell.source] for cell in cells() if cell.setting == setting and cell.source in found}
     if not known:
         return "Not measured yet."

@@ -53,7 +53,7 @@ def main() -> None:
     console.print(heat_map(vectors))
     console.rule("what was opened")
     console.print(escape(repr(encoder)), highlight=False)
-    console.print(proof(encoder))
+    console.print(measured_layers(encoder))
     console.rule("what that changed against the causal model")
     console.print(change(vectors, causal))
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,14 +79,14 @@ def heat_map(vectors: Vectors) -> Text:
     steps = others[np.linspace(0, len(others) - 1, len(SHADES) + 1).astype(int)][1:-1]
     picture = Text("\nSimilarity of all sentences, dark to bright\n", style="italic")
     for number, row in enumerate(similarity, start=1):
-        picture.append(f"{number:3} ", style="embedding_dim")
+        picture.append(f"{number:3} ", style="dim")
         for value in row:
             picture.append(*SHADES[int(np.searchsorted(steps, value))])
         picture.append("\n")
     return picture
 
 
-def proof(encoder: Encoder) -> str:
+def measured_layers(encoder: Encoder) -> str:
     """Which layers were measured to see the future."""
     limit = tolerances(encoder.model.dtype).leakage
     measured = measure_leakage(encoder.model, sample_token_ids(encoder.model))
