@@ -131,7 +131,7 @@ def _training(
 ) -> "HalvingTraining":
     sources = read_training_data([file])
     from bellm.layer_search import HalvingTraining
-    from bellm.train.recipe import Recipe
+    from bellm.train import Recipe
 
     recipe = Recipe(model=source, encoder_options=options.given(), max_steps=steps or 64, batch_size=batch_size or 64)
     return HalvingTraining(

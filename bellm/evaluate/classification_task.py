@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
-from bellm.data.classification import LabeledTexts, read_classification
+from bellm.data import LabeledTexts, read_classification
 from bellm.errors import BellmError
 from bellm.evaluate.logistic_regression import GridSearch, Rows, Split, grid_search
 from bellm.evaluate.results import TaskResult

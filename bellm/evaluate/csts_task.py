@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from bellm.data.csts import read_csts
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs, read_csts
 from bellm.evaluate.sts_task import STSTask
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytrec_eval
 
-from bellm.data.retrieval import RetrievalData, read_retrieval
+from bellm.data import RetrievalData, read_retrieval
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task
 from bellm.tensors.similarity import cosine_similarity

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from bellm.data.sts import STSPairs, read_sts
+from bellm.data import STSPairs, read_sts
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task, score_task

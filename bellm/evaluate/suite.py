@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs
 from bellm.errors import BellmError, BellmWarning
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.csts_task import CSTS_TASKS

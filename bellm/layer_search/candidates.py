@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bellm import layer_spec
 from bellm.backbone.architecture import get_layers
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning

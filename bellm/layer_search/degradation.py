@@ -14,7 +14,7 @@ import torch
 
 from bellm import saving
 from bellm.backbone.early_exit import with_early_exits
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.memory import default_batch_tokens
 from bellm.engine.padded import PaddedRunner

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from bellm.data import sts
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs, read_sts
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import default_cache_folder
@@ -180,7 +179,7 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
     """
     known = {task.lower(): task for task in DEVELOPMENT}
     if name.lower() in known:
-        return sts.read_sts(known[name.lower()], data)
+        return read_sts(known[name.lower()], data)
     if not Path(name).is_file():
         raise BellmError(
             f"{name!r} is neither a file of rated pairs nor a development set: layers that are chosen by a test set "

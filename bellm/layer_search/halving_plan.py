@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from bellm.errors import BellmError
 from bellm.layer_search.candidates import ALL, Candidate, CandidateScores
-from bellm.train.recipe import Recipe
+from bellm.train import Recipe
 
 _MAX_MAPS = 8  # The baselines among them.
 _FINALISTS = 2  # Besides the baselines.

@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from bellm import layer_spec
-from bellm.data.sts import STSPairs
+from bellm.data import STSPairs
 from bellm.errors import SourceError
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate
 from bellm.layer_search.halving_plan import HalvingPlan
 from bellm.layer_search.halving_result import HalvingResult, RoundResult, round_results, survivors, trained_maps
-from bellm.train.dataset import Dataset
-from bellm.train.loop import train
-from bellm.train.recipe import Recipe
+from bellm.train import Dataset, Recipe, train
 from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config
 from bellm.train.signals import resumable_errors
 

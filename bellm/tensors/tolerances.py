@@ -43,7 +43,7 @@ def tolerances(*dtypes: torch.dtype | str) -> Tolerances:
 def relative_distance(found_ND: Tensor | Vectors, expected_ND: Tensor | Vectors) -> float:
     """Largest ‖found - expected‖ / ‖expected‖ of any row; infinite where shapes differ or a number is missing."""
     found, expected = (
-        each.float() if isinstance(each, Tensor) else torch.from_numpy(np.ascontiguousarray(each))
+        each.float() if isinstance(each, Tensor) else torch.from_numpy(np.array(each))
         for each in (found_ND, expected_ND)
     )
     if found.shape != expected.shape:
