@@ -102,6 +102,33 @@ class EncoderConfig:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(f"Settings of an encoder cannot be read: {error!r}.") from error
 
+    def no_op_reason(self, num_layers: int) -> str | None:
+        """Say why the open layers cannot change the vectors of a model, or None where they can.
+
+        The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
+        last; these reach the last token through the next layer, and the last layer has none. In the sequential variant
+        the vectors are then the causal model's; in the parallel one the open layers still leave the stack.
+        """
+        if not self.bidirectional:
+            return None
+        opened, pooled = format_layers(self.bidirectional), self.layer % (num_layers + 1)
+        effective = [index for index in self.bidirectional if index < pooled]
+        alone = effective == [pooled - 1] or (self.variant == "parallel" and len(effective) == 1)
+        if not effective:
+            reason = (
+                f"Layers {opened} are open, but the state that is pooled (layer={self.layer}) is taken below them: "
+                "nothing changes. Open lower layers or pool a later state."
+            )
+        elif self.pooling == "last" and alone:
+            reason = (
+                f"Opening only layer {effective[0]} changes nothing with last-token pooling: the last token of a "
+                "causal layer already sees every token. Open more layers (last:8) or pool the mean."
+            )
+        else:
+            return None
+        beside = " (The vectors are not the causal model's: a layer beside the stack is no longer in it.)"
+        return reason + (beside if self.variant == "parallel" else "")
+
     def digest(self) -> str:
         """SHA-256 of the settings, hexadecimal: the same for the same settings, whoever wrote them."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The direction map: which layers look both ways, written, parsed and compared.
+"""Layer specs: parse and format which layers are bidirectional.
 
 Grammar: `none`, `all`, `last:K`, `first:K`, `every:K`, and lists of numbers and ranges such as `0-7` or
 `3,5,28-29`. Layers count from 0. `every:K` takes each K-th layer: K-1, 2K-1, ...
@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 
 from bellm.errors import LayerError
-from bellm.types import PoolingName, Variant
 
 GRAMMAR = "none, all, last:K, first:K, every:K, or layers such as 0-7 or 3,5,28-29"
 
@@ -20,21 +19,14 @@ _COUNTED: dict[str, Callable[[int, int], range]] = {
 
 
 def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Resolve a direction map into sorted layer numbers.
-
-    Args:
-        spec: A map in the grammar of this module, or layer numbers.
-        num_layers: Number of decoder layers of the model.
-
-    Returns:
-        Sorted layer numbers without repeats; empty for a causal model.
+    """Sorted layer indices, without repeats, of a spec in this module's grammar or of indices.
 
     Raises:
-        DirectionError: The map cannot be read, or names a layer that the model lacks.
+        LayerError: The spec cannot be parsed, or names a layer that the model lacks.
 
-    >>> parse("last:2", 30)
+    >>> parse_layers("last:2", 30)
     (28, 29)
-    >>> parse("3,5,28-29", 30)
+    >>> parse_layers("3,5,28-29", 30)
     (3, 5, 28, 29)
     """
     if not isinstance(spec, str):
@@ -52,9 +44,9 @@ def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
 
 
 def format_layers(layers: Sequence[int]) -> str:
-    """Write resolved layers in the grammar, as short as it gets.
+    """Write layer indices in the grammar, as short as possible.
 
-    >>> describe((3, 5, 28, 29))
+    >>> format_layers((3, 5, 28, 29))
     '3,5,28-29'
     """
     runs: list[list[int]] = []
@@ -64,45 +56,6 @@ def format_layers(layers: Sequence[int]) -> str:
         else:
             runs.append([layer, layer])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
-
-
-def no_op_reason(
-    layers: Sequence[int], *, num_layers: int, variant: Variant, pooling: PoolingName, layer: int
-) -> str | None:
-    """Say why looking both ways cannot change the vectors, or None when it can.
-
-    The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
-    last; these reach the last token through the next layer, and the last layer has none. With the sequential reading
-    the vectors are then the causal model's. The parallel one is another model whichever way its layers look: it takes
-    them out of the stack.
-
-    Args:
-        layers: Open layers.
-        num_layers: Number of decoder layers.
-        variant: How the paper is read.
-        pooling: Pooling of the token states.
-        layer: Which state is pooled: 0 for the embeddings, k after layer k, negative from the end.
-    """
-    if not layers:
-        return None
-    computed = layer % (num_layers + 1)
-    effective = [number for number in layers if number < computed]
-    if not effective:
-        reason = (
-            f"Layers {format_layers(layers)} are open, but the state that is pooled (layer={layer}) is taken below "
-            "them: nothing changes. Open lower layers or pool a later state."
-        )
-    elif pooling == "last" and (effective == [computed - 1] or (variant == "parallel" and len(effective) == 1)):
-        reason = (
-            f"Opening only layer {effective[0]} changes nothing with last-token pooling: the last token of a causal "
-            "layer already sees every token. Open more layers (last:8) or pool the mean."
-        )
-    else:
-        return None
-    return f"{reason}{_BESIDE if variant == 'parallel' else ''}"
-
-
-_BESIDE = " (The vectors are not the causal model's: a layer beside the stack is no longer in it.)"
 
 
 def _counted(word: str, count: int, num_layers: int) -> tuple[int, ...]:

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bellm.config import EncoderConfig
 from bellm.errors import LayerError
-from bellm.layer_spec import format_layers, no_op_reason, parse_layers
+from bellm.layer_spec import format_layers, parse_layers
+from bellm.prompts import PROMPTS
 
 
 @pytest.mark.parametrize(
@@ -79,5 +81,6 @@ def test_what_is_described_is_parsed_back(layers: set[int]) -> None:
 def test_the_no_op_is_recognised(
     layers: tuple[int, ...], variant: str, pooling: str, layer: int, changes_nothing: bool
 ) -> None:
-    reason = no_op_reason(layers, num_layers=12, variant=variant, pooling=pooling, layer=layer)  # type: ignore[arg-type]
-    assert (reason is not None) == changes_nothing
+    settings = {"bidirectional": layers, "variant": variant, "pooling": pooling, "layer": layer}
+    config = EncoderConfig(prompt=PROMPTS["raw"], max_tokens=8, **settings)  # type: ignore[arg-type]
+    assert (config.no_op_reason(12) is not None) == changes_nothing

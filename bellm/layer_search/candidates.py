@@ -5,7 +5,7 @@ Shapes: N texts, D width.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bellm import layer_spec
@@ -224,13 +224,7 @@ def _no_op(encoder: Encoder, layers: Sequence[int]) -> str | None:
     config = encoder.config
     if config.variant == "parallel":
         return None  # Open or not, what leaves the stack changes the vectors.
-    return layer_spec.no_op_reason(
-        layers,
-        num_layers=encoder.num_layers,
-        variant=config.variant,
-        pooling=config.pooling,
-        layer=config.layer,
-    )
+    return replace(config, bidirectional=tuple(layers)).no_op_reason(encoder.num_layers)
 
 
 def _moved(vectors_ND: Vectors, causal_ND: Vectors) -> float:
