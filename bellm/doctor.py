@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config, layer_kinds
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, shared_copy
-from bellm.backbone.leakage import LayerLeakage, measure_leakage, sample_token_ids
+from bellm.backbone.leakage import LayerLeakage, measure_leakage
 from bellm.backbone.states import token_states
 from bellm.encoder import Encoder
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
-from bellm.layer_spec import format_layers, no_op_reason
+from bellm.layer_spec import format_layers
 from bellm.saving import FINGERPRINT_TEXTS, SavedEncoder
 from bellm.tensors.tolerances import relative_distance, tolerances
 
@@ -95,7 +95,7 @@ def examine(
     opened = get_open_layers(model)
     layers = tuple(
         LayerDiagnosis(layer.index, layer.kind, layer.index in opened, leakage)
-        for layer, leakage in zip(get_layers(model), measure_leakage(model, sample_token_ids(model)), strict=True)
+        for layer, leakage in zip(get_layers(model), measure_leakage(model), strict=True)
     )
     trial = _Trial(model, token_ids, pad_id)
     return layers, (
@@ -154,7 +154,7 @@ def _open_layers_leak(layers: Sequence[LayerDiagnosis], limit: float) -> Check:
     leaky = [row.layer for row in layers if not row.is_open and row.leakage.future > limit]
     opened = format_layers([row.layer for row in layers if row.is_open])
     wrong = [("open but causal", blind), ("closed but leaking", leaky)]
-    finding = "; ".join(f"{fault}: {format_layers(found)}" for fault, found in wrong if found)
+    finding = "; ".join(f"{fault}: {format_layers(indices)}" for fault, indices in wrong if indices)
     return Check(
         name,
         "fail" if finding else "pass",
@@ -242,7 +242,7 @@ def _closed(trial: _Trial) -> Check:
         ids_1L = torch.tensor([list(ids)], device=causal.device)
         direct_1LD = get_decoder(causal)(input_ids=ids_1L, use_cache=False).last_hidden_state
         difference = max(difference, (states_LD - direct_1LD[0].float()).abs().max().item())
-    leak = max(layer.future for layer in measure_leakage(causal, sample_token_ids(causal)))
+    leak = max(layer.future for layer in measure_leakage(causal))
     return _within(
         "no open layer equals the plain model",
         max(difference, leak if leak > tolerances(causal.dtype).leakage else 0.0),
@@ -262,7 +262,7 @@ def _transformers_switch(trial: _Trial) -> Check:
         # transformers' bidirectional window reaches W tokens either side, its causal one and its flash kernel W-1.
         setattr(config, "sliding_window", window - 1)  # noqa: B010
     try:
-        leakages = measure_leakage(switched, sample_token_ids(switched))
+        leakages = measure_leakage(switched)
         expected = trial.alone(switched)
     except (AttributeError, TypeError, RuntimeError) as error:
         return Check(name, "skip", f"transformers' own is_causal=False fails here: {error}")
@@ -293,13 +293,7 @@ def _encoder_checks(encoder: Encoder, saved: SavedEncoder | None) -> Iterator[Ch
     )
     kinds = sorted(layer_kinds(encoder.model).items())
     yield Check("kinds of layers", "pass", "; ".join(f"{kind}: {layers}" for kind, layers in kinds))
-    reason = no_op_reason(
-        config.bidirectional,
-        num_layers=encoder.num_layers,
-        variant=config.variant,
-        pooling=config.pooling,
-        layer=config.layer,
-    )
+    reason = config.no_op_reason(encoder.num_layers)
     finding = reason or f"pooling {config.pooling} of state {config.layer}"
     advice = "Open lower layers too (last:8), or pool the mean."
     yield Check("the open layers reach the vector", "warn" if reason else "pass", finding, advice)

@@ -1,4 +1,4 @@
-"""The Encoder: a decoder-only language model that embeds texts."""
+"""Encoder: a decoder-only language model that gives one embedding for each text."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ from bellm.backbone import loading
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.hooks import causal_copy
-from bellm.backbone.leakage import check_open_layers, sample_token_ids
+from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.states import hidden_size, input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, setting_names
@@ -41,7 +41,6 @@ from bellm.engine.tokenization import (
 )
 from bellm.errors import BellmError, NoOpWarning, TruncationWarning
 from bellm.io.atomic import atomic_directory
-from bellm.layer_spec import no_op_reason
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import InputType, Vectors
@@ -51,19 +50,19 @@ logger = logging.getLogger(__name__)
 
 _causal: ContextVar[dict[int, PreTrainedModel]] = ContextVar("causal", default={})  # noqa: B039 - never mutated
 
-_MANY = 512  # From here on a person at a terminal wants a progress bar.
+_PROGRESS_FROM = 512  # Number of texts from which a terminal shows a progress bar.
 
 
 class Encoder:
-    """A decoder-only language model that gives one vector for a text.
+    """A decoder-only language model that gives one vector for each text.
 
-    Make one with `Encoder.from_pretrained`; derive another on the same weights with `replace`.
+    Load one with `Encoder.from_pretrained`; derive another on the same weights with `replace`.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig, name: str
     ) -> None:
-        """Wrap an open model; `from_pretrained` and `replace` do this for you."""
+        """Wrap a model whose layers are open already; see `from_pretrained`."""
         self._model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -110,12 +109,8 @@ class Encoder:
         """
         given = {name: getattr(config, name) for name in setting_names()} if config else {}
         given |= {name: value for name, value in settings.items() if value is not None}
-        options: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "device": device,
-            "attention": attention,
-            "trust_remote_code": trust_remote_code,
-        }
+        options: dict[str, Any] = {"tokenizer": tokenizer, "device": device, "attention": attention}
+        options["trust_remote_code"] = trust_remote_code
         folder = None if isinstance(source, PreTrainedModel) else saving.find_saved(str(source))
         if folder is None:
             loaded = loading.load_pretrained(source, dtype=dtype, **options)
@@ -198,7 +193,7 @@ class Encoder:
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         if progress is None:
-            progress = len(texts) >= _MANY and sys.stderr.isatty()
+            progress = len(texts) >= _PROGRESS_FROM and sys.stderr.isatty()
         model = self.model
         rows = (self.tokenize(part, input_type) for part in chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
@@ -241,7 +236,7 @@ class Encoder:
             _causal.reset(token)
 
     def fingerprint(self) -> Vectors:
-        """Vectors of a few fixed texts, as texts and as queries, by which two encoders are told apart."""
+        """Vectors of a few fixed texts, as texts and as queries, by which encoders are compared."""
         texts = saving.FINGERPRINT_TEXTS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
@@ -302,7 +297,7 @@ class Encoder:
 
     @property
     def batching_mode(self) -> str:
-        """How texts go through the model: `packed` (no padding, shared prefixes once), or `padded` and why."""
+        """How texts are batched: `packed` (no padding, shared prefixes once), or `padded` and why."""
         check = check_packing(self.model)
         return "packed" if check.packed_model else f"padded: {check.reason}"
 
@@ -318,7 +313,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return input_device(self.model)
 
     @property
@@ -327,7 +322,7 @@ class Encoder:
         return str(self.model.dtype).removeprefix("torch.")
 
     def __repr__(self) -> str:
-        """Say everything that decides the vectors, in one line."""
+        """Every setting, the model's size, dtype and device, in one line."""
         values = self.config.to_dict()
         settings = ", ".join(f"{name}={values[name]}" for name in setting_names())
         return (
@@ -350,15 +345,8 @@ class Encoder:
         else:
             model = open_layers(model, config.bidirectional, variant=config.variant, window=config.window)
         encoder = cls(model, tokenizer, config, name)
-        reason = no_op_reason(
-            config.bidirectional,
-            num_layers=encoder.num_layers,
-            variant=config.variant,
-            pooling=config.pooling,
-            layer=config.layer,
-        )
-        if reason:
+        if reason := config.no_op_reason(encoder.num_layers):
             warnings.warn(reason, NoOpWarning, stacklevel=3)
         if verify:
-            check_open_layers(model, sample_token_ids(model))
+            check_open_layers(model)
         return encoder

@@ -27,18 +27,9 @@ def encoder_identity(encoder: Encoder) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that vectors and scores come from."""
-    names = (
-        "bellm",
-        "torch",
-        "transformers",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "sentence-transformers",
-        "pytrec-eval-terrier",
-    )
+    packages = "bellm torch transformers numpy scipy scikit-learn sentence-transformers pytrec-eval-terrier"
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in packages.split():
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

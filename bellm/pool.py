@@ -1,9 +1,10 @@
-"""One encoder in several processes, a device each: data parallel embedding."""
+"""Data-parallel embedding: one encoder in several processes, each on a device of its own."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from types import TracebackType
 
@@ -26,8 +27,8 @@ class EncoderPool:
 
     The weights go to the processes through shared memory. Use it as a context manager:
 
-        with Workers(encoder, ["cuda:0", "cuda:1"]) as workers:
-            vectors = workers.encode(texts)
+        with EncoderPool(encoder, ["cuda:0", "cuda:1"]) as pool:
+            vectors = pool.encode(texts)
     """
 
     def __init__(self, encoder: Encoder, devices: Sequence[str]) -> None:
@@ -41,7 +42,7 @@ class EncoderPool:
             BellmError: No device is given, or one that torch does not know.
         """
         if not devices:
-            raise BellmError("Workers need at least one device, such as cuda:0 or cpu.")
+            raise BellmError("EncoderPool needs at least one device, such as cuda:0 or cpu.")
         self._encoder = encoder
         context = multiprocessing.get_context("spawn")
         queue: SimpleQueue[str] = context.SimpleQueue()
@@ -59,28 +60,24 @@ class EncoderPool:
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
-        encoded = self.encode_with_stats(texts, input_type=input_type)
-        warn_truncated(encoded.num_truncated, len(texts), self._encoder.config.max_tokens)
-        return encoded.vectors
+        result = self.encode_with_stats(texts, input_type=input_type)
+        warn_truncated(result.num_truncated, len(texts), self._encoder.config.max_tokens)
+        return result.vectors
 
     def encode_with_stats(
-        self,
-        texts: Sequence[str],
-        *,
-        input_type: InputType = "text",
-        max_batch_tokens: int | None = None,
+        self, texts: Sequence[str], *, input_type: InputType = "text", max_batch_tokens: int | None = None
     ) -> EncodeResult:
-        """Embed texts and count their tokens and those that were cut; see `Encoder.encode_counted`."""
+        """Embed texts and count their tokens and those that were cut; see `Encoder.encode_with_stats`."""
         check_texts(texts)
-        tasks = [(part, input_type, max_batch_tokens) for part in _parts(texts)]
+        # Chunks small enough that no process waits long for another's last one.
+        chunks = chunk_texts(texts, max_texts=1024, max_characters=500_000)
         try:
-            done = list(self._pool.map(_work, tasks))
+            results = list(self._pool.map(partial(_encode, input_type, max_batch_tokens), chunks))
         except BrokenProcessPool as error:
             raise BellmError("A worker process ended early: it was killed, or its device failed.") from error
-        vectors = [np.empty((0, self._encoder.embedding_dim), dtype=np.float32), *(part.vectors for part in done)]
-        return EncodeResult(
-            np.concatenate(vectors), sum(part.num_tokens for part in done), sum(part.num_truncated for part in done)
-        )
+        vectors = [np.empty((0, self._encoder.embedding_dim), dtype=np.float32), *(each.vectors for each in results)]
+        num_tokens = sum(each.num_tokens for each in results)
+        return EncodeResult(np.concatenate(vectors), num_tokens, sum(each.num_truncated for each in results))
 
     def __enter__(self) -> "EncoderPool":
         return self
@@ -89,11 +86,6 @@ class EncoderPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-def _parts(texts: Sequence[str]) -> Iterable[Sequence[str]]:
-    """Parts small enough that no process waits long for another's last one."""
-    return chunk_texts(texts, max_texts=1024, max_characters=500_000)
 
 
 def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
@@ -105,6 +97,5 @@ def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
     _encoder = encoder
 
 
-def _work(task: tuple[Sequence[str], InputType, int | None]) -> EncodeResult:
-    texts, input_type, max_batch_tokens = task
+def _encode(input_type: InputType, max_batch_tokens: int | None, texts: Sequence[str]) -> EncodeResult:
     return _encoder.encode_with_stats(texts, input_type=input_type, max_batch_tokens=max_batch_tokens)

@@ -1,4 +1,4 @@
-"""Prompts: a template with one `{text}` slot, and the named ones from the papers."""
+"""Prompts: templates with one `{text}` slot, and those of published papers by name."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,7 @@ SLOT = "{text}"
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a text is put to the model.
-
-    Templates hold the slot `{text}` exactly once; any other brace is literal.
-    """
+    """Templates with exactly one slot `{text}`; any other brace is literal."""
 
     name: str
     template: str
@@ -24,7 +21,7 @@ class Prompt:
     """What `encode_document` uses; the template where None."""
 
     def template_for(self, input_type: InputType) -> str:
-        """The template of a role; `template` where the prompt has none of its own for it."""
+        """The template of an input type."""
         own = {"text": None, "query": self.query, "document": self.document}[input_type]
         return self.template if own is None else own
 

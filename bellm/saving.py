@@ -1,4 +1,4 @@
-"""A saved encoder on disk: weights, tokenizer, settings and the fingerprint that proves them."""
+"""Save and load encoders: weights, tokenizer, settings, and a fingerprint that ties them together."""
 
 import json
 from dataclasses import dataclass, replace
@@ -14,14 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bellm.backbone import loading
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
-from bellm.layer_spec import format_layers
 from bellm.tensors.tolerances import relative_distance, tolerances
 from bellm.types import Vectors
 
 SETTINGS_FILE = "bellm.json"
 FINGERPRINT_FILE = "fingerprint.safetensors"
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
-"""What a saved encoder consists of; nothing else is fetched from the Hub."""
+"""Files of a saved encoder; nothing else is fetched from the Hub."""
 
 FINGERPRINT_TEXTS = (
     "A heron stands in the shallow water.",
@@ -36,7 +35,7 @@ _ADAPTER_FILE = "adapter_config.json"
 
 @dataclass(frozen=True)
 class SavedEncoder:
-    """What `bellm.json` and the fingerprint say about a saved encoder."""
+    """Contents of `bellm.json` and of the fingerprint file."""
 
     config: EncoderConfig
     base_model: str
@@ -46,10 +45,10 @@ class SavedEncoder:
 
 
 def find_saved(source: str) -> Path | None:
-    """The folder of a saved encoder, fetched from the Hub if it lies there; None for any other source.
+    """Folder of a saved encoder, fetched from the Hub where necessary; None for any other source.
 
     Raises:
-        SourceError: The Hub has it and refuses to give it.
+        SourceError: The Hub refuses.
     """
     if (Path(source) / SETTINGS_FILE).is_file():
         return Path(source)
@@ -82,30 +81,31 @@ def write_saved(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    record: SavedEncoder,
+    saved: SavedEncoder,
     version: str,
     notes: str = "",
 ) -> None:
-    """Write weights (safetensors), tokenizer, settings, fingerprint and model card into an empty folder."""
+    """Write weights (safetensors), tokenizer, settings, fingerprint and model card.
+
+    Args:
+        folder: An empty folder.
+        model: The causal model, or one with unmerged adapters.
+        tokenizer: Its tokenizer.
+        saved: Settings and fingerprint.
+        version: Of bellm.
+        notes: Markdown for the end of the model card.
+    """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    facts = {
-        "bellm": version,
-        "base_model": record.base_model,
-        "dtype": record.dtype,
-        "num_layers": record.num_layers,
-        **record.config.to_dict(),
-    }
-    (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_file(
-        {"vectors": record.fingerprint},
-        folder / FINGERPRINT_FILE,
-        metadata={"config": record.config.digest(), "dtype": record.dtype},
-    )
-    (folder / "README.md").write_text(f"{_card(record, version)}{notes and chr(10)}{notes}", encoding="utf-8")
-    usual = (folder / SETTINGS_FILE).stat().st_mode
-    for path in folder.iterdir():  # safetensors writes for the owner's eyes only.
-        path.chmod(usual)
+    settings = {"bellm": version, "base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
+    settings |= saved.config.to_dict()
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    metadata = {"config": saved.config.digest(), "dtype": saved.dtype}
+    save_file({"vectors": saved.fingerprint}, folder / FINGERPRINT_FILE, metadata=metadata)
+    (folder / "README.md").write_text(f"{_card(saved, version)}{notes and chr(10)}{notes}", encoding="utf-8")
+    mode = (folder / SETTINGS_FILE).stat().st_mode
+    for path in folder.iterdir():  # safetensors writes files that only their owner can read.
+        path.chmod(mode)
 
 
 def read_saved(folder: Path) -> SavedEncoder:
@@ -116,10 +116,10 @@ def read_saved(folder: Path) -> SavedEncoder:
         FingerprintError: The fingerprint is missing, or belongs to other settings.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        config = EncoderConfig.from_dict(facts)
-        names = {name: str(facts[name]) for name in ("base_model", "dtype")}
-        num_layers = int(facts["num_layers"])
+        settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        config = EncoderConfig.from_dict(settings)
+        names = {name: str(settings[name]) for name in ("base_model", "dtype")}
+        num_layers = int(settings["num_layers"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, SourceError) else repr(error)
         raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
@@ -140,13 +140,10 @@ def read_saved(folder: Path) -> SavedEncoder:
     return SavedEncoder(config, names["base_model"], names["dtype"], num_layers, vectors)
 
 
-def load_saved(folder: Path, record: SavedEncoder, **options: Any) -> loading.LoadedModel:
+def load_saved(folder: Path, saved: SavedEncoder, **options: Any) -> loading.LoadedModel:
     """Load a saved encoder's model and tokenizer; where only adapters were saved, merge them into the base model.
 
-    Args:
-        folder: The saved encoder.
-        record: What `read` gave.
-        options: Those of `loading.load`.
+    Options are those of `loading.load_pretrained`.
 
     Raises:
         SourceError: The model cannot be loaded, or its base model, or what adapters need is not installed.
@@ -156,7 +153,7 @@ def load_saved(folder: Path, record: SavedEncoder, **options: Any) -> loading.Lo
     try:
         from bellm.backbone import adapters
 
-        loaded = loading.load_pretrained(record.base_model, **options)
+        loaded = loading.load_pretrained(saved.base_model, **options)
     except ImportError as error:
         raise SourceError(f"{folder} holds adapters, which need peft: pip install 'bellm[train]'.") from error
     except SourceError as error:
@@ -164,26 +161,31 @@ def load_saved(folder: Path, record: SavedEncoder, **options: Any) -> loading.Lo
     return replace(loaded, model=adapters.load_adapters(loaded.model, folder))
 
 
-def check_fingerprint(record: SavedEncoder, found: Vectors, dtype: str, place: str) -> None:
+def check_fingerprint(saved: SavedEncoder, fingerprint: Vectors, dtype: str, source: str) -> None:
     """Compare the fingerprint of a loaded encoder with the saved one.
+
+    Args:
+        saved: Holds the saved fingerprint.
+        fingerprint: Of the loaded encoder.
+        dtype: Of the loaded weights.
+        source: Where the encoder came from, for the message.
 
     Raises:
         FingerprintError: They differ by more than rounding.
     """
-    apart = relative_distance(found, record.fingerprint)
-    limit = tolerances(record.dtype, dtype).fingerprint
-    if not apart <= limit:
+    distance = relative_distance(fingerprint, saved.fingerprint)
+    limit = tolerances(saved.dtype, dtype).fingerprint
+    if not distance <= limit:
         raise FingerprintError(
-            f"{place} does not give the vectors it was saved with (relative distance {apart:.3g}, allowed {limit:g}): "
-            "its weights or its tokenizer are not those of the saved encoder. Restore them or save again."
+            f"{source} does not give the vectors it was saved with (relative distance {distance:.3g}, allowed "
+            f"{limit:g}): its weights or its tokenizer are not those of the saved encoder. Restore them or save again."
         )
 
 
 def _card(saved: SavedEncoder, version: str) -> str:
-    values = saved.config.to_dict() | {
-        "bidirectional": f"`{format_layers(saved.config.bidirectional)}` of {saved.num_layers}"
-    }
-    values["prompt"] = f"{values['prompt']}: `{saved.config.prompt.template}`"
+    values = saved.config.to_dict()
+    values["bidirectional"] = f"`{values['bidirectional']}` of {saved.num_layers}"
+    values["prompt"] = f"{values['prompt']}: `{values['template']}`"
     settings = "\n".join(f"| {name.replace('_', ' ')} | {values[name]} |" for name in setting_names())
     return f"""---
 base_model: {saved.base_model}

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bellm import Encoder
-from bellm.backbone.leakage import measure_leakage, sample_token_ids
+from bellm.backbone.leakage import measure_leakage
 from bellm.layer_spec import format_layers
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 from bellm.tensors.tolerances import tolerances
@@ -89,7 +89,7 @@ def heat_map(vectors: Vectors) -> Text:
 def measured_layers(encoder: Encoder) -> str:
     """Which layers were measured to see the future."""
     limit = tolerances(encoder.model.dtype).leakage
-    measured = measure_leakage(encoder.model, sample_token_ids(encoder.model))
+    measured = measure_leakage(encoder.model)
     seeing = [layer for layer, leakage in enumerate(measured) if leakage.future > limit]
     blind = [layer for layer, leakage in enumerate(measured) if leakage.future <= limit]
     return (

@@ -1,1 +1,1 @@
-"""The only place that knows the insides of Hugging Face models."""
+"""Models of Hugging Face: loading, architecture, attention, hooks; the only package that knows their internals."""

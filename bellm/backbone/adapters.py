@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a decoder, through PEFT."""
+"""LoRA adapters (arXiv 2106.09685) on a decoder, through PEFT, and 4-bit base weights."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,20 +21,20 @@ from bellm.errors import BellmError, SourceError
 def add_lora(
     model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: str | Sequence[str]
 ) -> PreTrainedModel:
-    """Give the model fresh adapters, in float32, and freeze everything else; the model itself is changed.
+    """Add new adapters, in float32, to the model in place, and freeze everything else.
 
     Args:
         model: A decoder, open or not.
         rank: Width of the adapters.
-        alpha: The adapters' answer counts alpha / rank.
-        dropout: Share of an adapter's inputs that is left out in training.
-        targets: `all-linear`, or ends of module names.
+        alpha: Scale of the adapters' output, divided by the rank.
+        dropout: Share of an adapter's inputs that is dropped in training.
+        targets: `all-linear`, or suffixes of module names.
 
     Raises:
-        BellmError: No module has such a name, or a number is out of range.
+        BellmError: No module has such a name, or an argument is out of range.
     """
-    wanted = targets if isinstance(targets, str) else list(targets)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted)
+    modules = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)
     try:
         with warnings.catch_warnings():
             # PEFT asks for gradient checkpointing by its old name.
@@ -42,14 +42,14 @@ def add_lora(
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise BellmError(f"No adapter fits: {' '.join(str(error).split())[:240]}") from error
-    return cast(PreTrainedModel, adapted.eval())  # Dropout is for `at_work` alone.
+    return cast(PreTrainedModel, adapted.eval())  # Dropout only within `training_adapters`.
 
 
 def quantize_4bit(model: PreTrainedModel) -> None:
-    """Keep the weights of all linear layers of the decoder in four bits (NF4 twice quantised, arXiv 2305.14314).
+    """Quantize all linear layers of the decoder in place (NF4, double quantization, arXiv 2305.14314).
 
     Raises:
-        BellmError: What it needs is not installed.
+        BellmError: bitsandbytes is not installed.
     """
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
@@ -59,40 +59,40 @@ def quantize_4bit(model: PreTrainedModel) -> None:
         for module in list(layer.module.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:
-                    shape, biased, dtype = (child.in_features, child.out_features), child.bias is not None, model.dtype
-                    small = Linear4bit(*shape, biased, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
-                    small.weight = Params4bit(child.weight.data, requires_grad=False, quant_type="nf4")
-                    small.bias = child.bias
-                    small.support_avx512bf16_for_cpu = False  # Weights laid out for that have no gradient.
-                    setattr(module, name, small.to(child.weight.device))
-    vars(model)["is_loaded_in_4bit"] = True  # So PEFT knows.
+                    shape, dtype = (child.in_features, child.out_features, child.bias is not None), model.dtype
+                    linear = Linear4bit(*shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
+                    linear.weight = Params4bit(child.weight.data, requires_grad=False, quant_type="nf4")
+                    linear.bias = child.bias
+                    linear.support_avx512bf16_for_cpu = False  # Weights laid out for that have no gradient.
+                    setattr(module, name, linear.to(child.weight.device))
+    vars(model)["is_loaded_in_4bit"] = True  # PEFT asks for it.
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with adapters that `save_pretrained` of PEFT wrote merged into its weights.
+    """Load PEFT adapters from a folder and merge them into the model's weights.
 
     Raises:
-        SourceError: They cannot be read, or are not of this model.
+        SourceError: They cannot be read, or do not fit the model.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Of adapters that are not there, or fit nowhere.
+            warnings.simplefilter("error", UserWarning)  # Adapters are missing, or match no module.
             warnings.simplefilter("ignore", FutureWarning)
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UserWarning) as error:
-        words = " ".join(str(error).split())[:240]
-        raise SourceError(f"The adapters in {folder} do not fit their base model: {words}") from error
+        reason = " ".join(str(error).split())[:240]
+        raise SourceError(f"The adapters in {folder} do not fit their base model: {reason}") from error
     return merge_adapters(cast(PreTrainedModel, adapted))
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapters added to its weights, for good; one without adapters comes back as it is."""
+    """Merge a model's adapters, if it has any, into its weights."""
     return cast(PreTrainedModel, model.merge_and_unload()) if isinstance(model, PeftModel) else model
 
 
 @contextmanager
 def training_adapters(*models: nn.Module) -> Iterator[None]:
-    """Inside, adapters drop out inputs, and take states in the dtype they come in rather than a copy in float32."""
+    """Inside, adapters apply dropout, and take inputs in their own dtype rather than as a copy in float32."""
     layers = [layer for model in models for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         layer.lora_dropout.train()
@@ -106,14 +106,14 @@ def training_adapters(*models: nn.Module) -> Iterator[None]:
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether its adapters leave out inputs while they are `at_work`."""
+    """Whether the model's adapters apply dropout within `training_adapters`."""
     layers = (module for module in model.modules() if isinstance(module, LoraLayer))
-    return any(isinstance(each, nn.Dropout) for layer in layers for each in layer.lora_dropout.values())
+    return any(isinstance(module, nn.Dropout) for layer in layers for module in layer.lora_dropout.values())
 
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Let the model compute without peft's adapters; afterwards all is as it was, also what takes gradients.
+    """Inside, the model runs without PEFT's adapters; afterwards they and `requires_grad` are as before.
 
     Raises:
         BellmError: The model has no adapter: it would be its own reference.

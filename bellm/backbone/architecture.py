@@ -38,20 +38,12 @@ def get_text_config(model: PreTrainedModel) -> object:
 
 
 def get_decoder(model: nn.Module) -> nn.Module:
-    """The module that embeds ids and runs the decoder layers, without a language-model head.
-
-    Raises:
-        LayerError: No list of decoder layers is found.
-    """
+    """The module that embeds ids and runs the decoder layers, without a language-model head."""
     return _find(model)[0]
 
 
 def get_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
-    """All decoder layers, first to last.
-
-    Raises:
-        LayerError: No list of decoder layers is found.
-    """
+    """All decoder layers, first to last; a LayerError where the model has no list of them."""
     config = get_text_config(model)
     layers = []
     for index, module in enumerate(_find(model)[1]):
@@ -69,11 +61,7 @@ def layer_kinds(model: PreTrainedModel) -> dict[str, str]:
 
 
 def count_layers(model: nn.Module) -> int:
-    """Number of decoder layers.
-
-    Raises:
-        LayerError: No list of decoder layers is found.
-    """
+    """Number of decoder layers."""
     return len(_find(model)[1])
 
 

@@ -1,8 +1,8 @@
-"""Open attention layers of any decoder, and close them again.
+"""Make attention layers of any decoder bidirectional, and causal again.
 
-An open layer is an ordinary layer whose attention modules carry one forward pre-hook. The hook rewrites the causal
-mask of the call into one that looks both ways (see `bellm.tensors.masks`). It keeps no state from call to call, so
-threads, gradient checkpointing, deepcopy, PEFT, torch.compile and torch.export have nothing to trip over.
+An open layer is an ordinary layer whose attention modules carry one forward pre-hook, which rewrites the causal mask of
+the call into a bidirectional one (see `bellm.tensors.masks`). It keeps no state from call to call, so that threads,
+gradient checkpointing, deepcopy, PEFT, torch.compile and torch.export work as without it.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from bellm.backbone.architecture import DecoderLayer, forward_parameters, get_decoder, get_layers
-from bellm.backbone.hooks import BellmHook, Model, causal_copy, hooks_of, remove_hooks
+from bellm.backbone.architecture import forward_parameters, get_decoder, get_layers
+from bellm.backbone.hooks import Arguments, BellmHook, Model, causal_copy, hooks_of, remove_hooks
 from bellm.backbone.parallel import BranchHook, DoubleBatchHook
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
@@ -25,27 +25,25 @@ from bellm.types import Variant, Window
 
 @dataclass
 class BidirectionalMaskHook(BellmHook):
-    """Forward pre-hook of an attention module: the causal mask of a call becomes a bidirectional one."""
+    """Forward pre-hook of an attention module that makes the causal mask of a call bidirectional."""
 
     keep_window: bool
     mask_position: int
-    """Where `attention_mask` stands among the positional arguments."""
+    """Index of `attention_mask` among the positional arguments."""
     takes_is_causal: bool
     """Whether the module passes `is_causal` on to its kernel."""
     closed: dict[str, Any] = field(default_factory=dict)
     """Attributes of the module as they were while it was causal."""
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the call's arguments with the mask opened."""
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Return the call's arguments with a bidirectional mask."""
         _refuse_cache(module, kwargs)
         positional = len(args) > self.mask_position
         mask = args[self.mask_position] if positional else kwargs.get("attention_mask")
         if mask is None and not (self.takes_is_causal or "is_causal" in self.closed):
             hidden = args[0] if args else kwargs["hidden_states"]
             mask = hidden.new_zeros(1, 1, hidden.shape[1], hidden.shape[1])
-        mask = _opened(mask, self.keep_window)
+        mask = _bidirectional(mask, self.keep_window)
         if positional:
             args = (*args[: self.mask_position], mask, *args[self.mask_position + 1 :])
         else:
@@ -58,58 +56,55 @@ class BidirectionalMaskHook(BellmHook):
 
 
 def open_layers(
-    model: Model,
-    numbers: Sequence[int],
-    *,
-    variant: Variant = "sequential",
-    window: Window = "keep",
+    model: Model, indices: Sequence[int], *, variant: Variant = "sequential", window: Window = "keep"
 ) -> Model:
-    """Give a model that shares every weight with this one and whose chosen layers look both ways.
+    """Copy a model and make some layers bidirectional; both share every weight.
 
-    The model itself stays as it is. Layers without attention stay causal: ask `Layer.can_open` first.
+    The model itself stays as it is. Layers without attention stay causal; see `DecoderLayer.can_open`.
 
     Args:
         model: Any decoder-only model of transformers.
-        numbers: Layers to open; none gives a plain twin.
+        indices: Layers to open; none gives a causal copy.
         variant: `sequential` opens layers in the stack. `parallel` runs the open layers as a branch of their own on
             the input embeddings and adds it to the branch of the other layers, the paper's literal equation
             (arXiv 2311.05296); a branch without layers adds nothing. It runs every layer on both branches' rows.
         window: Whether sliding windows and chunks stay.
 
     Raises:
-        DirectionError: The model has no such layer, or none of the chosen layers has attention.
+        LayerError: The model has no such layer, or none of the chosen layers has attention.
     """
     copied = causal_copy(model)
-    if not numbers:
+    if not indices:
         return copied
     layers = get_layers(copied)
-    if max(numbers) >= len(layers):
-        raise LayerError(f"Layer {max(numbers)} does not exist: the model has {len(layers)} layers.")
-    chosen = [layers[number] for number in numbers if layers[number].can_open]
+    if max(indices) >= len(layers):
+        raise LayerError(f"Layer {max(indices)} does not exist: the model has {len(layers)} layers.")
+    chosen = [layers[index] for index in indices if layers[index].can_open]
     if not chosen:
         raise LayerError(
-            f"None of the layers {format_layers(numbers)} has attention to open: "
-            f"{', '.join(sorted({layers[number].kind for number in numbers}))}. "
+            f"None of the layers {format_layers(indices)} has attention to open: "
+            f"{', '.join(sorted({layers[index].kind for index in indices}))}. "
             f"Layers with attention: {format_layers([layer.index for layer in layers if layer.can_open])}."
         )
     for layer in chosen:
         for module in layer.attention:
             _open(module, keep_window=window == "keep")
     if variant == "parallel" and len(chosen) < len(layers):
-        _branch(copied, layers, {layer.index for layer in chosen})
+        get_decoder(copied).register_forward_pre_hook(DoubleBatchHook(), with_kwargs=True)
+        for layer in layers:
+            branch = BranchHook(bidirectional=layer in chosen, merges=layer is layers[-1])
+            # Before transformers' own hook records the output.
+            layer.module.register_forward_hook(branch, with_kwargs=True, prepend=True)
     return copied
 
 
 def remove_branches(model: PreTrainedModel) -> bool:
-    """Take the parallel variant's hooks out of a model, in place, and say whether there were any.
-
-    Its open layers stay open, in one stack with the others.
-    """
+    """Turn the parallel variant into the sequential one, in place; returns whether the model was parallel."""
     return remove_hooks(model, (BranchHook, DoubleBatchHook))
 
 
 def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
-    """Numbers of the layers that are open in this model now."""
+    """Indices of the open layers."""
     return tuple(
         layer.index
         for layer in get_layers(model)
@@ -133,37 +128,30 @@ def _open(module: nn.Module, *, keep_window: bool) -> None:
 
 
 class _Windowless:
-    """A model's configuration, as it is at any time, but for its sliding window."""
+    """A view of a model's configuration without its sliding window."""
 
     sliding_window = None
 
-    def __init__(self, whole: object) -> None:
-        self.whole = whole
+    def __init__(self, config: object) -> None:
+        self.config = config
 
     def __getattr__(self, name: str) -> Any:
-        if name == "whole":  # Not there yet while a copy is made.
+        if name == "config":  # Not set yet while a copy is made.
             raise AttributeError(name)
-        return getattr(self.whole, name)
+        return getattr(self.config, name)
 
 
-def _branch(model: PreTrainedModel, layers: Sequence[DecoderLayer], chosen: set[int]) -> None:
-    get_decoder(model).register_forward_pre_hook(DoubleBatchHook(), with_kwargs=True)
-    for layer in layers:
-        branch = BranchHook(bidirectional=layer.index in chosen, merges=layer is layers[-1])
-        layer.module.register_forward_hook(branch, with_kwargs=True, prepend=True)  # Before transformers records it.
-
-
-def _opened(mask: Any, keep_window: bool) -> Any:
+def _bidirectional(mask: Any, keep_window: bool) -> Any:
     if isinstance(mask, dict):
-        return {name: _opened(part, keep_window) for name, part in mask.items()}
+        return {name: _bidirectional(part, keep_window) for name, part in mask.items()}
     if isinstance(mask, BlockMask):
-        return _opened_block(mask, keep_window)
+        return _bidirectional_block_mask(mask, keep_window)
     if mask is None or mask.ndim < 4:
         return mask  # Flash attention: the mask is the padding alone, and `is_causal` decides.
     return bidirectional_mask(mask, keep_window=keep_window)
 
 
-def _opened_block(block: BlockMask, keep_window: bool) -> BlockMask:
+def _bidirectional_block_mask(block: BlockMask, keep_window: bool) -> BlockMask:
     causal = block.mask_mod
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

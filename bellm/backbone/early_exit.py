@@ -1,7 +1,7 @@
-"""What a decoder would give if it ended after an earlier layer: every layer's states through the model's own end.
+"""Early exit: every layer's states passed through whatever follows the last layer, mostly the final norm.
 
-The last layer hands on the states after every layer as one large batch, and the model does with all of them what it
-does with its last ones (a norm, mostly). Nothing has to know what that is.
+The last layer's output is replaced by the states after every layer as one large batch, so that the model itself applies
+its end to all of them.
 
 Shapes: K layers, B batch, L tokens, D width.
 """
@@ -20,14 +20,13 @@ from bellm.backbone.hooks import causal_copy
 
 @dataclass
 class _Exits:
-    """Hooks of a decoder and its layers."""
+    """Hooks of a decoder and its layers, and the states of the layers so far."""
 
     depth: int
     states: list[Tensor] = field(default_factory=list)
-    """Of the layers so far."""
 
-    def keep(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if number == 0:
+    def collect(self, layer_index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if layer_index == 0:
             self.states.clear()
         self.states.append(output if isinstance(output, Tensor) else output[0])
         if len(self.states) < self.depth:
@@ -36,7 +35,7 @@ class _Exits:
         self.states.clear()
         return states_NLD if isinstance(output, Tensor) else (states_NLD, *output[1:])
 
-    def part(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def split(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         parts = output.last_hidden_state.chunk(self.depth)
         output.hidden_states = (output.hidden_states[0], *parts)
         output.last_hidden_state = parts[-1]
@@ -44,16 +43,16 @@ class _Exits:
 
 
 def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:
-    """A causal twin, for `all_states`: its state after layer k is what the first k layers alone would give.
+    """Causal copy of a model whose `all_layer_states` after layer k are those of a model of the first k layers.
 
-    This is what dropping layers from the top means in BeLLM's degradation experiment (arXiv 2311.05296): the final
-    norm stays. `all_states` of the model itself has the states before that norm. The twin takes memory for K times the
-    states of a batch, and one call at a time.
+    This is what dropping layers from the top means in BeLLM's degradation experiment (arXiv 2311.05296): the final norm
+    stays, which `all_layer_states` of the model itself leaves out. The copy needs memory for K times the states of a
+    batch, and runs one call at a time.
     """
     copied = causal_copy(model)
     layers = get_layers(copied)
     exits = _Exits(len(layers))
     for layer in layers:
-        layer.module.register_forward_hook(partial(exits.keep, layer.index))
-    get_decoder(copied).register_forward_hook(exits.part)
+        layer.module.register_forward_hook(partial(exits.collect, layer.index))
+    get_decoder(copied).register_forward_hook(exits.split)
     return copied

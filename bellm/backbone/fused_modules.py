@@ -1,8 +1,8 @@
-"""Fused modules: the same arithmetic as transformers' layers in fewer passes over memory, also backwards.
+"""Fused modules: transformers' RMSNorm, gated MLP and LoRA linear with fewer passes over memory, also backward.
 
-transformers writes a root-mean-square norm as seven element-wise steps, each of which reads and writes every state;
-torch has it as one. A gated MLP allocates its widest states four times where once is enough. On a CPU with fast matrix
-products these passes are what an encoder waits for.
+transformers computes an RMSNorm in seven element-wise steps, each of which reads and writes every state; torch has it
+as one. A gated MLP allocates its widest states four times where once is enough. On a CPU with fast matrix products an
+encoder is bound by these passes.
 
 Shapes: N tokens, D width of the input, E width of the output, R rank.
 """
@@ -20,7 +20,7 @@ _SCALES = (1.0, 1e-3)
 """Sizes of the states on which modules are compared; at the small one the epsilon of a norm shows."""
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -29,8 +29,8 @@ class RMSNormFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Keep the states and one number a token."""
-        scale = torch.rsqrt(_wide(states).square().mean(-1, keepdim=True) + eps)
+        """Save the states and one scale for each token."""
+        scale = torch.rsqrt(_at_least_float32(states).square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(states, weight, scale)
         return functional.rms_norm(states, weight.shape, weight, eps)
 
@@ -38,8 +38,8 @@ class RMSNormFunction(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With y = x * scale: (g - y * mean(g * y)) * scale, where g is the gradient times the weight."""
         states, weight, scale = ctx.saved_tensors
-        unit = _wide(states) * scale
-        gradient = _wide(gradient)
+        unit = _at_least_float32(states) * scale
+        gradient = _at_least_float32(gradient)
         for_weight = (gradient * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         gradient = gradient * weight
         along = (gradient * unit).mean(-1, keepdim=True)
@@ -51,27 +51,27 @@ class GatedSiLUFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        """Keep gate and up, but not silu(gate)."""
+        """Save gate and up, but not silu(gate)."""
         ctx.save_for_backward(gate, up)
         return functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute silu(gate) again: a pass is cheaper than its room."""
+        """Recompute silu(gate): a pass is cheaper than its memory."""
         gate, up = ctx.saved_tensors
         for_gate = torch.ops.aten.silu_backward(gradient * up, gate)
         return for_gate, functional.silu(gate).mul_(gradient)
 
 
 class LoRALinearFunction(Function):
-    """x W^T + (x A^T) (scale B)^T + bias: a frozen product and its low-rank adapter."""
+    """x W^T + (x A^T) (scale B)^T + bias: a frozen linear layer with its low-rank adapter."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        """Add the adapter's product to the frozen one where it lies.
+        """Add the adapter's product to the frozen one in place.
 
         Args:
-            ctx: Of autograd.
+            ctx: Autograd context.
             states: (..., D).
             weight: Frozen, (E, D).
             bias: Frozen, (E,).
@@ -81,14 +81,14 @@ class LoRALinearFunction(Function):
         states_ND = states.flatten(0, -2)
         down_RD, up_ER = down.to(states.dtype), up.to(states.dtype)
         inner_NR = states_ND @ down_RD.T
-        answer_NE = functional.linear(states_ND, weight, bias).addmm_(inner_NR, up_ER.T)
+        output_NE = functional.linear(states_ND, weight, bias).addmm_(inner_NR, up_ER.T)
         ctx.save_for_backward(states_ND, inner_NR, weight, down_RD, up_ER)
         ctx.dtypes = down.dtype, up.dtype
-        return answer_NE.view(*states.shape[:-1], -1)
+        return output_NE.view(*states.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """As for a product and a sum; the frozen weight takes none."""
+        """Gradients of the states, A and B; the frozen weight and bias have none."""
         states_ND, inner_NR, weight, down_RD, up_ER = ctx.saved_tensors
         gradient_NE = gradient.flatten(0, -2)
         inner_NR_gradient = gradient_NE @ up_ER
@@ -102,14 +102,14 @@ class LoRALinearFunction(Function):
 
 
 class _GatedMLP(nn.Module):
-    """A gated MLP that works in the room of its first product."""
+    """A gated MLP that overwrites the output of its gate projection."""
 
     def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, states: Tensor) -> Tensor:
-        if torch.is_grad_enabled():  # A gradient needs what would be overwritten.
+        if torch.is_grad_enabled():  # Backward needs what would be overwritten.
             states = GatedSiLUFunction.apply(self.gate_proj(states), self.up_proj(states))  # type: ignore[no-untyped-call]
             return cast(Tensor, self.down_proj(states))
         gate: Tensor = functional.silu(self.gate_proj(states), inplace=True)
@@ -118,7 +118,7 @@ class _GatedMLP(nn.Module):
 
 
 class _Norm(nn.RMSNorm):
-    """A root-mean-square norm in one step, forwards and backwards."""
+    """RMSNorm in one step, forward and backward."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__(weight.shape, eps, elementwise_affine=False)
@@ -131,7 +131,7 @@ class _Norm(nn.RMSNorm):
 
 
 class _AdaptedLinear(nn.Module):
-    """A frozen linear layer and one low-rank adapter, in PEFT's place."""
+    """A frozen linear layer with one LoRA adapter, in place of PEFT's module."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -144,20 +144,19 @@ class _AdaptedLinear(nn.Module):
         if layer.disable_adapters or drops_out:
             return cast(Tensor, layer(states))
         base, up = layer.base_layer, layer.lora_B[name].weight * layer.scaling[name]
-        answer = LoRALinearFunction.apply(states, base.weight, base.bias, layer.lora_A[name].weight, up)  # type: ignore[no-untyped-call]
-        return cast(Tensor, answer)
+        return cast(Tensor, LoRALinearFunction.apply(states, base.weight, base.bias, layer.lora_A[name].weight, up))  # type: ignore[no-untyped-call]
 
 
 def fuse_modules(model: PreTrainedModel) -> None:
-    """Replace, in place, every module by a fused one on the same weights that gives the same numbers."""
-    for leaner in (_norm, _mlp, _adapted):
+    """Replace modules, in place, by fused ones on the same weights where these give the same numbers."""
+    for fuse in (_fuse_norm, _fuse_mlp, _fuse_lora):
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
-                if (found := leaner(child)) is not None and not (child._forward_hooks or child._forward_pre_hooks):
-                    setattr(module, name, found)
+                if (fused := fuse(child)) is not None and not (child._forward_hooks or child._forward_pre_hooks):
+                    setattr(module, name, fused)
 
 
-def _norm(norm: nn.Module) -> nn.Module | None:
+def _fuse_norm(norm: nn.Module) -> nn.Module | None:
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not type(norm).__name__.endswith("RMSNorm") or list(norm._parameters) != ["weight"] or eps is None:
@@ -167,37 +166,36 @@ def _norm(norm: nn.Module) -> nn.Module | None:
     return fused if _equal(norm, fused, weight.shape[0], weight) else None
 
 
-def _mlp(mlp: nn.Module) -> nn.Module | None:
+def _fuse_mlp(mlp: nn.Module) -> nn.Module | None:
     children = dict(mlp.named_children())
     children.pop("act_fn", None)
     gate: Any = children.get("gate_proj")
     if set(children) != {"gate_proj", "up_proj", "down_proj"} or not hasattr(gate, "in_features"):
         return None
-    found = _GatedMLP(**children)
-    return found if gate.weight.is_floating_point() and _equal(mlp, found, gate.in_features, gate.weight) else None
+    fused = _GatedMLP(**children)
+    return fused if gate.weight.is_floating_point() and _equal(mlp, fused, gate.in_features, gate.weight) else None
 
 
-def _adapted(layer: Any) -> nn.Module | None:
-    """Nothing to compare: at first an adapter adds nothing, and later it may add what rounding hides."""
+def _fuse_lora(layer: Any) -> nn.Module | None:
+    """Not compared: a new adapter adds zeros, a trained one perhaps less than rounding."""
     lora = sys.modules.get("peft.tuners.lora.layer")
     if lora is None or type(layer) is not lora.Linear:
         return None
     name, *others = layer.active_adapters
-    plain = not others and name in layer.lora_A and not layer.lora_variant and not layer.merged
-    biased = layer.lora_bias.get(name, False)
+    plain = not (others or name not in layer.lora_A or layer.lora_variant or layer.merged or layer.lora_bias.get(name))
     frozen = type(layer.base_layer) is nn.Linear and not layer.base_layer.weight.requires_grad
-    return _AdaptedLinear(layer) if plain and frozen and not biased else None
+    return _AdaptedLinear(layer) if plain and frozen else None
 
 
 @torch.inference_mode()
-def _equal(module: nn.Module, leaner: nn.Module, width: int, like: Tensor) -> bool:
+def _equal(module: nn.Module, fused: nn.Module, width: int, like: Tensor) -> bool:
     states = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(like)
     for scale in _SCALES:
         try:
-            wanted, found = module(states * scale), leaner(states * scale)
-        except (RuntimeError, TypeError):  # It wants other arguments, or other shapes.
+            expected, output = module(states * scale), fused(states * scale)
+        except (RuntimeError, TypeError):  # It takes other arguments, or other shapes.
             return False
-        rounding = 4 * torch.finfo(like.dtype).eps * wanted.abs() + 1e-6 * scale
-        if not bool(((wanted - found).abs() <= rounding).all()):
+        rounding = 4 * torch.finfo(like.dtype).eps * expected.abs() + 1e-6 * scale
+        if not bool(((expected - output).abs() <= rounding).all()):
             return False
     return True

@@ -1,4 +1,4 @@
-"""Hooks that bellm registers on a model, and copies of a model that share its weights, with and without them."""
+"""Hooks that bellm registers on a model, and copies of the model that share its weights."""
 
 import copy
 from collections.abc import Iterator
@@ -8,6 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call, which a forward pre-hook returns."""
 
 
 class BellmHook:
@@ -24,16 +27,16 @@ def shared_copy(model: Model) -> Model:
 
 
 def causal_copy(model: Model) -> Model:
-    """Copy a model without bellm's hooks, as it came; both share every parameter and buffer."""
+    """Copy a model without bellm's hooks; both share every parameter and buffer."""
     copied = shared_copy(model)
     remove_hooks(copied, BellmHook)
     return copied
 
 
 def remove_hooks(model: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook], ...]) -> bool:
-    """Remove bellm's hooks of a kind from all modules of a model, in place; whether there were any."""
-    found = [(module, key, hook) for module in model.modules() for key, hook in hooks_of(module, kind)]
-    for module, key, hook in found:
+    """Remove bellm's hooks of a kind from all modules of a model, in place; returns whether there were any."""
+    hooks = [(module, key, hook) for module in model.modules() for key, hook in hooks_of(module, kind)]
+    for module, key, hook in hooks:
         for table in (
             module._forward_pre_hooks,
             module._forward_pre_hooks_with_kwargs,
@@ -42,13 +45,13 @@ def remove_hooks(model: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook]
         ):
             table.pop(key, None)
         hook.undo(module)
-    return bool(found)
+    return bool(hooks)
 
 
 def hooks_of(
     module: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook], ...] = BellmHook
 ) -> Iterator[tuple[int, BellmHook]]:
-    """Bellm's hooks of a kind on one module, each with the key under which torch keeps it."""
+    """Bellm's hooks of a kind on one module, each with torch's key of it."""
     hooks: list[tuple[int, object]] = [*module._forward_pre_hooks.items(), *module._forward_hooks.items()]
     for key, hook in hooks:
         if isinstance(hook, kind):

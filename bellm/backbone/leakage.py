@@ -1,10 +1,9 @@
-"""What each layer sees, measured and not believed.
+"""Measure which tokens each layer sees.
 
-Every decoder layer is run alone on real inputs, once more with the second half of its tokens changed and once more
-with the first. Whatever moves in the other half has seen the change.
+Every decoder layer is run alone on real inputs, then with the second half of its tokens changed, then with the first.
+Where states of the other half change, the layer has seen the changed tokens.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import get_open_layers
+from bellm.backbone.hooks import Arguments
 from bellm.backbone.states import input_device, token_states
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
@@ -25,48 +25,48 @@ NUM_SAMPLE_TOKENS = 24
 
 @dataclass(frozen=True)
 class LayerLeakage:
-    """What one layer sees, as largest relative change of its update at the tokens that were not touched."""
+    """What one layer sees: the largest relative change of its update at tokens that were not changed themselves."""
 
     future: float
     """Change in the first half of the tokens when the second half changes; 0 for a causal layer."""
     past: float
     """Change in the second half when the first half changes."""
     reach: int
-    """How many tokens ahead a change was seen, at most about half the tokens; windows and chunks shorten it."""
+    """How many tokens ahead a change was seen, at most half of the tokens; windows and chunks shorten it."""
 
 
 @torch.inference_mode()
-def measure_leakage(model: PreTrainedModel, ids: Sequence[int]) -> list[LayerLeakage]:
-    """Measure every decoder layer on one text of an even number of tokens."""
-    ids_1L = torch.tensor([list(ids)], device=input_device(model))
-    calls = _record(model, ids_1L)
-    return [_sight(layer.module, len(ids), *calls[layer.index]) for layer in get_layers(model)]
+def measure_leakage(model: PreTrainedModel) -> list[LayerLeakage]:
+    """Leakage of every decoder layer, on one text of `sample_token_ids`."""
+    ids_1L = torch.tensor([sample_token_ids(model)], device=input_device(model))
+    calls = _record_calls(model, ids_1L)
+    return [_measure_layer(layer.module, *calls[layer.index]) for layer in get_layers(model)]
 
 
-def check_open_layers(model: PreTrainedModel, ids: Sequence[int]) -> None:
+def check_open_layers(model: PreTrainedModel) -> None:
     """Make sure that the open layers, and only they, see the future.
 
     Raises:
-        DirectionError: An open layer stays causal, or a closed layer sees the future.
+        LayerError: An open layer stays causal, or a closed layer sees the future.
     """
-    chosen = set(get_open_layers(model))
-    if not chosen:
+    opened = set(get_open_layers(model))
+    if not opened:
         return
     name = type(model).__name__
     try:
-        measured = measure_leakage(model, ids)
+        measured = measure_leakage(model)
     except (RuntimeError, IndexError) as error:
         raise LayerError(
-            f"{name} cannot run with layers {format_layers(sorted(chosen))} open this way: {error}"
+            f"{name} cannot run with layers {format_layers(sorted(opened))} open this way: {error}"
         ) from error
-    seen = {number for number, sight in enumerate(measured) if sight.future > tolerances(model.dtype).leakage}
-    if blind := chosen - seen:
+    seen = {index for index, leakage in enumerate(measured) if leakage.future > tolerances(model.dtype).leakage}
+    if blind := opened - seen:
         raise LayerError(
             f"Layers {format_layers(sorted(blind))} of {name} were opened but still do not see the future: this "
             "attention does not heed its mask (a built-in triangle, for instance). bellm will not pass it off as "
             "bidirectional."
         )
-    if leaky := seen - chosen:
+    if leaky := seen - opened:
         raise LayerError(
             f"Layers {format_layers(sorted(leaky))} of {name} see the future although they were not opened. The model "
             "is not causal to begin with; bellm cannot say what opening would mean."
@@ -74,32 +74,32 @@ def check_open_layers(model: PreTrainedModel, ids: Sequence[int]) -> None:
 
 
 def sample_token_ids(model: PreTrainedModel) -> list[int]:
-    """Token ids for a probe, spread over the vocabulary and away from its special tokens at the start."""
+    """Token ids spread over the vocabulary, away from the special tokens at its start."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    return [(7 + 131 * number) % (vocabulary - 7) + 7 for number in range(NUM_SAMPLE_TOKENS)]
+    return [(7 + 131 * index) % (vocabulary - 7) + 7 for index in range(NUM_SAMPLE_TOKENS)]
 
 
-def _record(model: PreTrainedModel, ids_1L: Tensor) -> dict[int, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments of every decoder layer's call while the model reads the text."""
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+def _record_calls(model: PreTrainedModel, ids_1L: Tensor) -> dict[int, Arguments]:
+    """Arguments of every decoder layer's call while the model runs on the text."""
+    calls: dict[int, Arguments] = {}
     with ExitStack() as hooks:
         for layer in get_layers(model):
 
-            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = layer.index) -> None:
-                calls[number] = args, kwargs
+            def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = layer.index) -> None:
+                calls[index] = args, kwargs
 
-            handle = layer.module.register_forward_pre_hook(keep, with_kwargs=True)
+            handle = layer.module.register_forward_pre_hook(record, with_kwargs=True)
             hooks.callback(handle.remove)
         token_states(model, ids_1L, torch.ones_like(ids_1L))
     return calls
 
 
-def _sight(layer: nn.Module, num_tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerLeakage:
+def _measure_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerLeakage:
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    axis = list(hidden.shape).index(num_tokens, 1)
-    half = num_tokens // 2 + 1  # Odd, so that chunks of even length lie across it.
+    axis = list(hidden.shape).index(NUM_SAMPLE_TOKENS, 1)  # Some models have several streams of states.
+    half = NUM_SAMPLE_TOKENS // 2 + 1  # Odd, so that chunks of even length straddle the halves.
 
-    def update(changed: slice | None = None) -> Tensor:
+    def run(changed: slice | None = None) -> Tensor:
         states = hidden.clone()
         if changed is not None:
             tokens = states.movedim(axis, 0)
@@ -112,9 +112,9 @@ def _sight(layer: nn.Module, num_tokens: int, args: tuple[Any, ...], kwargs: dic
         norms: Tensor = torch.linalg.vector_norm(states.float().movedim(axis, 0).flatten(1), dim=1)
         return norms
 
-    plain = update()
+    plain = run()
     scale = by_token(plain - hidden if plain.shape == hidden.shape else plain).clamp(min=1e-12)
-    future = (by_token(update(slice(half, None)) - plain) / scale)[:half]
-    past = (by_token(update(slice(half)) - plain) / scale)[half:]
-    seen = torch.nonzero(future > 1e-5)
-    return LayerLeakage(future.max().item(), past.max().item(), half - int(seen[0]) if len(seen) else 0)
+    future = (by_token(run(slice(half, None)) - plain) / scale)[:half]
+    past = (by_token(run(slice(half)) - plain) / scale)[half:]
+    moved = torch.nonzero(future > 1e-5)
+    return LayerLeakage(future.max().item(), past.max().item(), half - int(moved[0]) if len(moved) else 0)

@@ -1,4 +1,4 @@
-"""A source to a model and its tokenizer: Hub id, folder, GGUF file, alias, or what is already loaded."""
+"""Load a model and its tokenizer from a Hub id, folder, GGUF file, alias, or loaded model."""
 
 import importlib.util
 import os
@@ -31,7 +31,7 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer and the name it goes by."""
+    """A model with its tokenizer and name."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -69,10 +69,8 @@ def load_pretrained(
         if (dtype, device, attention) != ("auto", "auto", "auto"):
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
-    place, gguf = _locate(os.fspath(source))
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf:
-        options["gguf_file"] = gguf
+    path, gguf = _locate(os.fspath(source))
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"gguf_file": gguf} if gguf else {})}
     target = resolve_device(device)
     weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target), "use_safetensors": None if gguf else True}
     if attention != "auto":
@@ -81,9 +79,9 @@ def load_pretrained(
         # Newer versions keep GGUF weights packed unless told otherwise, and a packed model cannot be saved.
         weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        config = AutoConfig.from_pretrained(place, **options)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(place, **options)
-        model = _class_for(config).from_pretrained(place, config=config, **options, **weights)
+        config = AutoConfig.from_pretrained(path, **options)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **options)
+        model = _class_for(config).from_pretrained(path, config=config, **options, **weights)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{source} cannot be loaded: {_brief(error)}") from error
     try:
@@ -94,29 +92,21 @@ def load_pretrained(
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn `auto` into cuda, mps or cpu; anything else must be a device of torch.
-
-    Raises:
-        SourceError: Torch knows no such device.
-    """
+    """Turn `auto` into cuda, mps or cpu; anything else must be a device of torch, or a SourceError is raised."""
     if device != "auto":
         try:
-            wanted = torch.device(device)
+            named = torch.device(device)
         except RuntimeError as error:
             raise SourceError(f"device={device!r} is not known to torch. Give auto, cpu, cuda or mps.") from error
-        if wanted.type == "meta":
+        if named.type == "meta":
             raise SourceError("device='meta' holds no weights. Give auto, cpu, cuda or mps.")
-        return wanted
+        return named
     accelerator = torch.accelerator.current_accelerator()
     return accelerator if accelerator and accelerator.type in ("cuda", "mps") else torch.device("cpu")
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Turn a name into a dtype; `auto` is bfloat16 where the hardware multiplies it fast, else float32.
-
-    Raises:
-        SourceError: Not one of the names.
-    """
+    """Turn a name into a dtype; `auto` is bfloat16 where the hardware multiplies it fast, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
     if dtype not in _DTYPES:
@@ -125,13 +115,13 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest input that model and tokenizer both declare."""
+    """Longest input, in tokens, by the configurations of model and tokenizer."""
     declared = getattr(get_text_config(model), "max_position_embeddings", None) or 1 << 20
     return min(int(declared), int(tokenizer.model_max_length), 1 << 20)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source reads as owner/name and is no path of this machine."""
+    """Whether a source has the form owner/name and is no local path."""
     return source.count("/") == 1 and not source.startswith((".", "~", "/")) and not Path(source).exists()
 
 
@@ -145,7 +135,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 def _locate(source: str) -> tuple[str, str | None]:
-    """The folder or Hub id to load from, and the GGUF file in it if there is one."""
+    """Folder or Hub id to load from, and the GGUF file in it if there is one."""
     if source in ALIASES:
         package, file = ALIASES[source]
         spec = importlib.util.find_spec(package)
@@ -162,8 +152,7 @@ def _locate(source: str) -> tuple[str, str | None]:
             raise SourceError(f"{source} is a file, but not a GGUF file. Give the folder that holds the model.")
         return str(path.parent), path.name
     if not path.exists() and not is_hub_id(source):
-        known = ", ".join(ALIASES)
-        raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({known}).")
+        raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
     return source, None
 
 
@@ -183,6 +172,6 @@ def _checked(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _brief(error: Exception) -> str:
-    """The first sentence or two of a library's message, on one line."""
-    words = " ".join(str(error).split())
-    return f"{words[:240]}..." if len(words) > 240 else words or type(error).__name__
+    """Beginning of a library's message, on one line."""
+    message = " ".join(str(error).split())
+    return f"{message[:240]}..." if len(message) > 240 else message or type(error).__name__

@@ -1,7 +1,7 @@
-"""What a packed forward pass works on: a batch of texts laid end to end, and the state of the pass under way.
+"""Inputs and state of a packed forward pass.
 
-Shapes: M tokens that the decoder is given, N of them that a layer works on, G key heads, E width of a head, D width,
-P tokens of the shared prefix, C chosen rows.
+Shapes: M tokens of the decoder's input, N tokens of a layer's input, G key heads, E width of a head, D width, P tokens
+of the shared prefix, C rows that take logits.
 """
 
 from contextvars import ContextVar
@@ -19,89 +19,89 @@ class NotPackableError(LayerError):
 
 @dataclass(frozen=True)
 class LayerRange:
-    """What the layers of one part of the stack work on."""
+    """Input of a range of consecutive layers."""
 
     rows_N: Tensor | None
-    """Which of the decoder's tokens they are (for `pooled`, which of the stage before); None for all."""
+    """Their tokens among the decoder's (for `pooled`, among the previous range's); None for all."""
     packing: Packing
-    """The texts as paths through the beginning, if there is one, and these rows."""
+    """Each text as a path through the shared prefix, if there is one, and these rows."""
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What goes through the model in one forward pass."""
+    """Texts of one forward pass, laid end to end."""
 
     ids_M: Tensor
-    """The beginning's tokens, and those of the batch."""
+    """Tokens of the shared prefix, then those of the batch."""
     positions_M: Tensor
     shared: LayerRange
-    """Up to the first open layer: every beginning once."""
+    """Below the first open layer: common prefixes once."""
     whole: LayerRange | None
-    """From the first open layer on: every text in full. None where no layer opens, or the first does."""
+    """From the first open layer on: every text in full. None where no layer is open, or layer 0 is."""
     pooled: LayerRange | None
-    """The last layer's queries; None where every state is wanted."""
+    """Queries of the last layer; None where all states are read."""
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What all texts begin with, computed once: nothing that follows has an influence on it."""
+    """Prefix of all texts, computed once: in causal layers nothing after it changes it."""
 
     keys: tuple[Tensor, ...]
     """Keys of each layer below the first open one, (P, G, E)."""
     values: tuple[Tensor, ...]
     states_PD: Tensor
-    """What the first open layer gets; the last states where no layer is open."""
+    """Input of the first open layer; the last states where no layer is open."""
     other_branch_PD: Tensor | None
-    """Of the other branch, where there are two and a layer opens."""
+    """The same of the other branch; None unless the variant is parallel and a layer is open."""
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """How far the causal layers have brought a batch: the same for every model of the same weights that opens later."""
+    """Input of a layer for a batch: the same for every model of the same weights that is causal below it."""
 
     layer: int
     states_ND: Tensor
-    """What this layer gets, beginnings once and without the one of all texts."""
+    """Common prefixes once, without the prefix of all texts."""
 
 
 @dataclass
 class ForwardPass:
-    """One forward pass under way."""
+    """State of one forward pass."""
 
     batch: PackedBatch
-    beginning: SharedPrefix | None
+    prefix: SharedPrefix | None
     stop: int
-    """The layer before which to stop; the depth for the model's own end."""
+    """Stop before this layer; the depth for the model's own end."""
     windows: tuple[int | None, ...]
-    stage: LayerRange
+    current: LayerRange
     layer: int = 0
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Keys and values of the layers so far, without the beginning's."""
-    answers_for: tuple[Tensor, Tensor] | None = None
-    """Keys and values of all rows, while the pooled rows ask."""
-    stops_at_keys: bool = False
-    predicts_C: Tensor | None = None
-    """Which of the last states go through the language-model head; None where there is no such end."""
+    key_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Keys and values of the layers so far, without the shared prefix's."""
+    all_key_values: tuple[Tensor, Tensor] | None = None
+    """Keys and values of all rows, for the queries of the pooled rows."""
+    stop_at_keys: bool = False
+    logit_rows_C: Tensor | None = None
+    """Which of the last states go through the language-model head; None without a head."""
     start: int = 0
-    """The first layer to run."""
-    entering_ND: Tensor | None = None
-    """What the first layer to run gets; None for the token embeddings."""
+    """First layer to run."""
+    start_states_ND: Tensor | None = None
+    """Its input; None for the token embeddings."""
     first_open_input_ND: Tensor | None = None
-    """What has reached the first open layer, beginnings once."""
+    """Input of the first open layer, common prefixes once."""
     other_branch_ND: Tensor | None = None
-    """States of the branch that the layer under way is not of; None where there are no branches, or no more."""
+    """States of the branch that the current layer is not in; None without branches, or once they are added."""
     other_branch_is_open: bool = True
 
-    def sum_of(self, states_ND: Tensor) -> Tensor:
-        """Of both branches."""
+    def add_branches(self, states_ND: Tensor) -> Tensor:
+        """Sum of both branches' states."""
         return states_ND if self.other_branch_ND is None else states_ND + self.other_branch_ND
 
 
-class StopForward(Exception):  # noqa: N818 - news, not an error
-    """All that is wanted has been computed."""
+class StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass early, with the tensors that were wanted."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
 
 
-current_pass: ContextVar[ForwardPass] = ContextVar("pass")
+current_pass: ContextVar[ForwardPass] = ContextVar("current_pass")

@@ -1,8 +1,7 @@
-"""The parallel reading of the paper: two branches on the input embeddings, run as two halves of one batch.
+"""The parallel variant: two branches on the input embeddings, run as two halves of one batch.
 
-Rows 0..B-1 of a doubled batch are the causal branch and pass open layers untouched; rows B..2B-1 are the
-bidirectional branch and pass closed layers untouched. The last layer adds the halves, so the final norm, the head
-and the caller see a batch of B. Nothing is kept between calls.
+Rows 0..B-1 of a doubled batch are the causal branch and skip open layers; rows B..2B-1 are the bidirectional branch and
+skip closed layers. The last layer adds the halves, so that the final norm, the head and the caller get a batch of B.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bellm.backbone.hooks import BellmHook
+from bellm.backbone.hooks import Arguments, BellmHook
 
 
 @dataclass
 class BranchHook(BellmHook):
-    """Forward hook of a decoder layer: only its own branch's half of the batch goes through."""
+    """Forward hook of a decoder layer that applies it to its own branch's half of the batch alone."""
 
     bidirectional: bool
     """Whether the layer belongs to the bidirectional branch."""
@@ -35,12 +34,10 @@ class BranchHook(BellmHook):
 
 
 class DoubleBatchHook(BellmHook):
-    """Forward pre-hook of the decoder: every input of the batch comes twice."""
+    """Forward pre-hook of the decoder that repeats the batch."""
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the call's arguments with every row repeated behind all rows."""
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Return the call's arguments with all rows repeated after the last."""
         ids = args[0] if args else kwargs.get("input_ids")
         rows = len(kwargs["inputs_embeds"] if ids is None else ids)
 

@@ -1,4 +1,4 @@
-"""Token ids to the states of a layer, or to logits.
+"""Run a decoder: token ids to hidden states, or to logits.
 
 Shapes: B batch, L tokens, D width, M chosen positions, V vocabulary.
 """
@@ -20,21 +20,21 @@ def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer:
         model: A decoder-only model, open or not.
         ids_BL: Token ids, padded on either side.
         mask_BL: 1 for tokens, 0 for padding.
-        layer: 0 for the embeddings, k after layer k, -1 for the last, normed state. With the parallel reading, the
-            sum of both branches' states.
+        layer: 0 for the embeddings, k after layer k, -1 for the last, normed state. In the parallel variant, the sum
+            of both branches' states.
     """
     depth = count_layers(model)
     layer %= depth + 1
     if layer < depth:
         return all_layer_states(model, ids_BL, mask_BL)[layer]
-    return _whole(_run(model, ids_BL, mask_BL).last_hidden_state, len(ids_BL))
+    return _sum_branches(_run(model, ids_BL, mask_BL).last_hidden_state, len(ids_BL))
 
 
 def all_layer_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
     """The token embeddings and the states after every layer, the last of them normed, each (B, L, D)."""
     output = _run(model, ids_BL, mask_BL, output_hidden_states=True)
     hidden = [*output.hidden_states[: count_layers(model)], output.last_hidden_state]
-    return [_whole(states, len(ids_BL)) for states in hidden]
+    return [_sum_branches(states, len(ids_BL)) for states in hidden]
 
 
 def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: Any) -> Any:
@@ -45,16 +45,15 @@ def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: A
     return decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, return_dict=True, **arguments)
 
 
-def _whole(hidden: Tensor, rows: int) -> Tensor:
-    """With the parallel reading, the sum of both branches."""
+def _sum_branches(hidden: Tensor, rows: int) -> Tensor:
     return hidden if len(hidden) == rows else hidden[:rows] + hidden[rows:]
 
 
 def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL: Tensor) -> Tensor:
     """Logits (M, V) at the chosen positions of a batch, row after row, and nowhere else.
 
-    The model's own forward computes them, with whatever it does around its head (caps, scales), from states among which
-    a hook on its decoder keeps the chosen ones.
+    The model's own forward computes them, with whatever it does around its head (caps, scales): a hook on its decoder
+    selects the states that the head gets.
 
     Args:
         model: A language model, open or not.
@@ -79,11 +78,7 @@ def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL
 
 
 def check_lm_head(model: PreTrainedModel) -> None:
-    """Make sure that the model can predict tokens.
-
-    Raises:
-        BellmError: The model has no language-model head.
-    """
+    """Raise a BellmError where the model has no language-model head."""
     if model.get_output_embeddings() is None:
         raise BellmError(
             f"{type(model).__name__} has no language-model head to predict tokens with. Load a checkpoint of a causal "
@@ -92,7 +87,7 @@ def check_lm_head(model: PreTrainedModel) -> None:
 
 
 def select_states(output: Any, chosen: Tensor | tuple[int, Tensor]) -> Any:
-    """A decoder's output with some of its states (B, L, D) alone, (1, M, D); chosen as an index of B and L."""
+    """A decoder's output with only some of its states (B, L, D), as (1, M, D); `chosen` indexes B and L."""
     if isinstance(output, tuple):
         return (output[0][chosen][None], *output[1:])
     output.last_hidden_state = output.last_hidden_state[chosen][None]
@@ -105,5 +100,5 @@ def hidden_size(model: PreTrainedModel) -> int:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Device that takes the token ids."""
+    """Device of the token embeddings."""
     return torch.device(model.get_input_embeddings().weight.device)

@@ -1,8 +1,7 @@
 """Token Prepending: backward flow in a causal model, without training (Fu et al. 2025, arXiv 2412.11556).
 
-A placeholder stands before the text. From the second layer on it is given, before a layer runs, the last token's state:
-the sentence as it is known so far. So the text's tokens, which come after it, attend to a summary of what stands behind
-them, although attention stays causal. Above a chosen layer nothing is given any more.
+A placeholder token precedes the text. Before each of the layers 2 to K its state is replaced by that of the last token,
+so that the text's tokens attend to a summary of what follows them, although attention stays causal.
 
 Shapes: B rows, L tokens, D width.
 """
@@ -16,29 +15,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_decoder, get_layers
-from bellm.backbone.hooks import BellmHook, Model, causal_copy, hooks_of
+from bellm.backbone.hooks import Arguments, BellmHook, Model, causal_copy, hooks_of
 from bellm.errors import LayerError
 
 PLACEHOLDER = -1
-"""Stands for the placeholder among token ids; no token has it, and no other model takes it."""
+"""Id of the placeholder; no token has it, and no other model takes it."""
 
-_positions: ContextVar[tuple[Tensor, Tensor]] = ContextVar("places")
-"""Where the placeholder and the last token of each row stand, (B,) each. Every call says it anew, in its own thread."""
+_positions: ContextVar[tuple[Tensor, Tensor]] = ContextVar("placeholder_positions")
+"""Positions of the placeholder and of the last token of each row, (B,) each; set by every call, in its own thread."""
 
 
 def with_token_prepending(model: Model, depth: int, token_id: int) -> Model:
-    """Give a causal model that shares every weight with this one and fills the placeholders of its rows.
+    """Copy a model, causal, with hooks that fill the placeholders of its rows; both share every weight.
 
-    Rows may be padded on either side. A row without a placeholder is read as by the model itself.
+    Rows may be padded on either side. A row without a placeholder runs as in the model itself.
 
     Args:
         model: Any decoder-only model of transformers, open or not.
-        depth: Layers that take part, counted from 1: before each of the layers 2 to `depth` the placeholder is given
-            the last token's state. With 1 it stays the token that it is.
-        token_id: Token that the first layer sees in the placeholder's stead.
+        depth: Last layer, counted from 1, before which the placeholder gets the last token's state; 1 for none.
+        token_id: Token that the first layer sees in place of the placeholder.
 
     Raises:
-        DirectionError: The model has no such layer.
+        LayerError: The model has no such layer.
     """
     copied = causal_copy(model)
     layers = get_layers(copied)
@@ -60,31 +58,27 @@ def has_token_prepending(model: PreTrainedModel) -> bool:
 
 @dataclass
 class _FindPlaceholders(BellmHook):
-    """Forward pre-hook of the decoder, as `bellm.backbone.states` calls it: says where placeholders are."""
+    """Forward pre-hook of the decoder, as `bellm.backbone.states` calls it, that locates placeholders."""
 
     token_id: int
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         ids_BL, mask_BL = kwargs["input_ids"], kwargs["attention_mask"]
         is_placeholder_BL = ids_BL == PLACEHOLDER
         last_B = (torch.arange(mask_BL.shape[1], device=mask_BL.device) * mask_BL).argmax(1)
         # A last token that is given its own state stays as it is.
-        place_B = torch.where(is_placeholder_BL.any(1), is_placeholder_BL.int().argmax(1), last_B)
-        _positions.set((place_B, last_B))
+        placeholder_B = torch.where(is_placeholder_BL.any(1), is_placeholder_BL.int().argmax(1), last_B)
+        _positions.set((placeholder_B, last_B))
         return args, {**kwargs, "input_ids": ids_BL.masked_fill(is_placeholder_BL, self.token_id)}
 
 
 class _FillPlaceholders(BellmHook):
-    """Forward pre-hook of a layer: each placeholder is given the state of its row's last token."""
+    """Forward pre-hook of a layer that gives each placeholder the state of its row's last token."""
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]  # (..., B, L, D); some have several streams.
-        place_B, last_B = (position_B.to(hidden.device) for position_B in _positions.get())
-        row_B = torch.arange(len(place_B), device=hidden.device)
+        placeholder_B, last_B = (position_B.to(hidden.device) for position_B in _positions.get())
+        row_B = torch.arange(len(placeholder_B), device=hidden.device)
         filled = hidden.clone()
-        filled[..., row_B, place_B, :] = hidden[..., row_B, last_B, :]
+        filled[..., row_B, placeholder_B, :] = hidden[..., row_B, last_B, :]
         return ((filled, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": filled})

@@ -17,12 +17,7 @@ from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_opt
 if TYPE_CHECKING:
     from bellm.doctor import Diagnosis
 
-_MARKS = {
-    "pass": "[green]pass[/]",
-    "warn": "[yellow]warn[/]",
-    "fail": "[bold red]FAIL[/]",
-    "skip": "[dim]skip[/]",
-}
+_MARKS = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]", "skip": "[dim]skip[/]"}
 
 
 @with_model_options

@@ -1,4 +1,4 @@
-"""Options of every command that loads a model, written once."""
+"""Options of every command that loads a model, derived from the fields of `EncoderConfig`."""
 
 import functools
 import inspect
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 
 Source = Annotated[
-    str,
-    typer.Argument(help="Hub id, model folder, .gguf file, saved bellm encoder, or smollm2.", show_default=False),
+    str, typer.Argument(help="Hub id, model folder, .gguf file, saved bellm encoder, or smollm2.", show_default=False)
 ]
 Model = Annotated[str, typer.Option("--model", help="Hub id, model folder, .gguf file or saved bellm encoder.")]
 Column = Annotated[str, typer.Option(help="Which column of .jsonl, .csv, .tsv or .parquet holds the texts.")]
@@ -33,37 +32,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How to load a model: the settings that were given, and how its weights are kept."""
+    """Encoder settings and loading options that were given on the command line."""
 
     settings: Mapping[str, Any]
-    """By the names of `EncoderConfig`'s fields; those that were not given are not among them."""
+    """By the names of `EncoderConfig`'s fields."""
     loading: Mapping[str, Any]
-    """dtype, device, attention and trust_remote_code, as far as they were given."""
+    """dtype, device, attention and trust_remote_code."""
 
     def load(self, source: str, *, verify: bool = True) -> "Encoder":
-        """Load the source with these choices, quietly."""
+        """Load a source with these options."""
         with command_group.status_line(f"loading {source}"):
             from bellm.encoder import Encoder
 
             return Encoder.from_pretrained(source, **self.given(), verify=verify)
 
     def given(self) -> dict[str, Any]:
-        """All choices that were made, as `Encoder.from_pretrained` takes them."""
+        """All options, as keyword arguments of `Encoder.from_pretrained`."""
         return {**self.loading, **self.settings}
 
     def relocation(self) -> dict[str, Any]:
-        """Choices that leave the vectors alone, for an encoder that is loaded again elsewhere."""
+        """Loading options that do not change vectors, for an encoder that is loaded again elsewhere."""
         return {name: value for name, value in self.loading.items() if name != "dtype"}
 
     def changed(self, **given: Any) -> "ModelOptions":
-        """These choices with some more, or others."""
+        """These options with some added or replaced."""
         settings = {name: value for name, value in given.items() if name in setting_names()}
         rest = {name: value for name, value in given.items() if name not in settings}
         return ModelOptions({**self.settings, **settings}, {**self.loading, **rest})
 
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every setting of an encoder and for loading it, handed to it as one `options`."""
+    """Add an option for every encoder setting and for loading; the command gets them as one argument `options`."""
     options = [*map(_setting_option, setting_names()), *_LOADING_OPTIONS]
 
     @functools.wraps(command)

@@ -1,7 +1,8 @@
-"""What the causal layers make of a batch, kept for other models of the same weights.
+"""Activation cache for the causal lower layers, shared by encoders that differ only in which layers are open.
 
-Below its first open layer a model computes what the causal model does. Where many maps of one encoder embed the same
-texts, each batch goes on from where an earlier one had the same states; those that open from the bottom up come first.
+Below its first open layer a model computes what the causal model does. Where several encoders on the same weights embed
+the same texts, each batch resumes from the highest layer input that an earlier encoder left for it; encoders that open
+fewer lower layers should therefore come later.
 
 Shapes: N tokens, D width.
 """
@@ -17,57 +18,61 @@ from torch import Tensor
 from bellm.backbone.packed_batch import LayerState, PackedBatch, SharedPrefix
 from bellm.backbone.packed_model import PackedModel
 
-_in_use: ContextVar["ActivationCache | None"] = ContextVar("trunk", default=None)
+_active: ContextVar["ActivationCache | None"] = ContextVar("activation_cache", default=None)
 
 
 @contextmanager
 def share_activations() -> Iterator[None]:
-    """Keep what the causal layers make of every batch inside, of encoders that differ in their maps and no more.
+    """Share one cache among all encoders used inside; they may differ only in which layers are open.
 
     It takes memory for one state of each token.
     """
-    token = _in_use.set(ActivationCache())
+    token = _active.set(ActivationCache())
     try:
         yield
     finally:
-        _in_use.reset(token)
+        _active.reset(token)
 
 
 def active_cache() -> "ActivationCache | None":
-    """What `one_trunk` keeps, inside of it."""
-    return _in_use.get()
+    """The cache of `share_activations`, inside of it."""
+    return _active.get()
 
 
 class ActivationCache:
-    """How far each batch has come."""
+    """Input of the first open layer for each batch."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
-        self._reached: dict[bytes, LayerState] = {}
-        self._holds: WeakKeyDictionary[PackedModel, bool] = WeakKeyDictionary()
+        self._layer_states: dict[bytes, LayerState] = {}
+        self._resumable: WeakKeyDictionary[PackedModel, bool] = WeakKeyDictionary()
 
-    def states(self, model: PackedModel, batch: PackedBatch, beginning: SharedPrefix | None, stop: int) -> Tensor:
-        """As `PackedModel.states`, without the layers whose outcome is known.
+    def states(self, model: PackedModel, batch: PackedBatch, prefix: SharedPrefix | None, stop: int) -> Tensor:
+        """As `PackedModel.states`, resumed from a cached layer input where there is one.
 
-        A model's first batch is computed both ways; where they differ by a bit, it goes all the way.
+        A model's first batch is computed both ways; where they differ by a bit, the model never resumes.
+
+        Args:
+            model: The packed model.
+            batch: Packed texts.
+            prefix: The prefix of all of them.
+            stop: Layer before which to stop.
         """
-        name = b"".join(table.cpu().numpy().tobytes() for table in (batch.ids_M, batch.positions_M))
-        known = self._reached.get(name)
-        if known and known.layer > min(model.num_shared, stop):
-            known = None
-        if known and model not in self._holds:
-            self._holds[model] = _same(model, batch, beginning, stop, known)
-        if known and not self._holds[model]:
-            known = None
-        states, reached = model.states(batch, beginning, stop, known)
-        if reached:
-            self._reached[name] = reached
+        key = b"".join(table.cpu().numpy().tobytes() for table in (batch.ids_M, batch.positions_M))
+        cached = self._layer_states.get(key)
+        if cached and cached.layer > min(model.num_shared, stop):
+            cached = None
+        if cached and model not in self._resumable:
+            self._resumable[model] = _resumes_exactly(model, batch, prefix, stop, cached)
+        states, layer_state = model.states(batch, prefix, stop, cached if cached and self._resumable[model] else None)
+        if layer_state:
+            self._layer_states[key] = layer_state
         return states
 
 
-def _same(model: PackedModel, batch: PackedBatch, beginning: SharedPrefix | None, stop: int, known: LayerState) -> bool:
+def _resumes_exactly(
+    model: PackedModel, batch: PackedBatch, prefix: SharedPrefix | None, stop: int, cached: LayerState
+) -> bool:
     try:
-        one, other = (model.states(batch, beginning, stop, start)[0] for start in (None, known))
-    except Exception:  # Models hand on more than states in ways of their own.
+        return torch.equal(*(model.states(batch, prefix, stop, resume)[0] for resume in (None, cached)))
+    except Exception:  # Some models pass more than states from layer to layer.
         return False
-    return torch.equal(one, other)

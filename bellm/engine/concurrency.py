@@ -12,27 +12,23 @@ from transformers import PreTrainedModel
 from bellm.backbone.rope import has_dynamic_frequencies
 from bellm.backbone.states import input_device
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 _END = object()
-
 _CONCURRENT_BATCHES = 2
 
 
 class ParallelMap(Protocol):
     """`map`, or one that runs several calls at once."""
 
-    def __call__(self, function: Callable[[int], Answer], numbers: Iterable[int], /) -> Iterator[Answer]:
-        """Results of a function, in order."""
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """Results in order."""
         ...
 
 
 def num_concurrent_batches(model: PreTrainedModel) -> int:
-    """How many batches to run at once on a model's device, if it has as many threads.
-
-    One where a forward pass changes the rotary frequencies.
-    """
+    """How many batches to run at once on a model's device; one where a forward pass changes rotary frequencies."""
     return _CONCURRENT_BATCHES if input_device(model).type == "cpu" and not has_dynamic_frequencies(model) else 1
 
 
@@ -49,22 +45,23 @@ def parallel_map(concurrent: int) -> Iterator[ParallelMap]:
     dtype, casts = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
     infers = torch.is_inference_mode_enabled()
 
-    def inside(function: Callable[[int], Answer], number: int) -> Answer:
+    def call(function: Callable[[Item], Result], item: Item) -> Result:
         # The autocast cache is shared by all threads and cleared when one of them leaves.
         with torch.inference_mode(infers), torch.autocast("cpu", dtype, enabled=casts, cache_enabled=False):
-            return function(number)
+            return function(item)
 
+    pool = ThreadPoolExecutor(concurrent, "bellm", torch.set_num_threads, (threads // concurrent,))
     try:
-        with ThreadPoolExecutor(concurrent, "bellm", torch.set_num_threads, (threads // concurrent,)) as pool:
-            yield lambda function, numbers: pool.map(partial(inside, function), numbers)
+        yield lambda function, items: pool.map(partial(call, function), items)
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Make the next item in a thread while the caller uses this one."""
+    """Compute the next item in a thread while the caller uses this one."""
     with ThreadPoolExecutor(1, "bellm") as thread:
-        coming = thread.submit(next, items, _END)
-        while (item := coming.result()) is not _END:
-            coming = thread.submit(next, items, _END)
+        following = thread.submit(next, items, _END)
+        while (item := following.result()) is not _END:
+            following = thread.submit(next, items, _END)
             yield cast(Item, item)

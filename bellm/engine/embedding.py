@@ -1,8 +1,9 @@
-"""Rows of token ids to vectors, the packed way where the model allows it."""
+"""Embed rows of token ids batch by batch, packed where the model allows it, else padded."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -26,10 +27,10 @@ from bellm.types import Vectors
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """Vectors of texts, and what it took to make them."""
+    """Vectors of texts, with counts of their tokens."""
 
     vectors: Vectors
-    """One row a text, in their order."""
+    """One row for each text, in order."""
     num_tokens: int
     """Tokens of all texts, prompts included."""
     num_truncated: int
@@ -37,14 +38,14 @@ class EncodeResult:
 
 
 class BatchRunner(Protocol):
-    """How rows go through a model."""
+    """Groups rows into batches and runs them."""
 
-    def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Group rows that go through the model together."""
+    def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Group rows into batches of at most `max_tokens`."""
         ...
 
-    def vectors(self, numbers: Sequence[int]) -> Tensor:
-        """Pooled states of the rows of a group, float32 (rows, width)."""
+    def vectors(self, rows: Sequence[int]) -> Tensor:
+        """Vectors of a batch, float32 (rows, width)."""
         ...
 
 
@@ -60,17 +61,16 @@ def embed_tokens(
 ) -> Vectors:
     """Embed every row of tokens, in order, as float32 of shape (rows, width).
 
-    Rows that occur more than once are computed once. A batch that memory does not hold is halved, and so are those
-    that follow.
+    Duplicate rows are computed once. A batch that does not fit in memory is halved, and so are those that follow.
 
     Args:
         model: A decoder, open or not.
         tokens: Rows of token ids.
-        packed: The model's packed twin; None for padded batches.
+        packed: The model's packed copy; None for padded batches.
         readout: What turns token states into vectors.
-        max_batch_tokens: Most tokens of one forward pass; None for what suits the hardware.
+        max_batch_tokens: Most tokens of one forward pass; None for the hardware's default.
         pad_id: Token that fills padding.
-        done: Called with the number of rows that were embedded, batch after batch.
+        done: Called with the number of rows embedded, after each batch.
 
     Raises:
         MemoryLimitError: Not even a single row fits in memory.
@@ -90,28 +90,24 @@ def embed_tokens(
         concurrent = num_concurrent_batches(model) if isinstance(runner, PackedRunner) and len(groups) > 1 else 1
         while groups:
             num_done = 0
-            for group, found in zip(groups, _each(runner, groups, concurrent), strict=False):
-                if found is None:
-                    budget = _smaller([len(rows.ids[number]) for number in group])
-                    break
-                vectors[group] = found
-                done(int(copies[group].sum()))
-                num_done += 1
+            with parallel_map(min(concurrent, len(groups))) as map_groups:
+                results = map_groups(partial(_vectors, runner), groups)
+                for group, result in zip(groups, results, strict=False):
+                    if result is None:
+                        budget = _halve([len(rows.ids[row]) for row in group])
+                        break
+                    vectors[group] = result
+                    done(int(copies[group].sum()))
+                    num_done += 1
             groups = runner.batches(list(chain.from_iterable(groups[num_done:])), budget)
     return vectors[inverse]
 
 
-def embed_chunks(parts: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:
-    """Embed part after part of a long list, the next being tokenised meanwhile.
-
-    Args:
-        parts: Rows of token ids.
-        embed: Gives a part's vectors.
-        width: Of a vector.
-    """
+def embed_chunks(chunks: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:
+    """Embed chunk after chunk of a long list, tokenizing the next in a thread; `width` is that of a vector."""
     vectors: list[Vectors] = [np.empty((0, width), dtype=np.float32)]
     num_tokens = num_truncated = 0
-    for tokens in prefetch(parts):
+    for tokens in prefetch(chunks):
         vectors.append(embed(tokens))
         num_tokens += sum(map(len, tokens.ids))
         num_truncated += tokens.num_truncated
@@ -134,27 +130,21 @@ def make_runner(
     return PackedRunner(packed, rows, readout, share_prefix=share_prefix, cache=cache)
 
 
-def _each(runner: BatchRunner, groups: Sequence[Sequence[int]], concurrent: int) -> Iterator[Vectors | None]:
-    """Vectors of group after group; None where memory does not hold one."""
-    with parallel_map(min(concurrent, len(groups))) as each:
-        yield from each(lambda number: _vectors(runner, groups[number]), range(len(groups)))
-
-
 def _vectors(runner: BatchRunner, group: Sequence[int]) -> Vectors | None:
-    """Vectors of a group; None where memory does not hold it."""
+    """Vectors of a group; None where it does not fit in memory."""
     try:
-        found: Vectors = runner.vectors(group).cpu().numpy()
+        vectors: Vectors = runner.vectors(group).cpu().numpy()
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
     except RuntimeError as error:
-        if "not enough memory" not in str(error):  # What the allocator of the CPU says.
+        if "not enough memory" not in str(error):  # From the allocator of the CPU.
             raise
         return None
-    return found
+    return vectors
 
 
-def _smaller(lengths: Sequence[int]) -> int:
+def _halve(lengths: Sequence[int]) -> int:
     if len(lengths) == 1:
         raise MemoryLimitError(
             f"A text of {lengths[0]} tokens does not fit in memory. Lower max_tokens, or use a smaller model or dtype."

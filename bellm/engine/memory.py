@@ -1,4 +1,4 @@
-"""How many tokens go through the model at once: memory budgets for inference and training."""
+"""Memory budgets, in tokens, of a forward pass for inference and for training."""
 
 import os
 
@@ -9,22 +9,18 @@ from bellm.backbone.architecture import count_layers, get_text_config
 from bellm.backbone.states import hidden_size, input_device
 
 _CACHE = 6 << 20
-"""Bytes that a layer's widest states may take on a processor.
+"""Bytes of a layer's widest states on a CPU.
 
-Larger ones fall out of its caches, and the C library gives their pages back after each use and asks for them anew.
+Larger ones fall out of its caches, and the C library returns their pages after each use and requests them again.
 """
 
 _SHARE_OF_MEMORY = 0.25
 
 
 def default_batch_tokens(model: PreTrainedModel) -> int:
-    """How many tokens one forward pass should have on this model's hardware.
-
-    On a processor as many as its caches hold; on an accelerator as many as a quarter of its free memory holds.
-    """
-    device, width = input_device(model), hidden_size(model)
-    widest = int(getattr(get_text_config(model), "intermediate_size", None) or 4 * width)
-    bytes_per_token: int = 2 * widest * model.dtype.itemsize
+    """Tokens of a forward pass: as many as fit in a CPU's caches, or in a quarter of an accelerator's free memory."""
+    device = input_device(model)
+    bytes_per_token: int = 2 * _widest(model) * model.dtype.itemsize
     if device.type == "cpu":
         return min(max(_CACHE // bytes_per_token, 256), 4096)
     free: int = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 32
@@ -33,12 +29,15 @@ def default_batch_tokens(model: PreTrainedModel) -> int:
 
 
 def max_graph_tokens(model: PreTrainedModel) -> int:
-    """How many tokens' graphs a quarter of the free memory holds, for training."""
-    device, width = input_device(model), hidden_size(model)
-    widest = int(getattr(get_text_config(model), "intermediate_size", None) or 4 * width)
-    bytes_per_token = count_layers(model) * (16 * width + 4 * widest) * 2
+    """Tokens whose autograd graphs fit in a quarter of the free memory."""
+    device = input_device(model)
+    bytes_per_token = count_layers(model) * (16 * hidden_size(model) + 4 * _widest(model)) * 2
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
     return int(free * _SHARE_OF_MEMORY) // bytes_per_token
+
+
+def _widest(model: PreTrainedModel) -> int:
+    return int(getattr(get_text_config(model), "intermediate_size", None) or 4 * hidden_size(model))
 
 
 def _free_bytes() -> int:

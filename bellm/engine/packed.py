@@ -1,9 +1,10 @@
-"""Packed batches: no padding, and tokens that texts share at their beginning are computed once.
+"""Packed batches: no padding, and common prefixes of texts are computed once.
 
-Rows are sorted, so that those with a common prefix are neighbours. A row's path takes what it shares with the row
-before it from there and adds tokens of its own. The prefix of all rows is computed once for all batches.
+Rows are sorted, so that those with a common prefix are neighbors. A row's path takes what it shares with the row before
+it from that row's path and adds tokens of its own. The prefix of all rows is computed once for all batches.
 
-Shapes: B texts, L tokens of the longest, D width, M chosen positions, V vocabulary.
+Shapes: B texts, L tokens of the longest, D width, P tokens of the shared prefix, C positions that take logits,
+V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,9 @@ from bellm.engine.readout import Readout
 from bellm.engine.tokenization import Tokens, common_prefix_length
 from bellm.tensors.packing import Index, Packing, TokenPath
 
-Row = Sequence[int]
-
 
 class PackedRunner:
-    """Runs packed batches of token ids and reads their vectors."""
+    """Runs packed batches of token ids and applies the readout."""
 
     def __init__(
         self,
@@ -37,15 +36,15 @@ class PackedRunner:
         share_prefix: bool = True,
         cache: ActivationCache | None = None,
     ) -> None:
-        """Sort the rows and compute what all of them begin with.
+        """Sort the rows and compute the prefix that all of them share.
 
         Args:
             model: A packed model.
-            tokens: All rows that are to be embedded, without doubles.
+            tokens: All rows to embed, without duplicates.
             readout: What turns the states of one layer into vectors.
             share_prefix: Compute the prefix that all rows share once for all batches. Otherwise each batch computes it
                 for itself, as a graph of its own to autograd.
-            cache: Activations of encoders on the same weights that read the same batches before.
+            cache: Activations of encoders on the same weights that ran the same batches before.
         """
         self._model = model
         self._tokens = tokens
@@ -53,113 +52,101 @@ class PackedRunner:
         self._readout = readout
         self._stop = stop = readout.layer % (model.depth + 1)
         self._cache = cache
-        self._shares = min(model.num_shared, stop) > 0
-        self._opens = 0 < model.num_shared < stop
+        self._shares_prefixes = min(model.num_shared, stop) > 0
+        # From the first open layer on, if there are layers below it, every text has all of its rows.
+        self._expands = 0 < model.num_shared < stop
         self._lengths = [len(ids) for ids in tokens.ids]
         self._context = longrope_short_context(model.model)
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
-        rows = [tokens.ids[number] for number in self._order]
-        self._known = [0, *map(common_prefix_length, rows, rows[1:])] if self._shares else [0] * len(rows)
-        start: Row = []
+        rows = [tokens.ids[row] for row in self._order]
+        self._num_common = [0] * len(rows)  # Tokens that each row, in order, shares with the one before it.
+        self._prefix_ids: list[int] = []
+        self._prefix: SharedPrefix | None = None
+        if self._shares_prefixes:
+            self._num_common = [0, *map(common_prefix_length, rows, rows[1:])]
         one_context = self._context is None or max(self._lengths) <= self._context
-        if share_prefix and self._shares and one_context:
-            start = rows[0][: min(common_prefix_length(rows[0], rows[-1]), *(len(row) - 1 for row in rows))]
-        self._start = start
-        self._prefix = self._prefill(start) if start else None
+        if share_prefix and self._shares_prefixes and one_context:
+            # Sorted, the first and the last row differ the most. Every row keeps a token of its own.
+            length = min(common_prefix_length(rows[0], rows[-1]), min(self._lengths) - 1)
+            if length:
+                batch, _ = self._batch([rows[0][:length]], last_only=False)
+                self._prefix_ids, self._prefix = rows[0][:length], model.prefill(batch, stop)
 
-    def batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Group rows, neighbours together, so that no layer works on more than `max_tokens`; longest rows first."""
-        parts = split_by_length(numbers, self._lengths, self._context)
-        return [group for part in parts for group in self._batches(part, max_tokens)]
-
-    def _batches(self, numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
-        wanted = set(numbers)
+    def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Group neighboring rows, so that no layer runs on more than `max_tokens`; largest groups first."""
         groups: list[list[int]] = []
-        sizes: list[int] = []
-        for number, known in zip(self._order, self._known, strict=True):
-            if number not in wanted:
-                continue
-            length = self._lengths[number]
-            size = length if self._opens else length - known
-            if not groups or sizes[-1] + size > max_tokens:
-                groups.append([])
-                sizes.append(0 if self._opens else known - len(self._start))
-            groups[-1].append(number)
-            sizes[-1] += size
-        return [groups[index] for index in sorted(range(len(groups)), key=lambda index: -sizes[index])]
+        for part in split_by_length(rows, self._lengths, self._context):
+            chosen, sizes = set(part), list[int]()
+            first = len(groups)
+            for row, num_common in zip(self._order, self._num_common, strict=True):
+                if row not in chosen:
+                    continue
+                size = self._lengths[row] if self._expands else self._lengths[row] - num_common
+                if not sizes or sizes[-1] + size > max_tokens:
+                    groups.append([])
+                    sizes.append(0 if self._expands else num_common - len(self._prefix_ids))
+                groups[-1].append(row)
+                sizes[-1] += size
+            by_size = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+            groups[first:] = [groups[first + index] for index in by_size]
+        return groups
 
-    def vectors(self, numbers: Sequence[int]) -> Tensor:
-        """Pooled states of some rows, in the order of `batches`, float32 (B, D)."""
+    def vectors(self, rows: Sequence[int]) -> Tensor:
+        """Vectors of some rows, in the order of `batches`, float32 (B, D)."""
         last_only = self._readout.last_token_only and self._stop > 0
-        batch, paths = self._batch([self._tokens.ids[number] for number in numbers], len(self._start), last_only)
-        states = self._states(batch)
+        batch, paths = self._batch([self._tokens.ids[row] for row in rows], last_only)
+        if self._cache is None:
+            states, _ = self._model.states(batch, self._prefix, self._stop)
+        else:
+            states = self._cache.states(self._model, batch, self._prefix, self._stop)
         if last_only:
             return states.float()
-        if self._prefix and not self._opens:
+        if self._prefix and not self._expands:
             states = torch.cat([self._prefix.states_PD, states])
         hidden_BLD = pad_sequence([states[torch.from_numpy(path).to(states.device)] for path in paths], True)
         lengths_B = torch.tensor([len(path) for path in paths], device=states.device)
         mask_BL = torch.arange(hidden_BLD.shape[1], device=states.device) < lengths_B[:, None]
-        return self._readout(hidden_BLD, mask_BL, [self._tokens.spans[row] for row in numbers])
+        return self._readout(hidden_BLD, mask_BL, [self._tokens.spans[row] for row in rows])
 
-    def logits(self, numbers: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (M, V) at some positions of some rows, row after row; the model's own end, nothing begun before.
-
-        Args:
-            numbers: Rows, in the order of `batches`.
-            positions: Where, for each of them.
-
-        Raises:
-            BellmError: The model has no language-model head.
-        """
-        assert not self._start
+    def logits(self, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (C, V) at some positions of each row, row after row; needs the last layer and no shared prefix."""
+        assert not self._prefix
         assert self._stop == self._model.depth
-        batch, paths = self._batch([self._tokens.ids[number] for number in numbers], 0, last_only=False)
-        chosen = [path[at] for path, where in zip(paths, positions, strict=True) for at in where]
+        batch, paths = self._batch([self._tokens.ids[row] for row in rows], last_only=False)
+        chosen = [path[index] for path, indices in zip(paths, positions, strict=True) for index in indices]
         return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
 
-    def _states(self, batch: PackedBatch) -> Tensor:
-        if self._cache is None:
-            return self._model.states(batch, self._prefix, self._stop)[0]
-        return self._cache.states(self._model, batch, self._prefix, self._stop)
-
-    def _prefill(self, start: Row) -> SharedPrefix:
-        batch, _ = self._batch([start], 0, last_only=False)
-        return self._model.prefill(batch, self._stop)
-
-    def _batch(self, rows: Sequence[Row], begun: int, last_only: bool) -> tuple[PackedBatch, list[Index]]:
-        """Lay rows end to end; also where each row's tokens are among the states that come out.
+    def _batch(self, rows: Sequence[Sequence[int]], last_only: bool) -> tuple[PackedBatch, list[Index]]:
+        """Lay rows end to end; returns also, for each row, the indices of its tokens among the states.
 
         Args:
-            rows: Sorted, if they share beginnings.
-            begun: How many tokens of the rows have been computed before.
-            last_only: Whether only each row's last state is wanted.
+            rows: Token ids, sorted if prefixes are shared.
+            last_only: Whether only each row's last state is read.
         """
         device = input_device(self._model.model)
-        ids, positions = list(rows[0][:begun]), list(range(begun))
-        path, before = np.arange(begun), rows[0][:begun]
+        start = len(self._prefix_ids)  # Tokens computed before: the first of the decoder's input, of no layer's.
+        ids, positions = list(self._prefix_ids), list(range(start))
+        path, previous = np.arange(start), self._prefix_ids
         paths: list[Index] = []
-        asked: list[TokenPath] = []
+        shared_paths: list[TokenPath] = []
         for row in rows:
-            known = common_prefix_length(before, row) if self._shares else 0
-            path = np.concatenate([path[:known], np.arange(len(ids), len(ids) + len(row) - known)])
-            ids += row[known:]
-            positions += range(known, len(row))
+            num_common = common_prefix_length(previous, row) if self._shares_prefixes else 0
+            path = np.concatenate([path[:num_common], np.arange(len(ids), len(ids) + len(row) - num_common)])
+            ids += row[num_common:]
+            positions += range(num_common, len(row))
             paths.append(path)
-            asked.append(TokenPath(path, path[known:] - begun))
-            before = row
-        rows_N = torch.arange(begun, len(ids), device=device) if begun else None
-        shared, whole = LayerRange(rows_N, Packing.of(asked, device)), None
-        if self._opens:
+            shared_paths.append(TokenPath(path, path[num_common:] - start))
+            previous = list(row)
+        rows_N = torch.arange(start, len(ids), device=device) if start else None
+        shared, whole, pooled = LayerRange(rows_N, Packing.of(shared_paths, device)), None, None
+        if self._expands:
             rows_T = torch.from_numpy(np.concatenate(paths)).to(device)
             ends = np.cumsum([len(row) for row in rows])
             paths = [np.arange(end - len(row), end) for end, row in zip(ends, rows, strict=True)]
-            whole, begun = LayerRange(rows_T, Packing.of([TokenPath(path, path) for path in paths], device)), 0
-        pooled = None
+            whole, start = LayerRange(rows_T, Packing.of([TokenPath(path, path) for path in paths], device)), 0
         if last_only:
-            ends_B = torch.tensor([int(path[-1]) - begun for path in paths], device=device)
-            pooled = LayerRange(
-                ends_B, Packing.of([TokenPath(path, np.array([n])) for n, path in enumerate(paths)], device)
-            )
+            ends_B = torch.tensor([int(path[-1]) - start for path in paths], device=device)
+            last_paths = [TokenPath(path, np.array([index])) for index, path in enumerate(paths)]
+            pooled = LayerRange(ends_B, Packing.of(last_paths, device))
         ids_M, positions_M = (torch.tensor(table, device=device) for table in (ids, positions))
         return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths

@@ -23,9 +23,11 @@ from bellm.tensors.tolerances import relative_distance, tolerances
 from bellm.types import PoolingName
 
 _ROUNDINGS = 3
-"""How many times the effect of one rounding explains a distance, in models that make much of it."""
+"""A distance of up to so many times the effect of one rounding is put down to rounding."""
 
 _UNEXPLAINED = 0.5
+"""A distance above this never is."""
+
 _DRAWS = 3
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
@@ -44,29 +46,29 @@ class PackingCheck:
     limit: float | None = None
 
 
-class _Remembered:
-    """A check, as long as the model stays what it was."""
+@dataclass(frozen=True)
+class _CachedCheck:
+    """A check, and the state of the model that it holds for."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.parts = _parts(model)
-        self.kind = model.dtype, model.device
-        self.check = _check(model)
-
-    def holds(self, model: PreTrainedModel) -> bool:
-        parts = _parts(model)
-        same = len(parts) == len(self.parts) and all(a is b for a, b in zip(parts, self.parts, strict=True))
-        return same and self.kind == (model.dtype, model.device)
+    parts: list[object]
+    kind: tuple[torch.dtype, torch.device]
+    check: PackingCheck
 
 
-_remembered: WeakKeyDictionary[PreTrainedModel, _Remembered] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[PreTrainedModel, _CachedCheck] = WeakKeyDictionary()
 
 
 def check_packing(model: PreTrainedModel) -> PackingCheck:
     """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes."""
-    known = _remembered.get(model)
-    if known is None or not known.holds(model):
-        known = _remembered[model] = _Remembered(model)
-    return known.check
+    parts, kind, cached = _parts(model), (model.dtype, model.device), _cache.get(model)
+    if (
+        cached is None
+        or cached.kind != kind
+        or len(cached.parts) != len(parts)
+        or any(part is not other for part, other in zip(parts, cached.parts, strict=True))
+    ):
+        cached = _cache[model] = _CachedCheck(parts, kind, _check(model))
+    return cached.check
 
 
 def _parts(model: nn.Module) -> list[object]:
@@ -85,15 +87,15 @@ def _check(model: PreTrainedModel) -> PackingCheck:
     try:
         packed = PackedModel(model)
         distance = _distance(model, packed)
-    except NotPackableError as reason:
-        return PackingCheck(None, str(reason))
-    except Exception as error:  # Models fail in ways of their own, and the padded way is open to all of them.
+    except NotPackableError as error:
+        return PackingCheck(None, str(error))
+    except Exception as error:  # Models fail in ways of their own, and all of them run padded.
         return PackingCheck(None, f"{type(model).__name__} does not run packed ({type(error).__name__})")
     if not distance <= limit:
         limit = max(limit, min(_ROUNDINGS * _rounding(model), _UNEXPLAINED))
     if not distance <= limit:
-        said = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
-        return PackingCheck(None, said, distance, limit)
+        reason = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
+        return PackingCheck(None, reason, distance, limit)
     fuse_modules(packed.model)  # Each part compared on its own; before, packed and padded round alike.
     return PackingCheck(packed, "", distance, limit)
 
@@ -105,35 +107,35 @@ def _distance(model: PreTrainedModel, packed: PackedModel) -> float:
     Rows of a few random tokens would be ill-conditioned: on SmolLM2 in float32 one of three tokens is 2e-5 away from
     float64 however it is run (in bfloat16 up to 0.5), where longer ones and sentences are 1e-6 away.
     """
-    tokens, largest = _tokens(model), 0.0
+    tokens, largest = _sample_tokens(model), 0.0
     for pooling in _POOLINGS:
-        wanted = _padded(model, tokens, pooling)
+        expected = _padded(model, tokens, pooling)
         runner = PackedRunner(packed, tokens, HiddenStateReadout(pooling))
         for group in runner.batches(range(len(tokens)), 12):
-            largest = max(largest, relative_distance(runner.vectors(group), wanted[group]))
+            largest = max(largest, relative_distance(runner.vectors(group), expected[group]))
     return largest
 
 
 @torch.inference_mode()
 def _rounding(model: PreTrainedModel) -> float:
     """How far padded vectors move when each number of the embeddings is off by half a step of the model's dtype."""
-    stirred, tokens = shared_copy(model), _tokens(model)
-    draw = torch.Generator().manual_seed(0)
+    noisy, tokens = shared_copy(model), _sample_tokens(model)
+    generator = torch.Generator().manual_seed(0)
 
-    def stir(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        steps = torch.rand(output.shape, generator=draw).sub(0.5).mul(torch.finfo(output.dtype).eps)
+    def add_noise(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        steps = torch.rand(output.shape, generator=generator).sub(0.5).mul(torch.finfo(output.dtype).eps)
         return output + output * steps.to(output)
 
-    stirred.get_input_embeddings().register_forward_hook(stir)
-    wanted = {pooling: _padded(model, tokens, pooling) for pooling in _POOLINGS}
+    noisy.get_input_embeddings().register_forward_hook(add_noise)
     return max(
-        relative_distance(_padded(stirred, tokens, pooling), wanted_BD)
-        for pooling, wanted_BD in wanted.items()
+        relative_distance(_padded(noisy, tokens, pooling), expected_BD)
+        for pooling in _POOLINGS
+        for expected_BD in [_padded(model, tokens, pooling)]
         for _ in range(_DRAWS)
     )
 
 
-def _tokens(model: PreTrainedModel) -> Tokens:
+def _sample_tokens(model: PreTrainedModel) -> Tokens:
     """Rows with and without common prefixes."""
     ids = sample_token_ids(model)
     rows = [ids[:10], [*ids[:5], *ids[10:15]], [*ids[:5], *ids[10:13], *ids[15:20]], [*ids[:2], *ids[14:]]]

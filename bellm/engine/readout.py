@@ -14,7 +14,7 @@ from bellm.types import PoolingName
 
 
 class Readout(Protocol):
-    """What both runners, packed and padded, ask for. A new readout is one class with these four members."""
+    """Turns token states into vectors; used by both runners, packed and padded."""
 
     @property
     def layer(self) -> int | None:

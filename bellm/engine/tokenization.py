@@ -1,4 +1,4 @@
-"""Tokenize texts within their prompt: the prompt stays whole, the text is cut where it must be."""
+"""Tokenize texts within their prompt, truncating the text and never the prompt."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from bellm.prompts import SLOT
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a list of texts, each with the span that belongs to the text and not to the prompt."""
+    """Token ids of texts in their prompts, with the span of the text in each."""
 
     ids: list[list[int]]
     spans: list[tuple[int, int]]
@@ -26,10 +26,10 @@ class Tokens:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Make sure that these are texts.
+    """Check that `texts` is a list of strings.
 
     Raises:
-        BellmError: `texts` is one string, or holds what is no string or half a character.
+        BellmError: It is one string, or holds what is no string or half a character.
     """
     if isinstance(texts, str):
         raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
@@ -43,11 +43,17 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
-    """Put each text in the template and turn it into at most `max_tokens` token ids.
+    """Put each text in the template and tokenize it to at most `max_tokens` token ids.
 
     A row that is too long loses tokens from the end of its text, never from the prompt. A row without any token (an
     empty text, no prompt, no special tokens) becomes the tokenizer's BOS, EOS or PAD token. No chat template is
     applied.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        texts: Any number of texts.
+        template: Prompt template with its slot.
+        max_tokens: Longest row.
 
     Raises:
         PromptError: The prompt leaves no room for the text.
@@ -104,7 +110,7 @@ def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
 def chunk_texts(
     texts: Sequence[str], *, max_texts: int = 8192, max_characters: int = 4_000_000
 ) -> Iterator[Sequence[str]]:
-    """Cut a long list of texts into parts whose tokens fit in memory easily."""
+    """Split a long list of texts into chunks whose tokens fit in memory easily."""
     start = characters = 0
     for end, text in enumerate(texts):
         if end - start == max_texts or (characters > max_characters and end > start):
@@ -116,7 +122,7 @@ def chunk_texts(
 
 
 def with_placeholders(tokens: Tokens) -> Tokens:
-    """Put Token Prepending's placeholder before the first token that belongs to each text, where it has one."""
+    """Insert Token Prepending's placeholder before the first token of each text that has any."""
     rows, spans = [], []
     for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True):
         has_text = start < end
@@ -144,7 +150,7 @@ def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
 
 
 def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two rows have in common at their beginning."""
+    """Length of the longest common prefix of two rows."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index
@@ -152,9 +158,9 @@ def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """Tokens of the text: from the first that reaches into it to the last that does not reach past it.
+    """Tokens of the text: from the first that overlaps it to the last that ends within it.
 
-    A token that joins the text's last character to the prompt belongs to the prompt, which is never cut.
+    A token that spans the text's last character and the prompt belongs to the prompt, which is never truncated.
     """
     inside = [index for index, (left, right) in enumerate(offsets) if left < right and start < right <= end]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)

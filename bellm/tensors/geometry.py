@@ -1,6 +1,6 @@
-"""How vectors lie in their space, and what the tokens of a sentence have in common.
+"""Geometry of embeddings: alignment, uniformity, anisotropy, effective rank, and sentence dependency.
 
-All is computed in float64; where a formula speaks of the sphere, rows are brought to length 1.
+All is computed in float64; formulas on the sphere normalize their rows first.
 
 Shapes: N texts, L tokens of a sentence, D width.
 """
@@ -30,7 +30,7 @@ def alignment(left_ND: Vectors, right_ND: Vectors) -> float:
 
 
 def uniformity(vectors_ND: Vectors) -> float:
-    """How evenly vectors fill the sphere: 0 when all point one way, near -4 when spread over many dimensions.
+    """How evenly vectors fill the sphere: 0 when all are parallel, near -4 when spread over many dimensions.
 
     log of the mean of exp(-2 ||u_i - u_j||^2) over the pairs of two different rows, equation 3 of Wang and Isola (2020,
     arXiv 2005.10242) with t = 2. All pairs, in N^2 D operations.
@@ -68,8 +68,8 @@ def effective_rank(vectors_ND: Vectors) -> float:
     """How many dimensions vectors use, 1 to min(N, D): exp of the entropy of the normalised singular values.
 
     exp(-sum p_k log p_k) with p_k = s_k / sum s (Roy and Vetterli 2007, "The effective rank"). As published, rows are
-    neither centred nor scaled: a direction that all rows share, which `anisotropy` shows, lowers it. Take the mean off
-    first to see what is left without it.
+    neither centered nor scaled: a direction that all rows share (see `anisotropy`) lowers it, unless the mean is
+    subtracted first.
 
     >>> round(effective_rank(np.eye(3, 7, dtype=np.float32)), 12)
     3.0
@@ -85,7 +85,7 @@ def effective_rank(vectors_ND: Vectors) -> float:
 
 
 def sentence_dependency(states_LD: Vectors, pivot: int = -1) -> float:
-    """How much the pivot token's state has in common with those of the other tokens of its sentence, -1 to 1.
+    """Correlation of the pivot token's state with those of the other tokens of its sentence, -1 to 1.
 
     Mean of Spearman's correlation over the D features between the pivot and each other token, ties at their average
     rank (BeLLM, arXiv 2311.05296, pilot study; papers give the mean over sentences). A state whose features are all

@@ -1,8 +1,7 @@
-"""Attention masks that look both ways, made from causal ones.
+"""Bidirectional attention masks from causal ones.
 
-A causal mask tells everything that a bidirectional one needs. Its diagonal says which tokens are real, because
-every real token sees itself. Its lower triangle says which pairs may meet: all of them, those within a sliding
-window, those in one chunk, those in one packed document. So nothing but the mask itself has to travel.
+A causal mask holds all that a bidirectional one needs. Its diagonal says which tokens are real, because every real
+token sees itself; its lower triangle says which pairs may attend: all, or those in one window, chunk or document.
 
 Shapes: B batch, H heads or 1, L tokens, (query, key) last.
 """
@@ -12,7 +11,7 @@ from torch import Tensor, finfo
 
 
 def bidirectional_mask(mask_BHLL: Tensor, *, keep_window: bool = True) -> Tensor:
-    """Let two tokens see each other wherever the causal mask lets one of them see the other; never padding.
+    """Make a causal mask symmetric, except for padding, which stays masked.
 
     A window of W causal tokens becomes W-1 tokens on either side. A row that would see nothing (padding) sees every
     real token, so that no softmax is empty.
@@ -33,6 +32,6 @@ def bidirectional_mask(mask_BHLL: Tensor, *, keep_window: bool = True) -> Tensor
         open_BHLL = torch.where(near_BHLL.any(-1, keepdim=True), near_BHLL, open_BHLL)
     if not additive:
         return open_BHLL.to(mask_BHLL.dtype)
-    # A bias that depends on the key alone (ALiBi in falcon) rides in the mask: the diagonal carries it along.
+    # Keep a bias that depends on the key alone (ALiBi in falcon), which the diagonal has.
     bias_BHLL = mask_BHLL.diagonal(dim1=-2, dim2=-1)[..., None, :].expand_as(mask_BHLL)
     return bias_BHLL.masked_fill(~open_BHLL, finfo(mask_BHLL.dtype).min)

@@ -1,4 +1,4 @@
-"""Token states to one vector a text.
+"""Pool token states into one vector for each text.
 
 Shapes: B batch, L tokens, D width. A mask is True where a token counts; rows may be padded on either side.
 """
@@ -34,8 +34,8 @@ def weighted_mean_pooling(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 
 def max_pooling(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
     """Largest value of each feature over the tokens that count; zeros where none does."""
-    found_BD = hidden_BLD.float().masked_fill(~mask_BL[..., None], -torch.inf).amax(1)
-    return found_BD.masked_fill(~mask_BL.any(1)[:, None], 0.0)
+    largest_BD = hidden_BLD.float().masked_fill(~mask_BL[..., None], -torch.inf).amax(1)
+    return largest_BD.masked_fill(~mask_BL.any(1)[:, None], 0.0)
 
 
 POOLERS: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {

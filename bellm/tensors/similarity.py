@@ -21,5 +21,5 @@ def cosine_similarity(left_ND: Vectors, right_MD: Vectors) -> Vectors:
 
 
 def paired_cosine_similarity(left_ND: Vectors, right_ND: Vectors) -> NDArray[np.float32]:
-    """Cosine of each left row with the right row of the same number, shape (N,)."""
+    """Cosine of each left row with the right row of the same index, shape (N,)."""
     return np.asarray(np.einsum("nd,nd->n", normalize_rows(left_ND), normalize_rows(right_ND)), dtype=np.float32)

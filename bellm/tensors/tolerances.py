@@ -1,4 +1,4 @@
-"""How far apart vectors may be before rounding no longer explains it: one distance, one table by dtype.
+"""Relative distance of vectors, and how much of it rounding explains by dtype.
 
 Shapes: N vectors, D width.
 """
@@ -40,13 +40,13 @@ def tolerances(*dtypes: torch.dtype | str) -> Tolerances:
     return Tolerances(*map(max, zip(*(_BY_DTYPE.get(name, _COARSEST) for name in names), strict=True)))
 
 
-def relative_distance(found_ND: Tensor | Vectors, expected_ND: Tensor | Vectors) -> float:
-    """Largest ‖found - expected‖ / ‖expected‖ of any row; infinite where shapes differ or a number is missing."""
-    found, expected = (
-        each.float() if isinstance(each, Tensor) else torch.from_numpy(np.array(each))
-        for each in (found_ND, expected_ND)
+def relative_distance(actual_ND: Tensor | Vectors, expected_ND: Tensor | Vectors) -> float:
+    """Largest ‖actual - expected‖ / ‖expected‖ of any row; infinite where shapes differ or a number is missing."""
+    actual, expected = (
+        table.float() if isinstance(table, Tensor) else torch.from_numpy(np.array(table))
+        for table in (actual_ND, expected_ND)
     )
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return float("inf")
     length_N = expected.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return float(((found - expected).norm(dim=-1) / length_N).nan_to_num(nan=torch.inf).max())
+    return float(((actual - expected).norm(dim=-1) / length_N).nan_to_num(nan=torch.inf).max())

@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
 from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, shared_copy
-from bellm.backbone.leakage import measure_leakage, sample_token_ids
+from bellm.backbone.leakage import measure_leakage
 from bellm.backbone.states import token_states
 from bellm.engine.padded import pad_rows
 from bellm.errors import LayerError
@@ -88,7 +88,7 @@ def test_all_open_equals_the_switch_of_transformers_with_padding(name: str, back
 def test_chosen_layers_and_only_they_see_the_future(name: str, backend: str) -> None:
     model = decoder(name, backend)
     chosen = upper_half(model)
-    measured = measure_leakage(open_layers(model, chosen), sample_token_ids(model))
+    measured = measure_leakage(open_layers(model, chosen))
     assert [number for number, leakage in enumerate(measured) if leakage.future > 1e-2] == chosen
     assert all(leakage.future <= 1e-6 for number, leakage in enumerate(measured) if number not in chosen)
 
@@ -118,8 +118,8 @@ def test_left_padding_shifts_the_chunks_of_untouched_llama4_too() -> None:
 def test_opened_window_reaches_every_token_and_a_kept_one_does_not(name: str, reach: int) -> None:
     model = decoder(name)
     kept, free = open_layers(model, (0,)), open_layers(model, (0,), window="open")
-    assert measure_leakage(kept, sample_token_ids(model))[0].reach == reach
-    assert measure_leakage(free, sample_token_ids(model))[0].reach == 13
+    assert measure_leakage(kept)[0].reach == reach
+    assert measure_leakage(free)[0].reach == 13
 
 
 def test_opened_window_equals_a_model_without_window() -> None:

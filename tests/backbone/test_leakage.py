@@ -21,7 +21,7 @@ def sees_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "bloom", "qwen3_moe"])
 def test_untouched_model_sees_the_past_alone(name: str) -> None:
     model = decoder(name, "eager")
-    for leakage in measure_leakage(model, sample_token_ids(model)):
+    for leakage in measure_leakage(model):
         assert leakage.future <= 1e-6
         assert leakage.past > 1e-2
         assert leakage.reach == 0
@@ -29,39 +29,39 @@ def test_untouched_model_sees_the_past_alone(name: str) -> None:
 
 def test_reach_counts_the_tokens_ahead_that_a_window_lets_in() -> None:
     model = open_layers(decoder("gemma3_text"), (0, 1))
-    assert [leakage.reach for leakage in measure_leakage(model, sample_token_ids(model))] == [3, 13, 0, 0]
+    assert [leakage.reach for leakage in measure_leakage(model)] == [3, 13, 0, 0]
 
 
 def test_causal_model_needs_no_check() -> None:
     model = decoder("llama")
-    check_open_layers(model, [])
+    check_open_layers(model)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "llama4_text", "qwen3_next", "mpt"])
 def test_open_layers_pass(name: str) -> None:
     model = decoder(name, "eager")
-    check_open_layers(open_layers(model, (1, 3)), sample_token_ids(model))
-    check_open_layers(open_layers(model, (3,), variant="parallel"), sample_token_ids(model))
+    check_open_layers(open_layers(model, (1, 3)))
+    check_open_layers(open_layers(model, (3,), variant="parallel"))
 
 
 def test_built_in_triangle_is_not_passed_off_as_bidirectional() -> None:
     model = open_layers(tiny("gpt_neo"), (2, 3))
     with pytest.raises(LayerError, match="Layers 2-3 of GPTNeoForCausalLM were opened but still do not see"):
-        check_open_layers(model, sample_token_ids(model))
+        check_open_layers(model)
 
 
 def test_hook_that_does_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_layers(decoder("llama", "eager"), (1, 2))
     monkeypatch.setattr(BidirectionalMaskHook, "__call__", lambda self, module, args, kwargs: (args, kwargs))
     with pytest.raises(LayerError, match="Layers 1-2 of LlamaForCausalLM were opened but still"):
-        check_open_layers(model, sample_token_ids(model))
+        check_open_layers(model)
 
 
 def test_closed_layer_that_sees_the_future_is_found_out() -> None:
     model = shared_copy(open_layers(decoder("llama"), (1,)))
     get_layers(model)[3].attention[0].register_forward_pre_hook(sees_everything, with_kwargs=True)
     with pytest.raises(LayerError, match="Layers 3 of LlamaForCausalLM see the future although"):
-        check_open_layers(model, sample_token_ids(model))
+        check_open_layers(model)
 
 
 def test_model_that_cannot_run_open_is_refused_with_its_own_words() -> None:
@@ -72,12 +72,12 @@ def test_model_that_cannot_run_open_is_refused_with_its_own_words() -> None:
 
     get_layers(model)[2].module.register_forward_pre_hook(breaks)
     with pytest.raises(LayerError, match=r"cannot run with layers 1 open this way: shapes do not fit"):
-        check_open_layers(model, sample_token_ids(model))
+        check_open_layers(model)
 
 
 def test_measuring_leaves_no_hook_behind() -> None:
     model = decoder("llama")
-    measure_leakage(model, sample_token_ids(model))
+    measure_leakage(model)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -90,4 +90,4 @@ def test_probe_ids_are_many_different_tokens_of_the_vocabulary() -> None:
 
 def test_bfloat16_rounding_is_not_taken_for_a_leak() -> None:
     model = tiny("qwen3_moe").to(torch.bfloat16)
-    check_open_layers(open_layers(model, (2, 3)), sample_token_ids(model))
+    check_open_layers(open_layers(model, (2, 3)))

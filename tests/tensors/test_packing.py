@@ -30,7 +30,7 @@ def tree(draw: np.random.Generator, count: int, longest: int) -> list[TokenPath]
 
 
 def alone(
-    paths: Sequence[TokenPath], reach: MaskSpec, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    paths: Sequence[TokenPath], spec: MaskSpec, query: Tensor, key: Tensor, value: Tensor, scaling: float
 ) -> Tensor:
     """One text and one head at a time, straight from the formula."""
     answer = query.new_empty(*query.shape[:2], value.shape[-1])
@@ -41,8 +41,8 @@ def alone(
             for position, row in enumerate(path.queries.tolist(), depth - len(path.queries)):
                 ahead = torch.arange(depth) - position
                 seen = torch.ones(depth, dtype=torch.bool)
-                seen &= ahead <= 0 if reach.causal else True
-                seen &= ahead.abs() < reach.window if reach.window else True
+                seen &= ahead <= 0 if spec.causal else True
+                seen &= ahead.abs() < spec.window if spec.window else True
                 keys = path.keys[seen.numpy()]
                 weights = (key[keys, head // folds] @ query[row, head] * scaling).softmax(0)
                 answer[row, head] = weights @ value[keys, head // folds]
@@ -56,27 +56,27 @@ def drawn(seed: int, count: int, longest: int) -> tuple[list[TokenPath], tuple[T
     return paths, (torch.randn(rows, 6, 8), torch.randn(rows, 2, 8), torch.randn(rows, 2, 5))
 
 
-REACHES = st.builds(MaskSpec, causal=st.booleans(), window=st.sampled_from([None, 1, 3, 70]))
+SPECS = st.builds(MaskSpec, causal=st.booleans(), window=st.sampled_from([None, 1, 3, 70]))
 
 
 @settings(max_examples=60)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 9), reach=REACHES)
-def test_paths_attend_as_texts_alone(seed: int, count: int, reach: MaskSpec) -> None:
+@given(seed=st.integers(0, 1000), count=st.integers(1, 9), spec=SPECS)
+def test_paths_attend_as_texts_alone(seed: int, count: int, spec: MaskSpec) -> None:
     paths, tables = drawn(seed, count, 7)
-    found = Packing.of(paths, CPU).attend(reach, *tables, 0.3)
-    torch.testing.assert_close(found, alone(paths, reach, *tables, 0.3), atol=1e-5, rtol=0)
+    found = Packing.of(paths, CPU).attend(spec, *tables, 0.3)
+    torch.testing.assert_close(found, alone(paths, spec, *tables, 0.3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("reach", [MaskSpec(True), MaskSpec(False), MaskSpec(True, 20), MaskSpec(False, 20)])
-def test_texts_longer_than_a_block_attend_as_alone(reach: MaskSpec) -> None:
+@pytest.mark.parametrize("spec", [MaskSpec(True), MaskSpec(False), MaskSpec(True, 20), MaskSpec(False, 20)])
+def test_texts_longer_than_a_block_attend_as_alone(spec: MaskSpec) -> None:
     paths, tables = drawn(3, 3, 300)
     assert max(len(path.queries) for path in paths) > 128
-    found = Packing.of(paths, CPU).attend(reach, *tables, 0.3)
-    torch.testing.assert_close(found, alone(paths, reach, *tables, 0.3), atol=1e-5, rtol=0)
+    found = Packing.of(paths, CPU).attend(spec, *tables, 0.3)
+    torch.testing.assert_close(found, alone(paths, spec, *tables, 0.3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("reach", [MaskSpec(True), MaskSpec(False), MaskSpec(True, 3)])
-def test_a_function_for_padded_texts_gives_the_same(reach: MaskSpec) -> None:
+@pytest.mark.parametrize("spec", [MaskSpec(True), MaskSpec(False), MaskSpec(True, 3)])
+def test_a_function_for_padded_texts_gives_the_same(spec: MaskSpec) -> None:
     paths, (query, key, value) = drawn(5, 8, 9)
     packing = Packing.of(paths, CPU)
 
@@ -84,8 +84,8 @@ def test_a_function_for_padded_texts_gives_the_same(reach: MaskSpec) -> None:
         answer = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
         return answer.transpose(1, 2)
 
-    found = packing.attend_with(padded, reach, query, key, value)
-    torch.testing.assert_close(found, packing.attend(reach, query, key, value, 0.3), atol=1e-5, rtol=0)
+    found = packing.attend_with(padded, spec, query, key, value)
+    torch.testing.assert_close(found, packing.attend(spec, query, key, value, 0.3), atol=1e-5, rtol=0)
 
 
 def test_keys_behind_a_block_are_left_out() -> None:
