@@ -62,7 +62,14 @@ class Encoder:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig, name: str
     ) -> None:
-        """Wrap a model whose layers are open already; see `from_pretrained`."""
+        """Wrap a model whose layers are open already; see `from_pretrained`.
+
+        Args:
+            model: A decoder with the open layers that `config` says.
+            tokenizer: Its tokenizer.
+            config: All settings.
+            name: Of the base model.
+        """
         self._model = model
         self.tokenizer = tokenizer
         self.config = config

@@ -66,6 +66,12 @@ def find_saved(source: str) -> Path | None:
 def push_folder(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
     """Upload a saved encoder to a Hub repository, made if it is not there; returns the commit's address.
 
+    Args:
+        path: Folder of the encoder.
+        repo_id: Owner and name of the repository.
+        private: Whether a new repository is private.
+        token: Of the Hub; None for that of `hf auth login`.
+
     Raises:
         SourceError: The Hub refuses.
     """

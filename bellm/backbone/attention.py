@@ -28,12 +28,9 @@ class BidirectionalMaskHook(BellmHook):
     """Forward pre-hook of an attention module that makes the causal mask of a call bidirectional."""
 
     keep_window: bool
-    mask_position: int
-    """Index of `attention_mask` among the positional arguments."""
-    takes_is_causal: bool
-    """Whether the module passes `is_causal` on to its kernel."""
-    closed: dict[str, Any] = field(default_factory=dict)
-    """Attributes of the module as they were while it was causal."""
+    mask_position: int  # Index of `attention_mask` among the positional arguments.
+    takes_is_causal: bool  # Whether the module passes `is_causal` on to its kernel.
+    closed: dict[str, Any] = field(default_factory=dict)  # Attributes of the module as they were while it was causal.
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Return the call's arguments with a bidirectional mask."""

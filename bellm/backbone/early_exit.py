@@ -6,7 +6,6 @@ its end to all of them.
 Shapes: K layers, B batch, L tokens, D width.
 """
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,30 +17,6 @@ from bellm.backbone.architecture import get_decoder, get_layers
 from bellm.backbone.hooks import causal_copy
 
 
-@dataclass
-class _Exits:
-    """Hooks of a decoder and its layers, and the states of the layers so far."""
-
-    depth: int
-    states: list[Tensor] = field(default_factory=list)
-
-    def collect(self, layer_index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if layer_index == 0:
-            self.states.clear()
-        self.states.append(output if isinstance(output, Tensor) else output[0])
-        if len(self.states) < self.depth:
-            return None
-        states_NLD = torch.cat(self.states)  # N = K * B
-        self.states.clear()
-        return states_NLD if isinstance(output, Tensor) else (states_NLD, *output[1:])
-
-    def split(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        parts = output.last_hidden_state.chunk(self.depth)
-        output.hidden_states = (output.hidden_states[0], *parts)
-        output.last_hidden_state = parts[-1]
-        return output
-
-
 def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:
     """Causal copy of a model whose `all_layer_states` after layer k are those of a model of the first k layers.
 
@@ -51,8 +26,25 @@ def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:
     """
     copied = causal_copy(model)
     layers = get_layers(copied)
-    exits = _Exits(len(layers))
+    depth, states = len(layers), list[Tensor]()  # Hooks that held the layers would be a cycle, and keep the weights.
+
+    def collect(layer_index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if layer_index == 0:
+            states.clear()  # What an interrupted call left.
+        states.append(output if isinstance(output, Tensor) else output[0])
+        if len(states) < depth:
+            return None
+        states_NLD = torch.cat(states)  # N = K * B
+        states.clear()
+        return states_NLD if isinstance(output, Tensor) else (states_NLD, *output[1:])
+
+    def split(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        parts = output.last_hidden_state.chunk(depth)
+        output.hidden_states = (output.hidden_states[0], *parts)
+        output.last_hidden_state = parts[-1]
+        return output
+
     for layer in layers:
-        layer.module.register_forward_hook(partial(exits.collect, layer.index))
-    get_decoder(copied).register_forward_hook(exits.split)
+        layer.module.register_forward_hook(partial(collect, layer.index))
+    get_decoder(copied).register_forward_hook(split)
     return copied

@@ -29,7 +29,14 @@ class RMSNormFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Save the states and one scale for each token."""
+        """Save the states and one scale for each token.
+
+        Args:
+            ctx: Autograd context.
+            states: (..., D).
+            weight: (D,).
+            eps: Added to the mean square.
+        """
         scale = torch.rsqrt(_at_least_float32(states).square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(states, weight, scale)
         return functional.rms_norm(states, weight.shape, weight, eps)

@@ -17,10 +17,8 @@ from bellm.backbone.hooks import Arguments, BellmHook
 class BranchHook(BellmHook):
     """Forward hook of a decoder layer that applies it to its own branch's half of the batch alone."""
 
-    bidirectional: bool
-    """Whether the layer belongs to the bidirectional branch."""
-    merges: bool
-    """Whether the layer is the last and adds the two branches."""
+    bidirectional: bool  # Whether the layer belongs to the bidirectional branch.
+    merges: bool  # Whether the layer is the last and adds the two branches.
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the layer's output with the other branch's rows as they came in."""

@@ -123,7 +123,16 @@ def make_runner(
     pad_id: int,
     share_prefix: bool = True,
 ) -> BatchRunner:
-    """The packed runner where the model has a packed copy, else the padded one; arguments as in `embed_tokens`."""
+    """The packed runner where the model has a packed copy, else the padded one.
+
+    Args:
+        model: A decoder, open or not.
+        rows: Token ids, without duplicates.
+        packed: The model's packed copy; None for padded batches.
+        readout: What turns token states into vectors.
+        pad_id: Token that fills padding.
+        share_prefix: Whether packed batches share the prefix of all rows, and cached activations.
+    """
     if packed is None:
         return PaddedRunner(model, rows, readout, pad_id)
     cache = active_cache() if share_prefix else None

@@ -37,12 +37,9 @@ _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 class PackingCheck:
     """Outcome of the check."""
 
-    packed_model: PackedModel | None
-    """The packed copy, where its vectors are those of padded batches."""
-    reason: str = ""
-    """Why there is none."""
-    distance: float | None = None
-    """Largest relative distance between packed and padded vectors."""
+    packed_model: PackedModel | None  # The packed copy, where its vectors are those of padded batches.
+    reason: str = ""  # Why there is none.
+    distance: float | None = None  # Largest relative distance between packed and padded vectors.
     limit: float | None = None
 
 

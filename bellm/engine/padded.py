@@ -49,7 +49,17 @@ class PaddedRunner:
 def pad_rows(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Pad rows of token ids to one length, on the right unless asked; returns ids and mask, both (B, L)."""
+    """Pad rows of token ids to one length.
+
+    Args:
+        rows: Token ids of each row.
+        pad_id: Token that fills the padding.
+        device: Of the result.
+        left: Pad on the left instead of the right.
+
+    Returns:
+        Ids and mask (1 for tokens), both (B, L).
+    """
     length = max(map(len, rows))
     ids_BL = torch.full((len(rows), length), pad_id)
     mask_BL = torch.zeros_like(ids_BL)

@@ -28,20 +28,16 @@ _KEY_MULTIPLE = 16
 class MaskSpec:
     """Which keys of its path a query may see."""
 
-    causal: bool
-    """None after it."""
-    window: int | None = None
-    """Only those less than so many tokens away."""
+    causal: bool  # None after it.
+    window: int | None = None  # Only those less than so many tokens away.
 
 
 @dataclass(frozen=True)
 class TokenPath:
     """The tokens of one text, and those whose attention is computed for it."""
 
-    keys: Index
-    """Row of each of its tokens, by position."""
-    queries: Index
-    """Rows of its queries: the end of the path; another path computes those of a shared prefix."""
+    keys: Index  # Row of each of its tokens, by position.
+    queries: Index  # Rows of its queries: the end of the path; another path computes those of a shared prefix.
 
 
 @dataclass(frozen=True)
@@ -49,25 +45,19 @@ class QueryBlock:
     """Some queries of a group, and which keys they may see."""
 
     queries: slice
-    num_keys: int
-    """Keys that any of the queries may see."""
-    first_masked: int
-    """Keys before this one are visible to all of the queries."""
-    mask_B1QK: Tensor | None
-    """Additive mask of the keys from `first_masked` on; None where all are visible."""
+    num_keys: int  # Keys that any of the queries may see.
+    first_masked: int  # Keys before this one are visible to all of the queries.
+    mask_B1QK: Tensor | None  # Additive mask of the keys from `first_masked` on; None where all are visible.
 
 
 @dataclass(frozen=True)
 class PathGroup:
     """Paths of similar length, padded to one shape for attention alone."""
 
-    queries_BQ: Tensor
-    """Rows of the queries; row 0 where padded, as in `keys_BK`."""
+    queries_BQ: Tensor  # Rows of the queries; row 0 where padded, as in `keys_BK`.
     keys_BK: Tensor
-    positions_BQ: Tensor
-    """Position of each query in its path."""
-    lengths_B: Tensor
-    """Number of keys of each path."""
+    positions_BQ: Tensor  # Position of each query in its path.
+    lengths_B: Tensor  # Number of keys of each path.
 
     def allowed(self, spec: MaskSpec) -> Tensor:
         """Which keys each query may see, (B, Q, K)."""
@@ -88,8 +78,7 @@ class Packing:
     """Paths in padded groups, and the index from the groups' slots back to rows."""
 
     groups: tuple[PathGroup, ...]
-    slots_N: Tensor
-    """Index of each query among the slots (B * Q) of all groups."""
+    slots_N: Tensor  # Index of each query among the slots (B * Q) of all groups.
     _blocks: dict[tuple[MaskSpec, torch.dtype], list[list[QueryBlock]]] = field(default_factory=dict)
 
     @classmethod
