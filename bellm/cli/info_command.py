@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
+from bellm.config import setting_names
 
 _MERGED = ("saved_encoder", "name", "open_layers", "num_layers", "template")  # Shown in another row.
 
@@ -54,6 +55,6 @@ def _show(info: dict[str, Any]) -> None:
     }
     table = Table(show_header=False, box=None)
     for name, value in shown.items():
-        if name not in _MERGED and value is not None:
-            table.add_row(name.replace("_", " "), Text(str(value), overflow="fold"))
+        if name in setting_names() or (name not in _MERGED and value is not None):
+            table.add_row(name.replace("_", " "), Text("-" if value is None else str(value), overflow="fold"))
     Console().print(table)
