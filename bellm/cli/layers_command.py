@@ -81,7 +81,7 @@ def layers_command(
     the middle and every second, tries Token Prepending, which opens none, and
     compares each with the causal model on the same pairs; p-values are
     corrected for the number tried. The answer may be that nothing beats causal,
-    and hangs on prompt and pooling: ask again with others. Vectors are kept:
+    and depends on prompt and pooling: ask again with others. Vectors are kept:
     the same command goes on where it was stopped.
 
     A model that was trained causal suffers from open layers until it is trained

@@ -103,7 +103,7 @@ def average_estimates(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstima
     """Mean over tasks whose items have nothing to do with each other.
 
     Replicates of one task meet those of the next in shuffled order, because tasks of one size draw the same item
-    numbers. The order hangs on a task's place alone, so that two systems' averages over the same tasks stay paired.
+    numbers. The order depends on a task's place alone, so that two systems' averages over the same tasks stay paired.
 
     Raises:
         BellmError: No estimates, or estimates of different resamples.
