@@ -56,16 +56,22 @@ def end(process: subprocess.Popen[Any], *, stacks: bool = False) -> None:
     """
     family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError):
+        head = psutil.Process(process.pid)
+        family = head.children(recursive=True)
         if stacks:
-            os.killpg(process.pid, signal.SIGABRT)
-            time.sleep(1)
+            # One after the other, for they may write to the same file.
+            for each in (head, *family):
+                with contextlib.suppress(psutil.Error, ProcessLookupError):
+                    if os.getpgid(each.pid) == process.pid:
+                        each.send_signal(signal.SIGABRT)
+                        each.wait(timeout=5)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for each in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     process.wait(timeout=60)
+    psutil.wait_procs(family, timeout=10)
 
 
 class Runner:
