@@ -1,7 +1,6 @@
 """Progress bars, and that no fork is held up by one."""
 
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from bellm import Encoder
 from bellm.progress import _bar_class, progress_bar
+from tests.processes import run, single
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,15 +17,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("bar", ["hidden", "shown"])
 def test_a_fork_killed_in_its_encode_holds_nobody_up(bar: str, tiny_folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_forks", str(tiny_folder), bar],
-        capture_output=True,
-        text=True,
+    done = run(
+        [sys.executable, "-m", "tests.killed_forks", tiny_folder, bar],
         timeout=120,
-        check=False,
         cwd=ROOT,
-        # A fork must not inherit OpenMP's threads, which it does not have.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=single({**os.environ, "PYTHONPATH": str(ROOT)}),  # A fork has none of the threads that OpenMP left.
     )
     assert (done.returncode, done.stdout) == (0, "." * 50), done.stderr
 
@@ -37,7 +33,8 @@ def test_where_no_bar_is_shown_there_is_none(tiny_folder: Path) -> None:
         "encoder.fingerprint(); assert threading.active_count() == threads"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", program, str(tiny_folder)], check=True, timeout=120, env=environment)
+    done = run([sys.executable, "-c", program, tiny_folder], timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_bar_counts_and_starts_no_thread(capsys: pytest.CaptureFixture[str], tiny_encoder: Encoder) -> None:
