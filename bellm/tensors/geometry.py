@@ -1,6 +1,7 @@
 """Geometry of embeddings: alignment, uniformity, anisotropy, effective rank, and sentence dependency.
 
-All is computed in float64; formulas on the sphere normalize their rows first.
+All is computed in float64; formulas on the sphere normalize their rows first. Rows that are zeros or not finite have no
+direction, and are an error; so are fewer rows than a formula needs.
 
 Shapes: N texts, L tokens of a sentence, D width.
 """
@@ -22,9 +23,6 @@ def alignment(left_ND: Vectors, right_ND: Vectors) -> float:
 
     >>> alignment(np.eye(2, dtype=np.float32), np.float32([[2, 0], [0, -1]]))
     2.0
-
-    Raises:
-        BellmError: A row has no direction: it is zeros, or not finite.
     """
     return float(((_unit(left_ND) - _unit(right_ND)) ** 2).sum(axis=1).mean())
 
@@ -37,9 +35,6 @@ def uniformity(vectors_ND: Vectors) -> float:
 
     >>> round(uniformity(np.float32([[1, 0], [-1, 0]])), 9)
     -8.0
-
-    Raises:
-        BellmError: Fewer than two rows, or one that has no direction.
     """
     unit_ND = _unit(vectors_ND, fewest=2)
     # ||u - v||^2 = 2 - 2 u.v, and a row is at distance 0 from itself.
@@ -55,9 +50,6 @@ def anisotropy(vectors_ND: Vectors) -> float:
 
     >>> anisotropy(np.float32([[1, 0], [0, 3], [-1, 0], [0, -1]]))
     -0.3333333333333333
-
-    Raises:
-        BellmError: Fewer than two rows, or one that has no direction.
     """
     unit_ND = _unit(vectors_ND, fewest=2)
     sum_D = unit_ND.sum(axis=0)
@@ -73,9 +65,6 @@ def effective_rank(vectors_ND: Vectors) -> float:
 
     >>> round(effective_rank(np.eye(3, 7, dtype=np.float32)), 12)
     3.0
-
-    Raises:
-        BellmError: No row that is not zeros, or a number that is not finite.
     """
     if not np.isfinite(vectors_ND).all() or not vectors_ND.any():
         raise BellmError("The rank of vectors that are all zeros, or not finite, has no meaning.")
@@ -89,17 +78,10 @@ def sentence_dependency(states_LD: Vectors, pivot: int = -1) -> float:
 
     Mean of Spearman's correlation over the D features between the pivot and each other token, ties at their average
     rank (BeLLM, arXiv 2311.05296, pilot study; papers give the mean over sentences). A state whose features are all
-    equal correlates with none: 0.
-
-    Args:
-        states_LD: States of one sentence in one layer, without padding, two tokens or more.
-        pivot: Which token; the last one, unless another stands for the sentence.
+    equal correlates with none: 0. The states are those of one sentence in one layer, without padding.
 
     >>> sentence_dependency(np.float32([[1, 2, 3], [9, 5, 1], [10, 20, 21]]))
     0.0
-
-    Raises:
-        BellmError: Fewer than two tokens, or a state that is not finite.
     """
     if len(states_LD) < 2 or not np.isfinite(states_LD).all():
         raise BellmError(f"{len(states_LD)} states: two or more are needed, all finite.")

@@ -16,12 +16,8 @@ def bidirectional_mask(mask_BHLL: Tensor, *, keep_window: bool = True) -> Tensor
     A window of W causal tokens becomes W-1 tokens on either side. A row that would see nothing (padding) sees every
     real token, so that no softmax is empty.
 
-    Args:
-        mask_BHLL: Square causal mask, boolean (True may be seen) or additive (very negative may not be seen).
-        keep_window: False lets every pair of real tokens meet, whatever the window, chunk or document.
-
-    Returns:
-        A mask of the same kind, shape and dtype.
+    Masks are boolean (True may be seen) or additive (very negative may not); the result is of the same kind, shape and
+    dtype. Without `keep_window` every pair of real tokens meets, whatever the window, chunk or document.
     """
     additive = mask_BHLL.is_floating_point()
     allowed_BHLL = mask_BHLL > finfo(mask_BHLL.dtype).min / 2 if additive else mask_BHLL.bool()

@@ -9,14 +9,14 @@ Shapes: B anchors, C candidates (positives, then negatives), K candidates of a r
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, distillation, nested, preferences, ranking
+from bellm.tensors.losses import contrastive, nested, preferences, ranking
 from bellm.tensors.losses.loss_inputs import normalize
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs
 
@@ -142,7 +142,10 @@ class AutoObjective:
 class AnglE:
     """Weighted sum of CoSENT, in-batch negatives and a ranking loss of angles in complex space (arXiv 2309.12871).
 
-    L = cosine * `cosent` + in_batch * `info_nce` + angle * `angle`. Default weights are those of its released trainer.
+    L = cosine * `cosent` + in_batch * `in_batch_graded` + angle * `angle`. Of triplets, anchor and positive are a pair of
+    label 1, anchor and negative one of label 0, and `in_batch` weighs the mean of `info_nce` without and with the
+    negatives. Default weights are angle-emb 0.6.1's. (In 0.3.10 its weights were accepted and ignored, and all were 1,
+    among them in BeLLM's published training command.)
 
     | Inputs                        | Labels |
     |-------------------------------|--------|
@@ -166,13 +169,20 @@ class AnglE:
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs, or of triplets."""
-        options: dict[str, Any] = {"temperature": self.temperature, "form": self.form}
-        options |= {"cosine_w": self.cosine, "ibn_w": self.in_batch, "angle_w": self.angle}
-        if batch.scores_B is not None:
-            return ranking.angle_sum(batch.anchors_BD, batch.positives_PD, batch.scores_B, **options)
-        if not len(batch.anchors_BD) == len(batch.positives_PD) == len(batch.negatives_ND):
+        left_BD, right_BD, labels_B = batch.anchors_BD, batch.positives_PD, batch.scores_B
+        if labels_B is not None:
+            in_batch = contrastive.in_batch_graded(left_BD, right_BD, labels_B, self.temperature)
+        elif not len(left_BD) == len(right_BD) == len(batch.negatives_ND):
             raise BellmError("AnglE learns from rated pairs or triplets: a positive and a negative for every anchor.")
-        return ranking.angle_sum_of_triplets(*batch.vectors, **options, cln_w=self.in_batch)
+        else:
+            candidates = (right_BD,), (right_BD, batch.negatives_ND)
+            losses = [contrastive.info_nce(left_BD, *columns, temperature=self.temperature) for columns in candidates]
+            in_batch = torch.stack(losses).mean()
+            labels_B = torch.arange(2 * len(left_BD), device=left_BD.device) < len(left_BD)
+            left_BD, right_BD = left_BD.repeat(2, 1), torch.cat([right_BD, batch.negatives_ND])
+        cosines = ranking.cosent(left_BD, right_BD, labels_B, self.temperature)
+        angles = ranking.angle(left_BD, right_BD, labels_B, temperature=self.temperature, form=self.form)
+        return self.cosine * cosines + self.in_batch * in_batch + self.angle * angles
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ class Distillation:
         """The divergence of the cosines among all texts of the batch."""
         own_TD = torch.cat(batch.vectors)
         teacher_TD = torch.cat([_encode_with(self.teacher, texts, own_TD) for texts in batch.texts if texts])
-        return distillation.similarity_kl(own_TD, teacher_TD, temperature=self.temperature)
+        return contrastive.similarity_kl(own_TD, teacher_TD, temperature=self.temperature)
 
 
 @dataclass(frozen=True)
@@ -265,8 +275,7 @@ class GRL:
         if self.preference == "sft":
             return -responses.mean_BK[:, 0].mean()
         loss = preferences.dpo if self.preference == "dpo" else preferences.kto_pair
-        policy_BK, reference_BK = responses.sum_BK, responses.reference_BK
-        return loss(policy_BK[:, 0], policy_BK[:, 1], reference_BK[:, 0], reference_BK[:, 1], beta=self.beta)
+        return loss(responses.sum_BK[:, :2], responses.reference_BK[:, :2], self.beta)
 
     def _divergence(self, batch: EmbeddedBatch, responses: ResponseLogProbs) -> Tensor:
         rows, width = batch.anchors_BD.shape

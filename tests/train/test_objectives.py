@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
-from bellm.tensors.losses import contrastive, distillation, nested, preferences, ranking
+from bellm.tensors.losses import contrastive, nested, preferences, ranking
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, make_embedded_batch
 from bellm.train.examples import Example
 from bellm.train.objectives import (
@@ -98,15 +98,19 @@ def test_another_encoder_guides_and_teaches(batch: EmbeddedBatch, tiny_encoder: 
     assert ignored_BC.any()
     wanted = contrastive.info_nce(*batch.vectors, ignored_BC=ignored_BC)
     torch.testing.assert_close(InfoNCE(guide=str(tiny_folder), margin=0.5)(batch), wanted)
-    taught = distillation.similarity_kl(torch.cat(batch.vectors), torch.cat(seen))
+    taught = contrastive.similarity_kl(torch.cat(batch.vectors), torch.cat(seen))
     torch.testing.assert_close(Distillation(str(tiny_folder))(batch), taught, rtol=1e-5, atol=1e-6)
 
 
 def test_ranked_and_angle_take_ratings(rated: EmbeddedBatch) -> None:
     pairs = rated.anchors_BD, rated.positives_PD, rated.scores_B
     torch.testing.assert_close(CoSENT(0.1)(rated), ranking.cosent(*pairs, temperature=0.1))
-    wanted = ranking.angle_sum(*pairs, cosine_w=2.0, ibn_w=3.0, angle_w=5.0, form="published")
-    torch.testing.assert_close(AnglE(2.0, 3.0, 5.0, form="published")(rated), wanted)
+    terms = [
+        ranking.cosent(*pairs),
+        contrastive.in_batch_graded(*pairs),
+        ranking.angle(*pairs, form="published"),
+    ]
+    check_weights("published", rated, terms)
 
 
 def test_the_usual_objective_goes_by_the_batch(batch: EmbeddedBatch, rated: EmbeddedBatch) -> None:
@@ -115,8 +119,19 @@ def test_the_usual_objective_goes_by_the_batch(batch: EmbeddedBatch, rated: Embe
 
 
 def test_angle_takes_triplets(batch: EmbeddedBatch) -> None:
-    wanted = ranking.angle_sum_of_triplets(*batch.vectors, cosine_w=2.0, ibn_w=3.0, cln_w=3.0, angle_w=5.0)
-    torch.testing.assert_close(AnglE(2.0, 3.0, 5.0)(batch), wanted)
+    anchors, positives, negatives = batch.vectors
+    pairs = anchors.repeat(2, 1), torch.cat([positives, negatives]), torch.tensor([1] * 3 + [0] * 3)
+    in_batch = contrastive.info_nce(anchors, positives) / 2 + contrastive.info_nce(anchors, positives, negatives) / 2
+    check_weights("released", batch, [ranking.cosent(*pairs), in_batch, ranking.angle(*pairs)])
+
+
+def check_weights(form: ranking.AngleForm, batch: EmbeddedBatch, terms: list[Tensor]) -> None:
+    """Each term of AnglE has its weight, and the defaults are those of the released trainer."""
+    for weights in ((35.0, 0.0, 0.0), (0.0, 35.0, 0.0), (0.0, 0.0, 35.0), (2.0, 3.0, 5.0), (0.0, 1.0, 0.02)):
+        wanted = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
+        torch.testing.assert_close(AnglE(*weights, form=form)(batch), wanted)
+        assert wanted > 0.1
+    torch.testing.assert_close(AnglE(form=form)(batch), wanted)
 
 
 def test_espresso_takes_the_layers_of_every_text() -> None:
@@ -139,8 +154,8 @@ def test_grl_is_the_weighted_sum(batch: EmbeddedBatch, preference: str) -> None:
     batch = replace(batch, responses=ResponseLogProbs(sums, means, reference))
     found = GRL(preference=preference, weights=(2.0, 3.0, 5.0))(batch)  # type: ignore[arg-type]
     losses: dict[str, Callable[[], Tensor]] = {
-        "dpo": lambda: preferences.dpo(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
-        "kto": lambda: preferences.kto_pair(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1]),
+        "dpo": lambda: preferences.dpo(sums, reference),
+        "kto": lambda: preferences.kto_pair(sums, reference),
         "sft": lambda: -means[:, 0].mean(),
     }
     cosines = torch.stack(

@@ -1,15 +1,18 @@
-"""Contrastive losses: InfoNCE with hard negatives and false-negative masks, and in-batch negatives for rated pairs.
+"""Losses of softmaxes over the texts of a batch: InfoNCE, in-batch negatives for rated pairs, a teacher's similarities.
 
 A temperature divides cosines: 0.05 here is the scale of 20 by which other libraries multiply.
 
-Shapes: B anchors, P positives, N hard negatives of all rows, C = P + N candidates, T = 2B texts, D width.
+Shapes: B anchors, P positives, N hard negatives of all rows, C = P + N candidates, T texts, D width.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bellm.tensors.losses.loss_inputs import check_rows, cosine_matrix, owner_mask, resolve_owners
+from bellm.errors import BellmError
+from bellm.tensors.losses.loss_inputs import check_rows, cosine_matrix, mean_kl
+
+_POSITIVE = 0.5  # The least label of a positive pair.
 
 
 def info_nce(
@@ -41,16 +44,13 @@ def info_nce(
         symmetric: Also pick each positive's anchor among all anchors, and take the mean of both directions.
         ignored_BC: True where a candidate is left out of the anchor's denominator, in either direction, as
             `false_negatives` gives it. An anchor's own positives are never left out.
-
-    Raises:
-        BellmError: No anchors, or an anchor or a positive without the other.
     """
-    owners_P = resolve_owners(owners_P, anchors_BD, positives_PD)
+    owners_P = _resolve_owners(owners_P, anchors_BD, positives_PD)
     num_positives = len(positives_PD)
     candidates_CD = positives_PD if negatives_ND is None else torch.cat([positives_PD, negatives_ND])
     scores_BC = cosine_matrix(anchors_BD, candidates_CD) / temperature
     # Own positives are masked too: each is added to its own denominator alone, by `_cross_entropy`.
-    left_out_BC = owner_mask(owners_P, *scores_BC.shape)
+    left_out_BC = _owner_mask(owners_P, *scores_BC.shape)
     if ignored_BC is not None:
         left_out_BC = left_out_BC | ignored_BC
     others_BC = scores_BC.masked_fill(left_out_BC, -torch.inf)
@@ -87,25 +87,20 @@ def false_negatives(
         guide_negatives_ND: Of the hard negatives.
         owners_P: The anchor that each positive belongs to; None where positive i is anchor i's.
         margin: Cosine by which a candidate may be further than the positive and still be left out.
-
-    Raises:
-        BellmError: No anchors, or an anchor or a positive without the other.
     """
-    owners_P = resolve_owners(owners_P, guide_anchors_BD, guide_positives_PD)
+    owners_P = _resolve_owners(owners_P, guide_anchors_BD, guide_positives_PD)
     guides = [guide_positives_PD] if guide_negatives_ND is None else [guide_positives_PD, guide_negatives_ND]
     cosines_BC = cosine_matrix(guide_anchors_BD, torch.cat(guides))
-    owned_BC = owner_mask(owners_P, *cosines_BC.shape)
+    owned_BC = _owner_mask(owners_P, *cosines_BC.shape)
     positive_B1 = cosines_BC.masked_fill(~owned_BC, torch.inf).amin(1, keepdim=True)
     return (cosines_BC >= positive_B1 - margin) & ~owned_BC
 
 
-def in_batch_graded(
-    left_BD: Tensor, right_BD: Tensor, labels_B: Tensor, *, temperature: float = 0.05, threshold: float = 0.5
-) -> Tensor:
-    """In-batch negatives for rated pairs: AnglE's `ibn` (arXiv 2309.12871, section 3.3).
+def in_batch_graded(left_BD: Tensor, right_BD: Tensor, labels_B: Tensor, temperature: float = 0.05) -> Tensor:
+    """In-batch negatives for pairs rated from 0 to 1: AnglE's `ibn` (arXiv 2309.12871, section 3.3).
 
-    Each of the 2B texts picks its partner among the 2B - 1 others where their label is `threshold` or more. Other pairs
-    add no loss, but are negatives of the rest. The mean is over all 2B texts.
+    Each of the 2B texts picks its partner among the 2B - 1 others where their label is 0.5 or more. Other pairs add no
+    loss, but are negatives of the rest. The mean is over all 2B texts.
 
     With labels 0 and 1 this is AnglE's released code. That code cuts labels to whole numbers and multiplies row numbers
     by them, so that graded labels below 1 count as negatives and labels above 1 can make unrelated texts partners.
@@ -119,10 +114,6 @@ def in_batch_graded(
         right_BD: Vectors of the other.
         labels_B: Similarity scores of the pairs.
         temperature: Divides the cosines.
-        threshold: The least label of a positive pair; 0.5 is meant for labels from 0 to 1.
-
-    Raises:
-        BellmError: No pairs, or not as many left, right and labels.
     """
     check_rows(left=left_BD, right=right_BD, labels=labels_B)
     texts_TD = torch.cat([left_BD, right_BD])
@@ -130,7 +121,46 @@ def in_batch_graded(
     itself_TT = torch.eye(len(texts_TD), dtype=torch.bool, device=texts_TD.device)
     partners_T = torch.arange(len(texts_TD), device=texts_TD.device).roll(len(left_BD))
     loss_T = functional.cross_entropy(scores_TT.masked_fill(itself_TT, -torch.inf), partners_T, reduction="none")
-    return (loss_T * (labels_B >= threshold).repeat(2)).mean()
+    return (loss_T * (labels_B >= _POSITIVE).repeat(2)).mean()
+
+
+def similarity_kl(student_TD: Tensor, teacher_TE: Tensor, temperature: float = 0.05) -> Tensor:
+    """KL(teacher || student) of the softmaxes of each text's cosines with the other texts, averaged over texts.
+
+    Similarities within the batch are compared, not vectors, as in SEED (arXiv 2101.04731), so that the teacher's width
+    may differ. No gradient flows to the teacher.
+
+    >>> student, teacher = torch.eye(3), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> similarity_kl(student, teacher, temperature=1.0)  # Halves, where two of the teacher's texts have e : 1.
+    tensor(0.0740)
+    """
+    check_rows(3, student=student_TD, teacher=teacher_TE)
+    others_TT = ~torch.eye(len(student_TD), dtype=torch.bool, device=student_TD.device)
+    student_TC, teacher_TC = (
+        cosine_matrix(vectors, vectors)[others_TT].view(len(vectors), -1) / temperature
+        for vectors in (student_TD, teacher_TE.detach())
+    )
+    return mean_kl(teacher_TC, student_TC)
+
+
+def _resolve_owners(owners_P: Tensor | None, anchors_BD: Tensor, positives_PD: Tensor) -> Tensor:
+    """Row number of each positive's anchor, shape (P,); None means that positive i is anchor i's."""
+    if owners_P is None:
+        check_rows(anchors=anchors_BD, positives=positives_PD)
+        return torch.arange(len(anchors_BD), device=anchors_BD.device)
+    check_rows(positives=positives_PD, owners=owners_P)
+    rows = sorted(set(owners_P.tolist()))
+    if rows != list(range(len(anchors_BD))):
+        came = f"{len(anchors_BD)} anchors, but {len(rows)} owners from {rows[0]} to {rows[-1]}"
+        raise BellmError(f"Got {came}. Each anchor needs a positive, each positive an anchor's row number.")
+    return owners_P
+
+
+def _owner_mask(owners_P: Tensor, num_anchors: int, num_candidates: int) -> Tensor:
+    """True where a candidate is a positive of the anchor, shape (B, C); hard negatives belong to no anchor."""
+    owned_BC = torch.zeros(num_anchors, num_candidates, dtype=torch.bool, device=owners_P.device)
+    owned_BC[owners_P, torch.arange(len(owners_P), device=owners_P.device)] = True
+    return owned_BC
 
 
 def _cross_entropy(target_P: Tensor, others_P: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Float32 cosines and input checks that all losses share.
+"""Cosines and divergences in float32, and input checks, that the losses share.
 
-Shapes: B anchors, P positives, C candidates (positives, then hard negatives), N and M texts, D width.
+Shapes: N and M texts, C candidates of each, D width.
 """
 
 from typing import Any, get_args
@@ -38,58 +38,21 @@ def row_cosines(left_ND: Tensor, right_ND: Tensor) -> Tensor:
     return (normalize(left_ND) * normalize(right_ND)).sum(-1)
 
 
-def check_rows(fewest: int = 1, /, **tensors: Tensor) -> None:
-    """Check that all tensors have equally many rows.
+def mean_kl(target_NC: Tensor, actual_NC: Tensor) -> Tensor:
+    """KL(target || actual) of the softmaxes of two rows of scores, averaged over rows."""
+    target_NC, actual_NC = upcast(target_NC).log_softmax(1), upcast(actual_NC).log_softmax(1)
+    return functional.kl_div(actual_NC, target_NC, reduction="batchmean", log_target=True)
 
-    Raises:
-        BellmError: They have not, or fewer than `fewest`.
-    """
+
+def check_rows(fewest: int = 1, /, **tensors: Tensor) -> None:
+    """Raise a BellmError unless all tensors have equally many rows, `fewest` or more."""
     counts = [len(tensor) for tensor in tensors.values()]
     if len(set(counts)) > 1 or counts[0] < fewest:
         came = ", ".join(f"{count} {name}" for name, count in zip(tensors, counts, strict=True))
         raise BellmError(f"Got {came}. This loss needs as many of each, and {fewest} or more.")
 
 
-def check_candidates(left_BC: Tensor, right_BC: Tensor) -> None:
-    """Check that two score matrices match and hold two candidates or more of one query or more.
-
-    Raises:
-        BellmError: They do not.
-    """
-    if left_BC.shape != right_BC.shape or not len(left_BC) or left_BC.shape[1] < 2:
-        came = f"{tuple(left_BC.shape)} and {tuple(right_BC.shape)}"
-        raise BellmError(f"Scores of shapes {came}. Give both a row a query, of two or more candidates.")
-
-
 def check_choice(name: str, choice: str, choices: Any) -> None:
-    """Check that a choice is one of a Literal's.
-
-    Raises:
-        BellmError: It is not.
-    """
+    """Raise a BellmError unless a choice is one of a Literal's."""
     if choice not in get_args(choices):
         raise BellmError(f"{name}={choice!r} is not known. Choose from {', '.join(get_args(choices))}.")
-
-
-def resolve_owners(owners_P: Tensor | None, anchors_BD: Tensor, positives_PD: Tensor) -> Tensor:
-    """Row number of each positive's anchor, shape (P,); None means that positive i is anchor i's.
-
-    Raises:
-        BellmError: There is an anchor without a positive, a positive without an anchor, or nothing at all.
-    """
-    if owners_P is None:
-        check_rows(anchors=anchors_BD, positives=positives_PD)
-        return torch.arange(len(anchors_BD), device=anchors_BD.device)
-    check_rows(positives=positives_PD, owners=owners_P)
-    rows = sorted(set(owners_P.tolist()))
-    if rows != list(range(len(anchors_BD))):
-        came = f"{len(anchors_BD)} anchors, but {len(rows)} owners from {rows[0]} to {rows[-1]}"
-        raise BellmError(f"Got {came}. Each anchor needs a positive, each positive an anchor's row number.")
-    return owners_P
-
-
-def owner_mask(owners_P: Tensor, num_anchors: int, num_candidates: int) -> Tensor:
-    """True where a candidate is a positive of the anchor, shape (B, C); hard negatives belong to no anchor."""
-    owned_BC = torch.zeros(num_anchors, num_candidates, dtype=torch.bool, device=owners_P.device)
-    owned_BC[owners_P, torch.arange(len(owners_P), device=owners_P.device)] = True
-    return owned_BC

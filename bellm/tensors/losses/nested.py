@@ -15,37 +15,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.loss_inputs import normalize
+from bellm.tensors.losses.loss_inputs import mean_kl, normalize
 
 Loss = Callable[..., Tensor]
 
 
-def over_dimensions(loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None) -> Loss:
+def over_dimensions(loss: Loss, dims: Sequence[int]) -> Loss:
     """The loss averaged over the first `dims` dimensions of its vectors: Matryoshka (arXiv 2205.13147, equation 1).
 
-    The paper sums where this takes the (weighted) mean, so that the learning rate keeps its meaning.
+    The paper sums where this takes the mean, so that the learning rate keeps its meaning.
 
     >>> from bellm.tensors.losses.contrastive import info_nce
     >>> nested = over_dimensions(info_nce, dims=[1, 2])
     >>> left, right = torch.tensor([[1.0, 0.0], [1.0, 9.0]]), torch.tensor([[1.0, 0.0], [1.0, 9.0]])
     >>> nested(left, right, temperature=1.0)  # The mean of log 2 and log(1 + e^-0.89).
     tensor(0.5187)
-
-    Args:
-        loss: A loss of vectors.
-        dims: Widths to which the vectors are truncated in turn.
-        weights: One for each width; equal by default.
-
-    Raises:
-        BellmError: No dims, one below 1, or weights that do not match; when called, vectors narrower than a dim.
     """
-    weights = [1.0] * len(dims) if weights is None else weights
-    if not dims or min(dims) < 1 or len(weights) != len(dims) or min(weights) < 0 or not any(weights):
-        raise BellmError(f"dims={list(dims)}, weights={list(weights)}: give one or more dims, and a weight for each.")
+    if not dims or min(dims) < 1:
+        raise BellmError(f"dims={list(dims)}: give one or more dims, each 1 or more.")
 
     def nested(*vectors: Any, **others: Any) -> Tensor:
-        losses = [weight * loss(*_truncate(vectors, dim), **others) for dim, weight in zip(dims, weights, strict=True)]
-        return torch.stack(losses).sum() / sum(weights)
+        return torch.stack([loss(*_truncate(vectors, dim), **others) for dim in dims]).mean()
 
     return nested
 
@@ -64,14 +54,6 @@ def espresso(loss: Loss, dims: int, *, temperature: float = 1.0) -> Loss:
     >>> stack = torch.eye(2).expand(3, 2, 2)
     >>> espresso(info_nce, dims=2)(stack, stack) < 1e-6
     tensor(True)
-
-    Args:
-        loss: A loss of vectors.
-        dims: Width of the truncated vectors.
-        temperature: Of `compression`.
-
-    Raises:
-        BellmError: When called: no stacks, stacks of different layers, or vectors narrower than `dims`.
     """
 
     def expressed(vectors: Sequence[Any], others: dict[str, Any]) -> Tensor:
@@ -82,7 +64,9 @@ def espresso(loss: Loss, dims: int, *, temperature: float = 1.0) -> Loss:
         layers = {len(part) for part in stacks if _is_vectors(part, 3)}
         if len(layers) != 1:
             raise BellmError(f"Stacks of {sorted(layers)} layers. Espresso needs (layers, texts, width), layers alike.")
-        *lower, last = [_layer(stacks, at) for at in range(layers.pop())]
+        *lower, last = (
+            [part[at] if _is_vectors(part, 3) else part for part in stacks] for at in range(layers.pop())
+        )
         total = loss(*last, **others) + expressed(last, others)
         for at, vectors in enumerate(lower):
             total = total + expressed(vectors, others) / (1 + log(1 + at)) / len(lower)
@@ -104,24 +88,11 @@ def compression(full_ND: Tensor, dims: int, *, temperature: float = 1.0) -> Tens
 
     >>> compression(torch.tensor([[4.0, 3.0, 0.0], [-8.0, 6.0, 0.0]]), dims=2) < 1e-6  # No third dimension to lose.
     tensor(True)
-
-    Args:
-        full_ND: All vectors of the batch.
-        dims: Width of the truncated vectors; missing components are zeros.
-        temperature: Divides the coordinates before the softmax.
-
-    Raises:
-        BellmError: Vectors narrower than `dims`.
     """
     (short_NK,) = _truncate([full_ND], dims)
     short_NK = normalize(short_NK)
     target_NK = normalize(_components(full_ND.detach(), dims))
-    divergence = functional.kl_div(
-        (short_NK / temperature).log_softmax(1),
-        (target_NK / temperature).log_softmax(1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    divergence = mean_kl(target_NK / temperature, short_NK / temperature)
     return functional.mse_loss(short_NK, target_NK) + temperature * divergence
 
 
@@ -130,6 +101,7 @@ def _components(full_ND: Tensor, dims: int) -> Tensor:
     unit_ND = normalize(full_ND)
     left_NR, lengths_R, _ = torch.linalg.svd(unit_ND, full_matrices=False)
     coordinates_NK = (left_NR * lengths_R)[:, :dims]
+    # Fewer texts than dims have fewer axes: the missing coordinates are zeros.
     coordinates_NK = functional.pad(coordinates_NK, (0, dims - coordinates_NK.shape[1]))
     flipped_K = (coordinates_NK * unit_ND[:, :dims]).sum(0) < 0
     return torch.where(flipped_K, -coordinates_NK, coordinates_NK)
@@ -140,10 +112,6 @@ def _truncate(vectors: Sequence[Any], dims: int) -> list[Any]:
     if not widths or min(widths) < dims:
         raise BellmError(f"Vectors of width {widths} have no first {dims} dimensions. Ask for fewer.")
     return [part[..., :dims] if _is_vectors(part, 2) else part for part in vectors]
-
-
-def _layer(stacks: Sequence[Any], at: int) -> list[Any]:
-    return [part[at] if _is_vectors(part, 3) else part for part in stacks]
 
 
 def _is_vectors(part: Any, fewest: int) -> bool:

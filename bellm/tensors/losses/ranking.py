@@ -1,9 +1,9 @@
-"""Pairwise ranking losses of rated pairs: CoSENT, AnglE, and AnglE's weighted sum.
+"""Pairwise ranking losses of rated pairs: CoSENT and AnglE's angle objective.
 
 A temperature divides similarities: 0.05 here is the scale of 20 by which other libraries multiply. Only the order of
 the labels counts, and pairs of equal labels are not compared.
 
-Shapes: B pairs or triplets, D width, H = D / 2 complex coordinates.
+Shapes: B pairs, D width, H = D / 2 complex coordinates.
 """
 
 from typing import Literal
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.contrastive import in_batch_graded, info_nce
 from bellm.tensors.losses.loss_inputs import check_choice, check_rows, normalize, row_cosines, upcast
 
 AngleForm = Literal["released", "published"]
 """AnglE's angle objective as its authors' code has it, or as their paper has it; see `angle`."""
 
 
-def cosent(left_BD: Tensor, right_BD: Tensor, labels_B: Tensor, *, temperature: float = 0.05) -> Tensor:
+def cosent(left_BD: Tensor, right_BD: Tensor, labels_B: Tensor, temperature: float = 0.05) -> Tensor:
     """Pairwise ranking loss that puts the cosines in the order of the labels.
 
     log(1 + sum of e^((cos_i - cos_j) / t) over pairs with label_i < label_j): CoSENT (Su 2022; doi
@@ -30,8 +29,11 @@ def cosent(left_BD: Tensor, right_BD: Tensor, labels_B: Tensor, *, temperature: 
     >>> cosent(left, right, torch.tensor([0.2, 0.9]))  # Equal cosines: log 2.
     tensor(0.6931)
 
-    Raises:
-        BellmError: No pairs, or not as many left, right and labels.
+    Args:
+        left_BD: Vectors of one text of each pair.
+        right_BD: Vectors of the other.
+        labels_B: Similarity scores of the pairs.
+        temperature: Divides the cosines.
     """
     check_rows(left=left_BD, right=right_BD, labels=labels_B)
     return _pairwise_ranking(row_cosines(left_BD, right_BD) / temperature, labels_B)
@@ -69,9 +71,6 @@ def angle(
         labels_B: Similarity scores of the pairs.
         temperature: Divides s or the angle. The released code's function has 1, its command line 0.05.
         form: The code's or the paper's.
-
-    Raises:
-        BellmError: No pairs, not as many left, right and labels, an odd width, or an unknown form.
     """
     check_choice("form", form, AngleForm)
     check_rows(left=left_BD, right=right_BD, labels=labels_B)
@@ -82,92 +81,6 @@ def angle(
         return _pairwise_ranking((real_BH + imaginary_BH).sum(1).abs() / temperature, labels_B)
     real_BH, imaginary_BH = _complex_quotient(upcast(left_BD), upcast(right_BD))
     return _pairwise_ranking(-torch.atan2(imaginary_BH, real_BH).abs().mean(1) / temperature, labels_B)
-
-
-def angle_sum(
-    left_BD: Tensor,
-    right_BD: Tensor,
-    labels_B: Tensor,
-    *,
-    cosine_w: float = 0.0,
-    ibn_w: float = 1.0,
-    angle_w: float = 0.02,
-    temperature: float = 0.05,
-    threshold: float = 0.5,
-    form: AngleForm = "released",
-) -> Tensor:
-    """AnglE's objective for rated pairs: cosine_w `cosent` + ibn_w `in_batch_graded` + angle_w `angle`.
-
-    Default weights are angle-emb 0.6.1's. (In 0.3.10 these names were accepted and ignored, and all weights were 1,
-    among them in BeLLM's published training command.)
-
-    >>> left, right = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
-    >>> angle_sum(left, right, torch.tensor([0.2, 0.9]), cosine_w=10.0, ibn_w=0.0, angle_w=0.0)
-    tensor(6.9315)
-
-    Args:
-        left_BD: Vectors of one text of each pair, of even width.
-        right_BD: Vectors of the other.
-        labels_B: Similarity scores of the pairs.
-        cosine_w: Weight of `cosent`.
-        ibn_w: Weight of `in_batch_graded`.
-        angle_w: Weight of `angle`.
-        temperature: Of all three.
-        threshold: The least label of a positive pair in `in_batch_graded`.
-        form: Of `angle`.
-
-    Raises:
-        BellmError: As `angle`.
-    """
-    cosines = cosent(left_BD, right_BD, labels_B, temperature=temperature)
-    in_batch = in_batch_graded(left_BD, right_BD, labels_B, temperature=temperature, threshold=threshold)
-    angles = angle(left_BD, right_BD, labels_B, temperature=temperature, form=form)
-    return cosine_w * cosines + ibn_w * in_batch + angle_w * angles
-
-
-def angle_sum_of_triplets(
-    anchors_BD: Tensor,
-    positives_BD: Tensor,
-    negatives_BD: Tensor,
-    *,
-    cosine_w: float = 0.0,
-    ibn_w: float = 1.0,
-    cln_w: float = 1.0,
-    angle_w: float = 0.02,
-    temperature: float = 0.05,
-    form: AngleForm = "released",
-) -> Tensor:
-    """AnglE's objective for triplets: anchor and positive are a pair of label 1, anchor and negative one of label 0.
-
-    (ibn_w `info_nce` of anchors and positives + cln_w `info_nce` with the negatives too) / 2 + angle_w `angle` +
-    cosine_w `cosent`, the last two over all 2B pairs. Default weights are angle-emb 0.6.1's.
-
-    >>> anchors, positives, negatives = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 3.0]]])
-    >>> angle_sum_of_triplets(anchors, positives, negatives, angle_w=0.0, temperature=1.0)  # log(1 + e^-1) / 2.
-    tensor(0.1566)
-
-    Args:
-        anchors_BD: Vectors of even width.
-        positives_BD: One for each anchor.
-        negatives_BD: One for each anchor.
-        cosine_w: Weight of `cosent`.
-        ibn_w: Weight of `info_nce` without the negatives.
-        cln_w: Weight of `info_nce` with the negatives.
-        angle_w: Weight of `angle`.
-        temperature: Of all terms.
-        form: Of `angle`.
-
-    Raises:
-        BellmError: No triplets, not one positive and one negative an anchor, or an odd width.
-    """
-    check_rows(anchors=anchors_BD, positives=positives_BD, negatives=negatives_BD)
-    left_TD, right_TD = anchors_BD.repeat(2, 1), torch.cat([positives_BD, negatives_BD])
-    labels_T = torch.arange(len(left_TD), device=left_TD.device) < len(anchors_BD)
-    in_batch = info_nce(anchors_BD, positives_BD, temperature=temperature)
-    with_negatives = info_nce(anchors_BD, positives_BD, negatives_BD, temperature=temperature)
-    cosines = cosent(left_TD, right_TD, labels_T, temperature=temperature)
-    angles = angle(left_TD, right_TD, labels_T, temperature=temperature, form=form)
-    return (ibn_w * in_batch + cln_w * with_negatives) / 2 + angle_w * angles + cosine_w * cosines
 
 
 def _pairwise_ranking(scores_B: Tensor, labels_B: Tensor) -> Tensor:

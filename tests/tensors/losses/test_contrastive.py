@@ -1,17 +1,19 @@
-"""InfoNCE losses against loops in float64, closed forms and sentence-transformers."""
+"""Losses over a batch against loops in float64, closed forms, scipy and sentence-transformers."""
 
 from math import exp, log
 
 import pytest
 import torch
+from scipy.stats import entropy
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.contrastive import in_batch_graded, info_nce
+from bellm.tensors.losses.contrastive import in_batch_graded, info_nce, similarity_kl
 
 ANCHORS, POSITIVES, NEGATIVES = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+WIDE = torch.randn(5, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 OWNERS = torch.tensor([2, 0, 1, 1, 0])  # Five positives of three anchors.
 
 
@@ -122,11 +124,32 @@ def test_graded_labels_are_neither_cut_to_zero_nor_multiply_rows() -> None:
         assert (loss > 0) == is_positive
         assert left.grad is not None
         assert left.grad.any() == is_positive
-    assert in_batch_graded(ANCHORS, POSITIVES, torch.full((5,), 3.0), threshold=4.0) == 0
 
 
 def test_one_pair_alone_is_certain() -> None:
     assert in_batch_graded(ANCHORS[:1], POSITIVES[:1], torch.ones(1)) == 0
+
+
+def test_similarity_kl_is_scipy_s_entropy_over_the_other_texts() -> None:
+    wanted = 0.0
+    for row in range(5):
+        others = [at for at in range(5) if at != row]
+        shares = [
+            (cosine_similarity(vectors[[row]], vectors[others]) / 0.2).softmax(0).numpy() for vectors in (WIDE, ANCHORS)
+        ]
+        wanted += entropy(*shares) / 5
+    assert float(similarity_kl(ANCHORS, WIDE, temperature=0.2)) == pytest.approx(wanted)
+
+
+def test_only_the_student_learns_until_it_is_the_teacher() -> None:
+    student, teacher = ANCHORS.clone().requires_grad_(), POSITIVES.clone().requires_grad_()
+    similarity_kl(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert (student.grad.norm(dim=1) > 1e-3).all()
+    assert float(similarity_kl(POSITIVES, POSITIVES)) == pytest.approx(0, abs=1e-12)
+    with torch.no_grad():
+        assert similarity_kl(ANCHORS - 0.01 * student.grad, POSITIVES) < similarity_kl(ANCHORS, POSITIVES)
 
 
 def test_what_does_not_go_together_is_refused() -> None:
@@ -143,3 +166,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         in_batch_graded(ANCHORS, POSITIVES, torch.ones(4))
     with pytest.raises(BellmError, match="0 left"):
         in_batch_graded(ANCHORS[:0], POSITIVES[:0], torch.ones(0))
+    with pytest.raises(BellmError, match="2 student, 2 teacher"):
+        similarity_kl(ANCHORS[:2], WIDE[:2])
+    with pytest.raises(BellmError, match="5 student, 4 teacher"):
+        similarity_kl(ANCHORS, WIDE[:4])

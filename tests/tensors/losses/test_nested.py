@@ -1,7 +1,6 @@
 """Nested losses against sums written out and an eigendecomposition."""
 
 from math import log
-from typing import Any
 
 import pytest
 import torch
@@ -37,8 +36,6 @@ def compression_of(full: Tensor, dims: int, temperature: float, target: Tensor |
 def test_over_dimensions_is_the_mean_over_prefixes() -> None:
     parts = [info_nce(*(part[:, :dim] for part in (ANCHORS, POSITIVES, NEGATIVES))) for dim in (2, 5, 8)]
     torch.testing.assert_close(over_dimensions(info_nce, [2, 5, 8])(ANCHORS, POSITIVES, NEGATIVES), sum(parts) / 3)
-    weighted = over_dimensions(info_nce, [2, 5, 8], weights=[1, 2, 5])(ANCHORS, POSITIVES, NEGATIVES)
-    torch.testing.assert_close(weighted, (parts[0] + 2 * parts[1] + 5 * parts[2]) / 8)
 
 
 def test_labels_settings_and_nothing_are_passed_on() -> None:
@@ -126,12 +123,10 @@ def test_a_single_layer_has_no_lower_ones() -> None:
     torch.testing.assert_close(espresso(info_nce, 3)(*last), wanted)
 
 
-@pytest.mark.parametrize(
-    ("dims", "weights"), [([], None), ([0, 4], None), ([2, 4], [1.0]), ([2], [0.0]), ([2, 4], [2.0, -1.0])]
-)
-def test_dims_and_weights_without_meaning_are_refused(dims: list[int], weights: Any) -> None:
+@pytest.mark.parametrize("dims", [[], [0, 4]])
+def test_dims_without_meaning_are_refused(dims: list[int]) -> None:
     with pytest.raises(BellmError, match="give one or more dims"):
-        over_dimensions(info_nce, dims, weights)
+        over_dimensions(info_nce, dims)
 
 
 def test_vectors_that_do_not_fit_are_refused() -> None:

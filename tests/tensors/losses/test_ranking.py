@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from bellm.errors import BellmError
-from bellm.tensors.losses.contrastive import in_batch_graded, info_nce
-from bellm.tensors.losses.ranking import AngleForm, angle, angle_sum, angle_sum_of_triplets, cosent
+from bellm.tensors.losses.ranking import AngleForm, angle, cosent
 
-LEFT, RIGHT, OTHER = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LEFT, RIGHT = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0.2, 5.0, 0.2, 0.9, 0.0, 5.0], dtype=torch.float64)  # With ties.
 
 
@@ -111,51 +110,13 @@ def test_published_angle_of_empty_coordinates_has_a_gradient() -> None:
     assert left.grad.isfinite().all()
 
 
-def test_no_weight_of_the_sum_is_swallowed() -> None:
-    terms = {
-        "cosine_w": cosent(LEFT, RIGHT, LABELS),
-        "ibn_w": in_batch_graded(LEFT, RIGHT, LABELS),
-        "angle_w": angle(LEFT, RIGHT, LABELS),
-    }
-    for name, term in terms.items():
-        weights = {**dict.fromkeys(terms, 0.0), name: 35.0}
-        torch.testing.assert_close(angle_sum(LEFT, RIGHT, LABELS, **weights), 35 * term)
-        assert term > 0.1
-    torch.testing.assert_close(angle_sum(LEFT, RIGHT, LABELS), terms["ibn_w"] + 0.02 * terms["angle_w"])
-
-
-def test_the_sum_hands_on_its_settings() -> None:
-    found = angle_sum(LEFT, RIGHT, LABELS, cosine_w=2, temperature=0.3, threshold=0.1, form="published")
-    wanted = 2 * cosent(LEFT, RIGHT, LABELS, temperature=0.3)
-    wanted = wanted + in_batch_graded(LEFT, RIGHT, LABELS, temperature=0.3, threshold=0.1)
-    wanted = wanted + 0.02 * angle(LEFT, RIGHT, LABELS, temperature=0.3, form="published")
-    torch.testing.assert_close(found, wanted)
-
-
-def test_no_weight_of_the_sum_of_triplets_is_swallowed() -> None:
-    left, right, labels = LEFT.repeat(2, 1), torch.cat([RIGHT, OTHER]), torch.tensor([1] * 6 + [0] * 6)
-    terms = {
-        "cosine_w": written_out(cosine_similarity(left, right) / 0.05, labels),
-        "ibn_w": info_nce(LEFT, RIGHT) / 2,
-        "cln_w": info_nce(LEFT, RIGHT, OTHER) / 2,
-        "angle_w": angle(left, right, labels),
-    }
-    for name, term in terms.items():
-        weights = {**dict.fromkeys(terms, 0.0), name: 35.0}
-        torch.testing.assert_close(angle_sum_of_triplets(LEFT, RIGHT, OTHER, **weights), 35 * term)
-    wanted = terms["ibn_w"] + terms["cln_w"] + 0.02 * terms["angle_w"]
-    torch.testing.assert_close(angle_sum_of_triplets(LEFT, RIGHT, OTHER), wanted)
-
-
 def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(BellmError, match="width 7"):
         angle(LEFT[:, :7], RIGHT[:, :7], LABELS)
     with pytest.raises(BellmError, match=r"form='arccos' is not known\. Choose from released, published"):
         angle(LEFT, RIGHT, LABELS, form="arccos")  # type: ignore[arg-type]
-    for loss in (cosent, angle, angle_sum):
+    for loss in (cosent, angle):
         with pytest.raises(BellmError, match="6 left, 5 right"):
             loss(LEFT, RIGHT[:5], LABELS)
         with pytest.raises(BellmError, match="0 left"):
             loss(LEFT[:0], RIGHT[:0], LABELS[:0])
-    with pytest.raises(BellmError, match="6 anchors, 6 positives, 5 negatives"):
-        angle_sum_of_triplets(LEFT, RIGHT, OTHER[:5])
