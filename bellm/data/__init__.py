@@ -1,24 +1,19 @@
-"""Published data sets, from a folder or from the Hub: STS, classification, retrieval and C-STS."""
+"""Published data sets, from a folder or from the Hub: STS, classification and retrieval."""
 
 from bellm.data.classification import CLASSIFICATION_SOURCES, LabeledTexts, read_classification
-from bellm.data.csts import CSTS_SOURCES, CSTSPairs, read_csts, read_csts_file
 from bellm.data.retrieval import RETRIEVAL_SOURCES, RetrievalData, read_beir_folder, read_retrieval
 from bellm.data.sts import STS_SOURCES, STSPairs, clean_text, read_sts
 
 __all__ = [
     "CLASSIFICATION_SOURCES",
-    "CSTS_SOURCES",
     "RETRIEVAL_SOURCES",
     "STS_SOURCES",
-    "CSTSPairs",
     "LabeledTexts",
     "RetrievalData",
     "STSPairs",
     "clean_text",
     "read_beir_folder",
     "read_classification",
-    "read_csts",
-    "read_csts_file",
     "read_retrieval",
     "read_sts",
 ]

@@ -60,11 +60,11 @@ def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
         folder: Holds `transfer/MR/rt-polarity.pos` and their like.
 
     Raises:
-        BellmError: There is no task of that name.
-        SourceError: The task is absent, or a line cannot be read.
+        BellmError: There is no task of that name, it is absent, or a line cannot be read.
     """
     source = sources.find_source(name, CLASSIFICATION_SOURCES, "transfer task")
-    path = sources.require_folder(folder, source)
+    path = sources.data_folder(folder, source)
+    assert path is not None, "none of these is on the Hub"
     rows: list[_Row] = []
     split: dict[Part, range] = {}
     for part, files in _FILES[name].items():
@@ -138,5 +138,5 @@ _FILES: dict[str, dict[Part | None, dict[str, _Parser]]] = {
     },
 }
 
-CLASSIFICATION_SOURCES = sources.by_name(*(DataSource(name, _ADDRESS, hub="") for name in _FILES))
+CLASSIFICATION_SOURCES = sources.by_name(*(DataSource(name, _ADDRESS) for name in _FILES))
 """By the name of the task, in the order in which papers show them."""

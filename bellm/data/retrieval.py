@@ -55,11 +55,10 @@ def read_retrieval(name: str, folder: Path | None = None) -> RetrievalData:
             `scifact/beir/`.
 
     Raises:
-        BellmError: There is no collection of that name.
-        SourceError: The collection is absent, or a line cannot be read.
+        BellmError: There is no collection of that name, it is absent, or a line cannot be read.
     """
     source = sources.find_source(name, RETRIEVAL_SOURCES, "collection")
-    path = sources.data_folder(folder)
+    path = sources.data_folder(folder, source)
     if path is None:
         return _from_hub(source)
     corpus = f"{name.lower()}/derived/corpus.jsonl"
@@ -74,7 +73,7 @@ def read_beir_folder(folder: Path) -> RetrievalData:
     Raises:
         SourceError: A file is missing, or a line cannot be read.
     """
-    source = DataSource(folder.resolve().name, "https://github.com/beir-cellar/beir", hub="")
+    source = DataSource(folder.resolve().name, "https://github.com/beir-cellar/beir")
     return _from_folder(folder, "corpus.jsonl", "", source)
 
 

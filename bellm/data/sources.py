@@ -23,7 +23,7 @@ class DataSource:
     name: str
     address: str
     """Of the original files."""
-    hub: str
+    hub: str = ""
     """Repository of a copy on the Hub; empty where there is none."""
     revision: str = "main"
     """Of that copy."""
@@ -42,33 +42,19 @@ def by_name(*sources: DataSource) -> dict[str, DataSource]:
 
 
 def find_source(name: str, known: Mapping[str, DataSource], kind: str) -> DataSource:
-    """The source of that name; `kind` is what such sources are called.
-
-    Raises:
-        BellmError: There is none of that name.
-    """
+    """The source of that name; `kind` is what such sources are called."""
     if name not in known:
         raise BellmError(f"There is no {kind} {name!r}. Choose from {', '.join(known)}.")
     return known[name]
 
 
-def require_folder(folder: Path | None, source: DataSource) -> Path:
-    """The folder of a set that has no copy on the Hub; errors as in `data_folder`, also where no folder is named."""
-    path = data_folder(folder)
-    if path is None:
-        need = f"{source.name} needs a folder of data sets (--data, {VARIABLE})"
-        raise SourceError(f"{need}. Get it from {source.address}.")
-    return path
-
-
-def data_folder(folder: Path | None) -> Path | None:
-    """The folder that sets are read from, or None for the Hub.
-
-    Raises:
-        SourceError: A folder is named, and is not there.
-    """
+def data_folder(folder: Path | None, source: DataSource) -> Path | None:
+    """The folder that a set is read from, or None for its copy on the Hub."""
     if folder is None and not os.environ.get(VARIABLE):
-        return None
+        if source.hub:
+            return None
+        need = f"{source.name} needs a folder of data sets (--data, {VARIABLE}): it is not on the Hub"
+        raise SourceError(f"{need}. Get it from {source.address}.")
     path = Path(os.environ[VARIABLE]) if folder is None else folder
     if not path.is_dir():
         raise SourceError(f"{path} ({VARIABLE if folder is None else '--data'}) is not a folder of data sets.")
@@ -76,11 +62,7 @@ def data_folder(folder: Path | None) -> Path | None:
 
 
 def require_file(folder: Path, path: str, source: DataSource) -> Path:
-    """The file of a set in a folder.
-
-    Raises:
-        SourceError: It is not there.
-    """
+    """The file of a set in a folder, which must be there."""
     file = folder / path
     if not file.is_file():
         hub = f", or name no folder (--data, {VARIABLE}): {source.hub} then comes from the Hub" if source.hub else ""
@@ -89,24 +71,14 @@ def require_file(folder: Path, path: str, source: DataSource) -> Path:
 
 
 def read_lines(file: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
-    """Read lines without their ends, which are as in `RowFile.lines`.
-
-    Raises:
-        SourceError: The file cannot be read, or a line is in another encoding.
-    """
+    """Read lines without their ends, which are as in `RowFile.lines`; each must be in the encoding."""
     for row in RowFile(str(file)).lines(encoding, strict=True):
         yield TextLine(f"{file}, {row.place}", row.cells)
 
 
 def fetch_from_hub(source: DataSource, *, split: str, config: str | None = None) -> Any:
-    """A split of a set from the Hub, as a `datasets.Dataset`.
-
-    Raises:
-        SourceError: The set is not on the Hub, cannot be fetched, or datasets is not installed.
-    """
+    """A split of a set from the Hub, as a `datasets.Dataset`."""
     advice = f"Give a folder that has it (--data, {VARIABLE}); the original is at {source.address}."
-    if not source.hub:
-        raise SourceError(f"{source.name} is not on the Hub. {advice}")
     try:
         from datasets import load_dataset
     except ImportError as error:

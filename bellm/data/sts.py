@@ -1,13 +1,18 @@
-"""Semantic textual similarity, pairs of sentences with gold ratings: STS 2012 to 2016, STS-Benchmark and SICK.
+"""Semantic textual similarity, pairs of sentences with gold ratings: STS 2012 to 2016, STS-Benchmark, SICK and C-STS.
 
 Texts are those of the original files, unchanged. SentEval's own download is Moses-tokenised and partly lower-cased, so
 that papers which use it score slightly other texts.
+
+C-STS (Deshpande et al. 2023, arXiv 2305.15093) rates how alike two sentences are under a condition. It is given on
+request only, so that a user reads a copy of their own. The labels of its test part are hidden: the validation part is
+read. Each sentence is followed by the condition, as the paper's bi-encoder has them (`get_preprocessing_function` in
+utils/sts/dataset_preprocessing.py of its code), with a space in place of a masked language model's separator.
 
 Shapes: N pairs.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +23,12 @@ from numpy.typing import NDArray
 from bellm.data import sources
 from bellm.data.sources import DataSource, TextLine
 from bellm.errors import SourceError
+from bellm.io.rows import RowFile
 
 _SEMEVAL = "http://ixa2.si.ehu.eus/stswiki"
 _BENCHMARK = ("mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831")
 _SICK = "http://alt.qcri.org/semeval2014/task1"
+_CSTS = "C-STS"
 
 STS_SOURCES = sources.by_name(
     DataSource("STS12", _SEMEVAL, "mteb/sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384"),
@@ -32,8 +39,9 @@ STS_SOURCES = sources.by_name(
     DataSource("STSBenchmark", _SEMEVAL, *_BENCHMARK),
     DataSource("STSBenchmark-dev", _SEMEVAL, *_BENCHMARK),
     DataSource("STSBenchmark-train", _SEMEVAL, *_BENCHMARK),
-    DataSource("SICK-R", _SICK, ""),
+    DataSource("SICK-R", _SICK),
     DataSource("SICK-R-full", _SICK, "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
+    DataSource(_CSTS, "https://github.com/princeton-nlp/c-sts"),
 )
 """By the name of the set; copies on the Hub as mteb 2.26 pins them. Its copy of SICK does not tell the 4927 test pairs
 from the others."""
@@ -49,6 +57,7 @@ PARTS = {
 
 _SICK_FILES = ("SICK_test_annotated.txt", "SICK_train.txt", "SICK_trial.txt")
 _SICK_COLUMNS = ["pair_ID", "sentence_A", "sentence_B", "relatedness_score"]
+_CSTS_COLUMNS = ("sentence1", "sentence2", "condition", "label")
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class STSPairs:
     left: tuple[str, ...]
     right: tuple[str, ...]
     gold_N: NDArray[np.float64]
-    """Mean rating of people: 0 to 5, SICK's 1 to 5."""
+    """Mean rating of people: 0 to 5, those of SICK and C-STS 1 to 5."""
     parts: tuple[str, ...]
     """Sub-set of each pair, such as MSRpar, in the STS sets of a folder; elsewhere the name of the set."""
 
@@ -76,21 +85,21 @@ def read_sts(name: str, folder: Path | None = None, *, clean: bool = False) -> S
 
     Args:
         name: `STS12` to `STS16` (SentEval's `all`: sub-sets one after the other), `STSBenchmark` (test),
-            `STSBenchmark-dev`, `STSBenchmark-train`, `SICK-R` (SentEval's 4927 test pairs) or `SICK-R-full`
-            (MTEB's 9927: test, train and trial).
-        folder: Holds `sts/STS12-en-test/`, `stsbenchmark/sts-test.csv`, `sick/SICK_train.txt` and their like.
-        clean: Give the texts as the papers do, see `clean_text`.
+            `STSBenchmark-dev`, `STSBenchmark-train`, `SICK-R` (SentEval's 4927 test pairs), `SICK-R-full` (MTEB's
+            9927: test, train and trial) or `C-STS` (validation).
+        folder: Holds `sts/STS12-en-test/`, `stsbenchmark/sts-test.csv`, `sick/SICK_train.txt`,
+            `csts/csts_validation.csv` and their like.
+        clean: Give the texts as the papers do, see `clean_text`; those of C-STS stay.
 
     Raises:
-        BellmError: There is no set of that name.
-        SourceError: The set is absent, or a line cannot be read.
+        BellmError: There is no set of that name, it is absent, or a line cannot be read.
     """
     source = sources.find_source(name, STS_SOURCES, "set of pairs")
-    path = sources.data_folder(folder)
+    path = sources.data_folder(folder, source)
     rows = list(_from_hub(source) if path is None else _from_folder(path, source))
     if not rows:
         raise SourceError(f"{name} holds no rated pairs. Get it from {source.address}.")
-    change = clean_text if clean else str
+    change = clean_text if clean and name != _CSTS else str
     return STSPairs(
         name,
         tuple(change(row.left) for row in rows),
@@ -125,6 +134,8 @@ def _from_folder(folder: Path, source: DataSource) -> Iterator[_Row]:
         split = name.removeprefix("STSBenchmark-") if "-" in name else "test"
         for line in sources.read_lines(sources.require_file(folder, f"stsbenchmark/sts-{split}.csv", source)):
             yield _row(line, (5, 6, 4), name)
+    elif name == _CSTS:
+        yield from _conditional(sources.require_file(folder, "csts/csts_validation.csv", source))
     else:
         for file in _SICK_FILES[:1] if name == "SICK-R" else _SICK_FILES:
             header, *rows = sources.read_lines(sources.require_file(folder, f"sick/{file}", source))
@@ -143,6 +154,20 @@ def _semeval(folder: Path, path: str, part: str, source: DataSource) -> Iterator
         if gold.text.strip():
             left, right = _cells(pair, (0, 1))
             yield _Row(left, right, _rating(gold.place, gold.text), part)
+
+
+def _conditional(file: Path) -> Iterator[_Row]:
+    """The pairs of C-STS, each sentence with the condition behind it."""
+
+    def select(header: Sequence[str]) -> Sequence[str]:
+        if missing := [column for column in _CSTS_COLUMNS if column not in header]:
+            raise SourceError(f"no column {missing[0]}. A C-STS file has {', '.join(_CSTS_COLUMNS)}.")
+        return _CSTS_COLUMNS
+
+    for row in RowFile(str(file)).rows(select, strict=True):
+        *sentences, condition, label = (row.cells[column] for column in _CSTS_COLUMNS)
+        left, right = (f"{sentence.strip()} {condition.strip()}" for sentence in sentences)
+        yield _Row(left, right, _rating(f"{file}, {row.place}", label, lowest=1), _CSTS)
 
 
 def _from_hub(source: DataSource) -> Iterator[_Row]:
@@ -165,11 +190,11 @@ def _cells(line: TextLine, columns: tuple[int, ...]) -> list[str]:
     return [cells[column] for column in columns]
 
 
-def _rating(place: str, cell: str | float | None) -> float:
+def _rating(place: str, cell: str | float | None, lowest: int = 0) -> float:
     try:
         rating = float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         rating = math.nan
-    if not 0 <= rating <= 5:
-        raise SourceError(f"{place}: {cell!r} is no rating from 0 to 5.")
+    if not lowest <= rating <= 5:
+        raise SourceError(f"{place}: {cell!r} is no rating from {lowest} to 5.")
     return rating

@@ -72,6 +72,7 @@ STS_TASKS = (
     ),
     STSTask("SICK-R-full"),
     STSTask("STSBenchmark-dev", is_test_set=False),
+    STSTask("C-STS", is_test_set=False),
 )
 
 

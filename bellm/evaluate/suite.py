@@ -9,7 +9,6 @@ from typing import Any
 from bellm.data import STSPairs
 from bellm.errors import BellmError, BellmWarning
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
-from bellm.evaluate.csts_task import CSTS_TASKS
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
 from bellm.evaluate.results import Report, Run, TaskResult
 from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS
@@ -20,7 +19,7 @@ from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
 from bellm.types import Embedder, InputType, Vectors
 
-TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS, *CSTS_TASKS)
+TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS)
 """The tasks that have a name."""
 
 STS, TRANSFER = (

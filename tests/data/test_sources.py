@@ -23,21 +23,21 @@ def texts(file: Path, encoding: str = "utf-8") -> list[str]:
 def test_a_named_folder_comes_before_the_variable_and_the_hub_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sources.data_folder(None) is None
+    assert sources.data_folder(None, BIRDS) is None
     monkeypatch.setenv("BELLM_DATA", str(tmp_path))
-    assert sources.data_folder(None) == tmp_path
+    assert sources.data_folder(None, BIRDS) == tmp_path
     (tmp_path / "named").mkdir()
-    assert sources.data_folder(tmp_path / "named") == tmp_path / "named"
+    assert sources.data_folder(tmp_path / "named", BIRDS) == tmp_path / "named"
     monkeypatch.setenv("BELLM_DATA", "")
-    assert sources.data_folder(None) is None
+    assert sources.data_folder(None, BIRDS) is None
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match=r"nowhere \(--data\) is not a folder"):
-        sources.data_folder(tmp_path / "nowhere")
+        sources.data_folder(tmp_path / "nowhere", BIRDS)
     monkeypatch.setenv("BELLM_DATA", str(tmp_path / "gone"))
     with pytest.raises(SourceError, match=r"gone \(BELLM_DATA\) is not a folder"):
-        sources.data_folder(None)
+        sources.data_folder(None, BIRDS)
 
 
 def test_an_absent_set_is_named_with_every_way_to_get_it(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_absent_set_is_named_with_every_way_to_get_it(tmp_path: Path) -> None
         assert part in message
     assert "\n" not in message
     with pytest.raises(SourceError) as caught:
-        sources.require_file(tmp_path, "birds/test.csv", DataSource("Birds", "https://example.org/birds", hub=""))
+        sources.require_file(tmp_path, "birds/test.csv", DataSource("Birds", "https://example.org/birds"))
     assert "Hub" not in str(caught.value)
 
 
@@ -96,8 +96,8 @@ def test_a_set_that_cannot_be_fetched_says_so_in_one_line() -> None:
 
 
 def test_a_set_without_a_copy_on_the_hub_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match=r"Birds is not on the Hub\. Give a folder"):
-        sources.fetch_from_hub(DataSource("Birds", "https://example.org/birds", hub=""), split="test")
+    with pytest.raises(SourceError, match=r"Birds needs a folder .*: it is not on the Hub\. Get it from https"):
+        sources.data_folder(None, DataSource("Birds", "https://example.org/birds"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SourceError, match=r"pip install 'bellm\[evaluate\]'"):
         sources.fetch_from_hub(BIRDS, split="test")

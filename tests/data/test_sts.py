@@ -170,7 +170,7 @@ def test_absent_and_unknown_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BellmError, match=r"no set of pairs 'STS17'\. Choose from STS12, STS13"):
         read_sts("STS17", tmp_path)
     monkeypatch.delenv("BELLM_DATA", raising=False)
-    with pytest.raises(SourceError, match="SICK-R is not on the Hub"):
+    with pytest.raises(SourceError, match="SICK-R needs a folder .*: it is not on the Hub"):
         read_sts("SICK-R")
 
 
@@ -186,3 +186,66 @@ def test_a_copy_on_the_hub_is_read_by_its_columns(tmp_path: Path, monkeypatch: p
     found = read_sts("STSBenchmark-dev", clean=True)
     assert (found.left, found.right, found.gold_N.tolist()) == (("A bus came.",), ("A coach came.",), [3.25])
     assert found.parts == ("STSBenchmark-dev",)
+
+
+CSTS_COLUMNS = ("sentence1", "sentence2", "condition", "label")
+CSTS_ROWS = [
+    ["A man rows a boat.", "A boat is rowed, \nslowly.", "The speed of the boat.", "2"],
+    ['A girl says "no".', "Two girls sing.", "The number of girls.", "1.0"],
+]
+
+
+def csts(folder: Path, rows: list[list[str]], header: tuple[str, ...] = CSTS_COLUMNS) -> Path:
+    (folder / "csts").mkdir(exist_ok=True)
+    with (folder / "csts" / "csts_validation.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return folder
+
+
+def test_conditional_pairs_come_with_their_conditions(tmp_path: Path) -> None:
+    found = read_sts("C-STS", csts(tmp_path, CSTS_ROWS), clean=True)
+    assert found.left == ("A man rows a boat. The speed of the boat.", 'A girl says "no". The number of girls.')
+    assert found.right == (
+        "A boat is rowed, \nslowly. The speed of the boat.",
+        "Two girls sing. The number of girls.",
+    )
+    assert found.gold_N.tolist() == [2.0, 1.0]
+
+
+def test_columns_of_conditional_pairs_are_known_by_their_names(tmp_path: Path) -> None:
+    rows = [[row[3], "7", row[2], row[1], row[0]] for row in CSTS_ROWS]
+    found = read_sts("C-STS", csts(tmp_path, rows, ("label", "id", "condition", "sentence2", "sentence1")))
+    assert found.left[0] == "A man rows a boat. The speed of the boat."
+    assert found.gold_N.tolist() == [2.0, 1.0]
+    with pytest.raises(SourceError, match=r"no column condition\. A C-STS file has sentence1, sentence2, condition"):
+        read_sts("C-STS", csts(tmp_path, CSTS_ROWS, ("sentence1", "sentence2", "aspect", "label")))
+
+
+@pytest.mark.parametrize(
+    ("cells", "problem"),
+    [
+        (["one", "two", "three", "-1"], "line 4: '-1' is no rating from 1 to 5"),  # As in the hidden test part.
+        (["one", "two", "three", ""], "line 4: '' is no rating"),
+        (["one", "two", "three", "0"], "line 4: '0' is no rating from 1 to 5"),
+        (["one", "two", "three", "high"], "line 4: 'high' is no rating"),
+        (["one", "two", "three"], "line 4: 3 cells, but the header has 4"),
+    ],
+)
+def test_a_bad_conditional_row_is_named(cells: list[str], problem: str, tmp_path: Path) -> None:
+    csts(tmp_path, [CSTS_ROWS[0], cells])
+    with pytest.raises(SourceError, match=rf"csts_validation\.csv, {problem}"):
+        read_sts("C-STS", tmp_path)
+
+
+def test_unreadable_and_absent_conditional_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError, match="holds no rated pairs"):
+        read_sts("C-STS", csts(tmp_path, []))
+    file = csts(tmp_path, CSTS_ROWS) / "csts" / "csts_validation.csv"
+    file.write_text(file.read_text() + 'one,two,"three,4\n')
+    with pytest.raises(SourceError, match=r"csts_validation\.csv, line 5: unexpected end of data"):
+        read_sts("C-STS", tmp_path)
+    monkeypatch.delenv("BELLM_DATA", raising=False)
+    with pytest.raises(SourceError, match=r"C-STS needs a folder of data sets \(--data, BELLM_DATA\).*c-sts"):
+        read_sts("C-STS")
+    with pytest.raises(SourceError, match=r"C-STS is not in .*: no file csts/csts_validation\.csv"):
+        read_sts("C-STS", tmp_path / "csts")
