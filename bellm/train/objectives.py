@@ -142,8 +142,8 @@ class AutoObjective:
 class AnglE:
     """Weighted sum of CoSENT, in-batch negatives and a ranking loss of angles in complex space (arXiv 2309.12871).
 
-    L = cosine * `cosent` + in_batch * `in_batch_graded` + angle * `angle`. Of triplets, anchor and positive are a pair of
-    label 1, anchor and negative one of label 0, and `in_batch` weighs the mean of `info_nce` without and with the
+    L = cosine * `cosent` + in_batch * `in_batch_graded` + angle * `angle`. Of triplets, anchor and positive are a pair
+    of label 1, anchor and negative one of label 0, and `in_batch` weighs the mean of `info_nce` without and with the
     negatives. Default weights are angle-emb 0.6.1's. (In 0.3.10 its weights were accepted and ignored, and all were 1,
     among them in BeLLM's published training command.)
 

@@ -170,7 +170,7 @@ def test_absent_and_unknown_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BellmError, match=r"no set of pairs 'STS17'\. Choose from STS12, STS13"):
         read_sts("STS17", tmp_path)
     monkeypatch.delenv("BELLM_DATA", raising=False)
-    with pytest.raises(SourceError, match="SICK-R needs a folder .*: it is not on the Hub"):
+    with pytest.raises(SourceError, match=r"SICK-R needs a folder .*: it is not on the Hub"):
         read_sts("SICK-R")
 
 

@@ -64,9 +64,7 @@ def espresso(loss: Loss, dims: int, *, temperature: float = 1.0) -> Loss:
         layers = {len(part) for part in stacks if _is_vectors(part, 3)}
         if len(layers) != 1:
             raise BellmError(f"Stacks of {sorted(layers)} layers. Espresso needs (layers, texts, width), layers alike.")
-        *lower, last = (
-            [part[at] if _is_vectors(part, 3) else part for part in stacks] for at in range(layers.pop())
-        )
+        *lower, last = ([part[at] if _is_vectors(part, 3) else part for part in stacks] for at in range(layers.pop()))
         total = loss(*last, **others) + expressed(last, others)
         for at, vectors in enumerate(lower):
             total = total + expressed(vectors, others) / (1 + log(1 + at)) / len(lower)
