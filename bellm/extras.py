@@ -1,8 +1,12 @@
 """Check that the packages of an optional extra are installed, before a package of bellm needs them."""
 
-from collections.abc import Callable, Mapping
+import ast
+import sys
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import getsource
 from typing import Any
 
 from bellm.errors import MissingExtraError
@@ -28,22 +32,27 @@ def require_extra(extra: str) -> None:
         )
 
 
-def lazy_exports(package: str, extra: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a package that imports its public names when they are first asked for.
+def lazy_exports(package: str, extra: str | None = None) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Make `__getattr__` and `__dir__` of a package that imports its public names when they are first asked for.
 
-    Args:
-        package: Name of the package.
-        extra: What has to be installed.
-        modules: Module of the package that defines each name.
+    Which module defines a name is read from the package's own imports under `if TYPE_CHECKING:`, the list that type
+    checkers and editors read too.
     """
 
-    def import_name(name: str) -> Any:
-        if name not in modules:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        require_extra(extra)
-        return getattr(import_module(f"{package}.{modules[name]}"), name)
+    @cache
+    def modules() -> dict[str, str]:
+        nodes = ast.walk(ast.parse(getsource(sys.modules[package])))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        return {alias.name: str(node.module) for node in imports for alias in node.names}
 
-    return import_name
+    def import_name(name: str) -> Any:
+        if name not in sys.modules[package].__all__:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if extra:
+            require_extra(extra)
+        return getattr(import_module(modules()[name]), name)
+
+    return import_name, lambda: list(sys.modules[package].__all__)
 
 
 def _is_missing(name: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import bellm
 import bellm.corpus
 import bellm.layer_search
 from tests.processes import run
@@ -25,9 +26,10 @@ def without(extra: str, program: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", BLOCKED.format(names=PACKAGES[extra]) + program, *map(str, arguments)]
 
 
-@pytest.mark.parametrize("package", [bellm.corpus, bellm.layer_search], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [bellm, bellm.corpus, bellm.layer_search], ids=lambda package: package.__name__)
 def test_every_name_of_a_door_is_there(package: object) -> None:
-    for name in package.__all__:  # type: ignore[attr-defined]
+    assert dir(package) == sorted(package.__all__)  # type: ignore[attr-defined]
+    for name in set(package.__all__) - {"__version__"}:  # type: ignore[attr-defined]
         assert getattr(package, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = package.nothing  # type: ignore[attr-defined]

@@ -10,22 +10,7 @@ if TYPE_CHECKING:
     from bellm.corpus.manifest import Manifest, read_manifest
     from bellm.corpus.ray_executor import RayExecutor
 
-__all__ = [
-    "CorpusProgress",
-    "CorpusReport",
-    "Index",
-    "Manifest",
-    "RayExecutor",
-    "build_index",
-    "embed_corpus",
-    "read_manifest",
-    "search_corpus",
-]
+__all__ = ["CorpusProgress", "CorpusReport", "Index", "Manifest", "RayExecutor", "build_index", "embed_corpus"]
+__all__ += ["read_manifest", "search_corpus"]
 
-_MODULES = {
-    **dict.fromkeys(("Index", "build_index", "search_corpus"), "index"),
-    **dict.fromkeys(("CorpusProgress", "CorpusReport", "embed_corpus"), "job"),
-    **dict.fromkeys(("Manifest", "read_manifest"), "manifest"),
-    "RayExecutor": "ray_executor",
-}
-__getattr__ = lazy_exports(__name__, "corpus", _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, "corpus")

@@ -4,16 +4,5 @@ from bellm.data.classification import CLASSIFICATION_SOURCES, LabeledTexts, read
 from bellm.data.retrieval import RETRIEVAL_SOURCES, RetrievalData, read_beir_folder, read_retrieval
 from bellm.data.sts import STS_SOURCES, STSPairs, clean_text, read_sts
 
-__all__ = [
-    "CLASSIFICATION_SOURCES",
-    "RETRIEVAL_SOURCES",
-    "STS_SOURCES",
-    "LabeledTexts",
-    "RetrievalData",
-    "STSPairs",
-    "clean_text",
-    "read_beir_folder",
-    "read_classification",
-    "read_retrieval",
-    "read_sts",
-]
+__all__ = ["CLASSIFICATION_SOURCES", "RETRIEVAL_SOURCES", "STS_SOURCES", "LabeledTexts", "RetrievalData", "STSPairs"]
+__all__ += ["clean_text", "read_beir_folder", "read_classification", "read_retrieval", "read_sts"]

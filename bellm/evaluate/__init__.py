@@ -20,38 +20,8 @@ if TYPE_CHECKING:
     from bellm.evaluate.task import Task
     from bellm.evaluate.vector_cache import default_cache_folder
 
-_MODULES = {
-    **dict.fromkeys(("EvaluatedModel", "open_cache"), "evaluated_model"),
-    **dict.fromkeys(("load_model", "load_models"), "models"),
-    "MtebEncoder": "mteb_encoder",
-    **dict.fromkeys(("check_report_folder", "write_report"), "report_files"),
-    "write_report_page": "report_page",
-    "score_table": "report_text",
-    **dict.fromkeys(("Report", "TaskResult"), "results"),
-    **dict.fromkeys(("STSTask", "score_sts"), "sts_task"),
-    **dict.fromkeys(("DevEvaluator", "evaluate", "resolve_tasks"), "suite"),
-    "Task": "task",
-    "default_cache_folder": "vector_cache",
-}
+__all__ = ["DevEvaluator", "EvaluatedModel", "MtebEncoder", "Report", "STSTask", "Task", "TaskResult"]
+__all__ += ["check_report_folder", "default_cache_folder", "evaluate", "load_model", "load_models", "open_cache"]
+__all__ += ["resolve_tasks", "score_sts", "score_table", "write_report", "write_report_page"]
 
-__all__ = [
-    "DevEvaluator",
-    "EvaluatedModel",
-    "MtebEncoder",
-    "Report",
-    "STSTask",
-    "Task",
-    "TaskResult",
-    "check_report_folder",
-    "default_cache_folder",
-    "evaluate",
-    "load_model",
-    "load_models",
-    "open_cache",
-    "resolve_tasks",
-    "score_sts",
-    "score_table",
-    "write_report",
-    "write_report_page",
-]
-__getattr__ = lazy_exports(__name__, "evaluate", _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, "evaluate")

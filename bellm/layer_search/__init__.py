@@ -8,17 +8,6 @@ if TYPE_CHECKING:
     from bellm.layer_search.finder import Finding, HalvingTraining, find_layers, read_dev_set
     from bellm.layer_search.finding_files import check_finding_folder, write_finding
 
-_MODULES = {
-    **dict.fromkeys(("Finding", "HalvingTraining", "find_layers", "read_dev_set"), "finder"),
-    **dict.fromkeys(("check_finding_folder", "write_finding"), "finding_files"),
-}
+__all__ = ["Finding", "HalvingTraining", "check_finding_folder", "find_layers", "read_dev_set", "write_finding"]
 
-__all__ = [
-    "Finding",
-    "HalvingTraining",
-    "check_finding_folder",
-    "find_layers",
-    "read_dev_set",
-    "write_finding",
-]
-__getattr__ = lazy_exports(__name__, "evaluate", _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, "evaluate")

@@ -22,24 +22,8 @@ if TYPE_CHECKING:
     from bellm.train.objectives import GRL, AnglE, AutoObjective, CoSENT, Distillation, Espresso, InfoNCE, Needs
     from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
 
-__all__ = ["AnglE", "AutoObjective", "CoSENT", "Dataset", "Distillation", "Distributed", "EmbeddedBatch", "Espresso"]
-__all__ += ["Example", "FullFineTuning", "GRL", "InfoNCE", "LoRA", "MNTP", "Needs", "Progress", "Recipe"]
+__all__ = ["GRL", "MNTP", "AnglE", "AutoObjective", "CoSENT", "Dataset", "Distillation", "Distributed"]
+__all__ += ["EmbeddedBatch", "Espresso", "Example", "FullFineTuning", "InfoNCE", "LoRA", "Needs", "Progress", "Recipe"]
 __all__ += ["TensorBoardLog", "load_dataset", "mine_hard_negatives", "train"]
 
-__getattr__ = lazy_exports(
-    __name__,
-    "train",
-    {
-        **dict.fromkeys(("Progress", "train"), "loop"),
-        **dict.fromkeys(("FullFineTuning", "LoRA", "MNTP", "Recipe"), "recipe"),
-        **dict.fromkeys(("AnglE", "AutoObjective", "CoSENT", "Distillation", "Espresso"), "objectives"),
-        **dict.fromkeys(("GRL", "InfoNCE", "Needs"), "objectives"),
-        "Dataset": "dataset",
-        "Distributed": "distributed",
-        "EmbeddedBatch": "embedded_batch",
-        "Example": "examples",
-        "TensorBoardLog": "metrics",
-        "load_dataset": "dataset_files",
-        "mine_hard_negatives": "mining",
-    },
-)
+__getattr__, __dir__ = lazy_exports(__name__, "train")
