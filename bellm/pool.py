@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing.queues import SimpleQueue
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.tokenization import check_texts, chunk_texts, warn_truncated
 from bellm.errors import BellmError
+from bellm.progress import progress_bar
 from bellm.types import InputType, Vectors
 
 _encoder: Encoder
@@ -32,11 +33,7 @@ class EncoderPool:
     """
 
     def __init__(self, encoder: Encoder, devices: Sequence[str]) -> None:
-        """Start the processes.
-
-        Args:
-            encoder: What to embed with; it stays usable.
-            devices: A torch device for each process; naming one twice gives it two.
+        """Start a process for each torch device; naming one twice gives it two. The encoder stays usable.
 
         Raises:
             BellmError: No device is given, or one that torch does not know.
@@ -56,23 +53,22 @@ class EncoderPool:
 
         Raises:
             BellmError: `texts` is not a list of strings, a device is not there, or a process was killed.
-
-        Warns:
-            TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
         """
         result = self.encode_with_stats(texts, input_type=input_type)
         warn_truncated(result.num_truncated, len(texts), self._encoder.config.max_tokens)
         return result.vectors
 
-    def encode_with_stats(
-        self, texts: Sequence[str], *, input_type: InputType = "text", max_batch_tokens: int | None = None
-    ) -> EncodeResult:
+    def encode_with_stats(self, texts: Sequence[str], *, progress: bool = False, **options: Any) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut; see `Encoder.encode_with_stats`."""
         check_texts(texts)
         # Chunks small enough that no process waits long for another's last one.
         chunks = chunk_texts(texts, max_texts=1024, max_characters=500_000)
+        results: list[EncodeResult] = []
         try:
-            results = list(self._pool.map(partial(_encode, input_type, max_batch_tokens), chunks))
+            with progress_bar(len(texts), unit="text", shown=progress) as done:
+                for result in self._pool.map(partial(_encode, options), chunks):
+                    results.append(result)
+                    done(len(result.vectors))
         except BrokenProcessPool as error:
             raise BellmError("A worker process ended early: it was killed, or its device failed.") from error
         vectors = [np.empty((0, self._encoder.embedding_dim), dtype=np.float32), *(each.vectors for each in results)]
@@ -82,9 +78,7 @@ class EncoderPool:
     def __enter__(self) -> "EncoderPool":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -97,5 +91,5 @@ def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
     _encoder = encoder
 
 
-def _encode(input_type: InputType, max_batch_tokens: int | None, texts: Sequence[str]) -> EncodeResult:
-    return _encoder.encode_with_stats(texts, input_type=input_type, max_batch_tokens=max_batch_tokens)
+def _encode(options: dict[str, Any], texts: Sequence[str]) -> EncodeResult:
+    return _encoder.encode_with_stats(texts, **options)

@@ -11,15 +11,10 @@ from weakref import WeakSet
 
 @contextmanager
 def progress_bar(total: int, *, unit: str, shown: bool) -> Iterator[Callable[[int], object]]:
-    """Give a function that counts steps as done, on a progress bar if one is shown.
+    """Give a function that counts `total` steps of a `unit` (singular) as done, on a progress bar if one is shown.
 
     Without a bar nothing of tqdm is used: its lock is a semaphore shared with every fork of the process, which a fork
     that is killed never gives back, and its monitor is a thread, which a fork does not have.
-
-    Args:
-        total: Number of all steps.
-        unit: What one step is, in the singular.
-        shown: Whether to show a bar.
     """
     if not shown:
         yield lambda _: None

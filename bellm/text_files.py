@@ -1,4 +1,8 @@
-"""Embed, compare and search the texts of files that fit in memory; results know their JSON and their words."""
+"""Embed, compare and search the texts of files that fit in memory; results know their JSON and their words.
+
+Functions take an encoder, or a function that loads one, which is called once everything that costs less was checked.
+`column` says where tables hold the texts; `max_batch_tokens` and `progress` are those of `Encoder.encode`.
+"""
 
 import os
 import time
@@ -18,10 +22,9 @@ from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 from bellm.types import InputType
 
 LoadEncoder = Encoder | Callable[[], Encoder]
-"""An encoder, or a function that loads one; it is called once everything that costs less has been checked."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EmbeddedFile:
     """A file of vectors that `embed_file` wrote."""
 
@@ -68,10 +71,6 @@ class Hit:
     text: str | None
     """None where the corpus keeps no texts."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields that it has."""
-        return {name: value for name, value in asdict(self).items() if name == "text" or value is not None}
-
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -83,8 +82,12 @@ class SearchResult:
     encoder: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return {"hits": [hit.to_json() for hit in self.hits], "exact": self.exact, "encoder": self.encoder}
+        """All fields, of hits those that they have."""
+        hits = [
+            {name: value for name, value in vars(hit).items() if name == "text" or value is not None}
+            for hit in self.hits
+        ]
+        return {**vars(self), "hits": hits}
 
 
 def embed_file(
@@ -92,7 +95,6 @@ def embed_file(
     inputs: Sequence[str],
     output: str,
     *,
-    source: str | None = None,
     column: str = "text",
     input_type: InputType = "text",
     max_batch_tokens: int | None = None,
@@ -102,17 +104,8 @@ def embed_file(
 ) -> EmbeddedFile:
     """Write one vector for each text of the inputs to a file, whole or not at all.
 
-    Args:
-        encoder: An encoder, or a function that loads one.
-        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.io.input_files.expand_inputs`.
-        output: A .npy file of vectors, or a .jsonl or .parquet file of texts and vectors.
-        source: What the encoder was loaded from, for the record.
-        column: Where tables hold the texts.
-        input_type: Which of the prompt's templates is used.
-        max_batch_tokens: Most tokens in one forward pass.
-        devices: Embed with one process for each of these devices.
-        force: Replace the output if it is there.
-        progress: Show a progress bar.
+    Inputs are files, folders, patterns, or `-` for standard input; the output is a .npy file of vectors, or a .jsonl or
+    .parquet file of texts and vectors, replaced with `force`. With `devices` a process for each of them embeds.
 
     Raises:
         BellmError: An input cannot be read, the output cannot be written, or the encoder cannot be loaded.
@@ -122,20 +115,13 @@ def embed_file(
         encoder = encoder() if callable(encoder) else encoder
         start = time.perf_counter()
         with on_devices(encoder, devices) as embedder:
-            shown = {"progress": progress} if embedder is encoder else {}
             result = embedder.encode_with_stats(
-                texts, input_type=input_type, max_batch_tokens=max_batch_tokens, **shown
+                texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
             )
         warn_truncated(result.num_truncated, len(texts), encoder.config.max_tokens)
-        seconds = time.perf_counter() - start
+        seconds = round(time.perf_counter() - start, 3)
         write(texts, result.vectors)
-    return EmbeddedFile(
-        rows=len(texts),
-        embedding_dim=encoder.embedding_dim,
-        output=output,
-        encoder=_described(encoder, source),
-        seconds=round(seconds, 3),
-    )
+    return EmbeddedFile(len(texts), encoder.embedding_dim, output, _describe(encoder), seconds)
 
 
 def compare_texts(
@@ -143,21 +129,11 @@ def compare_texts(
     a: str,
     b: str,
     *,
-    source: str | None = None,
     column: str = "text",
     max_batch_tokens: int | None = None,
     progress: bool = False,
 ) -> PairSimilarity:
     """Cosine of two texts, or of two files of texts row by row.
-
-    Args:
-        encoder: An encoder, or a function that loads one.
-        a: A text, or a file of N texts.
-        b: Another text, or a file of N texts.
-        source: What the encoder was loaded from, for the record.
-        column: Where tables hold the texts.
-        max_batch_tokens: Most tokens in one forward pass.
-        progress: Show a progress bar for files.
 
     Raises:
         BellmError: A file cannot be read, they have other numbers of texts, or one is a file and the other is not.
@@ -166,7 +142,7 @@ def compare_texts(
     encoder = encoder() if callable(encoder) else encoder
     vectors = encoder.encode(left + right, max_batch_tokens=max_batch_tokens, progress=progress and len(left) > 1)
     cosines = paired_cosine_similarity(vectors[: len(left)], vectors[len(left) :])
-    return PairSimilarity(tuple(cosines.tolist()), _described(encoder, source))
+    return PairSimilarity(tuple(cosines.tolist()), _describe(encoder))
 
 
 def search_file(
@@ -174,23 +150,14 @@ def search_file(
     query: str,
     file: str,
     *,
-    source: str | None = None,
     top: int = 10,
     column: str = "text",
     max_batch_tokens: int | None = None,
     progress: bool = False,
 ) -> SearchResult:
-    """Find the texts of a file that are nearest to a query.
+    """Find the `top` texts of a file, or of standard input (`-`), that are nearest to a query.
 
-    Args:
-        encoder: An encoder, or a function that loads one.
-        query: A text; it gets the prompt's query template, and the texts get the document template.
-        file: A file of texts, or `-` for standard input.
-        source: What the encoder was loaded from, for the record.
-        top: Number of hits.
-        column: Where tables hold the texts.
-        max_batch_tokens: Most tokens in one forward pass.
-        progress: Show a progress bar.
+    The query gets the prompt's query template, the texts get its document template.
 
     Raises:
         BellmError: The query is no text, the file cannot be read, or the encoder cannot be loaded.
@@ -202,7 +169,7 @@ def search_file(
     scores = cosine_similarity(encoder.encode_query([query]), documents)[0]
     best = (-scores).argsort(kind="stable")[:top].tolist()
     hits = (Hit(score=float(scores[index]), row=index + 1, text=texts[index]) for index in best)
-    return SearchResult(tuple(hits), True, _described(encoder, source))
+    return SearchResult(tuple(hits), True, _describe(encoder))
 
 
 @contextmanager
@@ -222,8 +189,8 @@ def run_summary(encoder: dict[str, Any], rows: int, seconds: float) -> str:
     return f"{opened}{computed}in {seconds:.1f} s ({rows / max(seconds, 1e-3):.0f} texts/s)"
 
 
-def _described(encoder: Encoder, source: str | None) -> dict[str, Any]:
-    return {"source": source or encoder.name, **encoder.describe()}
+def _describe(encoder: Encoder) -> dict[str, Any]:
+    return {"source": encoder.source, **encoder.describe()}
 
 
 def _read_pairs(a: str, b: str, column: str) -> tuple[list[str], list[str]]:

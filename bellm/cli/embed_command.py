@@ -97,7 +97,6 @@ def embed_command(
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
     how: dict[str, Any] = {
-        "source": source,
         "column": column,
         "input_type": input_type,
         "max_batch_tokens": max_batch_tokens,
@@ -110,7 +109,8 @@ def embed_command(
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
         if engine == "local" and workers is not None:
             raise BellmError("--workers belongs to --engine ray: one process embeds here.")
-        how |= {"id_column": id_column, "keep_text": keep_text, "precision": precision, "shard_rows": shard_rows}
+        how |= {"source": source, "id_column": id_column, "keep_text": keep_text}
+        how |= {"precision": precision, "shard_rows": shard_rows}
         from bellm.corpus import RayExecutor, embed_corpus
 
         executor = (

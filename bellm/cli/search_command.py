@@ -93,12 +93,10 @@ def search_command(
     else:
         from bellm.text_files import search_file
 
-        model = model or DEFAULT_MODEL
         result = search_file(
-            partial(options.load, model),
+            partial(options.load, model or DEFAULT_MODEL),
             query,
             place,
-            source=model,
             top=top,
             column=column,
             max_batch_tokens=max_batch_tokens,

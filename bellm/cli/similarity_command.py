@@ -31,7 +31,6 @@ def similarity_command(
         partial(options.load, model),
         a,
         b,
-        source=model,
         column=column,
         max_batch_tokens=max_batch_tokens,
         progress=sys.stderr.isatty(),
