@@ -37,16 +37,10 @@ class Check:
     finding: str
     """What was measured, in words."""
     advice: str = ""
-    """What to do about a warning or a failure."""
+    """What to do about a warning or a failure; empty for a pass."""
     value: float | None = None
-    """The measured difference, where there is one."""
+    """The measured difference, where there is one; `limit` is the largest allowed."""
     limit: float | None = None
-    """Its largest allowed value."""
-
-    def __post_init__(self) -> None:
-        """Drop the advice where none is needed."""
-        if self.status == "pass":
-            object.__setattr__(self, "advice", "")
 
 
 @dataclass(frozen=True)
@@ -77,35 +71,25 @@ def diagnose(encoder: Encoder, *, saved: SavedEncoder | None = None) -> Diagnosi
     """Examine an encoder: its layers, its invariances, its agreement with transformers, its settings.
 
     Differences are relative: the largest ‖a - b‖ / ‖a‖ over tokens. Load the model in float32 for exact answers.
-
-    Args:
-        encoder: The encoder as it is used.
-        saved: What the folder it came from says of it, for the fingerprint.
+    `saved` is what the folder it came from says of it, for the fingerprint.
     """
     token_ids = encoder.tokenize(FINGERPRINT_TEXTS).ids
-    layers, checks = examine(encoder.model, token_ids, fallback_token_id(encoder.tokenizer))
-    return Diagnosis(repr(encoder), layers, (*checks, *_encoder_checks(encoder, saved)))
+    examined = examine(encoder.model, token_ids, fallback_token_id(encoder.tokenizer))
+    checks = (*examined.checks, *_encoder_checks(encoder, saved))
+    return replace(examined, subject=repr(encoder), checks=checks)
 
 
 @torch.inference_mode()
-def examine(
-    model: PreTrainedModel, token_ids: TokenIds, pad_id: int
-) -> tuple[tuple[LayerDiagnosis, ...], tuple[Check, ...]]:
+def examine(model: PreTrainedModel, token_ids: TokenIds, pad_id: int) -> Diagnosis:
     """Examine a model without a tokenizer: what its layers see, and its invariances on texts of token ids."""
-    opened = get_open_layers(model)
+    opened, trial = get_open_layers(model), _Trial(model, token_ids, pad_id)
     layers = tuple(
         LayerDiagnosis(layer.index, layer.kind, layer.index in opened, leakage)
         for layer, leakage in zip(get_layers(model), measure_leakage(model), strict=True)
     )
-    trial = _Trial(model, token_ids, pad_id)
-    return layers, (
-        _open_layers_leak(layers, tolerances(model.dtype).leakage),
-        *_batching(trial),
-        _backends(trial),
-        _packed(model),
-        _closed(trial),
-        _transformers_switch(trial),
-    )
+    leak = _open_layers_leak(layers, tolerances(model.dtype).leakage)
+    checks = (leak, *_batching(trial), _backends(trial), _packed(model), _closed(trial), _transformers_switch(trial))
+    return Diagnosis(type(model).__name__, layers, checks)
 
 
 @dataclass(frozen=True)
@@ -117,16 +101,11 @@ class _Trial:
     pad_id: int
 
     def states(
-        self,
-        model: PreTrainedModel,
-        token_ids: TokenIds | None = None,
-        *,
-        left: bool = False,
-        other_padding: bool = False,
+        self, model: PreTrainedModel, token_ids: TokenIds | None = None, *, left: bool = False, other_pad: bool = False
     ) -> list[Tensor]:
         """States of the real tokens of each text, (L, D), run as one batch; all texts of the trial unless given."""
         pad_id = self.pad_id
-        if other_padding:
+        if other_pad:
             vocabulary = self.model.get_input_embeddings().weight.shape[0]
             pad_id = (pad_id + vocabulary // 2) % vocabulary
         ids_BL, mask_BL = pad_rows(token_ids or self.token_ids, pad_id, model.device, left=left)
@@ -144,26 +123,29 @@ class _Trial:
 
 
 def _within(name: str, value: float, limit: float, finding: str, advice: str) -> Check:
-    return Check(name, "pass" if value <= limit else "fail", finding, advice, value, limit)
+    """Pass up to a limit, else fail."""
+    holds = value <= limit
+    return Check(name, "pass" if holds else "fail", finding, "" if holds else advice, value, limit)
+
+
+def _unless(problem: str | None, name: str, finding: str, advice: str, status: Status = "fail") -> Check:
+    """Pass where there is no problem."""
+    return Check(name, status, problem, advice) if problem else Check(name, "pass", finding)
 
 
 def _open_layers_leak(layers: Sequence[LayerDiagnosis], limit: float) -> Check:
-    name = "open layers, and only they, see the future"
     leak = max((row.leakage.future for row in layers if not row.is_open), default=0.0)
     blind = [row.layer for row in layers if row.is_open and row.leakage.future <= limit]
     leaky = [row.layer for row in layers if not row.is_open and row.leakage.future > limit]
-    opened = format_layers([row.layer for row in layers if row.is_open])
     wrong = [("open but causal", blind), ("closed but leaking", leaky)]
-    finding = "; ".join(f"{fault}: {format_layers(indices)}" for fault, indices in wrong if indices)
-    return Check(
-        name,
-        "fail" if finding else "pass",
-        finding or f"open: {opened}; largest leak of a closed layer",
+    check = _unless(
+        "; ".join(f"{fault}: {format_layers(indices)}" for fault, indices in wrong if indices),
+        "open layers, and only they, see the future",
+        f"open: {format_layers([row.layer for row in layers if row.is_open])}; largest leak of a closed layer",
         "These layers do not heed their mask. Choose other layers, try attention='eager', or take another model: its "
         "vectors are not what the map says.",
-        leak,
-        limit,
     )
+    return replace(check, value=leak, limit=limit)
 
 
 def _batching(trial: _Trial) -> Iterator[Check]:
@@ -171,7 +153,7 @@ def _batching(trial: _Trial) -> Iterator[Check]:
     batch = trial.states(model)
     yield trial.compare(
         "padding is never attended",
-        trial.states(model, other_padding=True),
+        trial.states(model, other_pad=True),
         batch,
         "other ids in the padding change no token",
         "The attention mask is lost on the way to a layer. Do not trust batches: embed with max_batch_tokens=1, and "
@@ -198,7 +180,7 @@ def _batching(trial: _Trial) -> Iterator[Check]:
     else:
         yield trial.compare(
             name,
-            trial.states(model, left=True, other_padding=True),
+            trial.states(model, left=True, other_pad=True),
             batch,
             "the same batch padded on either side, with other ids",
             "Positions shift with the padding, or it is attended. Pad on the right, as bellm does, or pass "
@@ -278,11 +260,10 @@ def _transformers_switch(trial: _Trial) -> Check:
 
 
 def _encoder_checks(encoder: Encoder, saved: SavedEncoder | None) -> Iterator[Check]:
-    config = encoder.config
+    config, has_template = encoder.config, bool(encoder.tokenizer.chat_template)
     expected, actual = format_layers(config.bidirectional), format_layers(get_open_layers(encoder.model))
-    agree = expected == actual
-    finding = f"{expected} open" if agree else f"the settings say {expected} open, the model has {actual}"
-    yield Check("the model is what the settings say", "pass" if agree else "fail", finding, "Load the encoder again.")
+    differ = f"the settings say {expected} open, the model has {actual}" if expected != actual else None
+    yield _unless(differ, "the model is what the settings say", f"{expected} open", "Load the encoder again.")
     single = encoder.encode(FINGERPRINT_TEXTS[::-1], max_batch_tokens=1)[::-1]
     yield _within(
         "encode gives one vector for one text",
@@ -293,17 +274,20 @@ def _encoder_checks(encoder: Encoder, saved: SavedEncoder | None) -> Iterator[Ch
     )
     kinds = sorted(layer_kinds(encoder.model).items())
     yield Check("kinds of layers", "pass", "; ".join(f"{kind}: {layers}" for kind, layers in kinds))
-    reason = config.no_op_reason(encoder.num_layers)
-    finding = reason or f"pooling {config.pooling} of state {config.layer}"
-    advice = "Open lower layers too (last:8), or pool the mean."
-    yield Check("the open layers reach the vector", "warn" if reason else "pass", finding, advice)
-    name = "no chat template around texts"
-    if config.prompt.name == "chat":
-        advice = "Vectors of other libraries may lack the template."
-        yield Check(name, "warn", "prompt 'chat' was asked for", advice)
-    else:
-        has_template = bool(encoder.tokenizer.chat_template)
-        yield Check(name, "pass", f"the tokenizer has {'one; it is' if has_template else 'none; none is'} not applied")
+    yield _unless(
+        config.no_op_reason(encoder.num_layers),
+        "the open layers reach the vector",
+        f"pooling {config.pooling} of state {config.layer}",
+        "Open lower layers too (last:8), or pool the mean.",
+        "warn",
+    )
+    yield _unless(
+        "prompt 'chat' was asked for" if config.prompt.name == "chat" else None,
+        "no chat template around texts",
+        f"the tokenizer has {'one; it is' if has_template else 'none; none is'} not applied",
+        "Vectors of other libraries may lack the template.",
+        "warn",
+    )
     if saved is not None:
         yield _within(
             "fingerprint",

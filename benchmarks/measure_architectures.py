@@ -90,7 +90,7 @@ def measure(name: str, backend: str) -> Row:
         check_open_layers(model)
     except LayerError as error:
         return Row(name, backend, "", False, (), str(error))
-    return Row(name, backend, kinds, _runs_parallel(model, upper), tuple(examine(model, texts(), pad_id=0)[1]))
+    return Row(name, backend, kinds, _runs_parallel(model, upper), examine(model, texts(), pad_id=0).checks)
 
 
 def texts() -> Sequence[Sequence[int]]:
