@@ -33,31 +33,22 @@ class EncoderConfig:
     variant: Annotated[
         Variant, "sequential: open layers stay in the stack; parallel: they run as a branch of their own"
     ] = "sequential"
-    """`sequential`: open layers stay in the stack. `parallel`: they form a branch on the input embeddings."""
     window: Annotated[Window, "Opened sliding-window layers keep or open their window; default keep"] = "keep"
-    """Whether an opened sliding-window layer keeps its window or sees everything."""
     prompt: Annotated[
         Prompt,
         "raw, bellm, prompteol, angle, pretended-cot, knowledge, instruct, instruct:TASK, chat, or your own template "
         "with a {text} slot; default prompteol",
     ]
-    """The template that a text is put into."""
     pooling: Annotated[PoolingName, "last, mean, mean-text, weighted-mean, first or max over the tokens; default last"]
-    """How token states become one vector."""
     layer: Annotated[int, "State to pool: 0 embeddings, k after layer k, -1 the final one; default -1"] = -1
-    """Which state is pooled: 0 for the embeddings, k after layer k, -1 for the final, normed one."""
     max_tokens: Annotated[int, "Longest input with its prompt; longer texts are cut; default the model's limit"]
-    """Longest input in tokens, prompt included; longer texts are cut and counted."""
     token_prepending: Annotated[
         int, "Token Prepending in the first K layers of a causal model (arXiv 2412.11556); default 0, off"
     ] = 0
-    """Layers that take part in Token Prepending, from the first; 0 switches it off."""
     truncate_dim: Annotated[int | None, "Keep the first so many numbers of every vector (Matryoshka); default all"] = (
         None
     )
-    """Keep the first so many numbers of every vector (Matryoshka, arXiv 2205.13147), then normalize; None for all."""
     normalize: Annotated[bool, "Scale every vector to length 1; default no"] = False
-    """Whether vectors are scaled to length 1."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their sets."""
@@ -74,10 +65,9 @@ class EncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as flat JSON values, with `open_layers` as numbers besides; `from_dict` reads them back."""
-        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         prompt = self.prompt
         return {
-            **values,
+            **vars(self),
             "bidirectional": format_layers(self.bidirectional),
             "open_layers": list(self.bidirectional),
             "prompt": prompt.name,
@@ -88,11 +78,7 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
-        """Read what `to_dict` gave; keys of other purposes are left alone.
-
-        Raises:
-            SourceError: A setting is missing or not of its kind.
-        """
+        """Read what `to_dict` gave; keys of other purposes are left alone."""
         try:
             known: dict[str, Any] = {each.name: values[each.name] for each in fields(cls)}
             templates = (values[name] for name in ("template", "query_template", "document_template"))
@@ -157,11 +143,7 @@ def _hints() -> dict[str, Any]:
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """Read the value of a setting from `name=value`.
-
-    Raises:
-        BellmError: There is no such setting, or the value is not of its type.
-    """
+    """Read the value of a setting from `name=value`."""
     refuse_unknown([name], setting_names())
     kind = setting_type(name)
     if kind is bool:
@@ -175,11 +157,7 @@ def parse_setting(name: str, text: str) -> Any:
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse names that are no settings, and say which were meant.
-
-    Raises:
-        BellmError: A name is not known.
-    """
+    """Refuse names that are no settings, and say which were meant."""
     known = list(known)
     for name in names:
         if name not in known:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,22 +16,13 @@ from bellm.layer_spec import format_layers, parse_layers
 from bellm.prompts import PROMPTS, SLOT, Prompt, resolve_prompt
 
 
-def default_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncoderConfig:
-    """Settings of an encoder of which nothing else is said: causal, PromptEOL's template, last token."""
-    limit = loading.max_positions(model, tokenizer)
-    return EncoderConfig(prompt=PROMPTS["prompteol"], pooling="last", max_tokens=limit)
-
-
 def resolve_config(
-    base: EncoderConfig, settings: Mapping[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    base: EncoderConfig | None, settings: Mapping[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> EncoderConfig:
-    """Apply settings, as users write them, to a configuration.
+    """Apply settings, as users write them, to a configuration, and check that all fit the model.
 
-    Args:
-        base: What holds for every setting that is not given, or given as None.
-        settings: By the names of `EncoderConfig`'s fields.
-        model: The model that they are for.
-        tokenizer: Its tokenizer.
+    `base` holds for every setting that is not given, or given as None; without it the model is causal, and pools the
+    last token of PromptEOL's template.
 
     Raises:
         BellmError: A setting is unknown, or does not fit the model.
@@ -40,19 +31,21 @@ def resolve_config(
         NoOpWarning: Some of the chosen layers have no attention, and stay causal.
     """
     refuse_unknown(settings, setting_names())
+    limit = loading.max_positions(model, tokenizer)
+    base = base or EncoderConfig(prompt=PROMPTS["prompteol"], pooling="last", max_tokens=limit)
     changes = {name: value for name, value in settings.items() if value is not None}
     if "prompt" in changes:
         changes["prompt"] = _resolve_prompt(changes["prompt"], tokenizer)
     if "bidirectional" in changes:
-        num_layers = len(get_layers(model))
-        changes["bidirectional"] = _openable(parse_layers(changes["bidirectional"], num_layers), model)
+        changes["bidirectional"] = _openable(changes["bidirectional"], model)
     config = dataclasses.replace(base, **changes)
-    _refuse_misfits(config, model, tokenizer)
+    _refuse_misfits(config, model, limit)
     return config
 
 
-def _openable(chosen: tuple[int, ...], model: PreTrainedModel) -> tuple[int, ...]:
+def _openable(spec: str | Sequence[int], model: PreTrainedModel) -> tuple[int, ...]:
     layers = get_layers(model)
+    chosen = parse_layers(spec, len(layers))
     closed = [layers[number] for number in chosen if not layers[number].can_open]
     if not closed or len(closed) == len(chosen):
         return chosen
@@ -60,19 +53,18 @@ def _openable(chosen: tuple[int, ...], model: PreTrainedModel) -> tuple[int, ...
         f"Layers {format_layers([layer.index for layer in closed])} have no attention to open "
         f"({', '.join(sorted({layer.kind for layer in closed}))}) and stay causal.",
         NoOpWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
     return tuple(number for number in chosen if layers[number].can_open)
 
 
-def _refuse_misfits(config: EncoderConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _refuse_misfits(config: EncoderConfig, model: PreTrainedModel, limit: int) -> None:
     num_layers = len(get_layers(model))
     if not -num_layers - 1 <= config.layer <= num_layers:
         raise BellmError(
             f"layer={config.layer} does not exist: the model has states 0 (embeddings) to {num_layers}, or -1 to "
             f"{-num_layers - 1} from the end."
         )
-    limit = loading.max_positions(model, tokenizer)
     if config.max_tokens > limit:
         raise BellmError(f"max_tokens={config.max_tokens} is more than the model's {limit} positions.")
     width = hidden_size(model)

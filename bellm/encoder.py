@@ -1,7 +1,6 @@
 """Encoder: a decoder-only language model that gives one embedding for each text."""
 
 import copy
-import logging
 import sys
 import tempfile
 import warnings
@@ -26,27 +25,17 @@ from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.states import hidden_size, input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, setting_names
-from bellm.config_resolution import default_config, resolve_config
+from bellm.config_resolution import resolve_config
+from bellm.engine import tokenization
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import HiddenStateReadout
-from bellm.engine.tokenization import (
-    Tokens,
-    check_texts,
-    chunk_texts,
-    fallback_token_id,
-    tokenize,
-    warn_truncated,
-    with_placeholders,
-)
-from bellm.errors import BellmError, NoOpWarning, TruncationWarning
+from bellm.engine.tokenization import Tokens, fallback_token_id
+from bellm.errors import BellmError, NoOpWarning
 from bellm.io.atomic import atomic_directory
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import InputType, Vectors
-from bellm.version import __version__
-
-logger = logging.getLogger(__name__)
 
 _causal: ContextVar[dict[int, PreTrainedModel]] = ContextVar("causal", default={})  # noqa: B039 - never mutated
 
@@ -62,18 +51,13 @@ class Encoder:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig, name: str
     ) -> None:
-        """Wrap a model whose layers are open already; see `from_pretrained`.
-
-        Args:
-            model: A decoder with the open layers that `config` says.
-            tokenizer: Its tokenizer.
-            config: All settings.
-            name: Of the base model.
-        """
+        """Wrap a decoder that has the open layers of `config`; `name` is that of the base model."""
         self._model = model
         self.tokenizer = tokenizer
         self.config = config
         self.name = name
+        self.source = name
+        """What it was loaded from."""
 
     @classmethod
     def from_pretrained(
@@ -121,30 +105,27 @@ class Encoder:
         folder = None if isinstance(source, PreTrainedModel) else saving.find_saved(str(source))
         if folder is None:
             loaded = loading.load_pretrained(source, dtype=dtype, **options)
-            start = default_config(loaded.model, loaded.tokenizer)
-            plain = cls(causal_copy(loaded.model).eval(), loaded.tokenizer, start, loaded.name)
-            encoder = plain.replace(**given, verify=verify)
-        else:
-            saved = saving.read_saved(folder)
-            loaded = saving.load_saved(folder, saved, dtype=saved.dtype if dtype == "auto" else dtype, **options)
-            encoder = cls._open(loaded.model, loaded.tokenizer, saved.config, saved.base_model, verify=verify)
-            saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, str(source))
-            encoder = encoder.replace(**given, verify=verify) if given else encoder
-        logger.info("loaded %r", encoder)
-        return encoder
+            resolved = resolve_config(None, given, loaded.model, loaded.tokenizer)
+            return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._opened(verify)
+        saved = saving.read_saved(folder)
+        loaded = saving.load_saved(folder, saved, dtype=saved.dtype if dtype == "auto" else dtype, **options)
+        encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._opened(verify)
+        encoder.source = str(source)
+        saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, encoder.source)
+        return encoder.replace(**given, verify=verify) if given else encoder
 
     def replace(self, *, verify: bool = True, **settings: Any) -> "Encoder":
         """Give an encoder on the same weights with other settings; this one stays as it is.
 
-        Args:
-            verify: Measure that the open layers, and only they, see the future.
-            **settings: Any field of `EncoderConfig`; None keeps what this encoder has.
+        `settings` are fields of `EncoderConfig`, and None keeps what this encoder has. `verify` measures that the open
+        layers, and only they, see the future.
 
         Raises:
             BellmError: A setting is unknown, or does not fit the model.
         """
-        config = resolve_config(self.config, settings, self.model, self.tokenizer)
-        return self._open(self.model, self.tokenizer, config, self.name, verify=verify)
+        other = copy.copy(self)
+        other.config = resolve_config(self.config, settings, self.model, self.tokenizer)
+        return other._opened(verify)
 
     def encode(
         self,
@@ -154,18 +135,15 @@ class Encoder:
         max_batch_tokens: int | None = None,
         progress: bool | None = None,
     ) -> Vectors:
-        """Embed texts, in their order.
+        """Embed texts, in their order, as float32 of shape (len(texts), embedding_dim).
 
         An empty text is its prompt alone; without a prompt it is the tokenizer's BOS (or EOS) token.
 
         Args:
-            texts: Any number of texts; none gives shape (0, embedding_dim).
+            texts: Any number of texts, also none.
             input_type: Which of the prompt's templates the texts are put into: `text`, `query` or `document`.
             max_batch_tokens: Most tokens in one forward pass; None takes what suits the hardware.
             progress: Show a progress bar; None shows it for long work at a terminal.
-
-        Returns:
-            Float32 array of shape (len(texts), embedding_dim).
 
         Raises:
             BellmError: `texts` is not a list of strings, or the prompt leaves no room for text.
@@ -176,7 +154,7 @@ class Encoder:
         result = self.encode_with_stats(
             texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
         )
-        warn_truncated(result.num_truncated, len(texts), self.config.max_tokens)
+        tokenization.warn_truncated(result.num_truncated, len(texts), self.config.max_tokens)
         return result.vectors
 
     def encode_query(self, texts: Sequence[str], **options: Any) -> Vectors:
@@ -196,13 +174,13 @@ class Encoder:
         progress: bool | None = False,
     ) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
-        check_texts(texts)
+        tokenization.check_texts(texts)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and sys.stderr.isatty()
         model = self.model
-        rows = (self.tokenize(part, input_type) for part in chunk_texts(texts))
+        rows = (self.tokenize(part, input_type) for part in tokenization.chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             embed = partial(
                 embed_tokens,
@@ -225,15 +203,14 @@ class Encoder:
         """Token ids as the model gets them, with the count of texts that were cut."""
         template = self.config.prompt.template_for(input_type)
         prepends = has_token_prepending(self.model)
-        tokens = tokenize(self.tokenizer, texts, template, self.config.max_tokens - prepends)
-        return with_placeholders(tokens) if prepends else tokens
+        tokens = tokenization.tokenize(self.tokenizer, texts, template, self.config.max_tokens - prepends)
+        return tokenization.with_placeholders(tokens) if prepends else tokens
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:
         """Give the plain causal model on the same weights, for generation.
 
-        Inside the block `encoder.model` is that model too, in this thread alone, and `encode` gives the causal
-        baseline. Hand the model that is yielded to threads of your own.
+        Inside the block, in this thread alone, `encoder.model` is that model too, and `encode` the causal baseline.
         """
         plain = causal_copy(self._model)
         token = _causal.set({**_causal.get(), id(self): plain})
@@ -244,10 +221,9 @@ class Encoder:
 
     def fingerprint(self) -> Vectors:
         """Vectors of a few fixed texts, as texts and as queries, by which encoders are compared."""
-        texts = saving.FINGERPRINT_TEXTS
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)
-            return np.concatenate([self.encode(texts), self.encode_query(texts)])
+        input_types: tuple[InputType, ...] = ("text", "query")
+        results = [self.encode_with_stats(saving.FINGERPRINT_TEXTS, input_type=each) for each in input_types]
+        return np.concatenate([result.vectors for result in results])
 
     def describe(self) -> dict[str, Any]:
         """What this encoder is and every setting that decides its vectors, as JSON values."""
@@ -264,24 +240,19 @@ class Encoder:
         """Write weights (safetensors), tokenizer, settings and fingerprint to a new folder.
 
         Of an encoder with unmerged adapters only these are written, and loading merges them into the base model. The
-        fingerprint is that of the merged model.
-
-        Args:
-            path: The folder.
-            notes: Markdown for the end of the model card.
+        fingerprint is that of the merged model. `notes` is Markdown for the end of the model card.
 
         Raises:
             SourceError: Something is there already, or the disk refuses.
         """
-        loaded = self
+        merged = copy.copy(self)
         if hasattr(self._model, "peft_config"):
             from bellm.backbone import adapters  # It needs peft, which brought these.
 
-            loaded = self.replace(verify=False)
-            loaded.model = adapters.merge_adapters(copy.deepcopy(self._model))
-        saved = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, loaded.fingerprint())
+            merged.model = adapters.merge_adapters(copy.deepcopy(self._model))
+        saved = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint())
         with atomic_directory(Path(path)) as draft:
-            saving.write_saved(draft, causal_copy(self._model), self.tokenizer, saved, __version__, notes)
+            saving.write_saved(draft, causal_copy(self._model), self.tokenizer, saved, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Save to a Hub repository, made if it is not there; returns the commit's address.
@@ -330,30 +301,21 @@ class Encoder:
 
     def __repr__(self) -> str:
         """Every setting, the model's size, dtype and device, in one line."""
-        values = self.config.to_dict()
-        settings = ", ".join(f"{name}={values[name]}" for name in setting_names())
-        return (
-            f"Encoder({self.name}, {settings}, num_layers={self.num_layers}, embedding_dim={self.embedding_dim}, "
-            f"{self.dtype_name} on {self.device})"
-        )
+        values = self.describe()
+        facts = ", ".join(f"{name}={values[name]}" for name in (*setting_names(), "num_layers", "embedding_dim"))
+        return f"Encoder({self.name}, {facts}, {self.dtype_name} on {self.device})"
 
-    @classmethod
-    def _open(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: EncoderConfig,
-        name: str,
-        *,
-        verify: bool,
-    ) -> "Encoder":
+    def _opened(self, verify: bool) -> "Encoder":
+        """This encoder on a shared copy of its model with the layers open that the settings say."""
+        config = self.config
         if config.token_prepending:
-            model = with_token_prepending(model, config.token_prepending, fallback_token_id(tokenizer))
+            model = with_token_prepending(self.model, config.token_prepending, fallback_token_id(self.tokenizer))
         else:
-            model = open_layers(model, config.bidirectional, variant=config.variant, window=config.window)
-        encoder = cls(model, tokenizer, config, name)
-        if reason := config.no_op_reason(encoder.num_layers):
+            model = open_layers(self.model, config.bidirectional, variant=config.variant, window=config.window)
+        if reason := config.no_op_reason(count_layers(model)):
             warnings.warn(reason, NoOpWarning, stacklevel=3)
         if verify:
             check_open_layers(model)
-        return encoder
+        opened = copy.copy(self)
+        opened.model = model.eval()
+        return opened

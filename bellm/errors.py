@@ -1,25 +1,8 @@
-"""Everything bellm raises or warns of on purpose.
-
-ValueError
-└── BellmError            a user's mistake or an impossible wish, said in one line
-    ├── LayerError        a direction map that does not fit, or a layer that cannot open
-    ├── PromptError       an unknown prompt, a template without its slot, no room for the text
-    ├── SourceError       a model, folder or file that cannot be read
-    ├── FingerprintError  the model that was loaded is not the model that was saved
-    ├── MissingExtraError the packages of an extra are not installed (an ImportError too)
-    └── MemoryLimitError  a text that does not fit in memory
-
-UserWarning
-└── BellmWarning          the work goes on, and differs from what one may think
-    ├── NoOpWarning       the open layers change nothing, or less than asked
-    ├── TruncationWarning texts were cut to fit
-    ├── MemoryWarning     batches became smaller to fit in memory
-    └── CorpusWarning     a shard was damaged, or a corpus holds more than was asked for
-"""
+"""Everything bellm raises or warns of on purpose."""
 
 
 class BellmError(ValueError):
-    """Base of all errors that bellm raises for its users."""
+    """Base of all errors that bellm raises for its users: a mistake or an impossible wish, said in one line."""
 
 
 class LayerError(BellmError):
@@ -47,7 +30,7 @@ class MemoryLimitError(BellmError):
 
 
 class BellmWarning(UserWarning):
-    """Base of all warnings that bellm gives."""
+    """Base of all warnings that bellm gives: the work goes on, and differs from what one may think."""
 
 
 class NoOpWarning(BellmWarning):

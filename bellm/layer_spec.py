@@ -21,9 +21,6 @@ _COUNTED: dict[str, Callable[[int, int], range]] = {
 def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
     """Sorted layer indices, without repeats, of a spec in this module's grammar or of indices.
 
-    Raises:
-        LayerError: The spec cannot be parsed, or names a layer that the model lacks.
-
     >>> parse_layers("last:2", 30)
     (28, 29)
     >>> parse_layers("3,5,28-29", 30)
@@ -32,10 +29,8 @@ def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
     if not isinstance(spec, str):
         return _within(spec, num_layers, str(list(spec)))
     word = spec.strip().lower()
-    if word == "none":
-        return ()
-    if word == "all":
-        return tuple(range(num_layers))
+    if word in ("none", "all"):
+        return tuple(range(num_layers if word == "all" else 0))
     if counted := re.fullmatch(r"(last|first|every):(\d+)", word):
         return _counted(counted[1], int(counted[2]), num_layers)
     if re.fullmatch(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*", word):

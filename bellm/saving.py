@@ -16,6 +16,7 @@ from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
 from bellm.tensors.tolerances import relative_distance, tolerances
 from bellm.types import Vectors
+from bellm.version import __version__
 
 SETTINGS_FILE = "bellm.json"
 FINGERPRINT_FILE = "fingerprint.safetensors"
@@ -45,11 +46,7 @@ class SavedEncoder:
 
 
 def find_saved(source: str) -> Path | None:
-    """Folder of a saved encoder, fetched from the Hub where necessary; None for any other source.
-
-    Raises:
-        SourceError: The Hub refuses.
-    """
+    """Folder of a saved encoder, fetched from the Hub where necessary; None for any other source."""
     if (Path(source) / SETTINGS_FILE).is_file():
         return Path(source)
     if not loading.is_hub_id(source):
@@ -66,14 +63,7 @@ def find_saved(source: str) -> Path | None:
 def push_folder(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
     """Upload a saved encoder to a Hub repository, made if it is not there; returns the commit's address.
 
-    Args:
-        path: Folder of the encoder.
-        repo_id: Owner and name of the repository.
-        private: Whether a new repository is private.
-        token: Of the Hub; None for that of `hf auth login`.
-
-    Raises:
-        SourceError: The Hub refuses.
+    Without a token that of `hf auth login` is used.
     """
     api = huggingface_hub.HfApi(token=token)
     try:
@@ -84,48 +74,31 @@ def push_folder(path: Path, repo_id: str, *, private: bool, token: str | None) -
 
 
 def write_saved(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    saved: SavedEncoder,
-    version: str,
-    notes: str = "",
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, saved: SavedEncoder, notes: str = ""
 ) -> None:
-    """Write weights (safetensors), tokenizer, settings, fingerprint and model card.
+    """Write weights (safetensors), tokenizer, settings, fingerprint and model card to an empty folder.
 
-    Args:
-        folder: An empty folder.
-        model: The causal model, or one with unmerged adapters.
-        tokenizer: Its tokenizer.
-        saved: Settings and fingerprint.
-        version: Of bellm.
-        notes: Markdown for the end of the model card.
+    The model is causal, or has unmerged adapters; `notes` is Markdown for the end of the model card.
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    settings = {"bellm": version, "base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
-    settings |= saved.config.to_dict()
+    facts = {"bellm": __version__, "base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
+    settings = facts | saved.config.to_dict()
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     metadata = {"config": saved.config.digest(), "dtype": saved.dtype}
     save_file({"vectors": saved.fingerprint}, folder / FINGERPRINT_FILE, metadata=metadata)
-    (folder / "README.md").write_text(f"{_card(saved, version)}{notes and chr(10)}{notes}", encoding="utf-8")
+    (folder / "README.md").write_text(f"{_card(saved)}{notes and chr(10)}{notes}", encoding="utf-8")
     mode = (folder / SETTINGS_FILE).stat().st_mode
     for path in folder.iterdir():  # safetensors writes files that only their owner can read.
         path.chmod(mode)
 
 
 def read_saved(folder: Path) -> SavedEncoder:
-    """Read settings and fingerprint.
-
-    Raises:
-        SourceError: `bellm.json` cannot be read.
-        FingerprintError: The fingerprint is missing, or belongs to other settings.
-    """
+    """Read settings and fingerprint; a FingerprintError where it is missing or belongs to other settings."""
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         config = EncoderConfig.from_dict(settings)
-        names = {name: str(settings[name]) for name in ("base_model", "dtype")}
-        num_layers = int(settings["num_layers"])
+        known = str(settings["base_model"]), str(settings["dtype"]), int(settings["num_layers"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, SourceError) else repr(error)
         raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
@@ -143,16 +116,13 @@ def read_saved(folder: Path) -> SavedEncoder:
             f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
             "back, or load it as saved and use Encoder.replace(...)."
         )
-    return SavedEncoder(config, names["base_model"], names["dtype"], num_layers, vectors)
+    return SavedEncoder(config, *known, vectors)
 
 
 def load_saved(folder: Path, saved: SavedEncoder, **options: Any) -> loading.LoadedModel:
     """Load a saved encoder's model and tokenizer; where only adapters were saved, merge them into the base model.
 
     Options are those of `loading.load_pretrained`.
-
-    Raises:
-        SourceError: The model cannot be loaded, or its base model, or what adapters need is not installed.
     """
     if not (folder / _ADAPTER_FILE).is_file():
         return loading.load_pretrained(folder, **options)
@@ -168,17 +138,7 @@ def load_saved(folder: Path, saved: SavedEncoder, **options: Any) -> loading.Loa
 
 
 def check_fingerprint(saved: SavedEncoder, fingerprint: Vectors, dtype: str, source: str) -> None:
-    """Compare the fingerprint of a loaded encoder with the saved one.
-
-    Args:
-        saved: Holds the saved fingerprint.
-        fingerprint: Of the loaded encoder.
-        dtype: Of the loaded weights.
-        source: Where the encoder came from, for the message.
-
-    Raises:
-        FingerprintError: They differ by more than rounding.
-    """
+    """Raise a FingerprintError where an encoder loaded in `dtype` has another fingerprint than the saved one."""
     distance = relative_distance(fingerprint, saved.fingerprint)
     limit = tolerances(saved.dtype, dtype).fingerprint
     if not distance <= limit:
@@ -188,7 +148,7 @@ def check_fingerprint(saved: SavedEncoder, fingerprint: Vectors, dtype: str, sou
         )
 
 
-def _card(saved: SavedEncoder, version: str) -> str:
+def _card(saved: SavedEncoder) -> str:
     values = saved.config.to_dict()
     values["bidirectional"] = f"`{values['bidirectional']}` of {saved.num_layers}"
     values["prompt"] = f"{values['prompt']}: `{values['template']}`"
@@ -214,7 +174,7 @@ encoder = Encoder.from_pretrained("path/or/id")
 vectors = encoder.encode(["A sentence."])
 ```
 
-**Load this folder with bellm {version} or later.** The weights alone do not say which layers are open: loaded with
+**Load this folder with bellm {__version__} or later.** The weights alone do not say which layers are open: loaded with
 plain transformers (`AutoModel.from_pretrained`) or any other library they run *causally, without a word*, and give
 other vectors. bellm recomputes the fingerprint on loading and refuses when the vectors are not the saved ones.
 """
