@@ -14,8 +14,7 @@ from typing import Any
 from bellm.encoder import Encoder
 from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError
-from bellm.io.input_files import expand_inputs
-from bellm.io.rows import check_text, read_texts
+from bellm.io.rows import check_text, expand_inputs, read_texts
 from bellm.io.vectors import new_vector_file
 from bellm.pool import EncoderPool
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity

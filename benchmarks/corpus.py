@@ -178,7 +178,7 @@ def timed_spans() -> Iterator[list[float]]:
 
     def timed(*arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
-        encoded = embed_span(*arguments, **options)
+        encoded = list(embed_span(*arguments, **options))
         seconds.append(time.perf_counter() - start)
         return encoded
 

@@ -28,7 +28,7 @@ from bellm.corpus import corpus_config, manifest, shards
 from bellm.corpus.corpus_config import CorpusConfig
 from bellm.corpus.index import Index, build_index
 from bellm.corpus.job import embed_corpus
-from bellm.corpus.row_ranges import SHARD_ROWS, RowRange
+from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, RowRange
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import TruncationWarning
 from bellm.types import Vectors
@@ -101,7 +101,7 @@ def measured(encoder: Encoder, place: Path, count: int, quick: bool) -> Iterator
 
 def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> None:
     """A corpus of drawn vectors in half precision, as if the encoder had given them."""
-    (out / shards.SHARD_FOLDER).mkdir(parents=True)
+    (out / SHARD_FOLDER).mkdir(parents=True)
     config = CorpusConfig.of(encoder, precision="float16")
     digest = corpus_config.check_corpus_config(out, config, encoder)
     written = []
@@ -111,7 +111,7 @@ def generate(out: Path, encoder: Encoder, clusters: Clusters, count: int) -> Non
         encoded = EncodeResult(clusters.draw(len(rows)), 0, 0)
         written.append(
             shards.write_shard(
-                out / shards.SHARD_FOLDER,
+                out / SHARD_FOLDER,
                 row_range,
                 encoded,
                 precision="float16",

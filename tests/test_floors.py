@@ -94,7 +94,7 @@ def test_nothing_prints_below_the_command_line() -> None:
             assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path
 
 
-@pytest.mark.parametrize("module", ["bellm.cli", "bellm.corpus.shard_plan", "bellm.data", "bellm.io.vectors"])
+@pytest.mark.parametrize("module", ["bellm.cli", "bellm.corpus.row_ranges", "bellm.data", "bellm.io.vectors"])
 def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert run([sys.executable, "-c", program]).returncode == 0

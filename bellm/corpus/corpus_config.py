@@ -3,7 +3,6 @@
 It lies in one file with the encoder's fingerprint, written before the first shard.
 """
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from safetensors.numpy import save
 
 from bellm.config import EncoderConfig
 from bellm.corpus import manifest
-from bellm.corpus.row_ranges import Precision
-from bellm.corpus.shards import SHARD_FOLDER
+from bellm.corpus.row_ranges import SHARD_FOLDER, Precision
 from bellm.encoder import Encoder
 from bellm.errors import FingerprintError, SourceError
 from bellm.io import atomic
@@ -51,17 +49,13 @@ class CorpusConfig:
 
     def to_json(self) -> str:
         """All fields as JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(vars(self), sort_keys=True)
 
     def differences(self, other: "CorpusConfig") -> list[str]:
         """Fields and encoder settings in which another configuration differs, in words."""
         ours, theirs = ({**vars(config), **config.encoder, "encoder": None} for config in (self, other))
-        names = dict.fromkeys((*theirs, *ours))
-        return [
-            f"{name} is {ours.get(name)!r} there and {theirs.get(name)!r} here"
-            for name in names
-            if ours.get(name) != theirs.get(name)
-        ]
+        changed = [name for name in theirs | ours if ours.get(name) != theirs.get(name)]
+        return [f"{name} is {ours.get(name)!r} there and {theirs.get(name)!r} here" for name in changed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +69,7 @@ class EncoderRef:
     fingerprint: Vectors
 
     def load(self, **options: Any) -> Encoder:
-        """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone.
-
-        Raises:
-            FingerprintError: The source gives another encoder than it gave then.
-            BellmError: It cannot be loaded.
-        """
+        """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
         encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
         if problem := _fingerprint_problem(self.fingerprint, self.dtype, encoder):
             raise FingerprintError(
@@ -94,14 +83,17 @@ def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> s
     """Check that a corpus folder has this configuration and encoder, or begin it; returns the configuration's digest.
 
     The fingerprint may differ by rounding from the one in the folder, whose digest counts: work may go on elsewhere.
-
-    Raises:
-        SourceError: The folder has another configuration or encoder, has lost its own, or cannot be written.
     """
     path = out / FINGERPRINT_FILE
     if path.exists():
         known, known_fingerprint = read_corpus_config(out)
-        _refuse_other(out, known, config)
+        if other := "; ".join(known.differences(config)):
+            if known.encoder == config.encoder:
+                raise SourceError(f"{out} was begun otherwise: {other}. Give the same options, or another folder.")
+            raise SourceError(
+                f"{out} holds vectors of an encoder with other settings: {other}. Give the same options of the model, "
+                "or another folder."
+            )
         if _fingerprint_problem(known_fingerprint, config.encoder.get("dtype", "float32"), encoder):
             raise SourceError(
                 f"{out} holds the vectors of another model: its fingerprint is not that of "
@@ -116,11 +108,7 @@ def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> s
 
 
 def read_corpus_config(out: Path) -> tuple[CorpusConfig, Vectors]:
-    """Read the configuration of a corpus folder and the fingerprint of its encoder.
-
-    Raises:
-        SourceError: They are not there, or damaged.
-    """
+    """Read the configuration of a corpus folder and the fingerprint of its encoder."""
     path = out / FINGERPRINT_FILE
     try:
         with safe_open(path, "numpy") as file:
@@ -132,11 +120,7 @@ def read_corpus_config(out: Path) -> tuple[CorpusConfig, Vectors]:
 
 
 def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
-    """Read the reference to a complete corpus's encoder; `source` is where it lies now, if not where it lay then.
-
-    Raises:
-        SourceError: `out` is no complete corpus.
-    """
+    """Read the reference to a complete corpus's encoder; `source` is where it lies now, if not where it lay then."""
     known = manifest.read_manifest(Path(out)).encoder
     config, fingerprint = read_corpus_config(Path(out))
     return EncoderRef(
@@ -152,14 +136,3 @@ def _fingerprint_problem(known: Vectors, dtype: str, encoder: Embedder) -> str:
     distance = relative_distance(encoder.fingerprint(), known)
     limit = tolerances(dtype, encoder.describe().get("dtype", dtype)).fingerprint
     return "" if distance <= limit else f"relative distance {distance:.3g}, allowed {limit:g}"
-
-
-def _refuse_other(out: Path, known: CorpusConfig, config: CorpusConfig) -> None:
-    if not (other := known.differences(config)):
-        return
-    if known.encoder != config.encoder:
-        raise SourceError(
-            f"{out} holds vectors of an encoder with other settings: {'; '.join(other)}. Give the same options of the "
-            "model, or another folder."
-        )
-    raise SourceError(f"{out} was begun otherwise: {'; '.join(other)}. Give the same options, or another folder.")

@@ -7,7 +7,7 @@ version of it stays readable; `index.json` names the one that is complete, so th
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
+import pyarrow as pa
 
 from bellm.corpus import manifest, shards
 from bellm.corpus.corpus_config import read_encoder_ref
@@ -22,7 +23,6 @@ from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic
-from bellm.io.arrow import pa
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.text_files import Hit, SearchResult
@@ -42,24 +42,21 @@ _OLD = timedelta(hours=1)  # Longer than any search, which reads the version tha
 
 @dataclass(frozen=True, kw_only=True)
 class IndexRecord:
-    """Record of a complete index."""
+    """Record of a complete index: the version of its table, and the digest of the shards that it was made of."""
 
     version: int
-    """Version of the table that is complete."""
     rows: int
     is_approximate: bool
     """Whether search uses the approximate index unless told otherwise."""
     shards: str
-    """Digest of the shards that it was made of."""
 
 
+@dataclass(frozen=True)
 class Index:
     """A corpus that can be searched; `build_index` makes it."""
 
-    def __init__(self, table: Any, record: IndexRecord) -> None:
-        """Search this table at the version of the record; `open` finds both."""
-        self.record = record
-        self._table = table
+    record: IndexRecord
+    _table: Any
 
     @classmethod
     def open(cls, out: str | Path) -> "Index":
@@ -87,19 +84,10 @@ class Index:
         if record.shards != _digest(_keys(out, complete)):
             message = f"{out} has changed since it was indexed; the index is searched as it was. Run: bellm index {out}"
             warnings.warn(message, CorpusWarning, stacklevel=2)
-        return cls(table, record)
+        return cls(record, table)
 
     def search(self, query: Vectors, top: int = 10, *, exact: bool = False) -> list[Hit]:
-        """The rows nearest to one query vector, best first.
-
-        Args:
-            query: Shape (embedding_dim,), from `Encoder.encode_query`.
-            top: How many.
-            exact: Compare every row, however many there are.
-
-        Raises:
-            BellmError: The query is of another width.
-        """
+        """The rows nearest to one query vector (embedding_dim,), best first; `exact` compares every row."""
         width = self._table.schema.field("vector").type.list_size
         if query.shape != (width,):
             raise BellmError(f"The query has {query.size} numbers, and the corpus has vectors of {width}.")
@@ -110,10 +98,9 @@ class Index:
             ask = ask.nprobes(_PROBES).refine_factor(_REFINED)
         else:
             ask = ask.bypass_vector_index()
-        names = [name for name in self._table.schema.names if name != "shard"]
-        nearest = ask.select([*names, "_distance"]).to_arrow()
+        nearest = ask.select([*self._table.schema.names, "_distance"]).to_arrow()
         scores = cosine_similarity(unit, shards.shard_vectors(nearest))[0]
-        rows = nearest.drop_columns(["vector", "_distance"]).to_pylist()
+        rows = nearest.drop_columns(["shard", "vector", "_distance"]).to_pylist()
         best = (-scores).argsort(kind="stable")[:top].tolist()
         return [Hit(score=float(scores[index]), **{"text": None} | rows[index]) for index in best]
 
@@ -145,10 +132,7 @@ def search_corpus(
 def build_index(out: str | Path, *, approximate: bool | None = None, progress: bool = False) -> IndexRecord:
     """Make a complete corpus searchable; for one that has grown since, only what is new is added.
 
-    Args:
-        out: A complete corpus folder.
-        approximate: Whether to make an approximate index too; None decides by `EXACT_ROWS`.
-        progress: Show a progress bar.
+    It gets an approximate index where it has more than `EXACT_ROWS` rows, unless `approximate` decides.
 
     Raises:
         SourceError: There is no complete corpus, a shard is damaged, or the disk refuses. The index stays as it was.
@@ -158,7 +142,8 @@ def build_index(out: str | Path, *, approximate: bool | None = None, progress: b
     with lock_corpus(out), _store(out):
         keys = _keys(out, complete)
         table = _table(out, complete)
-        had = _indexed(table)
+        batches = table.search().select(["shard"]).to_batches()
+        had = {key for batch in batches for key in batch.column("shard").unique().to_pylist()}
         if gone := had - keys.keys():
             table.delete(f"shard IN ({', '.join(map(repr, sorted(gone)))})")
         missing = [key for key in keys if key not in had]
@@ -172,7 +157,10 @@ def build_index(out: str | Path, *, approximate: bool | None = None, progress: b
         _approximate(table, is_approximate)
         record = IndexRecord(version=table.version, rows=rows, is_approximate=is_approximate, shards=_digest(keys))
         atomic.write_bytes(out / FOLDER / RECORD_FILE, (json.dumps(vars(record), indent=1) + "\n").encode())
-        _tidy(out, table)
+        # Remove versions that no search reads any more, and what killed processes left.
+        table.optimize(cleanup_older_than=_OLD, delete_unverified=True)
+        for path in (out / FOLDER).rglob(".tmp*"):
+            path.unlink()
     return record
 
 
@@ -196,9 +184,9 @@ def _schema(complete: Manifest) -> Any:
 
 def _batches(paths: dict[str, Path], schema: Any) -> Iterator[Any]:
     for key, path in paths.items():
-        shard = shards.read_shard(path)
-        shard = shard.append_column("shard", pa.repeat(key, len(shard)))
-        yield from shard.select(schema.names).cast(schema).to_batches()
+        rows = shards.read_shard(path)
+        rows = rows.append_column("shard", pa.repeat(key, len(rows)))
+        yield from rows.select(schema.names).cast(schema).to_batches()
 
 
 def _keys(out: Path, complete: Manifest) -> dict[str, Path]:
@@ -210,14 +198,7 @@ def _keys(out: Path, complete: Manifest) -> dict[str, Path]:
     return paths
 
 
-def _indexed(table: Any) -> set[str]:
-    found: set[str] = set()
-    for batch in table.search().select(["shard"]).to_batches():
-        found |= set(batch.column("shard").unique().to_pylist())
-    return found
-
-
-def _digest(parts: Sequence[str] | dict[str, Path]) -> str:
+def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
@@ -226,17 +207,9 @@ def _approximate(table: Any, wanted: bool) -> None:
     names = [index.name for index in table.list_indices()]
     if wanted and not names:
         table.create_index("vector", config=lancedb.index.IvfSq(distance_type="cosine"))
-    elif not wanted:
-        for name in names:
-            table.drop_index(name)
+    for name in [] if wanted else names:
+        table.drop_index(name)
     table.optimize()
-
-
-def _tidy(out: Path, table: Any) -> None:
-    """Remove versions that no search reads any more, and what killed processes left."""
-    table.optimize(cleanup_older_than=_OLD, delete_unverified=True)
-    for path in (out / FOLDER).rglob(".tmp*"):
-        path.unlink()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Embed a corpus: check the folder's configuration, find what is missing, embed it, write the manifest.
 
-What embeds in between is this process unless another executor is given. Whichever it is, shards are the same: work that
-one has begun another can finish.
+What embeds is this process unless another executor is given. Shards are the same: work that one has begun another can
+finish.
 """
 
 import time
@@ -17,19 +17,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bellm.backbone.loading import resolve_device
-from bellm.corpus import shard_plan, shards
+from bellm.corpus import shards
 from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
-from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, write_manifest
-from bellm.corpus.row_ranges import SHARD_ROWS, Precision, RowRange
-from bellm.corpus.shards import SHARD_FOLDER, Shard
+from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, scan_shards, write_manifest
+from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
 from bellm.encoder import Encoder
 from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic
-from bellm.io.input_files import check_columns, expand_inputs
-from bellm.io.rows import STDIN, TextColumns
+from bellm.io.rows import STDIN, TextColumns, check_columns, expand_inputs
 from bellm.pool import EncoderPool
 from bellm.saving import FINGERPRINT_FILE
 from bellm.text_files import on_devices, run_summary
@@ -37,20 +35,20 @@ from bellm.types import Embedder, InputType
 
 LOCK_FILE = ".lock"
 
+_FILES = (LOCK_FILE, SHARD_FOLDER, MANIFEST_FILE, REJECTED_FILE)  # Of a corpus that has no fingerprint yet.
 _PIECE_ROWS, _PIECE_CHARACTERS = 1024, 2**22  # Texts that go to the encoder at once: progress shows after each.
 
 
 class CorpusProgress(NamedTuple):
-    """How far a run has come."""
+    """How far a run has come, in rows and tokens that it embedded."""
 
     rows: int
-    """Rows embedded by this run."""
     tokens: int
     share: float
     """How much of the inputs was read and embedded, from 0 to 1; 0 where that cannot be known."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
     """A run over a corpus folder: inputs, configuration and the shards that are done, for an executor."""
 
@@ -60,7 +58,6 @@ class Job:
     shard_rows: int
     """Most rows of a shard."""
     done: list[Shard]
-    """The shards that are there."""
     config: CorpusConfig
     digest: str
     """Digest of the configuration and the encoder's fingerprint."""
@@ -68,12 +65,16 @@ class Job:
     devices: Sequence[str] = ()
     """Devices of processes that embed in the encoder's place; none if empty."""
 
-    def write(self, row_range: RowRange, encoded: EncodeResult) -> Shard:
-        """Write the shard of a row range; errors as in `shards.write_shard`."""
+    def write(self, row_range: RowRange, parts: Sequence[EncodeResult]) -> Shard:
+        """Write the shard of a row range from what `embed_rows` gave; errors as in `shards.write_shard`."""
         return shards.write_shard(
             self.out / SHARD_FOLDER,
             row_range,
-            encoded,
+            EncodeResult(
+                np.concatenate([part.vectors for part in parts]),
+                sum(part.num_tokens for part in parts),
+                sum(part.num_truncated for part in parts),
+            ),
             precision=self.config.precision,
             keep_text=self.config.keep_text,
             config_digest=self.digest,
@@ -86,12 +87,11 @@ Executor = Callable[[Embedder, Job, Callable[[CorpusProgress], None]], list[Shar
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusReport:
-    """Report of a run: the rows that it embedded, and the manifest of the folder."""
+    """Report of a run: the rows and tokens that it embedded, and the manifest of the folder."""
 
     out: Path
     manifest: Manifest
     new_rows: int
-    """Rows embedded by this run."""
     new_tokens: int
     seconds: float
 
@@ -139,7 +139,7 @@ def embed_corpus(
 
     Args:
         encoder: An Encoder or any other Embedder, or a function that loads one, called once the inputs are checked.
-        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.io.input_files.expand_inputs`.
+        inputs: Files, folders, patterns, or `-` for standard input; see `bellm.io.rows.expand_inputs`.
         out: The folder; made if it is not there.
         source: What `Encoder.from_pretrained` was given, for the manifest.
         column: Where tables hold the texts.
@@ -175,32 +175,16 @@ def embed_corpus(
     try:
         embedder = encoder() if callable(encoder) else encoder
         config = CorpusConfig.of(
-            embedder,
-            input_type=input_type,
-            precision=precision,
-            keep_text=keep_text,
-            column=column,
-            id_column=id_column,
+            embedder, input_type=input_type, precision=precision, keep_text=keep_text, column=column, id_column=id_column
         )
         with lock_corpus(out):
             digest = check_corpus_config(out, config, embedder)
-            done = shard_plan.scan_shards(out, digest)
-            job = Job(
-                out=out,
-                files=files,
-                columns=columns,
-                shard_rows=shard_rows,
-                done=done,
-                config=config,
-                digest=digest,
-                max_batch_tokens=max_batch_tokens,
-                devices=devices,
-            )
+            done = scan_shards(out, digest)
+            job = Job(out, files, columns, shard_rows, done, config, digest, max_batch_tokens, devices)
             new = (executor or _embed_here)(embedder, job, progress)
             description = embedder.describe()
             described = {"source": source or description.get("name"), **description}
-            in_order = shard_plan.in_order(files, [*done, *new])
-            manifest = write_manifest(out, described, vars(config), digest, in_order)
+            manifest = write_manifest(out, described, vars(config), digest, in_order(files, [*done, *new]))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"finished shards are kept in {out}, and the same command goes on there.") from None
     _warn_about(out, manifest, files)
@@ -215,13 +199,11 @@ def embed_corpus(
 
 @contextmanager
 def lock_corpus(out: Path) -> Iterator[None]:
-    """Hold the lock of a corpus folder: make it if need be, and remove the drafts of a process that was killed.
-
-    Raises:
-        SourceError: Another process is at work there, the folder holds something else, or the disk refuses.
-    """
+    """Hold the lock of a corpus folder: make it if need be, and remove the drafts of a process that was killed."""
     try:
-        _refuse_strangers(out)
+        is_ours = (out / FINGERPRINT_FILE).exists() or not out.exists()
+        if not is_ours and any(path.name not in _FILES and path.suffix != atomic.DRAFT for path in out.iterdir()):
+            raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")
         (out / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK_FILE, timeout=0):
             atomic.remove_drafts(out)
@@ -235,86 +217,58 @@ def lock_corpus(out: Path) -> Iterator[None]:
         raise SourceError(f"{out} cannot be written: {error.strerror or error}.") from error
 
 
-def embed_rows(
-    embedder: Embedder | EncoderPool,
-    row_range: RowRange,
-    job: Job,
-    watch: Callable[[EncodeResult], None] = lambda _: None,
-) -> EncodeResult:
-    """Embed the readable texts of a row range, in their order.
-
-    Args:
-        embedder: An encoder, or its pool.
-        row_range: What to embed; it may hold no readable row.
-        job: Its configuration says how.
-        watch: Called with each piece that is done.
-
-    Raises:
-        BellmError: A vector is not finite.
-    """
+def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) -> Iterator[EncodeResult]:
+    """Embed the readable texts of a row range in their order, some at a time."""
     # A pool cuts a piece again, and its processes should all have something to do.
     at_once = 4 * len(job.devices) if isinstance(embedder, EncoderPool) else 1
     pieces = chunk_texts(row_range.texts, max_texts=at_once * _PIECE_ROWS, max_characters=at_once * _PIECE_CHARACTERS)
-    parts = []
+    kind, rows = job.config.input_type, iter(row_range.rows)
     for texts in pieces if row_range.texts else [[]]:
         if isinstance(embedder, Encoder | EncoderPool):
-            part = embedder.encode_with_stats(
-                texts, input_type=job.config.input_type, max_batch_tokens=job.max_batch_tokens
-            )
+            part = embedder.encode_with_stats(texts, input_type=kind, max_batch_tokens=job.max_batch_tokens)
         else:
-            part = EncodeResult(embedder.encode(texts, input_type=job.config.input_type), 0, 0)
-        parts.append(part)
-        watch(part)
-    vectors = np.concatenate([part.vectors for part in parts])
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        raise BellmError(
-            f"{row_range.file}, row {row_range.rows[broken[0]]}: its vector is not finite. Load the model with dtype "
-            "float32."
-        )
-    return EncodeResult(vectors, sum(part.num_tokens for part in parts), sum(part.num_truncated for part in parts))
+            part = EncodeResult(embedder.encode(texts, input_type=kind), 0, 0)
+        for row, is_finite in zip(rows, np.isfinite(part.vectors).all(axis=1), strict=False):
+            if not is_finite:
+                raise BellmError(
+                    f"{row_range.file}, row {row}: its vector is not finite. Load the model with dtype float32."
+                )
+        yield part
 
 
 def _embed_here(embedder: Embedder, job: Job, progress: Callable[[CorpusProgress], None]) -> list[Shard]:
     """The executor of one machine: reads a row range ahead of the model, and writes a shard behind it."""
     if job.devices and not isinstance(embedder, Encoder):
         raise BellmError("Processes on several devices need a bellm Encoder, and this is none: leave devices out.")
-    row_ranges = shard_plan.missing_ranges(job.files, job.columns, job.done, job.shard_rows)
+    row_ranges = missing_ranges(job.files, job.columns, job.done, job.shard_rows)
     # Standard input is read where Ctrl-C arrives.
     row_ranges = row_ranges if STDIN in job.files else prefetch(row_ranges)
-    new: list[Shard] = []
-    now = CorpusProgress(0, 0, 0.0)
-    written: Future[Shard] | None = None
-
-    def count(part: EncodeResult) -> None:
-        nonlocal now
-        if written and written.done():
-            written.result()  # A disk that is full shows before the next shard is embedded in vain.
-        rows = len(part.vectors)
-        gain = (row_range.read - row_range.begun) * rows / max(len(row_range.rows), 1)
-        now = CorpusProgress(now.rows + rows, now.tokens + part.num_tokens, now.share + gain)
-        progress(now)
-
+    written: list[Future[Shard]] = []
+    rows = tokens = 0
     devices = on_devices(embedder, job.devices) if isinstance(embedder, Encoder) else nullcontext(embedder)
     with devices as embedding, ThreadPoolExecutor(1) as writer:
         for row_range in row_ranges:
-            now = now._replace(share=row_range.begun)
-            encoded = embed_rows(embedding, row_range, job, count)
+            parts: list[EncodeResult] = []
+            share = row_range.begun
+            for part in embed_rows(embedding, row_range, job):
+                if written and written[-1].done():
+                    written[-1].result()  # A disk that is full shows before the next shard is embedded in vain.
+                parts.append(part)
+                rows, tokens = rows + len(part.vectors), tokens + part.num_tokens
+                share += (row_range.read - row_range.begun) * len(part.vectors) / max(len(row_range.rows), 1)
+                progress(CorpusProgress(rows, tokens, share))
             if written:
-                new.append(written.result())
-            written = writer.submit(job.write, row_range, encoded)
-        if written:
-            new.append(written.result())
-    return new
+                written[-1].result()  # Two shards in memory at most.
+            written.append(writer.submit(job.write, row_range, parts))
+    return [future.result() for future in written]
 
 
 def _warn_about(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
     """Warn of rows that a corpus lacks or truncates, and of files that it holds besides."""
-    listed = f"{out / REJECTED_FILE} lists them."
+    total, listed = manifest.rows + manifest.unreadable, f"{out / REJECTED_FILE} lists them."
     if manifest.unreadable and not manifest.rows:
-        raise SourceError(f"None of the {manifest.unreadable} rows can be read; {listed}")
+        raise SourceError(f"None of the {total} rows can be read; {listed}")
     if manifest.unreadable:
-        total = manifest.rows + manifest.unreadable
         warnings.warn(f"{manifest.unreadable} of {total} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
     warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
     if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
@@ -322,11 +276,3 @@ def _warn_about(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
         warnings.warn(
             f"{out} also holds {others[0]}{more}, embedded earlier and not named now.", CorpusWarning, stacklevel=3
         )
-
-
-def _refuse_strangers(out: Path) -> None:
-    if (out / FINGERPRINT_FILE).exists() or not out.exists():
-        return
-    ours = (LOCK_FILE, SHARD_FOLDER, MANIFEST_FILE, REJECTED_FILE)
-    if any(path.name not in ours and not path.name.endswith(atomic.DRAFT) for path in out.iterdir()):
-        raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")

@@ -1,14 +1,15 @@
-"""Write and read `manifest.json` and `rejected.jsonl`, which list what a complete corpus folder holds."""
+"""What a corpus folder holds: a scan of its shards, and `manifest.json` and `rejected.jsonl` of a complete one."""
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bellm.corpus import shards
-from bellm.corpus.shards import SHARD_FOLDER, Shard
-from bellm.errors import SourceError
+from bellm.corpus.row_ranges import SHARD_FOLDER, Shard
+from bellm.errors import CorpusWarning, SourceError
 from bellm.io import atomic
 from bellm.version import __version__
 
@@ -39,6 +40,29 @@ class Manifest:
     complete: bool = True
 
 
+def scan_shards(out: Path, config_digest: str) -> list[Shard]:
+    """Read every shard of a corpus folder, whole; damaged ones are removed, so that their rows are embedded again.
+
+    Warns:
+        CorpusWarning: A shard was damaged.
+    """
+    found = []
+    for path in sorted((out / SHARD_FOLDER).glob("*.parquet")):
+        try:
+            shards.read_shard(path)
+            shard = shards.read_shard_info(path)
+        except shards.DamagedError as error:
+            # A manifest never names a shard that is not there.
+            (out / MANIFEST_FILE).unlink(missing_ok=True)
+            path.unlink()
+            warnings.warn(f"{error} Its rows are embedded again.", CorpusWarning, stacklevel=3)
+            continue
+        if shard.config_digest != config_digest or shard.name != path.name:
+            raise SourceError(f"{path} does not belong to {out}: it comes from elsewhere. Move it away.")
+        found.append(shard)
+    return found
+
+
 def write_manifest(
     out: Path, encoder: dict[str, Any], config: dict[str, Any], config_digest: str, done: Sequence[Shard]
 ) -> Manifest:
@@ -50,11 +74,13 @@ def write_manifest(
         config: Fields of `CorpusConfig`.
         config_digest: Digest that every shard carries.
         done: Every shard of the folder, in the order of the corpus.
-
-    Raises:
-        SourceError: A shard cannot be read, or the disk refuses.
     """
-    _write_rejected(out, done)
+    with atomic.atomic_write(out / REJECTED_FILE) as file:
+        for shard in done:
+            if shard.num_unreadable:
+                for row, reason in shards.read_unreadable_rows(out / SHARD_FOLDER / shard.name):
+                    line = {"file": shard.file, "row": row, "reason": reason}
+                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     manifest = Manifest(
         encoder=encoder,
         config=config,
@@ -66,10 +92,7 @@ def write_manifest(
         tokens=sum(shard.num_tokens for shard in done),
         shards=[
             {
-                "name": shard.name,
-                "file": shard.file,
-                "first": shard.first,
-                "stop": shard.stop,
+                **{name: getattr(shard, name) for name in ("name", "file", "first", "stop")},
                 "rows": shard.num_rows,
                 "bytes": shard.num_bytes,
             }
@@ -100,12 +123,3 @@ def read_manifest(out: Path) -> Manifest:
 def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
     """Where the shards of a corpus lie, in order."""
     return (out / SHARD_FOLDER / entry["name"] for entry in manifest.shards)
-
-
-def _write_rejected(out: Path, done: Sequence[Shard]) -> None:
-    with atomic.atomic_write(out / REJECTED_FILE) as file:
-        for shard in done:
-            if shard.num_unreadable:
-                for row, reason in shards.read_unreadable_rows(out / SHARD_FOLDER / shard.name):
-                    line = {"file": shard.file, "row": row, "reason": reason}
-                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -9,15 +9,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from bellm.corpus.corpus_config import EncoderRef
 from bellm.corpus.job import CorpusProgress, Job, embed_rows
-from bellm.corpus.shard_plan import read_missing_ranges
-from bellm.corpus.shards import SHARD_FOLDER, Shard
+from bellm.corpus.row_ranges import SHARD_FOLDER, Shard, missing_ranges, read_missing_ranges
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
@@ -49,21 +48,14 @@ class RayExecutor:
     def __call__(
         self, encoder: Embedder, job: Job, progress: Callable[[CorpusProgress], None] = lambda _: None
     ) -> list[Shard]:
-        """Embed what is missing; returns the new shards.
-
-        Raises:
-            BellmError: A worker meets an error, or the cluster is too small. Finished shards are kept.
-        """
+        """Embed what is missing; returns the new shards. Where a worker fails, finished shards are kept."""
         if not isinstance(encoder, Encoder):
             raise BellmError("Other machines load a bellm Encoder again, and this is none: leave the executor out.")
         if STDIN in job.files:
             raise BellmError("Other machines cannot read this one's standard input: give files, or engine local.")
         source = os.path.abspath(self.source) if os.path.exists(self.source) else self.source
         encoder_ref = EncoderRef(
-            source=source,
-            config=encoder.config,
-            dtype=encoder.dtype_name,
-            fingerprint=encoder.fingerprint(),
+            source=source, config=encoder.config, dtype=encoder.dtype_name, fingerprint=encoder.fingerprint()
         )
         with _cluster(), _one_line():
             rows = self._dataset(encoder_ref, job).iter_rows() if job.files else iter(())
@@ -76,8 +68,8 @@ class RayExecutor:
         directory = os.getcwd()
         workers, cpus, gpus = _shares(self.workers)
         files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
-        reading = {"columns": job.columns, "done": job.done, "max_rows": job.shard_rows, "directory": directory}
-        row_ranges = files.flat_map(read_missing_ranges, fn_kwargs=reading, num_cpus=0)
+        find = partial(missing_ranges, columns=job.columns, done=job.done, max_rows=job.shard_rows)
+        row_ranges = files.flat_map(read_missing_ranges, fn_args=(find, directory), num_cpus=0)
         # From flat_map, unlike from map, a worker's error comes through as it is.
         return row_ranges.flat_map(
             _Worker,
@@ -98,25 +90,28 @@ def _shares(workers: int | None) -> tuple[int, int, float]:
     return workers, cpus // workers, min(1.0, gpus / workers)
 
 
+@dataclass
 class _Worker:
     """Ray actor: one encoder that embeds row ranges and writes their shards."""
 
-    def __init__(self, encoder_ref: EncoderRef, options: dict[str, Any], job: Job, directory: str) -> None:
-        os.chdir(directory)
-        self._encoder_ref = encoder_ref
-        self._options = options
-        self._job = job
+    encoder_ref: EncoderRef
+    options: dict[str, Any]
+    job: Job
+    directory: str
+
+    def __post_init__(self) -> None:
+        os.chdir(self.directory)
 
     @cached_property
     def _encoder(self) -> Encoder:
         # Not when the actor is made: there an error would reach nobody in words.
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-        return self._encoder_ref.load(**self._options)
+        return self.encoder_ref.load(**self.options)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         row_range = row["row_range"]
-        encoded = embed_rows(self._encoder, row_range, self._job)
-        yield vars(self._job.write(row_range, encoded)) | {"read": row_range.read}
+        shard = self.job.write(row_range, list(embed_rows(self._encoder, row_range, self.job)))
+        yield vars(shard) | {"read": row_range.read}
 
 
 def _written_shards(
@@ -124,16 +119,15 @@ def _written_shards(
 ) -> Iterator[Shard]:
     """The shards that workers have written, with a call of `progress` for each."""
     # Of files that have shards already it is not known here how far those go.
-    size = {} if job.done else {file: os.path.getsize(file) for file in job.files}
-    read = dict.fromkeys(size, 0.0)
-    done = CorpusProgress(0, 0, 0.0)
+    sizes = {} if job.done else {file: os.path.getsize(file) for file in job.files}
+    total, read = max(sum(sizes.values()), 1), dict.fromkeys(job.files, 0.0)
+    num_rows = num_tokens = 0
     for row in rows:
         share = row.pop("read")
         shard = Shard(**row)
-        read[shard.file] = max(read.get(shard.file, 0.0), share)
-        covered = sum(read[file] * size[file] for file in size) / max(sum(size.values()), 1)
-        done = CorpusProgress(done.rows + shard.num_rows, done.tokens + shard.num_tokens, covered)
-        progress(done)
+        read[shard.file] = max(read[shard.file], share)
+        num_rows, num_tokens = num_rows + shard.num_rows, num_tokens + shard.num_tokens
+        progress(CorpusProgress(num_rows, num_tokens, sum(read[file] * sizes[file] for file in sizes) / total))
         yield shard
 
 
@@ -146,12 +140,15 @@ def _cluster() -> Iterator[None]:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
-    kept = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
-    context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = 1, False, False
+    settings = {"target_max_block_size": 1, "enable_progress_bars": False, "print_on_execution_start": False}
+    kept = {name: getattr(context, name) for name in settings}
+    for name, value in settings.items():
+        setattr(context, name, value)
     try:
         yield
     finally:
-        context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = kept
+        for name, value in kept.items():
+            setattr(context, name, value)
         if begun:
             ray.shutdown()
 

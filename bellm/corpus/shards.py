@@ -8,26 +8,22 @@ Shards are the journal of the work: a range is done when its shard is there. Col
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from bellm.corpus.row_ranges import Precision, RowRange
+from bellm.corpus.row_ranges import Precision, RowRange, Shard
 from bellm.errors import SourceError
 from bellm.io import atomic
-from bellm.io.arrow import pa, pq
 from bellm.types import Vectors
 
 if TYPE_CHECKING:
     from bellm.engine.embedding import EncodeResult
-
-SHARD_FOLDER = "shards"
-"""Folder in a corpus folder that holds the shards."""
 
 _FACTS, _DIGEST = b"bellm", b"bellm.digest"
 _STRINGS = ("id", "file", "text")
@@ -35,43 +31,6 @@ _STRINGS = ("id", "file", "text")
 
 class DamagedError(SourceError):
     """A shard's bytes are not those that were written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Metadata of a shard."""
-
-    file: str
-    first: int
-    """Number of the first row that it covers, from 1."""
-    stop: int
-    """Number of the row behind the last."""
-    num_rows: int
-    """Rows with a vector; the others of the range are unreadable."""
-    num_tokens: int
-    num_truncated: int
-    rows_digest: str
-    """Digest of the covered ids and texts."""
-    config_digest: str
-    """Digest of the corpus configuration and the encoder's fingerprint."""
-    num_bytes: int = 0
-    """Size of the file."""
-
-    @property
-    def name(self) -> str:
-        """Name of the shard's file: the same for the same place in the corpus."""
-        return shard_name(self.file, self.first)
-
-    @property
-    def num_unreadable(self) -> int:
-        """Rows without a vector."""
-        return self.stop - self.first - self.num_rows
-
-
-def shard_name(file: str, first: int) -> str:
-    """Name of the shard that begins with this row; sorted, the shards of a file are in order."""
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", file)[-60:].lstrip(".-")
-    return f"{readable}-{hashlib.sha256(file.encode()).hexdigest()[:12]}-{first:012d}.parquet"
 
 
 def write_shard(
@@ -92,9 +51,6 @@ def write_shard(
         precision: How vectors are kept.
         keep_text: Whether texts are kept beside them.
         config_digest: See `Shard`.
-
-    Raises:
-        SourceError: The disk refuses, or a vector does not fit float16.
     """
     shard = Shard(
         file=row_range.file,
@@ -107,18 +63,15 @@ def write_shard(
         config_digest=config_digest,
     )
     table = _table(row_range, encoded.vectors, precision, keep_text)
-    table = table.replace_schema_metadata(_metadata(shard, row_range.unreadable, table))
+    facts = dataclasses.asdict(shard) | _contents(table) | {"unreadable": row_range.unreadable}
+    data = json.dumps(facts, ensure_ascii=False).encode()
+    table = table.replace_schema_metadata({_FACTS: data, _DIGEST: hashlib.sha256(data).hexdigest().encode()})
     path = folder / shard.name
     with atomic.atomic_write(path) as file:
         # Vectors are noise to a compressor and to a dictionary, and cost time there.
-        slow = {name: "zstd" for name in table.column_names if name != "vector"}
-        pq.write_table(
-            table,
-            file,
-            compression={**slow, "vector.list.element": "none"},
-            use_dictionary=["file"],
-            write_page_checksum=True,
-        )
+        compression = {name: "zstd" for name in table.column_names if name != "vector"}
+        compression["vector.list.element"] = "none"
+        pq.write_table(table, file, compression=compression, use_dictionary=["file"], write_page_checksum=True)
     return dataclasses.replace(shard, num_bytes=path.stat().st_size)
 
 
@@ -129,9 +82,9 @@ def read_shard_info(path: Path) -> Shard:
         DamagedError: It is no shard, or its bytes have changed.
         SourceError: It cannot be read.
     """
-    known = {field.name for field in dataclasses.fields(Shard)}
-    facts = {name: fact for name, fact in _facts(path).items() if name in known}
-    return Shard(**facts | {"num_bytes": path.stat().st_size})
+    facts = _facts(path)
+    known = {field.name: facts[field.name] for field in dataclasses.fields(Shard)}
+    return Shard(**known | {"num_bytes": path.stat().st_size})
 
 
 def read_unreadable_rows(path: Path) -> list[tuple[int, str]]:
@@ -145,7 +98,7 @@ def read_shard(path: Path) -> Any:
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
         table.validate(full=True)
-    if _columns(table) != facts["columns"] or _content_digest(table) != facts["content_digest"]:
+    if facts | _contents(table) != facts:
         raise DamagedError(f"{path} is damaged: its rows have changed.")
     return table
 
@@ -159,7 +112,7 @@ def shard_vectors(table: Any) -> Vectors:
 
 
 def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_text: bool) -> Any:
-    kept, scale = _ENCODERS[precision](vectors)
+    kept, scale = _quantize(vectors, precision)
     file = pa.DictionaryArray.from_arrays(np.zeros(len(row_range.rows), np.int32), pa.array([row_range.file]))
     values = pa.array(kept.ravel())
     kind = pa.list_(pa.field("element", values.type), vectors.shape[1])
@@ -173,36 +126,27 @@ def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_tex
     return pa.table(columns | ({"text": pa.array(row_range.texts, pa.string())} if keep_text else {}))
 
 
-def _float32(vectors: Vectors) -> tuple[Any, None]:
-    return np.ascontiguousarray(vectors), None
+def _quantize(vectors: Vectors, precision: Precision) -> tuple[Any, Vectors | None]:
+    """Vectors as they are kept, and for int8 the scale of each row."""
+    match precision:
+        case "float32":
+            return np.ascontiguousarray(vectors), None
+        case "float16":
+            limit, largest = float(np.finfo(np.float16).max), float(np.abs(vectors).max(initial=0))
+            if largest > limit:
+                raise SourceError(
+                    f"A vector holds {largest:.4g}, and float16 ends at {limit:.0f}: scale vectors to length 1 "
+                    "(--normalize), or keep them as float32."
+                )
+            return vectors.astype(np.float16), None
+        case "int8":
+            scale = np.abs(vectors).max(axis=1, initial=0) / 127
+            steps = vectors / np.where(scale > 0, scale, 1)[:, None]
+            return np.rint(steps).astype(np.int8), scale.astype(np.float32)
 
 
-def _float16(vectors: Vectors) -> tuple[Any, None]:
-    limit = float(np.finfo(np.float16).max)
-    largest = float(np.abs(vectors).max(initial=0))
-    if largest > limit:
-        raise SourceError(
-            f"A vector holds {largest:.4g}, and float16 ends at {limit:.0f}: scale vectors to length 1 (--normalize), "
-            "or keep them as float32."
-        )
-    return vectors.astype(np.float16), None
-
-
-def _int8(vectors: Vectors) -> tuple[Any, Vectors]:
-    scale = np.abs(vectors).max(axis=1, initial=0) / 127
-    steps = vectors / np.where(scale > 0, scale, 1)[:, None]
-    return np.rint(steps).astype(np.int8), scale.astype(np.float32)
-
-
-_ENCODERS = {"float32": _float32, "float16": _float16, "int8": _int8}
-
-
-def _columns(table: Any) -> dict[str, str]:
-    return {field.name: str(field.type) for field in table.schema}
-
-
-def _content_digest(table: Any) -> str:
-    """SHA-256 of all columns; the checksums of Parquet's pages do not know of its footer."""
+def _contents(table: Any) -> dict[str, Any]:
+    """Types and SHA-256 of all columns; the checksums of Parquet's pages do not know of its footer."""
     digest = hashlib.sha256()
     for name in table.column_names:
         column = table.column(name).combine_chunks()
@@ -212,13 +156,8 @@ def _content_digest(table: Any) -> str:
         else:
             values = (column.flatten() if name == "vector" else column).to_numpy()
             digest.update(f"{name} {values.dtype} {len(values)};".encode() + values.tobytes())
-    return digest.hexdigest()
-
-
-def _metadata(shard: Shard, unreadable: list[tuple[int, str]], table: Any) -> dict[bytes, bytes]:
-    proof = {"columns": _columns(table), "content_digest": _content_digest(table)}
-    data = json.dumps(dataclasses.asdict(shard) | proof | {"unreadable": unreadable}, ensure_ascii=False).encode()
-    return {_FACTS: data, _DIGEST: hashlib.sha256(data).hexdigest().encode()}
+    types = {field.name: str(field.type) for field in table.schema}
+    return {"columns": types, "content_digest": digest.hexdigest()}
 
 
 def _facts(path: Path) -> dict[str, Any]:

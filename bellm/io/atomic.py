@@ -23,14 +23,7 @@ def reserve_file(path: Path, advice: str = "") -> Iterator[Callable[[], Abstract
     """Create the draft of `path` now, so that a folder that takes no files shows, and fill it once there is content.
 
     Gives a function that opens the draft, and renames it to `path` when its block has succeeded and its bytes are on
-    the disk. Nothing of the draft is left behind.
-
-    Args:
-        path: The file.
-        advice: What a user is told to do where the disk refuses.
-
-    Raises:
-        SourceError: The disk refuses.
+    the disk. Nothing of the draft is left behind. Where the disk refuses, `advice` ends the message.
     """
     draft = path.with_name(f".{path.name}-{os.getpid()}{DRAFT}")
 
@@ -42,7 +35,11 @@ def reserve_file(path: Path, advice: str = "") -> Iterator[Callable[[], Abstract
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(draft, path)
-            _sync_folder(path.parent)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # Makes the rename last through a power cut.
+            finally:
+                os.close(folder)
 
     try:
         with _disk_errors(path, advice):
@@ -55,11 +52,7 @@ def reserve_file(path: Path, advice: str = "") -> Iterator[Callable[[], Abstract
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Give a file that takes the place of `path` once the block has succeeded and its bytes are on the disk.
-
-    Raises:
-        SourceError: The disk refuses; nothing is left behind.
-    """
+    """Give a file that takes the place of `path` once the block has succeeded and its bytes are on the disk."""
     with reserve_file(path, _RETRY) as fill, fill() as file:
         yield file
 
@@ -72,11 +65,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `path` once the block has succeeded.
-
-    Raises:
-        SourceError: Something is there already, or the disk refuses.
-    """
+    """Give a temporary folder that takes the place of `path` once the block has succeeded."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SourceError(f"{path} exists already and is not empty. Choose another name or remove it.")
     with _disk_errors(path):
@@ -102,12 +91,3 @@ def _disk_errors(path: Path, advice: str = "") -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.{advice}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

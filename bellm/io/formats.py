@@ -47,7 +47,7 @@ def text_problem(cell: object) -> str:
     return ""
 
 
-def text_rows(stream: BinaryIO, _select: SelectColumns | None = None, *, encoding: str = "utf-8") -> Iterator[Row]:
+def text_rows(stream: BinaryIO, select: SelectColumns | None = None, *, encoding: str = "utf-8") -> Iterator[Row]:
     """Rows of a text file."""
     for number, line in enumerate(_lines(stream), 1):
         place = f"line {number}"
@@ -70,20 +70,30 @@ def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = Fal
 
 def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel") -> Iterator[Row]:
     """Rows of a CSV or TSV file; its first line names the columns, empty lines are no rows."""
+    lines = _lines(stream)
+    number = 0
+
+    def next_line() -> str:
+        nonlocal number
+        line = next(lines, b"")
+        number += line != b""
+        if line is None:
+            raise csv.Error(_TOO_LONG)
+        return line.decode(errors="surrogateescape")  # Only the cells that are read must be UTF-8.
+
     csv.field_size_limit(LONGEST)  # The csv module's own limit of 128 KiB is shorter than a long document.
-    lines = _CsvLines(stream)
-    # Strict, because a stray quote would otherwise swallow the rows that follow it in silence.
-    reader = csv.reader(lines, dialect, strict=True)
+    # Strict, because a stray quote would otherwise swallow the rows that follow it in silence. Such an iterator, unlike
+    # a generator, goes on behind a line that raises.
+    reader = csv.reader(iter(next_line, ""), dialect, strict=True)
     header: list[str] | None = None
     columns: dict[str, int] = {}
     while True:
-        first = lines.number + 1
+        first = number + 1
         try:
-            cells = next(reader, None)
-            problem = ""
+            cells, problem = next(reader, None), ""
         except csv.Error as error:
             cells, problem = [], f"{error}. {_QUOTES}"
-        place = f"line {lines.number}" if first >= lines.number else f"lines {first}-{lines.number}"
+        place = f"line {number}" if first >= number else f"lines {first}-{number}"
         if header is None and problem:
             raise SourceError(f"{place}: {problem}")
         if header is None and cells != []:
@@ -97,8 +107,7 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
 
 def parquet_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
     """Rows of a Parquet file."""
-    from bellm.io.arrow import pa, pq
-
+    pa, pq = import_pyarrow()
     try:
         # As it comes, Arrow would take the whole column into memory.
         file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
@@ -112,7 +121,17 @@ def parquet_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
         raise SourceError(f"cannot be read as Parquet: {error}") from error
 
 
-FORMATS: dict[str, Callable[[BinaryIO, SelectColumns], Iterator[Row]]] = {
+def import_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet, or the one error that says they are missing."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise SourceError("Parquet files need pyarrow: pip install 'bellm[corpus]'.") from error
+    return pyarrow, pyarrow.parquet
+
+
+FORMATS: dict[str, Callable[..., Iterator[Row]]] = {
     ".txt": text_rows,
     ".jsonl": json_rows,
     ".csv": csv_rows,
@@ -132,29 +151,10 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
         line = stream.readline(LONGEST + 1)
 
 
-class _CsvLines:
-    """Lines for the csv module, which goes on behind one that raises; a generator would end there."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.number = 0
-        self._lines = _lines(stream)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.number += 1
-        if line is None:
-            raise csv.Error(_TOO_LONG)
-        return line.decode(errors="surrogateescape")  # Only the cells that are read must be UTF-8.
-
-
 def _csv_row(place: str, cells: list[str], width: int, columns: dict[str, int]) -> Row:
     if len(cells) != width:
-        return Row(
-            place, problem=f"{len(cells)} cells, but the header has {width}. Quote cells that hold the separator."
-        )
+        problem = f"{len(cells)} cells, but the header has {width}. Quote cells that hold the separator."
+        return Row(place, problem=problem)
     selected = {name: cells[index] for name, index in columns.items()}
     try:
         "".join(selected.values()).encode()

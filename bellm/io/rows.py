@@ -1,17 +1,20 @@
-"""Read the rows of a file by its suffix, plain or with .gz: all cells that are asked for, or texts with their ids.
+"""Which files a user means, and their rows by suffix, plain or with .gz: all cells asked for, or texts with their ids.
 
 Every command reads its inputs here. Memory does not depend on the number of rows.
 """
 
+import glob
 import gzip
+import itertools
 import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from bellm.errors import SourceError
 from bellm.io.formats import FORMATS, Row, SelectColumns, json_rows, text_problem, text_rows
@@ -19,6 +22,7 @@ from bellm.io.formats import FORMATS, Row, SelectColumns, json_rows, text_proble
 STDIN = "-"
 
 _LONGEST_REASON = 300
+_HEAD = 100  # Rows of a file that are looked at before a model is loaded.
 
 
 @dataclass
@@ -45,42 +49,35 @@ class RowFile:
         Raises:
             SourceError: The file cannot be read or lacks a column; or, where `strict`, a row cannot be read.
         """
-        suffix = ".txt" if self.file == STDIN else require_suffix(self.file)
-        if suffix == ".jsonl":
-            return self._read(lambda stream: json_rows(stream, select, skip_blank=skip_blank), strict)
-        return self._read(lambda stream: FORMATS[suffix](stream, select), strict)
+        reader = FORMATS[".txt" if self.file == STDIN else require_suffix(self.file)]
+        how: dict[str, Any] = {"skip_blank": True} if skip_blank and reader is json_rows else {}
+        return self._read(partial(reader, select=select, **how), strict)
 
     def lines(self, encoding: str = "utf-8", *, strict: bool = False) -> Iterator[Row]:
         r"""Read lines of text without their ends, whatever the suffix; errors as in `rows`.
 
         Only \n and \r\n end a line: texts may hold every other separator.
         """
-        return self._read(lambda stream: text_rows(stream, encoding=encoding), strict)
+        return self._read(partial(text_rows, encoding=encoding), strict)
 
     def _read(self, reader: Callable[[BinaryIO], Iterator[Row]], strict: bool) -> Iterator[Row]:
         place = ""
         try:
-            with self._open() as (raw, stream):
+            with nullcontext(sys.stdin.buffer) if self.file == STDIN else open(self.file, "rb") as raw:
                 size = 0 if self.file == STDIN else os.fstat(raw.fileno()).st_size
-                for row in reader(stream):
+                stream = gzip.GzipFile(fileobj=raw) if self.file.lower().endswith(".gz") else raw
+                for row in reader(cast("BinaryIO", stream)):
                     self.share = raw.tell() / size if size else 0.0
                     if strict and row.problem:
                         place = f", {row.place}"
                         raise SourceError(row.problem)
                     yield row
-                self.share = 1.0 if size else 0.0
+                self.share = float(size > 0)
         except SourceError as error:
             raise SourceError(f"{self.title}{place}: {error}") from error
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(f"{self.title} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
-    @contextmanager
-    def _open(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-        if self.file == STDIN:
-            yield sys.stdin.buffer, sys.stdin.buffer
-        else:
-            with open(self.file, "rb") as raw:
-                yield raw, gzip.GzipFile(fileobj=raw) if self.file.lower().endswith(".gz") else raw  # type: ignore[misc]
 
 
 class TextColumns(NamedTuple):
@@ -90,11 +87,7 @@ class TextColumns(NamedTuple):
     id: str | None = None
 
     def select(self, names: Sequence[str]) -> list[str]:
-        """The columns that are read; an empty file has none, and no rows either.
-
-        Raises:
-            SourceError: One of them is not there, or there twice.
-        """
+        """The columns that are read; an empty file has none, and no rows either."""
         if names and (problem := self.problem(names)):
             raise SourceError(problem)
         return [self.text, *filter(None, [self.id])] if names else []
@@ -125,11 +118,7 @@ class TextFile(RowFile):
     """Without a column of ids, a row's id is `FILE:ROW`."""
 
     def texts(self) -> Iterator[TextRow]:
-        """Read the rows, counted from 1; memory does not depend on their number.
-
-        Raises:
-            SourceError: The file cannot be read, or has no such column.
-        """
+        """Read the rows, counted from 1; errors as in `rows`."""
         for number, row in enumerate(self.rows(self.columns.select), 1):
             cells = row.cells if isinstance(row.cells, dict) else {self.columns.text: row.cells}
             text, id = cells.get(self.columns.text), cells.get(self.columns.id)
@@ -151,11 +140,7 @@ def file_suffix(path: str) -> str:
 
 
 def require_suffix(path: str) -> str:
-    """Suffix of a file that bellm can read.
-
-    Raises:
-        SourceError: It is another; or there is no such file, and no suffix that tells what it would be.
-    """
+    """Suffix of a file that bellm can read; an error where it is another, or tells nothing and there is no file."""
     suffix = file_suffix(path)
     if suffix not in FORMATS:
         if not os.path.exists(path):
@@ -166,11 +151,7 @@ def require_suffix(path: str) -> str:
 
 
 def read_texts(file: str, column: str = "text") -> list[str]:
-    """Read all texts of a file, or the lines of standard input for `-`.
-
-    Raises:
-        SourceError: The file cannot be read, or a row holds no text.
-    """
+    """Read all texts of a file, or the lines of standard input for `-`."""
     source = TextFile(file, TextColumns(column))
     texts = []
     for row in source.texts():
@@ -181,11 +162,66 @@ def read_texts(file: str, column: str = "text") -> list[str]:
 
 
 def check_text(name: str, text: str) -> str:
-    """Give a text back as it came.
-
-    Raises:
-        SourceError: It holds half a character, or is too long.
-    """
+    """Give a text back as it came; an error where it holds half a character, or is too long."""
     if problem := text_problem(text):
         raise SourceError(f"{name}: {problem}")
     return text
+
+
+def expand_inputs(inputs: Sequence[str], skip: Path | None = None) -> list[str]:
+    """Name the files that are meant, in order and each once, with forward slashes.
+
+    A folder stands for all files under it that bellm can read and a pattern for what it matches, both sorted; `-` is
+    standard input. Hidden files of a folder are left out, and so is everything in `skip`.
+    """
+    files: dict[str, str] = {}
+    skipped = skip and skip.resolve()
+    for entry in inputs:
+        for path in [STDIN] if entry == STDIN else _paths(entry):
+            real = path if path == STDIN else os.path.realpath(path)
+            if skipped is None or not Path(real).is_relative_to(skipped):
+                files.setdefault(real, path if path == STDIN else _name(path))
+    return list(files.values())
+
+
+def check_columns(files: Sequence[str], columns: TextColumns) -> None:
+    """Look at the first rows of every file, before a model is loaded; standard input is left for later."""
+    reasons = []
+    for file in files:
+        if file != STDIN:
+            head = list(itertools.islice(TextFile(file, columns).texts(), _HEAD))
+            if any(row.text is not None for row in head):
+                reasons.append("")
+            reasons += [f"{file}, {row.reason}" for row in head[:1] if row.text is None]
+    if reasons and all(reasons):
+        raise SourceError(f"No row can be read. {reasons[0]}")
+
+
+def _paths(entry: str) -> list[str]:
+    if os.path.isdir(entry):
+        return _under(entry)
+    if os.path.exists(entry) or not glob.has_magic(entry):
+        require_suffix(entry)
+        return [entry]
+    found = sorted(glob.glob(entry, recursive=True))
+    if not found:
+        raise SourceError(f"{entry} matches no file.")
+    return [path for match in found for path in _paths(match)]
+
+
+def _under(folder: str) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        known = (name for name in names if file_suffix(name) in FORMATS and not name.startswith("."))
+        found += [os.path.join(parent, name) for name in known]
+    if not found:
+        raise SourceError(f"{folder} holds no file that bellm can read: none ends in {', '.join(FORMATS)}.")
+    return sorted(found)
+
+
+def _name(path: str) -> str:
+    name = os.path.normpath(path).replace(os.sep, "/")
+    if text_problem(name):
+        raise SourceError(f"The name of {name!r} is not UTF-8, and ids are made of it. Rename the file.")
+    return name

@@ -11,7 +11,11 @@ import numpy as np
 
 from bellm.errors import SourceError
 from bellm.io.atomic import reserve_file
+from bellm.io.formats import import_pyarrow
+from bellm.io.rows import RowFile, file_suffix
 from bellm.types import Vectors
+
+_COLUMNS = ["text", "vector"]
 
 
 @contextmanager
@@ -20,45 +24,37 @@ def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Seq
 
     The rows go to a draft in the same folder, which then takes the place of `path`. Whatever happens before leaves
     nothing behind.
-
-    Raises:
-        SourceError: The suffix is unknown, something is there already, or the disk refuses.
     """
     target = Path(path)
-    writer = _writer(target)
+    suffix = target.suffix.lower()
+    if suffix not in WRITERS:
+        raise SourceError(
+            f"bellm cannot write {target}: its suffix is {suffix!r}, not one of {', '.join(WRITERS)}; the name of a "
+            "folder of shards ends in /."
+        )
+    if suffix == ".parquet":
+        import_pyarrow()  # Says what is missing before the work begins.
     _refuse_taken(target, force)
     with reserve_file(target) as fill:
 
         def write(texts: Sequence[str], vectors: Vectors) -> None:
             with fill() as file:
-                writer(file, texts, vectors)
+                WRITERS[suffix](file, texts, vectors)
 
         yield write
 
 
 def read_vectors(file: Path) -> tuple[list[str], Vectors]:
-    """Read the texts and vectors that `new_vector_file` wrote as .jsonl or .parquet.
-
-    Raises:
-        SourceError: The file cannot be read, or has other columns.
-    """
+    """Read the texts and vectors that `new_vector_file` wrote as .jsonl or .parquet."""
+    if file_suffix(str(file)) not in (".jsonl", ".parquet"):
+        raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
+    rows = RowFile(str(file)).rows(_require_columns, strict=True)
     try:
-        if file.suffix.lower() == ".jsonl":
-            with file.open(encoding="utf-8") as lines:
-                rows = [json.loads(line) for line in lines]
-            return [row["text"] for row in rows], np.array([row["vector"] for row in rows], dtype=np.float32)
-        if file.suffix.lower() != ".parquet":
-            raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
-        from bellm.io.arrow import pq
-
-        table = pq.read_table(file, columns=["text", "vector"])
-        vectors = np.stack(table.column("vector").to_numpy())
-        return table.column("text").to_pylist(), vectors.astype(np.float32)
+        pairs = [(row.cells["text"], np.asarray(row.cells["vector"], dtype=np.float32)) for row in rows]
+        return [text for text, _ in pairs], np.stack([vector for _, vector in pairs])
     except SourceError:
         raise
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
 
 
@@ -66,6 +62,12 @@ def is_folder(path: str) -> bool:
     """Whether an output is meant as a folder: it is one, has no suffix, or ends in a slash."""
     suffix = Path(path).suffix.lower()
     return suffix not in WRITERS and (not suffix or path.endswith(("/", os.sep)) or Path(path).is_dir())
+
+
+def _require_columns(names: Sequence[str]) -> list[str]:
+    if not set(_COLUMNS) <= set(names):
+        raise SourceError(f"it needs the columns text and vector, and has {', '.join(names)}.")
+    return _COLUMNS
 
 
 def _refuse_taken(target: Path, force: bool) -> None:
@@ -78,18 +80,6 @@ def _refuse_taken(target: Path, force: bool) -> None:
             raise SourceError(f"{target} exists already. Choose another name, or replace it with --force.")
     except OSError as error:  # The name is too long.
         raise SourceError(f"{target} cannot be written: {error.strerror or error}.") from error
-
-
-def _writer(target: Path) -> Callable[[BinaryIO, Sequence[str], Vectors], None]:
-    suffix = target.suffix.lower()
-    if suffix not in WRITERS:
-        raise SourceError(
-            f"bellm cannot write {target}: its suffix is {suffix!r}, not one of {', '.join(WRITERS)}; the name of a "
-            "folder of shards ends in /."
-        )
-    if suffix == ".parquet":
-        import bellm.io.arrow  # noqa: F401 - says what is missing before the work begins
-    return WRITERS[suffix]
 
 
 def _write_npy(file: BinaryIO, _texts: Sequence[str], vectors: Vectors) -> None:
@@ -105,13 +95,9 @@ def _write_json_lines(file: BinaryIO, texts: Sequence[str], vectors: Vectors) ->
 
 
 def _write_parquet(file: BinaryIO, texts: Sequence[str], vectors: Vectors) -> None:
-    from bellm.io.arrow import pa, pq
-
-    columns = {
-        "text": pa.array(texts, pa.string()),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
-    }
-    pq.write_table(pa.table(columns), file)
+    pa, pq = import_pyarrow()
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "vector": rows}), file)
 
 
 WRITERS: dict[str, Callable[[BinaryIO, Sequence[str], Vectors], None]] = {

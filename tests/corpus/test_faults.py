@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bellm.corpus import manifest, shards
+from bellm.corpus.row_ranges import SHARD_FOLDER
 from tests.processes import Runner, run, runner, single
 
 SHARD_ROWS = 16
@@ -95,7 +96,7 @@ def test_killed_at_random_moments_no_row_is_lost_and_none_comes_twice(
             shutil.rmtree(tmp_path / "out")
         else:
             assert end == -signal.SIGALRM
-            deaths.append(len(list((tmp_path / "out" / shards.SHARD_FOLDER).glob("*.parquet"))))
+            deaths.append(len(list((tmp_path / "out" / SHARD_FOLDER).glob("*.parquet"))))
     assert jobs.run(tmp_path / "out") == 0
     assert_same_corpus(tmp_path / "out", expected)
     assert len(set(deaths)) >= 3  # So many different numbers of shards were there when it died.

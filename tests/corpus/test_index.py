@@ -12,7 +12,7 @@ from bellm.corpus import corpus_config, index, manifest, shards
 from bellm.corpus.corpus_config import CorpusConfig
 from bellm.corpus.index import Index, build_index
 from bellm.corpus.job import embed_corpus, lock_corpus
-from bellm.corpus.row_ranges import Precision, split_rows
+from bellm.corpus.row_ranges import SHARD_FOLDER, Precision, split_rows
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io.rows import TextRow
@@ -46,12 +46,12 @@ def embed(encoder: Encoder, source: Path, place: Path, **options: Any) -> None:
 def planted(out: Path, encoder: Encoder, vectors: Vectors) -> None:
     """A corpus of these vectors, as if the encoder had given them."""
     config = CorpusConfig.of(encoder)
-    (out / shards.SHARD_FOLDER).mkdir(parents=True)
+    (out / SHARD_FOLDER).mkdir(parents=True)
     digest = corpus_config.check_corpus_config(out, config, encoder)
     rows = (TextRow(number, f"r{number}", str(number)) for number in range(1, len(vectors) + 1))
     written = [
         shards.write_shard(
-            out / shards.SHARD_FOLDER,
+            out / SHARD_FOLDER,
             row_range,
             EncodeResult(vectors[row_range.first - 1 : row_range.stop - 1], 0, 0),
             precision="float32",
@@ -153,7 +153,7 @@ def test_rows_that_were_embedded_anew_take_the_place_of_the_old(
     build_index(corpus)
     texts_to(corpus.parent / "in" / "a.txt", [*TEXTS[:25], "Something else.", *TEXTS[26:]])
     name = manifest.read_manifest(corpus).shards[2]["name"]
-    (corpus / shards.SHARD_FOLDER / name).unlink()
+    (corpus / SHARD_FOLDER / name).unlink()
     embed(tiny_encoder, tiny_folder, corpus.parent)
     assert build_index(corpus).rows == 80
     hits = Index.open(corpus).search(tiny_encoder.encode_query(["Something else."])[0], 100)
@@ -225,7 +225,7 @@ def test_a_damaged_shard_is_refused_and_the_index_stays(corpus: Path, tiny_encod
     build_index(corpus)
     texts_to(corpus.parent / "in" / "b.txt", TEXTS)
     embed(tiny_encoder, tiny_folder, corpus.parent)
-    path = corpus / shards.SHARD_FOLDER / manifest.read_manifest(corpus).shards[-1]["name"]
+    path = corpus / SHARD_FOLDER / manifest.read_manifest(corpus).shards[-1]["name"]
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellm.corpus import shards
-from bellm.corpus.row_ranges import Precision, RowRange, split_rows
-from bellm.corpus.shards import DamagedError, Shard, shard_name
+from bellm.corpus.row_ranges import Precision, RowRange, Shard, shard_name, split_rows
+from bellm.corpus.shards import DamagedError
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import SourceError
 from bellm.io.atomic import atomic_write

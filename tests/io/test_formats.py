@@ -163,7 +163,6 @@ def test_cells_that_are_no_text(monkeypatch: pytest.MonkeyPatch, cell: Any) -> N
 
 def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "bellm.io.arrow", raising=False)
     assert [row.text for row in read(".csv", as_csv(["a"]))] == ["a"]
     with pytest.raises(SourceError, match=r"need pyarrow: pip install 'bellm\[corpus\]'"):
         read(".parquet", as_parquet(["a"]))

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bellm.errors import SourceError
-from bellm.io.input_files import check_columns, expand_inputs
-from bellm.io.rows import TextColumns, TextFile, TextRow
+from bellm.io.rows import TextColumns, TextFile, TextRow, check_columns, expand_inputs
 
 
 @pytest.fixture(autouse=True)

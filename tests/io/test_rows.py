@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bellm.corpus.shard_plan import missing_ranges
+from bellm.corpus.row_ranges import missing_ranges
 from bellm.errors import SourceError
 from bellm.io.formats import FORMATS
-from bellm.io.input_files import check_columns, expand_inputs
-from bellm.io.rows import RowFile, TextColumns, TextFile, read_texts
+from bellm.io.rows import RowFile, TextColumns, TextFile, check_columns, expand_inputs, read_texts
 from bellm.layer_search.finder import read_dev_set
 from bellm.train.dataset import Rejection
 from bellm.train.dataset_files import load_dataset, read_captions, read_examples

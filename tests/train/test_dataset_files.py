@@ -204,7 +204,6 @@ def test_what_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
     as_parquet(tmp_path / "rows.parquet", ROWS)
-    monkeypatch.delitem(sys.modules, "bellm.io.arrow", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SourceError, match=rf"need {module}: pip install"):
         list(read_examples(tmp_path / name))
