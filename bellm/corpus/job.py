@@ -175,7 +175,12 @@ def embed_corpus(
     try:
         embedder = encoder() if callable(encoder) else encoder
         config = CorpusConfig.of(
-            embedder, input_type=input_type, precision=precision, keep_text=keep_text, column=column, id_column=id_column
+            embedder,
+            input_type=input_type,
+            precision=precision,
+            keep_text=keep_text,
+            column=column,
+            id_column=id_column,
         )
         with lock_corpus(out):
             digest = check_corpus_config(out, config, embedder)
@@ -222,17 +227,18 @@ def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) 
     # A pool cuts a piece again, and its processes should all have something to do.
     at_once = 4 * len(job.devices) if isinstance(embedder, EncoderPool) else 1
     pieces = chunk_texts(row_range.texts, max_texts=at_once * _PIECE_ROWS, max_characters=at_once * _PIECE_CHARACTERS)
-    kind, rows = job.config.input_type, iter(row_range.rows)
+    kind, first = job.config.input_type, 0
     for texts in pieces if row_range.texts else [[]]:
         if isinstance(embedder, Encoder | EncoderPool):
             part = embedder.encode_with_stats(texts, input_type=kind, max_batch_tokens=job.max_batch_tokens)
         else:
             part = EncodeResult(embedder.encode(texts, input_type=kind), 0, 0)
-        for row, is_finite in zip(rows, np.isfinite(part.vectors).all(axis=1), strict=False):
-            if not is_finite:
-                raise BellmError(
-                    f"{row_range.file}, row {row}: its vector is not finite. Load the model with dtype float32."
-                )
+        if len(broken := np.flatnonzero(~np.isfinite(part.vectors).all(axis=1))):
+            row = row_range.rows[first + broken[0]]
+            raise BellmError(
+                f"{row_range.file}, row {row}: its vector is not finite. Load the model with dtype float32."
+            )
+        first += len(texts)
         yield part
 
 

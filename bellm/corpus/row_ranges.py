@@ -171,7 +171,8 @@ def _missing_in(source: TextFile, done: Sequence[Shard], max_rows: int) -> Itera
     rows, row = source.texts(), 1
     for shard in [*done, None]:
         begun = source.share
-        for row_range in split_rows(source.file, itertools.islice(rows, shard and shard.first - row), max_rows):
+        between = itertools.islice(rows, shard.first - row if shard else None)
+        for row_range in split_rows(source.file, between, max_rows):
             row_range.begun, row_range.read = begun, source.share
             begun = row_range.read
             yield row_range

@@ -63,7 +63,8 @@ def write_shard(
         config_digest=config_digest,
     )
     table = _table(row_range, encoded.vectors, precision, keep_text)
-    facts = dataclasses.asdict(shard) | _contents(table) | {"unreadable": row_range.unreadable}
+    facts = dataclasses.asdict(shard) | {"columns": _columns(table), "content_digest": _content_digest(table)}
+    facts["unreadable"] = row_range.unreadable
     data = json.dumps(facts, ensure_ascii=False).encode()
     table = table.replace_schema_metadata({_FACTS: data, _DIGEST: hashlib.sha256(data).hexdigest().encode()})
     path = folder / shard.name
@@ -98,7 +99,8 @@ def read_shard(path: Path) -> Any:
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
         table.validate(full=True)
-    if facts | _contents(table) != facts:
+    # Types first: of other types the digest could not be taken.
+    if _columns(table) != facts["columns"] or _content_digest(table) != facts["content_digest"]:
         raise DamagedError(f"{path} is damaged: its rows have changed.")
     return table
 
@@ -145,8 +147,12 @@ def _quantize(vectors: Vectors, precision: Precision) -> tuple[Any, Vectors | No
             return np.rint(steps).astype(np.int8), scale.astype(np.float32)
 
 
-def _contents(table: Any) -> dict[str, Any]:
-    """Types and SHA-256 of all columns; the checksums of Parquet's pages do not know of its footer."""
+def _columns(table: Any) -> dict[str, str]:
+    return {field.name: str(field.type) for field in table.schema}
+
+
+def _content_digest(table: Any) -> str:
+    """SHA-256 of all columns; the checksums of Parquet's pages do not know of its footer."""
     digest = hashlib.sha256()
     for name in table.column_names:
         column = table.column(name).combine_chunks()
@@ -156,8 +162,7 @@ def _contents(table: Any) -> dict[str, Any]:
         else:
             values = (column.flatten() if name == "vector" else column).to_numpy()
             digest.update(f"{name} {values.dtype} {len(values)};".encode() + values.tobytes())
-    types = {field.name: str(field.type) for field in table.schema}
-    return {"columns": types, "content_digest": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _facts(path: Path) -> dict[str, Any]:

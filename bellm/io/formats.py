@@ -122,7 +122,7 @@ def parquet_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet, or the one error that says they are missing."""
+    """Pyarrow and pyarrow.parquet, or the one error that says they are missing."""
     try:
         import pyarrow
         import pyarrow.parquet

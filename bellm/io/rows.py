@@ -79,7 +79,6 @@ class RowFile:
             raise SourceError(f"{self.title} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-
 class TextColumns(NamedTuple):
     """Which columns of a table hold texts and ids."""
 
