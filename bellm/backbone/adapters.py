@@ -29,9 +29,6 @@ def add_lora(
         alpha: Scale of the adapters' output, divided by the rank.
         dropout: Share of an adapter's inputs that is dropped in training.
         targets: `all-linear`, or suffixes of module names.
-
-    Raises:
-        BellmError: No module has such a name, or an argument is out of range.
     """
     modules = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)
@@ -46,11 +43,7 @@ def add_lora(
 
 
 def quantize_4bit(model: PreTrainedModel) -> None:
-    """Quantize all linear layers of the decoder in place (NF4, double quantization, arXiv 2305.14314).
-
-    Raises:
-        BellmError: bitsandbytes is not installed.
-    """
+    """Quantize all linear layers of the decoder in place (NF4, double quantization, arXiv 2305.14314)."""
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError as error:
@@ -69,11 +62,7 @@ def quantize_4bit(model: PreTrainedModel) -> None:
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Load PEFT adapters from a folder and merge them into the model's weights.
-
-    Raises:
-        SourceError: They cannot be read, or do not fit the model.
-    """
+    """Load PEFT adapters from a folder and merge them into the model's weights."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Adapters are missing, or match no module.
@@ -113,11 +102,7 @@ def has_dropout(model: nn.Module) -> bool:
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside, the model runs without PEFT's adapters; afterwards they and `requires_grad` are as before.
-
-    Raises:
-        BellmError: The model has no adapter: it would be its own reference.
-    """
+    """Inside, the model runs without PEFT's adapters; afterwards they and `requires_grad` are as before."""
     adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if not adapted:
         raise BellmError(

@@ -1,8 +1,10 @@
-"""Find a model's decoder, its layers, and the attention modules of each layer."""
+"""Find a model's decoder, its layers, the attention modules of each layer, and its rotary frequencies."""
 
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -45,12 +47,11 @@ def get_decoder(model: nn.Module) -> nn.Module:
 def get_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
     """All decoder layers, first to last; a LayerError where the model has no list of them."""
     config = get_text_config(model)
-    layers = []
-    for index, module in enumerate(_find(model)[1]):
-        attention = _attention_in(module)
-        kind = _attention_kind(index, attention[0], config) if attention else _mixer(module)
-        layers.append(DecoderLayer(index, module, attention, kind))
-    return tuple(layers)
+    stack = [(module, _attention_in(module)) for module in _find(model)[1]]
+    return tuple(
+        DecoderLayer(index, module, found, _attention_kind(index, found[0], config) if found else _mixer(module))
+        for index, (module, found) in enumerate(stack)
+    )
 
 
 def layer_kinds(model: PreTrainedModel) -> dict[str, str]:
@@ -68,6 +69,32 @@ def count_layers(model: nn.Module) -> int:
 def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     """Parameters of a module's forward, by name, without `self`."""
     return dict(inspect.signature(module.forward).parameters)
+
+
+def has_dynamic_frequencies(model: PreTrainedModel) -> bool:
+    """Whether a forward pass of the model changes its rotary frequencies, so that two cannot run at once."""
+    return any(kind in ("dynamic", "longrope") for kind, _ in _rope(model))
+
+
+def longrope_short_context(model: PreTrainedModel) -> int | None:
+    """Most tokens for which longrope (arXiv 2402.13753) takes its short factors; None where there is no longrope.
+
+    transformers chooses by the longest text of a batch, and gives a short text next to a long one the long factors.
+    """
+    contexts = (config["original_max_position_embeddings"] for kind, config in _rope(model) if kind == "longrope")
+    return min(contexts, default=None)
+
+
+def _rope(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Kind and parameters of each rotary embedding."""
+    for module in model.modules():
+        kind: str | dict[str, str] | None = vars(module).get("rope_type")
+        if kind is not None:
+            parameters: Any = getattr(module.config, "rope_parameters", None) or {}
+            if isinstance(kind, dict):  # By type of layer.
+                yield from ((each, parameters.get(layer_type, {})) for layer_type, each in kind.items())
+            else:
+                yield kind, parameters
 
 
 def _find(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:

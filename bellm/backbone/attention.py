@@ -3,6 +3,10 @@
 An open layer is an ordinary layer whose attention modules carry one forward pre-hook, which rewrites the causal mask of
 the call into a bidirectional one (see `bellm.tensors.masks`). It keeps no state from call to call, so that threads,
 gradient checkpointing, deepcopy, PEFT, torch.compile and torch.export work as without it.
+
+The parallel variant runs two branches as two halves of one batch: rows 0..B-1 of the doubled batch are the causal
+branch and skip open layers, rows B..2B-1 are the bidirectional branch and skip closed layers. The last layer adds the
+halves, so that the final norm, the head and the caller get a batch of B.
 """
 
 from collections.abc import Sequence
@@ -16,7 +20,6 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import forward_parameters, get_decoder, get_layers
 from bellm.backbone.hooks import Arguments, BellmHook, Model, causal_copy, hooks_of, remove_hooks
-from bellm.backbone.parallel import BranchHook, DoubleBatchHook
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
 from bellm.tensors.masks import bidirectional_mask
@@ -52,6 +55,36 @@ class BidirectionalMaskHook(BellmHook):
         vars(module).update(self.closed)
 
 
+@dataclass
+class _BranchHook(BellmHook):
+    """Forward hook of a decoder layer that applies it to its own branch's half of the batch alone."""
+
+    is_open: bool
+    is_last: bool  # The last layer adds the two branches.
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        before: Tensor = args[0] if args else kwargs["hidden_states"]
+        after: Tensor = output if isinstance(output, Tensor) else output[0]
+        half = len(before) // 2
+        causal, bidirectional = (before[:half], after[half:]) if self.is_open else (after[:half], before[half:])
+        hidden = causal + bidirectional if self.is_last else torch.cat([causal, bidirectional])
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+class _DoubleBatchHook(BellmHook):
+    """Forward pre-hook of the decoder that repeats the batch."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        ids = args[0] if args else kwargs.get("input_ids")
+        rows = len(kwargs["inputs_embeds"] if ids is None else ids)
+
+        def twice(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
+            return torch.cat([value, value]) if is_batch else value
+
+        return tuple(map(twice, args)), {name: twice(value) for name, value in kwargs.items()}
+
+
 def open_layers(
     model: Model, indices: Sequence[int], *, variant: Variant = "sequential", window: Window = "keep"
 ) -> Model:
@@ -66,9 +99,6 @@ def open_layers(
             the input embeddings and adds it to the branch of the other layers, the paper's literal equation
             (arXiv 2311.05296); a branch without layers adds nothing. It runs every layer on both branches' rows.
         window: Whether sliding windows and chunks stay.
-
-    Raises:
-        LayerError: The model has no such layer, or none of the chosen layers has attention.
     """
     copied = causal_copy(model)
     if not indices:
@@ -87,9 +117,9 @@ def open_layers(
         for module in layer.attention:
             _open(module, keep_window=window == "keep")
     if variant == "parallel" and len(chosen) < len(layers):
-        get_decoder(copied).register_forward_pre_hook(DoubleBatchHook(), with_kwargs=True)
+        get_decoder(copied).register_forward_pre_hook(_DoubleBatchHook(), with_kwargs=True)
         for layer in layers:
-            branch = BranchHook(bidirectional=layer in chosen, merges=layer is layers[-1])
+            branch = _BranchHook(layer in chosen, layer is layers[-1])
             # Before transformers' own hook records the output.
             layer.module.register_forward_hook(branch, with_kwargs=True, prepend=True)
     return copied
@@ -97,7 +127,7 @@ def open_layers(
 
 def remove_branches(model: PreTrainedModel) -> bool:
     """Turn the parallel variant into the sequential one, in place; returns whether the model was parallel."""
-    return remove_hooks(model, (BranchHook, DoubleBatchHook))
+    return remove_hooks(model, (_BranchHook, _DoubleBatchHook))
 
 
 def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
@@ -105,7 +135,7 @@ def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(
         layer.index
         for layer in get_layers(model)
-        if any(True for module in layer.attention for _ in hooks_of(module, BidirectionalMaskHook))
+        if any(hooks_of(module, BidirectionalMaskHook) for module in layer.attention)
     )
 
 

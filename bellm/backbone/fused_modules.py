@@ -1,8 +1,7 @@
 """Fused modules: transformers' RMSNorm, gated MLP and LoRA linear with fewer passes over memory, also backward.
 
-transformers computes an RMSNorm in seven element-wise steps, each of which reads and writes every state; torch has it
-as one. A gated MLP allocates its widest states four times where once is enough. On a CPU with fast matrix products an
-encoder is bound by these passes.
+transformers computes an RMSNorm in seven element-wise steps, and a gated MLP allocates its widest states four times. On
+a CPU with fast matrix products an encoder is bound by these passes.
 
 Shapes: N tokens, D width of the input, E width of the output, R rank.
 """
@@ -25,18 +24,11 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 class RMSNormFunction(Function):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension of x."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Save the states and one scale for each token.
-
-        Args:
-            ctx: Autograd context.
-            states: (..., D).
-            weight: (D,).
-            eps: Added to the mean square.
-        """
+        """Save the states and one scale for each token."""
         scale = torch.rsqrt(_at_least_float32(states).square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(states, weight, scale)
         return functional.rms_norm(states, weight.shape, weight, eps)
@@ -71,20 +63,14 @@ class GatedSiLUFunction(Function):
 
 
 class LoRALinearFunction(Function):
-    """x W^T + (x A^T) (scale B)^T + bias: a frozen linear layer with its low-rank adapter."""
+    """x W^T + (x A^T) (scale B)^T + bias: a frozen linear layer with its low-rank adapter.
+
+    x is (..., D), W (E, D), A (`down`) is (R, D), scale B (`up`) is (E, R).
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        """Add the adapter's product to the frozen one in place.
-
-        Args:
-            ctx: Autograd context.
-            states: (..., D).
-            weight: Frozen, (E, D).
-            bias: Frozen, (E,).
-            down: A, (R, D).
-            up: B times its scale, (E, R).
-        """
+        """Add the adapter's product to the frozen one in place."""
         states_ND = states.flatten(0, -2)
         down_RD, up_ER = down.to(states.dtype), up.to(states.dtype)
         inner_NR = states_ND @ down_RD.T
@@ -119,9 +105,8 @@ class _GatedMLP(nn.Module):
         if torch.is_grad_enabled():  # Backward needs what would be overwritten.
             states = GatedSiLUFunction.apply(self.gate_proj(states), self.up_proj(states))  # type: ignore[no-untyped-call]
             return cast(Tensor, self.down_proj(states))
-        gate: Tensor = functional.silu(self.gate_proj(states), inplace=True)
-        down: Tensor = self.down_proj(gate.mul_(self.up_proj(states)))
-        return down
+        gate = functional.silu(self.gate_proj(states), inplace=True)
+        return cast(Tensor, self.down_proj(gate.mul_(self.up_proj(states))))
 
 
 class _Norm(nn.RMSNorm):
@@ -164,11 +149,10 @@ def fuse_modules(model: PreTrainedModel) -> None:
 
 
 def _fuse_norm(norm: nn.Module) -> nn.Module | None:
-    weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not type(norm).__name__.endswith("RMSNorm") or list(norm._parameters) != ["weight"] or eps is None:
         return None
-    assert isinstance(weight, nn.Parameter)
+    weight = norm.get_parameter("weight")
     fused = _Norm(weight, eps)
     return fused if _equal(norm, fused, weight.shape[0], weight) else None
 

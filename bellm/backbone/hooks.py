@@ -1,7 +1,6 @@
 """Hooks that bellm registers on a model, and copies of the model that share its weights."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import nn
@@ -20,6 +19,9 @@ class BellmHook:
         """Put back what registering the hook changed on its module."""
 
 
+Kind = type[BellmHook] | tuple[type[BellmHook], ...]
+
+
 def shared_copy(model: Model) -> Model:
     """Copy a model with its hooks; both share every parameter and buffer."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -33,9 +35,9 @@ def causal_copy(model: Model) -> Model:
     return copied
 
 
-def remove_hooks(model: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook], ...]) -> bool:
+def remove_hooks(model: nn.Module, kind: Kind) -> bool:
     """Remove bellm's hooks of a kind from all modules of a model, in place; returns whether there were any."""
-    hooks = [(module, key, hook) for module in model.modules() for key, hook in hooks_of(module, kind)]
+    hooks = [(module, key, hook) for module in model.modules() for key, hook in hooks_of(module, kind).items()]
     for module, key, hook in hooks:
         for table in (
             module._forward_pre_hooks,
@@ -48,11 +50,7 @@ def remove_hooks(model: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook]
     return bool(hooks)
 
 
-def hooks_of(
-    module: nn.Module, kind: type[BellmHook] | tuple[type[BellmHook], ...] = BellmHook
-) -> Iterator[tuple[int, BellmHook]]:
-    """Bellm's hooks of a kind on one module, each with torch's key of it."""
-    hooks: list[tuple[int, object]] = [*module._forward_pre_hooks.items(), *module._forward_hooks.items()]
-    for key, hook in hooks:
-        if isinstance(hook, kind):
-            yield key, hook
+def hooks_of(module: nn.Module, kind: Kind = BellmHook) -> dict[int, BellmHook]:
+    """Bellm's hooks of a kind on one module, by torch's key of each."""
+    hooks: dict[int, object] = {**module._forward_pre_hooks, **module._forward_hooks}
+    return {key: hook for key, hook in hooks.items() if isinstance(hook, kind)}

@@ -57,9 +57,6 @@ def load_pretrained(
         device: A torch device, or `auto`: cuda, then mps, then cpu.
         attention: Attention implementation of transformers, or `auto` for its default.
         trust_remote_code: Whether the source may bring Python code of its own.
-
-    Raises:
-        SourceError: Nothing is there, it cannot be read, or its tokenizer gives no character offsets.
     """
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:

@@ -1,32 +1,28 @@
 """Run a decoder over packed texts: laid end to end without padding, common prefixes computed once.
 
-transformers lets an attention backend bring its own attention function and then builds no masks. Ours attends along
-the paths of a `Packing`. Layers below the first open one are causal: a token's state there depends only on the tokens
-before it, so texts with a common prefix share its states. From the first open layer on every text has rows of its own,
-and in the last layer only the pooled rows have queries.
-
-In the parallel variant a layer runs on its own branch's states; those of the other branch are kept until the branches
-are added, so that both together take as much work as one stack.
+Layers below the first open one are causal: a token's state there depends only on the tokens before it, so texts with a
+common prefix share its states. From the first open layer on every text has rows of its own, and in the last layer only
+the pooled rows have queries. In the parallel variant a layer runs on its own branch's states, and those of the other
+branch are kept until the branches are added, so that both together take as much work as one stack.
 
 Shapes: M tokens of the decoder's input, N tokens of a layer's input, P tokens of the shared prefix, D width, C rows
 that take logits, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import AttentionInterface, PreTrainedModel
 
 from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config
 from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, remove_branches
 from bellm.backbone.hooks import Arguments, shared_copy
-from bellm.backbone.packed_attention import ATTENTION_FUNCTIONS
-from bellm.backbone.packed_batch import (
+from bellm.backbone.packed_pass import (
+    ATTENTION_FUNCTIONS,
     ForwardPass,
     LayerState,
     NotPackableError,
@@ -42,43 +38,27 @@ _NAME = "bellm_packed"
 
 
 class PackedModel:
-    """A copy of a model that takes packed texts and shares the model's weights.
-
-    Attributes:
-        num_shared: Number of layers, from the first, that compute common prefixes once.
-        depth: Number of layers.
-    """
+    """A copy of a model that takes packed texts and shares the model's weights."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Copy the model and hook its layers.
-
-        Raises:
-            NotPackableError: Something in the model does not know where a text ends.
-        """
-        if has_token_prepending(model):
-            raise NotPackableError("Token Prepending hands states from token to token")
+        """Copy the model and hook its layers; a NotPackableError where something does not know where a text ends."""
         layers = get_layers(model)
         attention = str(get_text_config(model)._attn_implementation)  # type: ignore[attr-defined]
-        _check_packable(layers, attention)
+        _check_packable(model, layers, attention)
         opened = get_open_layers(model)
         self.depth = len(layers)
-        self.num_shared = opened[0] if opened else self.depth
-        self.windows = tuple(map(_window, layers))
+        self.num_shared = opened[0] if opened else self.depth  # Layers, from the first, with common prefixes once.
         self.model = shared_copy(model)
-        has_branches = remove_branches(self.model)
+        self.has_branches = remove_branches(self.model)
         AttentionInterface.register(f"{_NAME}_{attention}", ATTENTION_FUNCTIONS[attention])
         get_text_config(self.model)._attn_implementation_internal = f"{_NAME}_{attention}"  # type: ignore[attr-defined]
         for layer in get_layers(self.model):
-            select_input = _LayerInputHook(layer.index, self.num_shared, has_branches, layer.index in opened)
-            layer.module.register_forward_pre_hook(select_input, with_kwargs=True)
-            layer.module.forward = _SkippableForward(layer)
-            if has_branches and layer.index == self.depth - 1:
-                layer.module.register_forward_hook(_add_branches)
+            layer.module.forward = _LayerForward(layer, self, is_open=layer.index in opened)
         get_decoder(self.model).register_forward_hook(_select_logit_rows)
 
     def prefill(self, batch: PackedBatch, stop: int) -> SharedPrefix:
         """Compute the prefix of all texts, given as a batch of one text, up to layer `stop`."""
-        run = ForwardPass(batch, None, min(self.num_shared, stop), self.windows, batch.shared)
+        run = ForwardPass(batch, None, min(self.num_shared, stop), batch.shared)
         states_PD = self._run(run)
         keys, values = zip(*run.key_values, strict=True) if run.key_values else ((), ())
         if stop > self.num_shared:
@@ -90,16 +70,15 @@ class PackedModel:
     ) -> tuple[Tensor, LayerState | None]:
         """States before layer `stop`, or the final, normed ones for the depth: (rows of the last layer range, D).
 
+        Returns also the input of the first open layer, if there is one below `stop`.
+
         Args:
             batch: Packed texts.
             prefix: The prefix of all of them, where it was computed before.
             stop: Layer before which to stop.
             resume: Input of a layer for this batch, at most of the first open one; layers below it do not run.
-
-        Returns:
-            The states, and the input of the first open layer, if there is one below `stop`.
         """
-        run = ForwardPass(batch, prefix, stop, self.windows, batch.shared)
+        run = ForwardPass(batch, prefix, stop, batch.shared)
         if resume:
             assert resume.layer <= self.num_shared
             run.start, run.start_states_ND = resume.layer, resume.states_ND
@@ -109,32 +88,25 @@ class PackedModel:
     def logits(self, batch: PackedBatch, rows_C: Tensor) -> Tensor:
         """Logits at some rows of the last layer range, (C, V), with whatever the model does around its head."""
         check_lm_head(self.model)
-        run = ForwardPass(batch, None, self.depth, self.windows, batch.shared, logit_rows_C=rows_C)
-        with _active(run):
-            logits_1CV: Tensor = self.model(**_inputs(batch)).logits
+        run = ForwardPass(batch, None, self.depth, batch.shared, logit_rows_C=rows_C)
+        logits_1CV: Tensor = _call(self.model, run).logits
         return logits_1CV[0]
 
     def _run(self, run: ForwardPass) -> Tensor:
-        with _active(run):
-            try:
-                states: Tensor = get_decoder(self.model)(**_inputs(run.batch)).last_hidden_state[0]
-            except StopForward as stopped:
-                states = stopped.tensors[0]
+        try:
+            states: Tensor = _call(get_decoder(self.model), run).last_hidden_state[0]
+        except StopForward as stopped:
+            states = stopped.tensors[0]
         return states
 
 
-@contextmanager
-def _active(run: ForwardPass) -> Iterator[None]:
+def _call(module: nn.Module, run: ForwardPass) -> Any:
+    ids_1M, positions_1M = run.batch.ids_M[None], run.batch.positions_M[None]
     token = current_pass.set(run)
     try:
-        yield
+        return module(input_ids=ids_1M, position_ids=positions_1M, use_cache=False, return_dict=True)
     finally:
         current_pass.reset(token)
-
-
-def _inputs(batch: PackedBatch) -> dict[str, Any]:
-    ids_1M, positions_1M = batch.ids_M[None], batch.positions_M[None]
-    return {"input_ids": ids_1M, "position_ids": positions_1M, "use_cache": False, "return_dict": True}
 
 
 def _select_logit_rows(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -143,27 +115,44 @@ def _select_logit_rows(decoder: nn.Module, args: tuple[Any, ...], output: Any) -
     return output if rows_C is None else select_states(output, (0, rows_C))
 
 
-@dataclass
-class _LayerInputHook:
-    """Forward pre-hook of a decoder layer: replaces its input by the rows of the layer range that it is in."""
+class _LayerForward:
+    """Forward of a decoder layer in a packed pass: on the rows of its layer range, or not at all below the start."""
 
-    layer_index: int
-    num_shared: int
-    has_branches: bool
-    is_open: bool
+    def __init__(self, layer: DecoderLayer, packed: PackedModel, *, is_open: bool) -> None:
+        self._index, self._window, self._is_open = layer.index, _window(layer), is_open
+        self._is_last, self._num_shared = layer.index == packed.depth - 1, packed.num_shared
+        self._has_branches = packed.has_branches
+        self._own = vars(layer.module).get("forward")  # Of libraries that place a layer's weights as it runs.
+        self._module = ref(layer.module)  # A cycle would keep the weights until the garbage is collected.
+        self._in_tuple = False
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = current_pass.get()
-        run.layer = self.layer_index
-        if self.layer_index < run.start:
-            return args, kwargs
-        call = _Call(args, kwargs, len(run.batch.ids_M))
-        states = call.states
-        if self.layer_index == run.start:
+        run.layer, run.window = self._index, self._window
+        states: Tensor = args[0] if args else kwargs["hidden_states"]
+        if self._index < run.start:
+            return (states,) if self._in_tuple else states
+        output = self._forward(self._select_input(run, states[0], (args, kwargs)))
+        self._in_tuple = isinstance(output, tuple)
+        if not (self._is_last and self._has_branches):
+            return output
+        states = run.add_branches(output[0] if self._in_tuple else output)
+        run.other_branch_ND = None
+        return (states, *output[1:]) if self._in_tuple else states
+
+    def _forward(self, call: Arguments) -> Any:
+        module = self._module()
+        assert module is not None
+        return self._own(*call[0], **call[1]) if self._own else type(module).forward(module, *call[0], **call[1])
+
+    def _select_input(self, run: ForwardPass, states_MD: Tensor, call: Arguments) -> Arguments:
+        """The layer's call on the states of the rows of the layer range that it is in."""
+        states = states_MD
+        if self._index == run.start:
             embeddings = _rows(states, run.current.rows_N)
             states = embeddings if run.start_states_ND is None else run.start_states_ND
-            run.other_branch_ND = embeddings if self.has_branches else None
-        if self.layer_index == self.num_shared and run.batch.whole:
+            run.other_branch_ND = embeddings if self._has_branches else None
+        if self._index == self._num_shared and run.batch.whole:
             # From here on every text has rows of its own: copy those of common prefixes.
             run.first_open_input_ND, run.current = states, run.batch.whole
             prefix = run.prefix
@@ -171,79 +160,49 @@ class _LayerInputHook:
             if run.other_branch_ND is not None:
                 other_PD = prefix.other_branch_PD if prefix else None
                 run.other_branch_ND = _whole_texts(run, other_PD, run.other_branch_ND)
-        if self.layer_index == run.stop:
+        if self._index == run.stop:
             raise StopForward(states)
-        if run.other_branch_ND is not None and self.is_open == run.other_branch_is_open:
+        if run.other_branch_ND is not None and self._is_open == run.other_branch_is_open:
             # This layer is in the other branch: its states and those of the last layer change places.
-            states, run.other_branch_ND, run.other_branch_is_open = run.other_branch_ND, states, not self.is_open
+            states, run.other_branch_ND, run.other_branch_is_open = run.other_branch_ND, states, not self._is_open
         rows_N = run.current.rows_N
-        if self.layer_index == run.stop - 1 and run.batch.pooled:
+        if self._index == run.stop - 1 and run.batch.pooled:
             # Keys and values of all rows first, then queries, MLP and all of the pooled rows alone.
-            run.all_key_values = _keys_values(run, layer, call.on(states, rows_N))
+            run.all_key_values = self._keys_values(run, _on_states(call, states, rows_N))
             run.current = run.batch.pooled
             pooled_N = run.current.rows_N
             states = _rows(states, pooled_N)
             run.other_branch_ND = None if run.other_branch_ND is None else _rows(run.other_branch_ND, pooled_N)
             rows_N = pooled_N if rows_N is None else _rows(rows_N, pooled_N)
-        return call.on(states, rows_N)
+        return _on_states(call, states, rows_N)
+
+    def _keys_values(self, run: ForwardPass, call: Arguments) -> tuple[Tensor, Tensor]:
+        """Keys and values of the layer, and nothing else of it."""
+        run.stop_at_keys = True
+        try:
+            self._forward(call)
+        except StopForward as stopped:
+            keys, values = stopped.tensors
+            return keys, values
+        finally:
+            run.stop_at_keys = False
+        raise NotPackableError("its attention does not go through transformers' attention interface")
 
 
-def _add_branches(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Forward hook of the last layer: adds the other branch."""
-    run = current_pass.get()
-    states = output if isinstance(output, Tensor) else output[0]
-    states, run.other_branch_ND = run.add_branches(states), None
-    return states if isinstance(output, Tensor) else (states, *output[1:])
+def _on_states(call: Arguments, states_ND: Tensor, rows_N: Tensor | None) -> Arguments:
+    """A layer's call on other states, with the rows `rows_N` of every other argument that has one for each token."""
+    args, kwargs = call
+    num_tokens = len(current_pass.get().batch.ids_M)
 
+    def select(value: Any) -> Any:
+        has_tokens = isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == (1, num_tokens)
+        return value.index_select(1, rows_N) if has_tokens else value
 
-class _SkippableForward:
-    """Forward of a decoder layer that does nothing in a pass that starts above the layer."""
-
-    def __init__(self, layer: DecoderLayer) -> None:
-        self._layer_index = layer.index
-        self._own = vars(layer.module).get("forward")  # Of libraries that place a layer's weights as it runs.
-        self._module = ref(layer.module)  # A cycle would keep the weights until the garbage is collected.
-        self._in_tuple = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._layer_index < current_pass.get().start:
-            states = args[0] if args else kwargs["hidden_states"]
-            return (states,) if self._in_tuple else states
-        module = self._module()
-        assert module is not None
-        output = self._own(*args, **kwargs) if self._own else type(module).forward(module, *args, **kwargs)
-        self._in_tuple = isinstance(output, tuple)
-        return output
-
-
-@dataclass(frozen=True)
-class _Call:
-    """Arguments of a decoder layer's call."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    num_tokens: int
-
-    @property
-    def states(self) -> Tensor:
-        states: Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
-        return states[0]
-
-    def on(self, states_ND: Tensor, rows_N: Tensor | None) -> Arguments:
-        """The same call on these states, with the rows `rows_N` of every other argument that has one for each token."""
-        args, kwargs = self.args[1:], {name: value for name, value in self.kwargs.items() if name != "hidden_states"}
-        if rows_N is not None:
-            args, kwargs = self._select(args, rows_N), self._select(kwargs, rows_N)
-        return ((states_ND[None], *args), kwargs) if self.args else (args, {**kwargs, "hidden_states": states_ND[None]})
-
-    def _select(self, value: Any, rows_N: Tensor) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(self._select(item, rows_N) for item in value)
-        if isinstance(value, dict):
-            return {name: self._select(item, rows_N) for name, item in value.items()}
-        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == (1, self.num_tokens):
-            return value.index_select(1, rows_N)
-        return value
+    others = args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    others = others if rows_N is None else tree_map(select, others)
+    if args:
+        return (states_ND[None], *others[0]), others[1]
+    return others[0], {**others[1], "hidden_states": states_ND[None]}
 
 
 def _rows(tensor: Tensor, rows_N: Tensor | None) -> Tensor:
@@ -254,20 +213,9 @@ def _whole_texts(run: ForwardPass, prefix_PD: Tensor | None, states_ND: Tensor) 
     return _rows(states_ND if prefix_PD is None else torch.cat([prefix_PD, states_ND]), run.current.rows_N)
 
 
-def _keys_values(run: ForwardPass, layer: nn.Module, call: Arguments) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer, and nothing else of it."""
-    run.stop_at_keys = True
-    try:
-        layer.forward(*call[0], **call[1])
-    except StopForward as stopped:
-        keys, values = stopped.tensors
-        return keys, values
-    finally:
-        run.stop_at_keys = False
-    raise NotPackableError("its attention does not go through transformers' attention interface")
-
-
-def _check_packable(layers: Sequence[DecoderLayer], attention: str) -> None:
+def _check_packable(model: PreTrainedModel, layers: Sequence[DecoderLayer], attention: str) -> None:
+    if has_token_prepending(model):
+        raise NotPackableError("Token Prepending hands states from token to token")
     if attention not in ATTENTION_FUNCTIONS:
         raise NotPackableError(f"attention={attention!r} leaves padding out in its own way")
     for layer in layers:

@@ -1,15 +1,17 @@
-"""Run a decoder: token ids to hidden states, or to logits.
+"""Run a decoder: token ids to hidden states of one or every layer, or to logits.
 
-Shapes: B batch, L tokens, D width, M chosen positions, V vocabulary.
+Shapes: B batch, L tokens, D width, K layers, M chosen positions, V vocabulary.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.architecture import count_layers, forward_parameters, get_decoder, get_text_config
+from bellm.backbone.architecture import count_layers, forward_parameters, get_decoder, get_layers, get_text_config
+from bellm.backbone.hooks import causal_copy
 from bellm.errors import BellmError
 
 
@@ -49,6 +51,39 @@ def _sum_branches(hidden: Tensor, rows: int) -> Tensor:
     return hidden if len(hidden) == rows else hidden[:rows] + hidden[rows:]
 
 
+def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:
+    """Causal copy of a model whose `all_layer_states` after layer k are those of a model of the first k layers.
+
+    This is what dropping layers from the top means in BeLLM's degradation experiment (arXiv 2311.05296): the final norm
+    stays, which `all_layer_states` of the model itself leaves out. The last layer hands on the states after every layer
+    as one batch of K * B, so that whatever follows it is applied to all of them. The copy runs one call at a time.
+    """
+    copied = causal_copy(model)
+    layers = get_layers(copied)
+    depth, states = len(layers), list[Tensor]()  # Hooks that held the layers would be a cycle, and keep the weights.
+
+    def collect(layer_index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if layer_index == 0:
+            states.clear()  # What an interrupted call left.
+        states.append(output if isinstance(output, Tensor) else output[0])
+        if len(states) < depth:
+            return None
+        states_NLD = torch.cat(states)  # N = K * B
+        states.clear()
+        return states_NLD if isinstance(output, Tensor) else (states_NLD, *output[1:])
+
+    def split(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        parts = output.last_hidden_state.chunk(depth)
+        output.hidden_states = (output.hidden_states[0], *parts)
+        output.last_hidden_state = parts[-1]
+        return output
+
+    for layer in layers:
+        layer.module.register_forward_hook(partial(collect, layer.index))
+    get_decoder(copied).register_forward_hook(split)
+    return copied
+
+
 def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL: Tensor) -> Tensor:
     """Logits (M, V) at the chosen positions of a batch, row after row, and nowhere else.
 
@@ -60,9 +95,6 @@ def logits_at(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, chosen_BL
         ids_BL: Token ids, padded on the right, so that positions count from 0.
         mask_BL: 1 for tokens, 0 for padding.
         chosen_BL: True at the positions that predict something.
-
-    Raises:
-        BellmError: The model has no language-model head.
     """
     check_lm_head(model)
 

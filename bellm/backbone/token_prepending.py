@@ -28,15 +28,8 @@ _positions: ContextVar[tuple[Tensor, Tensor]] = ContextVar("placeholder_position
 def with_token_prepending(model: Model, depth: int, token_id: int) -> Model:
     """Copy a model, causal, with hooks that fill the placeholders of its rows; both share every weight.
 
-    Rows may be padded on either side. A row without a placeholder runs as in the model itself.
-
-    Args:
-        model: Any decoder-only model of transformers, open or not.
-        depth: Last layer, counted from 1, before which the placeholder gets the last token's state; 1 for none.
-        token_id: Token that the first layer sees in place of the placeholder.
-
-    Raises:
-        LayerError: The model has no such layer.
+    The first layer sees `token_id` in their place; before the others up to `depth`, counted from 1, they get the state
+    of the last token. Rows may be padded on either side. A row without a placeholder runs as in the model itself.
     """
     copied = causal_copy(model)
     layers = get_layers(copied)
@@ -53,7 +46,7 @@ def with_token_prepending(model: Model, depth: int, token_id: int) -> Model:
 
 def has_token_prepending(model: PreTrainedModel) -> bool:
     """Whether this model fills placeholders."""
-    return any(True for _ in hooks_of(get_decoder(model), _FindPlaceholders))
+    return bool(hooks_of(get_decoder(model), _FindPlaceholders))
 
 
 @dataclass

@@ -22,8 +22,8 @@ from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
 from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, scan_shards, write_manifest
 from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
 from bellm.encoder import Encoder
-from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
+from bellm.engine.resources import prefetch
 from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError
 from bellm.io import atomic

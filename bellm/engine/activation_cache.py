@@ -1,10 +1,7 @@
 """Activation cache for the causal lower layers, shared by encoders that differ only in which layers are open.
 
-Below its first open layer a model computes what the causal model does. Where several encoders on the same weights embed
-the same texts, each batch resumes from the highest layer input that an earlier encoder left for it; encoders that open
-fewer lower layers should therefore come later.
-
-Shapes: N tokens, D width.
+Each batch resumes from the highest layer input that an earlier encoder left for it; encoders that open fewer lower
+layers should therefore come later.
 """
 
 from collections.abc import Iterator
@@ -15,28 +12,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from bellm.backbone.packed_batch import LayerState, PackedBatch, SharedPrefix
 from bellm.backbone.packed_model import PackedModel
+from bellm.backbone.packed_pass import LayerState, PackedBatch, SharedPrefix
 
-_active: ContextVar["ActivationCache | None"] = ContextVar("activation_cache", default=None)
+active_cache: ContextVar["ActivationCache | None"] = ContextVar("activation_cache", default=None)
+"""The cache of `share_activations`, inside of it."""
 
 
 @contextmanager
 def share_activations() -> Iterator[None]:
-    """Share one cache among all encoders used inside; they may differ only in which layers are open.
-
-    It takes memory for one state of each token.
-    """
-    token = _active.set(ActivationCache())
+    """Share one cache, of one state a token, among all encoders used inside; only their open layers may differ."""
+    token = active_cache.set(ActivationCache())
     try:
         yield
     finally:
-        _active.reset(token)
-
-
-def active_cache() -> "ActivationCache | None":
-    """The cache of `share_activations`, inside of it."""
-    return _active.get()
+        active_cache.reset(token)
 
 
 class ActivationCache:
@@ -50,12 +40,6 @@ class ActivationCache:
         """As `PackedModel.states`, resumed from a cached layer input where there is one.
 
         A model's first batch is computed both ways; where they differ by a bit, the model never resumes.
-
-        Args:
-            model: The packed model.
-            batch: Packed texts.
-            prefix: The prefix of all of them.
-            stop: Layer before which to stop.
         """
         key = b"".join(table.cpu().numpy().tobytes() for table in (batch.ids_M, batch.positions_M))
         cached = self._layer_states.get(key)

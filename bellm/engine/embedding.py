@@ -5,24 +5,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.states import hidden_size
 from bellm.engine.activation_cache import active_cache
-from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
-from bellm.engine.memory import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout
+from bellm.engine.resources import default_batch_tokens, num_concurrent_batches, parallel_map, prefetch
 from bellm.engine.tokenization import Tokens, deduplicate
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import Vectors
+
+Runner = PackedRunner | PaddedRunner
 
 
 @dataclass(frozen=True)
@@ -30,23 +29,10 @@ class EncodeResult:
     """Vectors of texts, with counts of their tokens."""
 
     vectors: Vectors
-    """One row for each text, in order."""
     num_tokens: int
     """Tokens of all texts, prompts included."""
     num_truncated: int
     """How many texts were cut."""
-
-
-class BatchRunner(Protocol):
-    """Groups rows into batches and runs them."""
-
-    def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Group rows into batches of at most `max_tokens`."""
-        ...
-
-    def vectors(self, rows: Sequence[int]) -> Tensor:
-        """Vectors of a batch, float32 (rows, width)."""
-        ...
 
 
 def embed_tokens(
@@ -71,12 +57,6 @@ def embed_tokens(
         max_batch_tokens: Most tokens of one forward pass; None for the hardware's default.
         pad_id: Token that fills padding.
         done: Called with the number of rows embedded, after each batch.
-
-    Raises:
-        MemoryLimitError: Not even a single row fits in memory.
-
-    Warns:
-        MemoryWarning: Batches had to become smaller.
     """
     rows, inverse = deduplicate(tokens, by_span=readout.needs_spans)
     copies = np.bincount(inverse, minlength=len(rows))
@@ -85,7 +65,9 @@ def embed_tokens(
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)
     with torch.inference_mode():
-        runner = make_runner(model, rows, packed=packed, readout=readout, pad_id=pad_id)
+        runner: Runner = PaddedRunner(model, rows, readout, pad_id)
+        if packed:
+            runner = PackedRunner(packed, rows, readout, cache=active_cache.get())
         groups = runner.batches(range(len(rows)), budget)
         concurrent = num_concurrent_batches(model) if isinstance(runner, PackedRunner) and len(groups) > 1 else 1
         while groups:
@@ -114,32 +96,7 @@ def embed_chunks(chunks: Iterator[Tokens], embed: Callable[[Tokens], Vectors], w
     return EncodeResult(np.concatenate(vectors), num_tokens, num_truncated)
 
 
-def make_runner(
-    model: PreTrainedModel,
-    rows: Tokens,
-    *,
-    packed: PackedModel | None,
-    readout: Readout,
-    pad_id: int,
-    share_prefix: bool = True,
-) -> BatchRunner:
-    """The packed runner where the model has a packed copy, else the padded one.
-
-    Args:
-        model: A decoder, open or not.
-        rows: Token ids, without duplicates.
-        packed: The model's packed copy; None for padded batches.
-        readout: What turns token states into vectors.
-        pad_id: Token that fills padding.
-        share_prefix: Whether packed batches share the prefix of all rows, and cached activations.
-    """
-    if packed is None:
-        return PaddedRunner(model, rows, readout, pad_id)
-    cache = active_cache() if share_prefix else None
-    return PackedRunner(packed, rows, readout, share_prefix=share_prefix, cache=cache)
-
-
-def _vectors(runner: BatchRunner, group: Sequence[int]) -> Vectors | None:
+def _vectors(runner: Runner, group: Sequence[int]) -> Vectors | None:
     """Vectors of a group; None where it does not fit in memory."""
     try:
         vectors: Vectors = runner.vectors(group).cpu().numpy()

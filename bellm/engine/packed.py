@@ -1,7 +1,7 @@
 """Packed batches: no padding, and common prefixes of texts are computed once.
 
 Rows are sorted, so that those with a common prefix are neighbors. A row's path takes what it shares with the row before
-it from that row's path and adds tokens of its own. The prefix of all rows is computed once for all batches.
+it from that row's path and adds tokens of its own.
 
 Shapes: B texts, L tokens of the longest, D width, P tokens of the shared prefix, C positions that take logits,
 V vocabulary.
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bellm.backbone.packed_batch import LayerRange, PackedBatch, SharedPrefix
+from bellm.backbone.architecture import longrope_short_context
 from bellm.backbone.packed_model import PackedModel
-from bellm.backbone.rope import longrope_short_context, split_by_length
+from bellm.backbone.packed_pass import LayerRange, PackedBatch, SharedPrefix
 from bellm.backbone.states import input_device
 from bellm.engine.activation_cache import ActivationCache
 from bellm.engine.readout import Readout
-from bellm.engine.tokenization import Tokens, common_prefix_length
+from bellm.engine.tokenization import Tokens, common_prefix_length, split_by_length
 from bellm.tensors.packing import Index, Packing, TokenPath
 
 
@@ -46,12 +46,9 @@ class PackedRunner:
                 for itself, as a graph of its own to autograd.
             cache: Activations of encoders on the same weights that ran the same batches before.
         """
-        self._model = model
-        self._tokens = tokens
+        self._model, self._tokens, self._readout, self._cache = model, tokens, readout, cache
         assert readout.layer is not None
-        self._readout = readout
         self._stop = stop = readout.layer % (model.depth + 1)
-        self._cache = cache
         self._shares_prefixes = min(model.num_shared, stop) > 0
         # From the first open layer on, if there are layers below it, every text has all of its rows.
         self._expands = 0 < model.num_shared < stop
@@ -117,12 +114,7 @@ class PackedRunner:
         return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
 
     def _batch(self, rows: Sequence[Sequence[int]], last_only: bool) -> tuple[PackedBatch, list[Index]]:
-        """Lay rows end to end; returns also, for each row, the indices of its tokens among the states.
-
-        Args:
-            rows: Token ids, sorted if prefixes are shared.
-            last_only: Whether only each row's last state is read.
-        """
+        """Lay rows, sorted, end to end; returns also, for each row, the indices of its tokens among the states."""
         device = input_device(self._model.model)
         start = len(self._prefix_ids)  # Tokens computed before: the first of the decoder's input, of no layer's.
         ids, positions = list(self._prefix_ids), list(range(start))

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from bellm.backbone.fused_modules import fuse_modules
 from bellm.backbone.hooks import shared_copy
 from bellm.backbone.leakage import sample_token_ids
-from bellm.backbone.packed_batch import NotPackableError
 from bellm.backbone.packed_model import PackedModel
+from bellm.backbone.packed_pass import NotPackableError
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
@@ -43,29 +43,17 @@ class PackingCheck:
     limit: float | None = None
 
 
-@dataclass(frozen=True)
-class _CachedCheck:
-    """A check, and the state of the model that it holds for."""
-
-    parts: list[object]
-    kind: tuple[torch.dtype, torch.device]
-    check: PackingCheck
-
-
-_cache: WeakKeyDictionary[PreTrainedModel, _CachedCheck] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], list[object], PackingCheck]] = WeakKeyDictionary()
+"""The check of each model, the state of the model that it holds for, and the parts whose ids are in that."""
 
 
 def check_packing(model: PreTrainedModel) -> PackingCheck:
     """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes."""
-    parts, kind, cached = _parts(model), (model.dtype, model.device), _cache.get(model)
-    if (
-        cached is None
-        or cached.kind != kind
-        or len(cached.parts) != len(parts)
-        or any(part is not other for part, other in zip(parts, cached.parts, strict=True))
-    ):
-        cached = _cache[model] = _CachedCheck(parts, kind, _check(model))
-    return cached.check
+    parts, cached = _parts(model), _cache.get(model)
+    state = (model.dtype, model.device, *map(id, parts))
+    if cached is None or cached[0] != state:
+        cached = _cache[model] = state, parts, _check(model)
+    return cached[2]
 
 
 def _parts(model: nn.Module) -> list[object]:

@@ -4,23 +4,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from bellm.backbone.rope import longrope_short_context, split_by_length
+from bellm.backbone.architecture import longrope_short_context
 from bellm.backbone.states import all_layer_states, input_device, token_states
 from bellm.engine.readout import Readout
-from bellm.engine.tokenization import Tokens
+from bellm.engine.tokenization import Tokens, split_by_length
 
 
 class PaddedRunner:
     """Runs padded batches of token ids and applies the readout."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tokens, readout: Readout, pad_id: int) -> None:
-        """Arguments as in `bellm.engine.embedding.embed_tokens`."""
-        self._model = model
-        self._tokens = tokens
-        self._readout = readout
-        self._pad_id = pad_id
+        """Take all rows to embed; `pad_id` fills padding."""
+        self._model, self._tokens, self._readout, self._pad_id = model, tokens, readout, pad_id
         self._context = longrope_short_context(model)
 
     def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -49,22 +47,16 @@ class PaddedRunner:
 def pad_rows(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Pad rows of token ids to one length.
+    """Pad rows of token ids on the right, or left, to one length: ids and mask (1 for tokens), both (B, L).
 
     Args:
         rows: Token ids of each row.
         pad_id: Token that fills the padding.
         device: Of the result.
-        left: Pad on the left instead of the right.
-
-    Returns:
-        Ids and mask (1 for tokens), both (B, L).
+        left: Pad on the left instead.
     """
-    length = max(map(len, rows))
-    ids_BL = torch.full((len(rows), length), pad_id)
-    mask_BL = torch.zeros_like(ids_BL)
-    for index, ids in enumerate(rows):
-        span = slice(length - len(ids), length) if left else slice(len(ids))
-        ids_BL[index, span] = torch.tensor(ids)
-        mask_BL[index, span] = 1
+    side = "left" if left else "right"
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids_BL = pad_sequence(ids, True, pad_id, side)
+    mask_BL = pad_sequence([torch.ones_like(row) for row in ids], True, 0, side)
     return ids_BL.to(device), mask_BL.to(device)

@@ -29,13 +29,7 @@ class Readout(Protocol):
         """Whether vectors depend on where the text begins and ends within its prompt."""
 
     def __call__(self, hidden_BLD: Tensor, mask_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-        """Read vectors, float32 (B, D).
-
-        Args:
-            hidden_BLD: Token states, padded on either side.
-            mask_BL: True for tokens, False for padding.
-            spans: First and past-the-last token of each text within its prompt.
-        """
+        """Read vectors, float32 (B, D), of padded states; a span is first and past-the-last token of a text."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def select(self, rows: Sequence[int]) -> "Tokens":
+        """Some of the rows, in this order."""
+        return Tokens([self.ids[row] for row in rows], [self.spans[row] for row in rows], 0)
+
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Check that `texts` is a list of strings.
-
-    Raises:
-        BellmError: It is one string, or holds what is no string or half a character.
-    """
+    """Raise a BellmError unless `texts` is a list of whole strings."""
     if isinstance(texts, str):
         raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
     for index, text in enumerate(texts):
@@ -53,10 +53,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template:
         tokenizer: A fast tokenizer.
         texts: Any number of texts.
         template: Prompt template with its slot.
-        max_tokens: Longest row.
-
-    Raises:
-        PromptError: The prompt leaves no room for the text.
+        max_tokens: Longest row; a PromptError where the prompt leaves no room for the text.
     """
     prefix, suffix = template.split(SLOT)
     if not texts:
@@ -97,11 +94,7 @@ def fallback_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
-    """Say how many texts were cut, if any, to the caller of bellm.
-
-    Warns:
-        TruncationWarning: Texts were cut.
-    """
+    """Say how many texts were cut, if any, to the caller of bellm."""
     if num_truncated:
         message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens."
         warnings.warn(message, TruncationWarning, stacklevel=3)
@@ -132,21 +125,20 @@ def with_placeholders(tokens: Tokens) -> Tokens:
 
 
 def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
-    """Each distinct row once, and for every row its index among them.
+    """Each distinct row once, and for every row its index among them; with `by_span`, spans must be equal too."""
+    keys = [(tuple(ids), span if by_span else None) for ids, span in zip(tokens.ids, tokens.spans, strict=True)]
+    first_row: dict[object, int] = {}
+    for row, key in enumerate(keys):
+        first_row.setdefault(key, row)
+    index_of = {key: index for index, key in enumerate(first_row)}
+    return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
 
-    Args:
-        tokens: Rows.
-        by_span: Whether rows of equal ids but other text spans are distinct.
-    """
-    index_of: dict[object, int] = {}
-    inverse: list[int] = []
-    first: list[int] = []
-    for row, (ids, span) in enumerate(zip(tokens.ids, tokens.spans, strict=True)):
-        index = index_of.setdefault((tuple(ids), span if by_span else None), len(first))
-        if index == len(first):
-            first.append(row)
-        inverse.append(index)
-    return Tokens([tokens.ids[row] for row in first], [tokens.spans[row] for row in first], 0), inverse
+
+def split_by_length(rows: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
+    """Rows longer than a context, and the others; without empty parts, and all together without a context."""
+    longer = [row for row in rows if context is not None and lengths[row] > context]
+    within = [row for row in rows if context is None or lengths[row] <= context]
+    return [part for part in (longer, within) if part]
 
 
 def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from bellm import saving
-from bellm.backbone.early_exit import with_early_exits
+from bellm.backbone.states import with_early_exits
 from bellm.data import STSPairs
 from bellm.encoder import Encoder
-from bellm.engine.memory import default_batch_tokens
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.resources import default_batch_tokens
 from bellm.engine.tokenization import fallback_token_id
 from bellm.evaluate import open_cache
 from bellm.evaluate.sts_task import SPEARMAN

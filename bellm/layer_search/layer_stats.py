@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bellm.backbone.early_exit import with_early_exits
-from bellm.backbone.lookahead import FutureAttention
-from bellm.backbone.states import all_layer_states
+from bellm.backbone.leakage import FutureAttention
+from bellm.backbone.states import all_layer_states, with_early_exits
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.tensors.geometry import sentence_dependency

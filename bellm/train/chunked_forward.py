@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.encoder import Encoder
-from bellm.engine.embedding import BatchRunner, make_runner
+from bellm.engine.embedding import Runner
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import PaddedRunner
@@ -65,13 +65,8 @@ def forward_texts(
         all_layers: Whether the states of every layer are wanted; they come from padded batches.
     """
     tokens = _tokenize_examples(encoder, examples)
-    model, pooling, pad_id = encoder.model, encoder.config.pooling, fallback_token_id(encoder.tokenizer)
-    runner: BatchRunner = PaddedRunner(model, tokens, HiddenStateReadout(pooling, None), pad_id)
-    if not all_layers:
-        packed, layer = check_packing(model).packed_model if packs else None, encoder.config.layer
-        runner = make_runner(
-            model, tokens, packed=packed, readout=HiddenStateReadout(pooling, layer), pad_id=pad_id, share_prefix=False
-        )
+    readout = HiddenStateReadout(encoder.config.pooling, None if all_layers else encoder.config.layer)
+    runner = _runner(encoder, tokens, readout, packs=packs and not all_layers)
     groups = runner.batches(range(len(tokens)), chunk_tokens)
     chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
     return ChunkedForward(tokens, chunks, _row_order(groups, encoder.device), isinstance(runner, PackedRunner))
@@ -95,8 +90,7 @@ def forward_responses(
     groups = PaddedRunner(causal, tokens, HiddenStateReadout("last", -1), 0).batches(range(len(tokens)), chunk_tokens)
 
     def log_probs(group: Sequence[int]) -> Tensor:
-        rows = Tokens([tokens.ids[row] for row in group], [tokens.spans[row] for row in group], 0)
-        return response_log_probs(causal, rows, max_batch_tokens=chunk_tokens)
+        return response_log_probs(causal, tokens.select(group), max_batch_tokens=chunk_tokens)
 
     return ChunkedForward(tokens, [partial(log_probs, group) for group in groups], _row_order(groups, encoder.device))
 
@@ -130,13 +124,10 @@ def forward_masked_tokens(
     # The whole batch is masked, so that the draws do not depend on the number of processes.
     all_masked = mask_tokens(ids, vocabulary, mask_probability=mask_probability, generator=generator)
     masked = all_masked.some(range(start, start + len(own)))
-    model = encoder.model
-    packed = check_packing(model).packed_model if packs else None
     rows = Tokens(masked.ids, own.spans, own.num_truncated)
-    readout = HiddenStateReadout("last", -1)
-    runner = make_runner(model, rows, packed=packed, readout=readout, pad_id=0, share_prefix=False)
+    runner = _runner(encoder, rows, HiddenStateReadout("last", -1), packs=packs)
     groups = runner.batches(range(len(own)), chunk_tokens)
-    through = runner if isinstance(runner, PackedRunner) else model
+    through = runner if isinstance(runner, PackedRunner) else encoder.model
     chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]
     return ChunkedForward(own, chunks, torch.arange(sum(map(len, masked.positions))), isinstance(runner, PackedRunner))
 
@@ -150,6 +141,13 @@ def _tokenize_examples(encoder: Encoder, examples: Sequence[Example]) -> Tokens:
     return Tokens(
         queries.ids + documents.ids, queries.spans + documents.spans, queries.num_truncated + documents.num_truncated
     )
+
+
+def _runner(encoder: Encoder, tokens: Tokens, readout: HiddenStateReadout, *, packs: bool) -> Runner:
+    packed = check_packing(encoder.model).packed_model if packs else None
+    if packed:
+        return PackedRunner(packed, tokens, readout, share_prefix=False)
+    return PaddedRunner(encoder.model, tokens, readout, fallback_token_id(encoder.tokenizer))
 
 
 def _row_order(groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:

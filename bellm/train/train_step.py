@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 from bellm.backbone import adapters
 from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
-from bellm.engine.concurrency import num_concurrent_batches
-from bellm.engine.memory import default_batch_tokens, max_graph_tokens
 from bellm.engine.packing_check import check_packing
+from bellm.engine.resources import default_batch_tokens, max_graph_tokens, num_concurrent_batches
 from bellm.errors import NoOpWarning
 from bellm.train.chunked_forward import ChunkedForward, forward_masked_tokens, forward_responses, forward_texts
 from bellm.train.distributed import Distributed

@@ -12,9 +12,10 @@ from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
 from bellm.engine.activation_cache import ActivationCache, active_cache, share_activations
-from bellm.engine.embedding import make_runner
+from bellm.engine.embedding import Runner
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
+from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.types import Variant
@@ -28,8 +29,10 @@ TOKENS = Tokens(ROWS, [(0, len(row)) for row in ROWS], 0)
 
 
 def vectors(model: PreTrainedModel, layer: int = -1) -> Tensor:
-    packed_model = check_packing(model).packed_model
-    runner = make_runner(model, TOKENS, packed=packed_model, readout=HiddenStateReadout("last", layer), pad_id=0)
+    packed_model, readout = check_packing(model).packed_model, HiddenStateReadout("last", layer)
+    runner: Runner = PaddedRunner(model, TOKENS, readout, 0)
+    if packed_model:
+        runner = PackedRunner(packed_model, TOKENS, readout, cache=active_cache.get())
     return torch.cat([runner.vectors(group) for group in runner.batches(range(len(TOKENS)), 16)])
 
 
@@ -47,7 +50,7 @@ def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str
     wanted = [vectors(model) for model in models]
     with share_activations():
         assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))
-    assert active_cache() is None
+    assert active_cache.get() is None
 
 
 def without_trunk(model: PreTrainedModel, layer: int) -> Tensor:
@@ -84,7 +87,7 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
                 layer.module.get_submodule("mlp").register_forward_pre_hook(count)
             runs.clear()
             runner = PackedRunner(
-                packed_model, TOKENS, HiddenStateReadout("mean", 4), share_prefix=False, cache=active_cache()
+                packed_model, TOKENS, HiddenStateReadout("mean", 4), share_prefix=False, cache=active_cache.get()
             )
             for group in runner.batches(range(len(TOKENS)), 16):
                 runner.vectors(group)

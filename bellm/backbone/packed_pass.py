@@ -1,0 +1,153 @@
+"""Inputs and state of a packed forward pass, and its attention function for transformers' attention interface.
+
+Shapes: M tokens of the decoder's input, N tokens of a layer's input, H heads, G key heads, E width of a head, D width,
+P tokens of the shared prefix, C rows that take logits.
+"""
+
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from bellm.errors import LayerError
+from bellm.tensors.packing import MaskSpec, Packing
+
+
+class NotPackableError(LayerError):
+    """A model whose texts cannot be laid end to end; the message says why."""
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """Input of a range of consecutive layers."""
+
+    rows_N: Tensor | None  # Their tokens among the decoder's (for `pooled`, among the previous range's); None for all.
+    packing: Packing  # Each text as a path through the shared prefix, if there is one, and these rows.
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Texts of one forward pass, laid end to end."""
+
+    ids_M: Tensor  # Tokens of the shared prefix, then those of the batch.
+    positions_M: Tensor
+    shared: LayerRange  # Below the first open layer: common prefixes once.
+    whole: LayerRange | None  # From the first open layer on: every text in full. None if no layer or layer 0 is open.
+    pooled: LayerRange | None  # Queries of the last layer; None where all states are read.
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Prefix of all texts, computed once: in causal layers nothing after it changes it."""
+
+    keys: tuple[Tensor, ...]  # Keys of each layer below the first open one, (P, G, E).
+    values: tuple[Tensor, ...]
+    states_PD: Tensor  # Input of the first open layer; the last states where no layer is open.
+    other_branch_PD: Tensor | None  # The same of the other branch; None without branches or open layers.
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """Input of a layer for a batch: the same for every model of the same weights that is causal below it."""
+
+    layer: int
+    states_ND: Tensor  # Common prefixes once, without the prefix of all texts.
+
+
+@dataclass
+class ForwardPass:
+    """State of one forward pass."""
+
+    batch: PackedBatch
+    prefix: SharedPrefix | None
+    stop: int  # Stop before this layer; the depth for the model's own end.
+    current: LayerRange
+    layer: int = 0
+    window: int | None = None  # Of the current layer.
+    key_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # Of the layers so far, without the prefix's.
+    all_key_values: tuple[Tensor, Tensor] | None = None  # Of all rows, while only pooled rows have queries.
+    stop_at_keys: bool = False
+    logit_rows_C: Tensor | None = None  # Last states that the language-model head gets; None without a head.
+    start: int = 0  # First layer to run.
+    start_states_ND: Tensor | None = None  # Its input; None for the token embeddings.
+    first_open_input_ND: Tensor | None = None  # Input of the first open layer, common prefixes once.
+    # States of the branch that the current layer is not in; None without branches, or once they are added.
+    other_branch_ND: Tensor | None = None
+    other_branch_is_open: bool = True
+
+    def add_branches(self, states_ND: Tensor) -> Tensor:
+        """Sum of both branches' states."""
+        return states_ND if self.other_branch_ND is None else states_ND + self.other_branch_ND
+
+
+class StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass early, with the tensors that were wanted."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+
+current_pass: ContextVar[ForwardPass] = ContextVar("current_pass")
+
+
+def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, None]]:
+    """Packed version of an attention function; `base` (None: the model's own eager one) computes padded groups."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if attention_mask is not None or len(query) != 1:
+            raise NotPackableError("its attention wants a mask of its own")
+        run = current_pass.get()
+        # (1, heads, rows, E) as transformers has them to (rows, heads, E).
+        query_NHE = query[0].transpose(0, 1)
+        key_MGE, value_MGE = _all_keys_values(run, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        if sliding_window not in (None, run.window):
+            raise NotPackableError(f"layer {run.layer} has windows of {run.window} and of {sliding_window}")
+        spec, packing = MaskSpec(bool(causal), run.window), run.current.packing
+        if base is not None and query.device.type == "cpu" and kwargs.get("position_bias") is None:
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return packing.attend(spec, query_NHE, key_MGE, value_MGE, scaling)[None], None
+        function = base or sys.modules[type(module).__module__].eager_attention_forward
+        options = {"scaling": scaling, "is_causal": False, "sliding_window": sliding_window, **kwargs}
+
+        def padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+            if base is None:  # Eager functions add their mask to the scores.
+                mask = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
+            output: Tensor = function(module, query, key, value, mask, **options)[0]
+            return output
+
+        return packing.attend_with(padded, spec, query_NHE, key_MGE, value_MGE)[None], None
+
+    return attention
+
+
+def _all_keys_values(run: ForwardPass, key_NGE: Tensor, value_NGE: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values that a layer's queries may see, the shared prefix's among them."""
+    if run.all_key_values:
+        return run.all_key_values
+    run.key_values.append((key_NGE, value_NGE))
+    if run.prefix and run.current is run.batch.shared:
+        key_NGE = torch.cat([run.prefix.keys[run.layer], key_NGE])
+        value_NGE = torch.cat([run.prefix.values[run.layer], value_NGE])
+    if run.stop_at_keys:
+        raise StopForward(key_NGE, value_NGE)
+    return key_NGE, value_NGE
+
+
+ATTENTION_FUNCTIONS = {"sdpa": _attention(sdpa_attention_forward), "eager": _attention(None)}
+"""By the attention implementation that the model had."""
