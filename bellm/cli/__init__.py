@@ -6,37 +6,33 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli import (
-    command_group,
-    doctor_command,
-    embed_command,
-    evaluate_command,
-    info_command,
-    layers_command,
-    search_command,
-    similarity_command,
-    train_command,
-)
+from bellm.cli.command_group import CommandGroup
+from bellm.cli.embed_command import embed_command
+from bellm.cli.evaluate_command import evaluate_command
+from bellm.cli.layers_command import layers_command
+from bellm.cli.model_commands import doctor_command, info_command
+from bellm.cli.search_command import index_command, search_command, similarity_command
+from bellm.cli.train_command import train_command
 from bellm.version import __version__
 
 app = typer.Typer(
     name="bellm",
-    cls=command_group.CommandGroup,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("embed")(embed_command.embed_command)
-app.command("similarity")(similarity_command.similarity_command)
-app.command("index")(search_command.index_command)
-app.command("search")(search_command.search_command)
-app.command("evaluate")(evaluate_command.evaluate_command)
-app.command("layers")(layers_command.layers_command)
-app.command("train")(train_command.train_command)
-app.command("doctor")(doctor_command.doctor_command)
-app.command("info")(info_command.info_command)
+app.command("embed")(embed_command)
+app.command("similarity")(similarity_command)
+app.command("index")(index_command)
+app.command("search")(search_command)
+app.command("evaluate")(evaluate_command)
+app.command("layers")(layers_command)
+app.command("train")(train_command)
+app.command("doctor")(doctor_command)
+app.command("info")(info_command)
 
 
 def main() -> None:

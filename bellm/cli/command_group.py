@@ -1,16 +1,15 @@
 """Manners of the command line: one line for an error, one for a warning, silence from the libraries below."""
 
 import contextlib
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from bellm.cli.terminal import show_note
 from bellm.errors import BellmError, BellmWarning
 
 INTERRUPTED = 130
@@ -21,9 +20,12 @@ class CommandGroup(TyperGroup):
     """The place where a user's mistake becomes one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; errors that are nobody's bug end it without a traceback."""
+        """Run a command; errors that are nobody's bug end it without a traceback, bellm's own warnings are notes."""
         try:
-            with _notes():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", BellmWarning)
+                warnings.showwarning = lambda message, *_: show_note(str(message))
                 result = super().invoke(ctx)
             sys.stdout.flush()
             return result
@@ -39,42 +41,9 @@ class CommandGroup(TyperGroup):
             _end(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
 
 
-@contextlib.contextmanager
-def status_line(what: str) -> Iterator[None]:
-    """Quiet transformers and its friends, and show a person at a terminal what is going on instead."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(stderr=True)
-    # A status line refreshes itself in a thread.
-    with console.status(escape(what)) if console.is_terminal else contextlib.nullcontext():
-        # Read by tqdm when it is first imported; bars that bellm asks for are shown nevertheless.
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        yield
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Show bellm's own warnings as one line each, and no others."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", BellmWarning)
-        warnings.showwarning = lambda message, *_: typer.echo(f"note: {_one_line(str(message))}", err=True)
-        yield
-
-
 def _end(message: str, code: int) -> NoReturn:
-    typer.echo(f"bellm: {_one_line(message)}", err=True)
+    typer.echo(f"bellm: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from None
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
 
 
 def _drop_stdout() -> None:

@@ -1,7 +1,6 @@
 """`bellm embed`: texts to one file of vectors, or to a folder of shards."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
-from bellm.cli.progress_bars import BarUpdate, bars_once_loaded
+from bellm.cli.terminal import BarUpdate, live_bars, print_result
 from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
 from bellm.io.vectors import is_folder
@@ -19,7 +18,7 @@ from bellm.types import InputType
 
 if TYPE_CHECKING:
     from bellm.corpus import CorpusProgress, CorpusReport
-    from bellm.text_files import EmbeddedFile
+    from bellm.encoder import Encoder
 
 
 def _folder(*names: str, **how: Any) -> Any:
@@ -54,7 +53,6 @@ def embed_command(
         typer.Option(
             metavar="DEVICE,...",
             help="Embed with one process for each device, as in cuda:0,cuda:1; default one process.",
-            show_default=False,
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it is a file.")] = False,
@@ -96,33 +94,24 @@ def embed_command(
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
-    how: dict[str, Any] = {
+    common: dict[str, Any] = {
         "column": column,
         "input_type": input_type,
         "max_batch_tokens": max_batch_tokens,
         "devices": tuple(filter(None, (devices or "").split(","))),
     }
     load = partial(options.load, source)
-    report: CorpusReport | EmbeddedFile
     if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
         if engine == "local" and workers is not None:
             raise BellmError("--workers belongs to --engine ray: one process embeds here.")
-        how |= {"source": source, "id_column": id_column, "keep_text": keep_text}
-        how |= {"precision": precision, "shard_rows": shard_rows}
-        from bellm.corpus import RayExecutor, embed_corpus
+        from bellm.corpus import RayExecutor
 
-        executor = (
-            RayExecutor(source=source, workers=workers, options=options.relocation()) if engine == "ray" else None
-        )
-        # Ray tells of dead workers on standard output, where the result goes.
-        with (
-            bars_once_loaded(load, "checking what is there", counts=False) as (load_first, update),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            show = _corpus_progress(update)
-            report = embed_corpus(load_first, inputs, output, executor=executor, progress=show, **how)
+        ray = RayExecutor(source=source, workers=workers, options=options.relocation()) if engine == "ray" else None
+        kept: dict[str, Any] = {"source": source, "id_column": id_column, "keep_text": keep_text}
+        kept |= {"precision": precision, "shard_rows": shard_rows}
+        report: Any = _embed_folder(load, inputs, output, executor=ray, **common, **kept)
     else:
         if (id_column, keep_text, precision, shard_rows, engine, workers) != _NO_FOLDER:
             raise BellmError(
@@ -130,12 +119,26 @@ def embed_command(
             )
         from bellm.text_files import embed_file
 
-        report = embed_file(load, inputs, output, force=force, progress=sys.stderr.isatty(), **how)
-    typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else str(report))
+        report = embed_file(load, inputs, output, force=force, progress=sys.stderr.isatty(), **common)
+    print_result(report.to_json(), as_json, str(report))
 
 
 _NO_FOLDER = (None, False, "float32", SHARD_ROWS, "local", None)
 """Options of a corpus folder as they are when none is given."""
+
+
+def _embed_folder(load: "Callable[[], Encoder]", inputs: list[str], output: str, **options: Any) -> "CorpusReport":
+    from bellm.corpus import embed_corpus
+
+    # Ray tells of dead workers on standard output, where the result goes.
+    with live_bars(counts=False) as update, contextlib.redirect_stdout(sys.stderr):
+
+        def load_first() -> "Encoder":
+            encoder = load()
+            update("checking what is there", 0, 0)
+            return encoder
+
+        return embed_corpus(load_first, inputs, output, progress=_corpus_progress(update), **options)
 
 
 def _corpus_progress(update: BarUpdate) -> "Callable[[CorpusProgress], None]":

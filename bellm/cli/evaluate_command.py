@@ -1,17 +1,13 @@
 """`bellm evaluate`: score models on tasks, and write a report."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bellm.cli import command_group
-from bellm.cli.model_options import AsJson, ModelOptions, with_model_options
-from bellm.cli.progress_bars import live_bars
-
-RESULTS, PAGE, TABLE = "results.json", "report.html", "report.md"
+from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, with_model_options
+from bellm.cli.terminal import live_bars, print_result, status_line
 
 
 @with_model_options
@@ -26,7 +22,8 @@ def evaluate_command(
         ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help=f"Folder for {RESULTS}, {PAGE} and {TABLE}.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", help="Folder for results.json, report.html and report.md."),
     ],
     *,
     tasks: Annotated[
@@ -37,21 +34,15 @@ def evaluate_command(
         ),
     ] = "sts",
     compare: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE", help="Another source; may be given again.", show_default=False)
+        list[str] | None, typer.Option(metavar="SOURCE", help="Another source; may be given again.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Folder of data sets; default BELLM_DATA, else the Hub.", show_default=False),
-    ] = None,
+    data: DataFolder = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Clean the pairs as the papers do: full stops at the end.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap replicates of each interval.")] = 1000,
-    cache: Annotated[
-        str | None,
-        typer.Option(help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm.", show_default=False),
-    ] = None,
+    cache: CacheFolder = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the results of other models.")] = False,
     as_json: AsJson = False,
     options: ModelOptions,
@@ -67,30 +58,25 @@ def evaluate_command(
 
     Example: bellm evaluate smollm2 'smollm2?bidirectional=last:8' -o report/ --prompt raw --pooling mean
     """
-    from bellm import evaluate as room
+    from bellm import evaluate as door
 
-    named, folder = list(dict.fromkeys([*sources, *(compare or [])])), Path(output)
-    room.check_report_folder(folder, named, force=force)
+    named = list(dict.fromkeys([*sources, *(compare or [])]))
+    door.check_report_folder(output, named, force=force)
     started = time.monotonic()
-    with command_group.status_line(f"loading {', '.join(named)}"):
-        wanted = room.resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
-        models = room.load_models(named, Path(cache) if cache else room.default_cache_folder(), **options.given())
+    with status_line(f"loading {', '.join(named)}"):
+        wanted = door.resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
+        models = door.load_models(named, cache or door.default_cache_folder(), **options.given())
     with live_bars() as update:
-        report = room.evaluate(
+        report = door.evaluate(
             models,
             wanted,
-            data=Path(data) if data else None,
+            data=data,
             clean=clean,
             resamples=resamples,
             seed=seed,
             progress=lambda model, task, done, total: update(f"{model[:40]}: {task}", done, total, model),
         )
     seconds = time.monotonic() - started
-    results = room.write_report(report, folder, force=force, seconds=round(seconds, 1))
-    if as_json:
-        typer.echo(json.dumps(results, ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    Console().print(room.score_table(report))
-    typer.echo(f"{seconds:.0f} s. {folder / PAGE} shows it all; {RESULTS} and {TABLE} lie beside it.")
+    results = door.write_report(report, output, force=force, seconds=round(seconds, 1))
+    end = f"{seconds:.0f} s. {output / 'report.html'} shows it all; results.json and report.md lie beside it."
+    print_result(results, as_json, door.score_table(report), end)

@@ -1,20 +1,15 @@
 """`bellm layers`: which layers to open."""
 
-import json
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
-from bellm.cli.progress_bars import bars_once_loaded
+from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, Source, with_model_options
+from bellm.cli.terminal import live_bars, print_result
 from bellm.cli.train_command import read_training_data
 from bellm.errors import BellmError
-
-if TYPE_CHECKING:
-    from bellm.layer_search import Finding, HalvingTraining
 
 
 class MethodOption(StrEnum):
@@ -28,9 +23,7 @@ class MethodOption(StrEnum):
 @with_model_options
 def layers_command(
     source: Source,
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="Folder for layers.json, layers.html.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for layers.json, layers.html.")],
     *,
     dev: Annotated[
         str,
@@ -45,32 +38,22 @@ def layers_command(
         typer.Option(
             help="Only this, or these if given again: degradation (drop layers from the top), profile (what each layer "
             "shares, and where it would look), search (open layers); default all.",
-            show_default=False,
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Folder of data sets; default BELLM_DATA, else the Hub.", show_default=False),
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm.", show_default=False),
-    ] = None,
+    data: DataFolder = None,
+    cache: CacheFolder = None,
     train: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
             help="Also train the likeliest maps on these rows (see bellm train) and keep the better half, round by "
             "round.",
-            show_default=False,
         ),
     ] = None,
     train_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the maps that come to the end; default 64.", show_default=False)
+        int | None, typer.Option(min=1, help="Steps of the maps that come to the end; default 64.")
     ] = None,
-    train_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a step; default 64.", show_default=False)
-    ] = None,
+    train_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a step; default 64.")] = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -103,59 +86,35 @@ def layers_command(
         raise BellmError(
             "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."
         )
-    from bellm.layer_search import check_finding_folder, find_layers, write_finding
+    from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, write_finding
 
-    folder = Path(output)
-    check_finding_folder(folder, source)
-    training = _training(source, options, train, train_steps, train_batch_size, folder) if train else None
-    with bars_once_loaded(partial(options.load, source), "dropping layers") as (load, progress):
+    check_finding_folder(output, source)
+    training = None
+    if train:
+        sources = read_training_data([train])
+        from bellm.train import Recipe
+
+        steps, rows = train_steps or 64, train_batch_size or 64
+        training = HalvingTraining(
+            recipe=Recipe(model=source, encoder_options=options.given(), max_steps=steps, batch_size=rows),
+            sources=sources,
+            folder=output / "runs",
+            on_plan=lambda plan: typer.echo(f"{plan.budget}.", err=True),
+        )
+    with live_bars() as update:
         finding = find_layers(
-            load,
+            lambda: options.load(source),
             dev,
             source=source,
             methods=[one.value for one in method or MethodOption],
             training=training,
-            data=Path(data) if data else None,
-            cache=Path(cache) if cache else None,
-            progress=progress,
+            data=data,
+            cache=cache,
+            progress=update,
         )
-    record = write_finding(finding, folder)
-    if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
-    else:
-        _show(finding, folder)
+    record = write_finding(finding, output)
+    from rich.text import Text
 
-
-def _training(
-    source: str, options: ModelOptions, file: str, steps: int | None, batch_size: int | None, folder: Path
-) -> "HalvingTraining":
-    sources = read_training_data([file])
-    from bellm.layer_search import HalvingTraining
-    from bellm.train import Recipe
-
-    recipe = Recipe(model=source, encoder_options=options.given(), max_steps=steps or 64, batch_size=batch_size or 64)
-    return HalvingTraining(
-        recipe=recipe,
-        sources=sources,
-        folder=folder / "runs",
-        on_plan=lambda plan: typer.echo(f"{plan.budget}.", err=True),
-    )
-
-
-def _show(finding: "Finding", folder: Path) -> None:
-    from rich.console import Console
-
-    from bellm.layer_search.layer_text import candidate_table, degradation_table, halving_table
-
-    console = Console()
-    degradation, profile, search, trained = finding.degradation, finding.profile, finding.search, finding.trained
-    tables = (
-        degradation_table(degradation, profile) if degradation or profile else None,
-        candidate_table(search) if search else None,
-        halving_table(trained) if trained else None,
-    )
-    for table in filter(None, tables):
-        console.print(table)
-        console.print()
-    console.print(finding.summary, highlight=False, markup=False)
-    typer.echo(f"{finding.seconds:.0f} s. {folder / 'layers.html'} shows it, {folder / 'layers.json'} has it all.")
+    words = [part for table in finding.tables for part in (table, "")]
+    end = f"{finding.seconds:.0f} s. {output / 'layers.html'} shows it, {output / 'layers.json'} has it all."
+    print_result(record, as_json, *words, Text(finding.summary), end)

@@ -1,14 +1,15 @@
-"""Options of every command that loads a model, derived from the fields of `EncoderConfig`."""
+"""Options that several commands have; those of a model are derived from the fields of `EncoderConfig`."""
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from bellm.cli import command_group
+from bellm.cli.terminal import status_line
 from bellm.config import setting_help, setting_names, setting_type
 
 if TYPE_CHECKING:
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 
-Source = Annotated[
-    str, typer.Argument(help="Hub id, model folder, .gguf file, saved bellm encoder, or smollm2.", show_default=False)
-]
-Model = Annotated[str, typer.Option("--model", help="Hub id, model folder, .gguf file or saved bellm encoder.")]
+Source = Annotated[str, typer.Argument(help="Hub id, model folder, .gguf file, saved bellm encoder, or smollm2.")]
 Column = Annotated[str, typer.Option(help="Which column of .jsonl, .csv, .tsv or .parquet holds the texts.")]
 BatchTokens = Annotated[
     int | None,
     typer.Option(
         min=1, help="Most tokens in one forward pass; less takes less memory; default what suits the hardware."
     ),
+]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder of data sets; default BELLM_DATA, else the Hub.")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
@@ -39,12 +42,12 @@ class ModelOptions:
     loading: Mapping[str, Any]
     """dtype, device, attention and trust_remote_code."""
 
-    def load(self, source: str, *, verify: bool = True) -> "Encoder":
-        """Load a source with these options."""
-        with command_group.status_line(f"loading {source}"):
+    def load(self, source: str, **defaults: Any) -> "Encoder":
+        """Load a source with these options, and others where they were not given."""
+        with status_line(f"loading {source}"):
             from bellm.encoder import Encoder
 
-            return Encoder.from_pretrained(source, **self.given(), verify=verify)
+            return Encoder.from_pretrained(source, **{**defaults, **self.given()})
 
     def given(self) -> dict[str, Any]:
         """All options, as keyword arguments of `Encoder.from_pretrained`."""
@@ -53,12 +56,6 @@ class ModelOptions:
     def relocation(self) -> dict[str, Any]:
         """Loading options that do not change vectors, for an encoder that is loaded again elsewhere."""
         return {name: value for name, value in self.loading.items() if name != "dtype"}
-
-    def changed(self, **given: Any) -> "ModelOptions":
-        """These options with some added or replaced."""
-        settings = {name: value for name, value in given.items() if name in setting_names()}
-        rest = {name: value for name, value in given.items() if name not in settings}
-        return ModelOptions({**self.settings, **settings}, {**self.loading, **rest})
 
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -90,7 +87,7 @@ def _setting_option(name: str) -> inspect.Parameter:
 
 
 def _parameter(name: str, kind: type, *flags: str, help: str) -> inspect.Parameter:
-    option = typer.Option(*flags, help=help, rich_help_panel="Model", show_default=False)
+    option = typer.Option(*flags, help=help, rich_help_panel="Model")
     annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

@@ -1,6 +1,5 @@
-"""`bellm index` and `bellm search`: the nearest rows of a corpus, or the nearest lines of a file."""
+"""`bellm similarity`, `bellm index` and `bellm search`: cosines of texts, nearest rows of a file or a corpus."""
 
-import json
 import os.path
 import sys
 from functools import partial
@@ -8,24 +7,49 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellm.cli import command_group
 from bellm.cli.model_options import DEFAULT_MODEL, AsJson, BatchTokens, Column, ModelOptions, with_model_options
+from bellm.cli.terminal import print_result, status_line
 from bellm.errors import BellmError
 from bellm.io.rows import check_text
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bellm.text_files import SearchResult
 
 
+@with_model_options
+def similarity_command(
+    a: Annotated[str, typer.Argument(help="A text, or a file of texts.")],
+    b: Annotated[str, typer.Argument(help="Another text, or a file with as many texts.")],
+    *,
+    model: Annotated[
+        str, typer.Option(help="Hub id, model folder, .gguf file or saved bellm encoder.")
+    ] = DEFAULT_MODEL,
+    column: Column = "text",
+    max_batch_tokens: BatchTokens = None,
+    as_json: AsJson = False,
+    options: ModelOptions,
+) -> None:
+    """Cosine of two texts, or of two files row by row.
+
+    Example: bellm similarity "a river bank" "the shore of a stream"
+    """
+    from bellm.text_files import compare_texts
+
+    load, progress = partial(options.load, model), sys.stderr.isatty()
+    result = compare_texts(load, a, b, column=column, max_batch_tokens=max_batch_tokens, progress=progress)
+    print_result(result.to_json(), as_json, str(result))
+
+
 def index_command(
-    corpus: Annotated[str, typer.Argument(help="A corpus folder that bellm embed wrote.", show_default=False)],
+    corpus: Annotated[str, typer.Argument(help="A corpus folder that bellm embed wrote.")],
     *,
     approximate: Annotated[
         bool | None,
         typer.Option(
             "--approximate/--exact",
             help="Search a part of the rows, or compare every row; default approximate above a million rows",
-            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -40,16 +64,14 @@ def index_command(
     from bellm.corpus import build_index
 
     record = build_index(corpus, approximate=approximate, progress=sys.stderr.isatty())
-    if as_json:
-        typer.echo(json.dumps({"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}))
-    else:
-        how = "approximate; bellm search --exact compares every row" if record.is_approximate else "exact"
-        typer.echo(f"{corpus}: {record.rows} rows can be searched, {how}")
+    how = "approximate; bellm search --exact compares every row" if record.is_approximate else "exact"
+    facts = {"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}
+    print_result(facts, as_json, f"{corpus}: {record.rows} rows can be searched, {how}")
 
 
 @with_model_options
 def search_command(
-    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
     *,
     place: Annotated[
         str,
@@ -57,7 +79,6 @@ def search_command(
             "--in",
             help="Texts: .txt, .jsonl, .csv, .tsv, .parquet, also with .gz, or -; or a corpus folder that bellm index "
             "has seen.",
-            show_default=False,
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 10,
@@ -67,7 +88,6 @@ def search_command(
         typer.Option(
             help=f"Hub id, model folder, .gguf file or saved bellm encoder; default {DEFAULT_MODEL}, and for a corpus "
             "the model that embedded it",
-            show_default=False,
         ),
     ] = None,
     column: Column = "text",
@@ -88,7 +108,7 @@ def search_command(
             raise BellmError(f"--{refused[0]} was chosen when {place} was embedded: leave it out, or embed anew.")
         from bellm.corpus import search_corpus
 
-        with command_group.status_line(f"loading the encoder of {place}"):
+        with status_line(f"loading the encoder of {place}"):
             result = search_corpus(query, place, top=top, exact=exact, source=model, **options.relocation())
     else:
         from bellm.text_files import search_file
@@ -102,15 +122,12 @@ def search_command(
             max_batch_tokens=max_batch_tokens,
             progress=sys.stderr.isatty(),
         )
-    if as_json:
-        typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
-    else:
-        _show(result)
+    warning = "Approximate: a part of the rows was compared; --exact compares all."
+    print_result(result.to_json(), as_json, _hit_table(result), *[warning] * (not result.exact))
 
 
-def _show(result: "SearchResult") -> None:
+def _hit_table(result: "SearchResult") -> "Table":
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -119,6 +136,4 @@ def _show(result: "SearchResult") -> None:
     for rank, hit in enumerate(result.hits, 1):
         name = Text(str(hit.id if of_corpus else hit.row), overflow="fold")
         table.add_row(str(rank), f"{hit.score:.4f}", name, Text(hit.text or "", overflow="fold"))
-    Console().print(table)
-    if not result.exact:
-        typer.echo("Approximate: a part of the rows was compared; --exact compares all.")
+    return table

@@ -2,19 +2,18 @@
 
 import dataclasses
 import runpy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm.cli import command_group
 from bellm.cli.model_options import ModelOptions, with_model_options
+from bellm.cli.terminal import live_bars, show_note, status_line
 from bellm.errors import SourceError
 
 if TYPE_CHECKING:
-    from bellm.train import Dataset, Progress, Recipe
+    from bellm.train import Dataset, Recipe
 
 
 @with_model_options
@@ -25,12 +24,11 @@ def train_command(
             metavar="RECIPE_OR_SOURCE",
             help="A recipe (a Python file that names its Recipe `recipe`), or a model: Hub id, folder, .gguf file, "
             "saved bellm encoder or smollm2.",
-            show_default=False,
         ),
     ],
     output: Annotated[
-        str,
-        typer.Option("--output", "-o", help="Folder for the encoder, its metrics and checkpoints.", show_default=False),
+        Path,
+        typer.Option("--output", "-o", help="Folder for the encoder, its metrics and checkpoints."),
     ],
     *,
     data: Annotated[
@@ -39,7 +37,6 @@ def train_command(
             metavar="FILE[*WEIGHT]",
             help="Texts that belong together: .jsonl, .csv, .tsv or .parquet, or a data set of the Hub; may be given "
             "again. Columns: anchor, positive, and negatives or a score, by these or other usual names.",
-            show_default=False,
         ),
     ],
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default 42.")] = None,
@@ -83,14 +80,23 @@ def train_command(
         "mine": mine,
     }
     sources = read_training_data(data)
-    from bellm.train import Distributed, train
+    from bellm.train import Distributed, TensorBoardLog, train
 
     recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
-    with _progress(Path(output) / "tensorboard" if tensorboard else None) as progress:
-        train(recipe, sources, Path(output), checkpoint_every=checkpoint_every, progress=progress, notify=_note)
+    log = TensorBoardLog(output / "tensorboard") if tensorboard else None
+    with live_bars() as update:
+        update(f"loading {recipe.model}", 0, 0)
+
+        def show(step: int, total: int, record: Mapping[str, Any]) -> None:
+            update(f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s", step, total)
+            if record["dev"] is not None:
+                typer.echo(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}", err=True)
+            if log:
+                log(step, total, record)
+
+        train(recipe, sources, output, checkpoint_every=checkpoint_every, progress=show, notify=show_note)
     if Distributed().is_main:
-        model = Path(output) / "model"
-        typer.echo(f"{model} is the encoder: bellm evaluate {model} -o report/")
+        typer.echo(f"{output / 'model'} is the encoder: bellm evaluate {output / 'model'} -o report/")
 
 
 def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
@@ -100,21 +106,17 @@ def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
         SourceError: A source cannot be read.
         MissingExtraError: Training is not installed.
     """
-    with command_group.status_line("reading the data"):
+    with status_line("reading the data"):
         from bellm.train import Distributed, load_dataset
 
         sources = [(load_dataset(file), weight) for file, weight in map(_weighted, entries)]
         first = Distributed().is_main
     for dataset, _ in sources if first else []:
         for rejection in dataset.rejections[:3]:
-            _note(f"{rejection.place}: {rejection.reason}")
+            show_note(f"{rejection.place}: {rejection.reason}")
         if dataset.num_rejected:
-            _note(f"{dataset.num_rejected} rows of {dataset.name} are left out.")
+            show_note(f"{dataset.num_rejected} rows of {dataset.name} are left out.")
     return sources
-
-
-def _note(sentence: str) -> None:
-    typer.echo(f"note: {sentence}", err=True)
 
 
 def _weighted(entry: str) -> tuple[str, float]:
@@ -129,55 +131,18 @@ def _weighted(entry: str) -> tuple[str, float]:
         ) from error
 
 
-def _recipe(source: str, options: ModelOptions, given: Mapping[str, Any], dev: str | None) -> "Recipe":
+def _recipe(source: str, options: ModelOptions, changes: dict[str, Any], dev: str | None) -> "Recipe":
     from bellm.train import Recipe
 
-    recipe = _read(source) if source.endswith(".py") else Recipe(model=source)
-    settings = {**recipe.encoder_options, **options.given()}
-    changes = dict(given)
+    recipe = Recipe(model=source)
+    if source.endswith(".py"):
+        if not Path(source).is_file():
+            raise SourceError(f"There is no recipe {source}.")
+        recipe = runpy.run_path(source).get("recipe")
+        if not isinstance(recipe, Recipe):
+            raise SourceError(f"{source} names no `recipe`. It should end with: recipe = Recipe(...).")
     if dev:
         from bellm.evaluate import DevEvaluator
 
         changes["dev"] = DevEvaluator(dev)
-    return dataclasses.replace(recipe, encoder_options=settings, **changes)
-
-
-def _read(path: str) -> "Recipe":
-    from bellm.train import Recipe
-
-    if not Path(path).is_file():
-        raise SourceError(f"There is no recipe {path}.")
-    recipe = runpy.run_path(path).get("recipe")
-    if not isinstance(recipe, Recipe):
-        raise SourceError(f"{path} names no `recipe`. It should end with: recipe = Recipe(...).")
-    return recipe
-
-
-@contextmanager
-def _progress(log: Path | None) -> "Iterator[Progress]":
-    """A progress bar with loss, speed and remaining time; and a TensorBoard log, if asked for."""
-    from rich import progress
-    from rich.console import Console
-
-    from bellm.train import TensorBoardLog
-
-    board = TensorBoardLog(log) if log else None
-    console = Console(stderr=True)
-    columns = (
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.description}"),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(step: int, total: int, record: Mapping[str, Any]) -> None:
-            description = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
-            if record["dev"] is not None:
-                console.print(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}")
-            bar.update(task, completed=step, total=total, description=description)
-            if board:
-                board(step, total, record)
-
-        yield show
+    return dataclasses.replace(recipe, encoder_options={**recipe.encoder_options, **options.given()}, **changes)

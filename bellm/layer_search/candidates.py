@@ -4,7 +4,7 @@ Shapes: N texts, D width.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from bellm.engine.activation_cache import share_activations
 from bellm.errors import NoOpWarning
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.report import statistics
-from bellm.report.statistics import BootstrapEstimate, Difference, Score
+from bellm.report.statistics import Difference, Score
 from bellm.tensors.similarity import normalize_rows
 from bellm.types import Vectors
 
@@ -26,7 +26,6 @@ CAUSAL, ALL = "none", "all"
 Maps = Mapping[str, tuple[int, ...]]
 """Maps in the grammar of `bellm.layer_spec`, and the layers that they open."""
 
-_DEPTHS = (4, 8)
 _DECIMALS = 2  # Of points; scores that agree so far are equal.
 
 
@@ -46,7 +45,7 @@ class Candidate:
     no_op: str | None
     """Why it cannot change the vectors, if so: it is scored as the causal model that it is."""
     prepending: int = 0
-    """Depth of Token Prepending (see `bellm.layer_search.prepending`); 0 for a map."""
+    """Depth of Token Prepending (arXiv 2412.11556); 0 for a map."""
 
     @property
     def is_causal(self) -> bool:
@@ -56,10 +55,8 @@ class Candidate:
     @property
     def name(self) -> str:
         """Name for tables: `causal`, `layer 12`, the map, or `prepending:8`."""
-        if self.prepending:
-            return _prepending(self.prepending)
-        if self.is_causal:
-            return "causal"
+        if not self.open_layers:
+            return _prepending(self.prepending) if self.prepending else "causal"
         return f"layer {self.bidirectional}" if self.bidirectional.isdigit() else self.bidirectional
 
 
@@ -92,16 +89,19 @@ class CandidateScores:
 def layer_sets(encoder: Encoder, more: Sequence[str] = ()) -> Maps:
     """The maps to try: none, all, the last and first 1, 2, 4, ..., the middle third, every second, each layer alone.
 
-    Layers without attention stay out. Of maps that open the same layers the first is tried.
-
-    Args:
-        encoder: Whose layers they are.
-        more: Other maps to try besides.
+    Layers without attention stay out. Of maps that open the same layers the first is tried; `more` come last.
     """
+    num_layers = encoder.num_layers
+    powers = [2**power for power in range(num_layers.bit_length()) if 2**power <= num_layers]
+    specs = [ALL, *(f"{end}:{count}" for end in ("last", "first") for count in powers)]
+    if num_layers > 2:
+        specs.append(layer_spec.format_layers(range(num_layers // 3, 2 * num_layers // 3)))
+    if num_layers > 1:
+        specs.append("every:2")
     openable = {layer.index for layer in get_layers(encoder.model) if layer.can_open}
     found: dict[tuple[int, ...], str] = {(): CAUSAL}
-    for spec in (*_specs(encoder.num_layers), *more):
-        layers = tuple(number for number in layer_spec.parse_layers(spec, encoder.num_layers) if number in openable)
+    for spec in (*specs, *map(str, range(num_layers)), *more):
+        layers = tuple(index for index in layer_spec.parse_layers(spec, num_layers) if index in openable)
         found.setdefault(layers, spec)
     return {spec: layers for layers, spec in found.items()}
 
@@ -112,7 +112,7 @@ def prepending_depths(encoder: Encoder) -> tuple[int, ...]:
     Its authors' code takes 7 of 32 layers, 6 of 28 and 42, and 3 of 32. Few are tried, because each candidate makes the
     correction harsher for all.
     """
-    return tuple(sorted({min(depth, encoder.num_layers) for depth in _DEPTHS} - {1}))
+    return tuple(sorted({min(depth, encoder.num_layers) for depth in (4, 8)} - {1}))
 
 
 def score_candidates(
@@ -129,7 +129,7 @@ def score_candidates(
     """Score every candidate and compare it with the causal model and with all layers open.
 
     Args:
-        encoder: Whose weights, prompt, pooling and reading are used.
+        encoder: Whose weights, prompt, pooling and variant are used.
         pairs: Development set, N rated pairs.
         maps: The maps to try; no open layers first, and all among the others.
         cache: Folder that keeps vectors; `bellm evaluate` shares it.
@@ -155,31 +155,26 @@ def score_candidates(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoOpWarning)  # Said of all layers that are alone beside the stack.
                 opened = encoder.replace(bidirectional=tried[name], token_prepending=depth_of.get(name, 0))
-            subject = EvaluatedModel.of(opened, name, cache)
-            results[name] = score_sts(subject, pairs)
-            vectors_ND = subject.vectors(texts)
+            model = EvaluatedModel.of(opened, name, cache)
+            results[name] = score_sts(model, pairs)
+            vectors_ND = normalize_rows(model.vectors(texts))
             causal_ND = vectors_ND if causal_ND is None else causal_ND
-            moved[name] = _moved(vectors_ND, causal_ND)
-    estimates = {
-        name: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
-        for name, result in results.items()
-    }
+            # 1 - cosine is half the squared distance of unit vectors, which is exactly 0 for equal rows.
+            moved[name] = float(((vectors_ND - causal_ND) ** 2).sum(axis=1).mean() / 2)
     same = {name: CAUSAL if reason else name for name, reason in no_ops.items()}
-    over_causal, over_all = compare_with(estimates, CAUSAL), compare_with(estimates, same[ALL])
-    found = [
+    compared = compare_results(results, all_open=same[ALL], resamples=resamples, seed=seed)
+    candidates = [
         Candidate(
-            bidirectional=CAUSAL if name in depth_of else name,
-            open_layers=layers,
-            score=results[same[name]].to_score(estimates[same[name]]),
-            over_causal=over_causal[same[name]],
-            over_all=over_all[same[name]],
+            CAUSAL if name in depth_of else name,
+            layers,
+            *compared[same[name]],
             moved=moved[same[name]],
             no_op=no_ops[name],
             prepending=depth_of.get(name, 0),
         )
         for name, layers in tried.items()
     ]
-    order = sorted(found, key=lambda one: (*rank_key(one.score, one.open_layers), one.prepending))
+    order = sorted(candidates, key=lambda one: (*rank_key(one.score, one.open_layers), one.prepending))
     return CandidateScores(pairs.name, encoder.num_layers, tuple(order))
 
 
@@ -188,45 +183,40 @@ def rank_key(score: Score, open_layers: Sequence[int]) -> tuple[float, int]:
     return -round(score.value, _DECIMALS), len(open_layers)
 
 
-def compare_with(
-    estimates: Mapping[str, BootstrapEstimate], baseline: str, *, num_gone: int = 0
-) -> dict[str, Difference]:
-    """Differences to a baseline, Holm-corrected for their number.
+def compare_results(
+    results: Mapping[str, TaskResult], *, all_open: str = ALL, num_gone: int = 0, resamples: int, seed: int = 0
+) -> dict[str, tuple[Score, Difference, Difference]]:
+    """Score of each candidate, and its differences to causal and to all layers open, Holm-corrected for their number.
 
     Args:
-        estimates: Scores of all candidates on the same items, the baseline's among them.
-        baseline: Name of the baseline.
+        results: Results of all candidates on the same pairs, the causal model's among them.
+        all_open: Name of the result with all layers open.
         num_gone: Number of candidates besides that were sorted out before; they count with p = 1.
+        resamples: Bootstrap replicates.
+        seed: Of the bootstrap.
     """
-    differences = {name: statistics.paired_difference(one, estimates[baseline]) for name, one in estimates.items()}
-    tested = {name: difference for name, difference in differences.items() if name != baseline}
+    estimates = {
+        name: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
+        for name, result in results.items()
+    }
     gone = {f"gone {index}": Difference(0, 0, 0, 1) for index in range(num_gone)}
-    corrected = statistics.holm_correction({**tested, **gone})
-    return {name: corrected.get(name, difference) for name, difference in differences.items()}
+
+    def over(baseline: str) -> dict[str, Difference]:
+        differences = {name: statistics.paired_difference(one, estimates[baseline]) for name, one in estimates.items()}
+        tested = {name: difference for name, difference in differences.items() if name != baseline}
+        return differences | statistics.holm_correction(tested | gone)
+
+    over_causal, over_all = over(CAUSAL), over(all_open)
+    return {
+        name: (result.to_score(estimates[name]), over_causal[name], over_all[name]) for name, result in results.items()
+    }
 
 
 def _prepending(depth: int) -> str:
     return f"prepending:{depth}"
 
 
-def _specs(num_layers: int) -> Iterator[str]:
-    yield ALL
-    powers = [2**power for power in range(num_layers.bit_length()) if 2**power <= num_layers]
-    yield from (f"last:{count}" for count in powers)
-    yield from (f"first:{count}" for count in powers)
-    if num_layers > 2:
-        yield layer_spec.format_layers(range(num_layers // 3, 2 * num_layers // 3))
-    yield from ("every:2",) if num_layers > 1 else ()
-    yield from map(str, range(num_layers))
-
-
-def _no_op(encoder: Encoder, layers: Sequence[int]) -> str | None:
-    config = encoder.config
-    if config.variant == "parallel":
+def _no_op(encoder: Encoder, layers: tuple[int, ...]) -> str | None:
+    if encoder.config.variant == "parallel":
         return None  # Open or not, what leaves the stack changes the vectors.
-    return replace(config, bidirectional=tuple(layers)).no_op_reason(encoder.num_layers)
-
-
-def _moved(vectors_ND: Vectors, causal_ND: Vectors) -> float:
-    """Mean of 1 - cosine of rows, as half the squared distance of unit vectors, which is 0 for equal rows."""
-    return float(((normalize_rows(vectors_ND) - normalize_rows(causal_ND)) ** 2).sum(axis=1).mean() / 2)
+    return replace(encoder.config, bidirectional=layers).no_op_reason(encoder.num_layers)

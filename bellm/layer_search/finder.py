@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,18 +13,21 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import default_cache_folder
 from bellm.layer_search.candidates import CandidateScores, layer_sets, prepending_depths, score_candidates
-from bellm.layer_search.degradation import Degradation, measure_degradation
-from bellm.layer_search.halving_plan import HalvingPlan, plan_halving
-from bellm.layer_search.halving_result import HalvingResult
-from bellm.layer_search.layer_stats import LayerStats, measure_layers
-from bellm.layer_search.layer_text import summarize_candidates, summarize_training, summarize_turning_point
+from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, plan_halving
+from bellm.layer_search.layer_stats import Degradation, LayerStats, measure_degradation, measure_layers
+from bellm.layer_search.layer_text import (
+    candidate_table,
+    degradation_table,
+    halving_table,
+    summarize_candidates,
+    summarize_training,
+    summarize_turning_point,
+)
 from bellm.metadata import package_versions
-from bellm.train.dataset import Dataset
-from bellm.train.dataset_files import load_dataset
-from bellm.train.recipe import Recipe
+from bellm.report.tables import Table
+from bellm.train import Dataset, Recipe, load_dataset
 
 Method = Literal["degradation", "profile", "search"]
-METHODS: tuple[Method, ...] = get_args(Method)
 """Scores with the top layers dropped; statistics of each layer; scores of layer sets."""
 
 DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
@@ -39,7 +42,6 @@ class Finding:
     """Results of `find_layers`; None for what was not asked for."""
 
     dev: str
-    """Name of the development set."""
     num_layers: int
     degradation: Degradation | None
     profile: LayerStats | None
@@ -47,7 +49,6 @@ class Finding:
     seed: int = 0
     """Of the bootstrap."""
     trained: HalvingResult | None = None
-    """Scores after training some of the maps."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the causal encoder; see `Encoder.describe`."""
     seconds: float = 0.0
@@ -61,6 +62,16 @@ class Finding:
             summarize_training(self.trained) if self.trained else "",
         ]
         return "\n".join(filter(None, said)) or "No layer was opened and none dropped: a profile chooses nothing."
+
+    @property
+    def tables(self) -> list[Table]:
+        """A table for each kind of measurement."""
+        found = (
+            degradation_table(self.degradation, self.profile) if self.degradation or self.profile else None,
+            candidate_table(self.search) if self.search else None,
+            halving_table(self.trained) if self.trained else None,
+        )
+        return [table for table in found if table]
 
     def to_json(self) -> dict[str, Any]:
         """All results, settings and package versions."""
@@ -92,7 +103,7 @@ class HalvingTraining:
     sources: Sequence[tuple[Dataset, float]]
     """Training data, each with its weight."""
     folder: Path
-    """Folder for the runs, which are resumed."""
+    """Where runs lie, which are resumed."""
     on_plan: Callable[[HalvingPlan], None] = lambda _: None
     """Called before the first step."""
 
@@ -102,7 +113,7 @@ def find_layers(
     dev: str | STSPairs = DEVELOPMENT[0],
     *,
     source: str | None = None,
-    methods: Collection[Method] = METHODS,
+    methods: Collection[Method] = ("degradation", "profile", "search"),
     training: HalvingTraining | None = None,
     data: Path | None = None,
     cache: Path | None = None,
@@ -112,11 +123,11 @@ def find_layers(
     """Measure the degradation curve and the statistics of each layer, then score maps of open layers.
 
     The map of the paper's rule is among them, and Token Prepending, backward flow without an open layer, is compared
-    too. Cosines of the curve and vectors of the maps are kept: a second run is quick, an interrupted one goes on.
+    too. Cosines and vectors are kept: a second run is quick, an interrupted one goes on.
 
     Args:
-        encoder: An encoder whose weights, prompt, pooling and variant are used, whatever layers it opens; or a function
-            that loads one, called once everything else is known to be there.
+        encoder: Its weights, prompt, pooling and variant are used, whatever layers it opens; or a function that loads
+            one, called once everything else is known to be there.
         dev: Rated pairs that maps are chosen by; or what `read_dev_set` takes.
         source: What the encoder was loaded from, for the record.
         methods: What to measure; without the curve the paper's rule is not among the maps.
@@ -145,6 +156,7 @@ def find_layers(
             num_done += num_pairs
             progress("dropping layers", num_done, len(dev.left))
 
+        count(0)
         degradation = measure_degradation(encoder, dev, cache, seed=seed, done=count)
     if "profile" in methods:
         progress("looking at layers", 0, 1)
@@ -152,12 +164,11 @@ def find_layers(
         profile = measure_layers(encoder, texts[:: -(-len(texts) // _PROFILED)])
     rule = degradation.rule if degradation else None
     if "search" in methods:
-        maps = layer_sets(encoder, [rule] if rule else [])
-        depths = prepending_depths(encoder)
+        maps, depths = layer_sets(encoder, [rule] if rule else []), prepending_depths(encoder)
         search = score_candidates(encoder, dev, maps, cache, depths=depths, seed=seed, progress=progress)
     del encoder  # Training loads its own.
     if training and search:
-        from bellm.layer_search.successive_halving import run_halving  # It needs the extra train.
+        from bellm.layer_search.successive_halving import run_halving  # What it imports takes a second.
 
         plan = plan_halving(search, rule, training.recipe)
         training.on_plan(plan)
@@ -167,11 +178,7 @@ def find_layers(
 
 
 def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
-    """Read a set of rated pairs by which layers may be chosen.
-
-    Args:
-        name: One of `DEVELOPMENT`, or a file of rated pairs as `bellm.train.dataset_files` reads them.
-        data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
+    """Read rated pairs by which layers may be chosen: one of `DEVELOPMENT`, from a folder or the Hub, or a file.
 
     Raises:
         BellmError: It is neither: a test set, or unknown.
@@ -185,19 +192,14 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
             f"{name!r} is neither a file of rated pairs nor a development set: layers that are chosen by a test set "
             f"leave nothing to test them with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
         )
-    return _read_rated_pairs(name)
-
-
-def _read_rated_pairs(file: str) -> STSPairs:
-    """All rows of a file: a score on fewer pairs than somebody rated would be another score."""
-    rows = load_dataset(file)
-    if rows.rejections:
+    rows = load_dataset(name)
+    if rows.rejections:  # A score on fewer pairs than somebody rated would be another score.
         first = rows.rejections[0]
         raise SourceError(f"{first.place}: {first.reason} Layers are judged by every row or by none.")
     examples = [rows[index] for index in range(len(rows))]
     if len(examples) < _FEWEST_PAIRS or any(example.score is None for example in examples):
         raise SourceError(
-            f"{file} has {len(examples)} rows. Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: "
+            f"{name} has {len(examples)} rows. Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: "
             "columns sentence1, sentence2 and score."
         )
     return STSPairs(

@@ -1,14 +1,17 @@
-"""The page of a finding: the degradation curve, what is known of each layer, and every candidate against causal."""
+"""A finding as JSON and as a page: the degradation curve, each layer, and every candidate against causal."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bellm.errors import SourceError
+from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate, CandidateScores
-from bellm.layer_search.degradation import Degradation
 from bellm.layer_search.finder import Finding
+from bellm.layer_search.layer_stats import Degradation
 from bellm.report import html
 from bellm.report.figures import (
     Axis,
@@ -24,26 +27,29 @@ from bellm.report.figures import (
 )
 from bellm.report.formatting import BETTER, WORSE, format_interval, format_metadata, significance_mark
 
+RESULTS, PAGE = "layers.json", "layers.html"
+
 _BESIDES = ("dev", "seed", "versions", "seconds")  # What a record says besides the encoder's metadata.
 
 EFFECTS = {
-    "better": Mark("better", "s3", "significantly better"),
-    "worse": Mark("worse", "down", "significantly worse"),
-    "unclear": Mark("unclear", "s0", "no difference can be told"),
-    "same": Mark("same", "cross", "no-op: exactly causal"),
+    BETTER: Mark("better", "s3", "significantly better"),
+    WORSE: Mark("worse", "down", "significantly worse"),
+    "": Mark("unclear", "s0", "no difference can be told"),
+    "no-op": Mark("same", "cross", "no-op: exactly causal"),
 }
 """The marks of candidates by what they do."""
 
 
 @dataclass(frozen=True)
 class DegradationCurve:
-    """Score against the number of layers kept."""
+    """Score against the number of layers kept.
+
+    With it, where the turning point and the ends of its interval stand, and the layers that the paper's rule opens.
+    """
 
     plot: LinePlot
     turning: tuple[float, float, float] | None
-    """Where the turning point and the ends of its interval stand; None without one."""
     opened: tuple[float, float] | None
-    """From where to where the layers stand that the paper's rule opens."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +57,45 @@ class LayerPlots:
     """Figures above each other whose horizontal axis is the layer."""
 
     positions: list[float]
-    """Of the layers."""
     singles: list[Candidate | None]
     """What opens each layer alone; None where no candidate does."""
     alone: LinePlot | None
     """Its difference to causal; None where no candidate was scored."""
     panels: list[LinePlot]
-    """One number of each layer."""
+
+
+def check_finding_folder(folder: Path, source: str) -> None:
+    """Make the folder of a finding; a finding for the same model may be replaced, that of another is kept.
+
+    Raises:
+        SourceError: It is a file, or holds the finding of another model.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SourceError(f"{folder} is a file. Name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else source
+    except (ValueError, KeyError, TypeError):
+        known = "something that bellm cannot read"
+    if known != source:
+        raise SourceError(f"{path} is about {known}. Choose another folder.")
+
+
+def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
+    """Write a finding as JSON and as a page; returns what the JSON file holds.
+
+    Raises:
+        SourceError: The disk refuses.
+    """
+    record = finding.to_json()
+    atomic.write_bytes(folder / RESULTS, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_layer_page(finding, record, folder / PAGE)
+    return record
 
 
 def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -> None:
-    """Write a finding as one HTML file without links to anything else, whole or not at all.
-
-    Args:
-        finding: What was found.
-        results: The same as `Finding.to_json` has it, which goes into the page for programs.
-        path: Where to.
+    """Write a finding as one HTML file without links to anything else; `results`, its JSON, goes in for programs.
 
     Raises:
         SourceError: The disk refuses; a page that was there before stays.
@@ -93,10 +122,7 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
 
 def effect(candidate: Candidate) -> Mark:
     """The mark of what a candidate does."""
-    if candidate.no_op:
-        return EFFECTS["same"]
-    kinds = {BETTER: "better", WORSE: "worse", "": "unclear"}
-    return EFFECTS[kinds[significance_mark(candidate.over_causal)]]
+    return EFFECTS["no-op" if candidate.no_op else significance_mark(candidate.over_causal)]
 
 
 def degradation_curve(degradation: Degradation) -> DegradationCurve:
@@ -144,7 +170,7 @@ def _alone(across: Axis, singles: Sequence[Candidate | None]) -> LinePlot:
     points: list[Point | None] = []
     for layer, single in enumerate(singles):
         mark = effect(single) if single else None
-        if mark is EFFECTS["unclear"]:
+        if mark is EFFECTS[""]:
             mark = replace(mark, symbol="")
         points.append(estimate_point(across.percent(layer), up, single.over_causal, mark) if single else None)
     return LinePlot("Opened alone, against causal", "points", across, up, points)
@@ -179,15 +205,16 @@ def _bar(candidate: Candidate) -> ForestBar:
 
 
 def _heading(finding: Finding) -> str:
-    degradation, search = finding.degradation, finding.search
-    if search and search.tested:
+    if search := finding.search:
+        if not search.tested:
+            return "No candidate can change the vectors"
         best = search.tested[0]
-        winner = best.name if effect(best) is EFFECTS["better"] else "no candidate"
-        return f"Without training, {winner} beats causal"
-    if search:
-        return "No candidate can change the vectors"
-    if not degradation:
+        return f"Without training, {best.name if effect(best) is EFFECTS[BETTER] else 'no candidate'} beats causal"
+    if not finding.degradation:
         return "What the layers share, and where they look"
-    if degradation.turning.depth is None:
-        return "The score has no turning point"
-    return f"The score breaks away below {degradation.turning.depth} of {len(degradation.scores)} layers"
+    depth = finding.degradation.turning.depth
+    return (
+        f"The score breaks away below {depth} of {finding.num_layers} layers"
+        if depth
+        else "The score has no turning point"
+    )

@@ -1,12 +1,12 @@
 """The findings of a layer search in plain sentences and as tables for a terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bellm.layer_search.candidates import Candidate, CandidateScores
-from bellm.layer_search.degradation import Degradation
-from bellm.layer_search.layer_stats import LayerStats
+from bellm.layer_search.halving_rounds import HalvingResult
+from bellm.layer_search.layer_stats import Degradation, LayerStats
 from bellm.report.formatting import (
+    BETTER,
     SIGNIFICANT,
     format_interval,
     format_p_value,
@@ -16,9 +16,6 @@ from bellm.report.formatting import (
 )
 from bellm.report.statistics import Difference
 from bellm.report.tables import Table
-
-if TYPE_CHECKING:
-    from bellm.layer_search.halving_result import HalvingResult
 
 _BAR = 20  # Characters of the longest bar.
 _PLUS_MINUS = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval."
@@ -30,22 +27,27 @@ def summarize_candidates(search: CandidateScores) -> str:
     The interval is that of the one comparison; the p-value is corrected for all. A winner among many owes part of its
     lead to luck on these very pairs.
     """
+    no_ops = ", ".join(one.name for one in search.candidates if one.no_op)
+    end = f" A no-op, exactly causal: {no_ops}." if no_ops else ""
     if not search.tested:
-        return f"No candidate can change these vectors. {_no_ops(search)}".strip()
+        return f"No candidate can change these vectors.{end}"
     best = search.tested[0]
-    gain = _gain_in_words(best.over_causal)
-    if best.over_causal.value > 0 and best.over_causal.p_value < SIGNIFICANT:
-        said = (
-            f"Best on {search.task} is {best.name}: {format_points(best.score.value)}, {gain}, corrected for "
-            f"{len(search.tested)} candidates. {_how_to(best)}; it was chosen on these pairs, so score it on others "
-            "before you believe its lead."
+    gain = f"{_gain_in_words(best.over_causal)}, corrected for {len(search.tested)} candidates"
+    if significance_mark(best.over_causal) != BETTER:
+        causal = format_points(search.causal.score.value)
+        return (
+            f"No candidate beats causal on {search.task}, which scores {causal}. The best, {best.name}, is {gain}.{end}"
         )
-    else:
-        said = (
-            f"No candidate beats causal on {search.task}, which scores {format_points(search.causal.score.value)}. "
-            f"The best, {best.name}, is {gain}, corrected for {len(search.tested)} candidates."
+    how = f"Open it with --bidirectional {best.bidirectional}"
+    if best.prepending:
+        how = (
+            f"It opens no layer: before each of the layers 2 to {best.prepending}, a placeholder in front of the text "
+            f"is given the last token's state (Token Prepending). Use it with --token-prepending {best.prepending}"
         )
-    return f"{said} {_no_ops(search)}".strip()
+    return (
+        f"Best on {search.task} is {best.name}: {format_points(best.score.value)}, {gain}. {how}; it was chosen on "
+        f"these pairs, so score it on others before you believe its lead.{end}"
+    )
 
 
 def summarize_turning_point(degradation: Degradation, search: CandidateScores | None) -> str:
@@ -63,7 +65,7 @@ def summarize_turning_point(degradation: Degradation, search: CandidateScores | 
     return f"{said}: {'a no-op' if one.no_op else _gain_in_words(one.over_causal)}."
 
 
-def summarize_training(halving: "HalvingResult") -> str:
+def summarize_training(halving: HalvingResult) -> str:
     """Which map is best after the same training, and whether it beats the causal model.
 
     The interval is over pairs; that another seed would train other weights is not in it.
@@ -72,7 +74,7 @@ def summarize_training(halving: "HalvingResult") -> str:
     gain = f"{_gain_in_words(best.last.over_causal)}, corrected for {len(halving.maps) - 1} maps"
     after = f"After {best.last.steps} steps of {halving.batch_size} rows"
     once = "Each map was trained once, so that intervals are over pairs and not over trainings"
-    if best.last.over_causal.value > 0 and best.last.over_causal.p_value < SIGNIFICANT:
+    if significance_mark(best.last.over_causal) == BETTER:
         return (
             f"{after}, best on {halving.task} is {best.name}: {format_points(best.last.score.value)}, {gain}. Train "
             f"with --bidirectional {best.bidirectional}. {once}, and it was chosen on these very pairs: train it and "
@@ -84,27 +86,12 @@ def summarize_training(halving: "HalvingResult") -> str:
     )
 
 
-def _how_to(best: Candidate) -> str:
-    if not best.prepending:
-        return f"Open it with --bidirectional {best.bidirectional}"
-    return (
-        "It opens no layer: before each of the layers 2 to "
-        f"{best.prepending}, a placeholder in front of the text is given the last token's state (Token Prepending). "
-        f"Use it with --token-prepending {best.prepending}"
-    )
-
-
 def _gain_in_words(difference: Difference) -> str:
     p = format_p_value(difference.p_value)
     return (
         f"{format_points(difference.value, signed=True)} points over causal (95 % interval "
         f"{format_interval(difference)}, p {p if p.startswith('<') else f'= {p}'})"
     )
-
-
-def _no_ops(search: CandidateScores) -> str:
-    names = [one.name for one in search.candidates if one.no_op]
-    return f"A no-op, exactly causal: {', '.join(names)}." if names else ""
 
 
 def degradation_table(degradation: Degradation | None, profile: LayerStats | None) -> Table:
@@ -130,10 +117,8 @@ def degradation_table(degradation: Degradation | None, profile: LayerStats | Non
 
 def _bars(degradation: Degradation) -> list[str]:
     highest = max(score.value for score in degradation.scores)
-    bars = [
-        "\N{FULL BLOCK}" * round(_BAR * max(score.value, 0) / highest) if highest > 0 else ""
-        for score in degradation.scores
-    ]
+    scale = _BAR / highest if highest > 0 else 0
+    bars = ["\N{FULL BLOCK}" * round(scale * max(score.value, 0)) for score in degradation.scores]
     if degradation.turning.depth is not None:
         bars[degradation.turning.depth - 1] += " \N{LEFTWARDS ARROW} turning point"
     return bars
@@ -157,7 +142,7 @@ def candidate_table(search: CandidateScores) -> Table:
     return Table(header, rows, caption, styles=styles)
 
 
-def halving_table(halving: "HalvingResult") -> Table:
+def halving_table(halving: HalvingResult) -> Table:
     """Maps that were trained, those that came furthest first."""
     caption = (
         f"{_PLUS_MINUS} Differences to causal and to all open after as many steps; p after Holm's correction for "

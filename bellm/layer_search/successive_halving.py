@@ -9,7 +9,7 @@ model and all layers open are the baselines of the same budget; they stay to the
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,8 @@ from bellm.data import STSPairs
 from bellm.errors import SourceError
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.io import atomic
-from bellm.layer_search.candidates import Candidate
-from bellm.layer_search.halving_plan import HalvingPlan
-from bellm.layer_search.halving_result import HalvingResult, RoundResult, round_results, survivors, trained_maps
+from bellm.layer_search.candidates import Candidate, compare_results, rank_key
+from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, RoundResult, TrainedMap
 from bellm.train import Dataset, Recipe, train
 from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config
 from bellm.train.signals import resumable_errors
@@ -53,10 +52,10 @@ def run_halving(
     Args:
         plan: From this search without training, and this recipe.
         recipe: How each map is trained, `bidirectional` aside; it goes through the data as often as the steps ask for.
-        sources: Training data, each with its weight; see `bellm.train.batches`.
+        sources: Training data, each with its weight.
         dev: Development set by which maps are chosen.
-        output: Folder for a run of each map, which `bellm.train.loop.train` resumes.
-        resamples: Bootstrap replicates; see `bellm.layer_search.candidates.score_candidates`.
+        output: Folder for a run of each map, which `bellm.train.train` resumes.
+        resamples: Bootstrap replicates.
         progress: Called with what is trained, how many steps of all maps are done, and how many there are.
 
     Raises:
@@ -71,13 +70,22 @@ def run_halving(
         _check_search(output, plan, recipe, sources, dev)
         runs = _Runs(plan, recipe, sources, dev, output, progress)
         rounds_done: dict[str, list[RoundResult]] = {candidate.bidirectional: [] for candidate in plan.maps}
-        maps: Sequence[Candidate] = plan.maps
+        maps = plan.maps
         for index, part in enumerate(plan.rounds):
-            maps = survivors(maps, rounds_done, part.maps)
+            maps = maps[: part.maps]
             results = {candidate.bidirectional: runs.result(candidate, index) for candidate in maps}
-            compared = round_results(results, steps=part.steps, num_maps=len(plan.maps), resamples=resamples)
-            for spec, round_result in compared.items():
-                rounds_done[spec].append(round_result)
+            compared = compare_results(results, num_gone=len(plan.maps) - len(maps), resamples=resamples)
+            for spec, comparison in compared.items():
+                rounds_done[spec].append(RoundResult(part.steps, *comparison))
+            # The baselines stay in front.
+            best_first = sorted(maps[2:], key=lambda c: rank_key(compared[c.bidirectional][0], c.open_layers))
+            maps = (*maps[:2], *best_first)
+    trained = []
+    for candidate in plan.maps:
+        done = tuple(rounds_done[candidate.bidirectional])
+        left = len(done) if len(done) < len(plan.rounds) else None
+        trained.append(TrainedMap(candidate.name, candidate.bidirectional, candidate.open_layers, done, left))
+    trained.sort(key=lambda one: (-len(one.rounds_done), rank_key(one.last.score, one.open_layers)))
     return HalvingResult(
         task=dev.name,
         data=tuple(dataset.name for dataset, _ in sources),
@@ -85,41 +93,41 @@ def run_halving(
         rounds=plan.rounds,
         batch_size=plan.batch_size,
         seed=recipe.seed,
-        maps=trained_maps(plan, rounds_done),
+        maps=tuple(trained),
     )
 
 
+@dataclass(frozen=True)
 class _Runs:
     """The training run of each map, in a folder of its own."""
 
-    def __init__(
-        self,
-        plan: HalvingPlan,
-        recipe: Recipe,
-        sources: Sequence[tuple[Dataset, float]],
-        dev: STSPairs,
-        output: Path,
-        progress: Callable[[str, int, int], None],
-    ) -> None:
-        self.plan, self.recipe, self.sources, self.dev = plan, recipe, sources, dev
-        self.output, self.progress = output, progress
-        self.steps_done: dict[str, int] = {}
+    plan: HalvingPlan
+    recipe: Recipe
+    sources: Sequence[tuple[Dataset, float]]
+    dev: STSPairs
+    output: Path
+    progress: Callable[[str, int, int], None]
+    steps_done: dict[str, int] = field(default_factory=dict)
 
     def result(self, candidate: Candidate, index: int) -> TaskResult:
         """Train a map to the end of a round and score it, unless that was done before."""
-        steps = self.plan.rounds[index].steps
         run = self.output / candidate.name.replace(":", "-").replace(" ", "-")
+        steps = self.plan.rounds[index].steps
         path = run / f"dev-{steps}.json"
         if not path.exists():
-            result = self._score(
-                candidate, run, steps, f"{candidate.name}, round {index + 1} of {len(self.plan.rounds)}"
-            )
+            description = f"{candidate.name}, round {index + 1} of {len(self.plan.rounds)}"
+            result = self._train_and_score(candidate, run, steps, description)
             kept = {name: getattr(result, name) for name in _KEPT} | {"items": result.item_scores_N.tolist()}
             atomic.write_bytes(path, (json.dumps(kept) + "\n").encode())
         self.steps_done[candidate.bidirectional] = steps
-        return _read_result(path, self.dev)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            item_scores_N = np.array(kept.pop("items"), dtype=np.float64)
+            return TaskResult(**kept, item_scores_N=item_scores_N, gold_N=self.dev.gold_N)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SourceError(f"{path} cannot be read ({error}). Remove {run} to train it again.") from error
 
-    def _score(self, candidate: Candidate, run: Path, steps: int, description: str) -> TaskResult:
+    def _train_and_score(self, candidate: Candidate, run: Path, steps: int, description: str) -> TaskResult:
         def report(step: int) -> None:
             self.steps_done[candidate.bidirectional] = step
             self.progress(description, sum(self.steps_done.values()), self.plan.steps)
@@ -135,15 +143,6 @@ class _Runs:
             until=steps,
         )
         return score_sts(EvaluatedModel.of(encoder, candidate.name), self.dev)
-
-
-def _read_result(path: Path, dev: STSPairs) -> TaskResult:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        item_scores_N = np.array(kept.pop("items"), dtype=np.float64)
-        return TaskResult(**kept, item_scores_N=item_scores_N, gold_N=dev.gold_N)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} cannot be read ({error}). Remove {path.parent} to train it again.") from error
 
 
 def _check_search(
@@ -164,7 +163,6 @@ def _check_search(
         atomic.write_bytes(path, (json.dumps(wanted, indent=1) + "\n").encode())
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        refuse_other_config(output, "search", known, wanted)
+        refuse_other_config(output, "search", json.loads(path.read_text(encoding="utf-8")), wanted)
     except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise SourceError(f"{output} holds runs of no search ({error}). Choose another folder.") from error

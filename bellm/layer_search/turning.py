@@ -25,18 +25,14 @@ _ROUNDING = 1e-6  # Squared points; a line as near as that goes through the curv
 
 @dataclass(frozen=True)
 class TurningPoint:
-    """Where a curve turns, or why it does not."""
+    """Number of layers left where a curve turns, with its 95 % interval; or the reason why it does not turn."""
 
     depth: int | None
-    """Layers that are left at the turning point; None where there is none."""
     low: int | None
-    """Lower end of its 95 % interval."""
     high: int | None
-    """Upper end of its 95 % interval."""
     p_value: float
     """How often noise makes as much of a turn in the best line that has none."""
     reason: str = ""
-    """Why there is none."""
 
 
 def find_turning_point(scores_K: Numbers, resamples_RK: Numbers, *, seed: int = 0) -> TurningPoint:
@@ -57,9 +53,8 @@ def find_turning_point(scores_K: Numbers, resamples_RK: Numbers, *, seed: int = 
         seed: Of the noise of the layers.
     """
     if len(scores_K) < _FEWEST:
-        return TurningPoint(
-            None, None, None, 1.0, f"{len(scores_K)} depths are too few to see one; {_FEWEST} are needed"
-        )
+        reason = f"{len(scores_K)} depths are too few to see one; {_FEWEST} are needed"
+        return TurningPoint(None, None, None, 1.0, reason)
     lines = _Lines(len(scores_K))
     found = lines.fit(scores_K[None])
     if np.isnan(found.turning_R[0]):
@@ -69,9 +64,8 @@ def find_turning_point(scores_K: Numbers, resamples_RK: Numbers, *, seed: int = 
     margin_R = lines.fit(found.straight_RK + noise_RK).margin_R
     p_value = float((1 + np.count_nonzero(margin_R >= found.margin_R)) / (1 + len(margin_R)))
     if p_value >= _LEVEL:
-        return TurningPoint(
-            None, None, None, p_value, f"the curve turns no more than noise can make it (p = {p_value:.2f})"
-        )
+        reason = f"the curve turns no more than noise can make it (p = {p_value:.2f})"
+        return TurningPoint(None, None, None, p_value, reason)
     turning_R = np.append(lines.fit(scores_K + noise_RK).turning_R, found.turning_R)
     low, high = np.nanquantile(turning_R, (0.025, 0.975), method="nearest")
     return TurningPoint(1 + int(found.turning_R[0]), 1 + int(low), 1 + int(high), p_value)
@@ -79,13 +73,11 @@ def find_turning_point(scores_K: Numbers, resamples_RK: Numbers, *, seed: int = 
 
 @dataclass(frozen=True)
 class _Fits:
-    """The best lines of some curves."""
+    """The best lines of some curves, the best that do not turn, and by what margin the criterion prefers the former."""
 
     best_RK: Numbers
     straight_RK: Numbers
-    """The best that do not turn."""
     margin_R: Numbers
-    """By how much the criterion prefers the best."""
     turning_R: Numbers
     """Place among the depths, from 0, at which the best line turns; NaN where it does not."""
 

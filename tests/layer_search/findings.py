@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 from bellm.layer_search.candidates import Candidate, CandidateScores
-from bellm.layer_search.degradation import Degradation
 from bellm.layer_search.finder import Finding
-from bellm.layer_search.halving_plan import HalvingRound
-from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
-from bellm.layer_search.layer_stats import LayerStats
+from bellm.layer_search.halving_rounds import HalvingResult, HalvingRound, RoundResult, TrainedMap
+from bellm.layer_search.layer_stats import Degradation, LayerStats
 from bellm.layer_search.turning import TurningPoint
 from bellm.report.statistics import Difference, Score
 

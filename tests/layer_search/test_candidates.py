@@ -13,7 +13,7 @@ from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import NoOpWarning
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, prepending_depths, score_candidates
-from bellm.layer_search.degradation import Degradation
+from bellm.layer_search.layer_stats import Degradation
 from bellm.layer_search.layer_text import summarize_candidates, summarize_turning_point
 from bellm.layer_search.turning import TurningPoint
 from bellm.layer_spec import parse_layers

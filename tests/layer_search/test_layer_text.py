@@ -4,8 +4,7 @@ import re
 from rich.console import Console
 
 from bellm.layer_search.candidates import Candidate, CandidateScores
-from bellm.layer_search.degradation import Degradation
-from bellm.layer_search.layer_stats import LayerStats
+from bellm.layer_search.layer_stats import Degradation, LayerStats
 from bellm.layer_search.layer_text import candidate_table, degradation_table
 from bellm.layer_search.turning import TurningPoint
 from bellm.report.statistics import Difference, Score

@@ -14,8 +14,14 @@ from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import BellmError, SourceError
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, score_candidates
-from bellm.layer_search.halving_plan import HalvingPlan, HalvingRound, plan_halving
-from bellm.layer_search.halving_result import HalvingResult, RoundResult, TrainedMap
+from bellm.layer_search.halving_rounds import (
+    HalvingPlan,
+    HalvingResult,
+    HalvingRound,
+    RoundResult,
+    TrainedMap,
+    plan_halving,
+)
 from bellm.layer_search.layer_text import halving_table, summarize_candidates, summarize_training
 from bellm.layer_search.successive_halving import run_halving
 from bellm.layer_spec import parse_layers

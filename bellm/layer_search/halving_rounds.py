@@ -1,4 +1,4 @@
-"""The plan of successive halving: which layer sets are trained, and for how many steps in each round."""
+"""Rounds of successive halving: which layer sets train for how many steps, their scores, and who goes on."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from bellm.errors import BellmError
 from bellm.layer_search.candidates import ALL, Candidate, CandidateScores
+from bellm.report.statistics import Difference, Score
 from bellm.train import Recipe
 
 _MAX_MAPS = 8  # The baselines among them.
@@ -45,17 +46,69 @@ class HalvingPlan:
         return f"{', '.join(rounds)} (causal and all open stay to the end): {together}"
 
 
+@dataclass(frozen=True)
+class RoundResult:
+    """Score of a map at the end of a round, and its differences to the baselines after as many steps.
+
+    P-values are corrected for all maps that were trained.
+    """
+
+    steps: int
+    score: Score
+    over_causal: Difference
+    over_all: Difference
+
+
+@dataclass(frozen=True)
+class TrainedMap:
+    """A map and its scores, round by round."""
+
+    name: str
+    bidirectional: str
+    open_layers: tuple[int, ...]
+    rounds_done: tuple[RoundResult, ...]
+    left: int | None
+    """After which round, from 1; None for those that came to the end."""
+
+    @property
+    def last(self) -> RoundResult:
+        """Its result when it left, or at the end."""
+        return self.rounds_done[-1]
+
+
+@dataclass(frozen=True)
+class HalvingResult:
+    """Outcome of a search with training: by which development set, on what data, and all maps.
+
+    Each map had one training, with the same seed.
+    """
+
+    task: str
+    data: tuple[str, ...]
+    budget: str
+    rounds: tuple[HalvingRound, ...]
+    batch_size: int
+    seed: int
+    maps: tuple[TrainedMap, ...]
+    """Those that came furthest first, and of these the best; of equals the one with fewer open layers."""
+
+    @property
+    def causal(self) -> TrainedMap:
+        """The model without open layers."""
+        return next(trained for trained in self.maps if not trained.open_layers)
+
+    @property
+    def best(self) -> TrainedMap:
+        """The map that scored best at the end, the causal model aside."""
+        return next(trained for trained in self.maps if trained.open_layers and trained.left is None)
+
+
 def plan_halving(search: CandidateScores, rule: str | None, recipe: Recipe) -> HalvingPlan:
-    """Choose maps by their scores without training, and share out the steps.
+    """Choose maps by their scores without training, and share out the steps: `max_steps`, and half before each round.
 
     Eight maps at most: causal, all open, what the paper's rule opens, the best of each kind (first layers, last ones, a
     range, every second, one alone), so that a kind that suffers most untrained has its chance too, and then the next
     best of all. No-ops stay out, and of maps that give the same vectors all but the one with the fewest open layers.
-
-    Args:
-        search: Scores of the maps without training.
-        rule: The map of the paper's rule, or None.
-        recipe: Gives the steps of the last round as `max_steps`; each round before has half of the next one's.
 
     Raises:
         BellmError: No map can change the vectors, or the steps are too few to be halved.
