@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli.command_group import CommandGroup
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
 from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
+from bellm.cli.terminal import CommandGroup
 from bellm.cli.train_command import train_command
 from bellm.version import __version__
 

@@ -31,15 +31,16 @@ _DECIMALS = 2  # Of points; scores that agree so far are equal.
 
 @dataclass(frozen=True)
 class Candidate:
-    """A map of open layers and the scores of the encoder with it, or Token Prepending, which opens none."""
+    """A map of open layers and the scores of the encoder with it, or Token Prepending, which opens none.
+
+    P-values of the differences, to causal and to all layers open, are corrected for the number of candidates.
+    """
 
     bidirectional: str
     open_layers: tuple[int, ...]
     score: Score
     over_causal: Difference
-    """To no open layers; the p-value is corrected for the number of candidates."""
     over_all: Difference
-    """To all layers open; the p-value is corrected likewise."""
     moved: float
     """Mean of 1 - cosine between a text's vector and its causal vector."""
     no_op: str | None

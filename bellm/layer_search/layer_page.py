@@ -154,13 +154,11 @@ def layer_plots(finding: Finding) -> LayerPlots:
     up = make_axis((math.floor(min(known)), math.ceil(max(known))), least_step=1, label=_power_of_ten)
     name, unit = "How far opening it alone moves the vectors", "mean of 1 \N{MINUS SIGN} cosine"
     panels = [_panel(name, unit, across, up, powers)]
-    shares = {
-        "Attention to later tokens, opened alone": stats.looks_ahead if stats else (),
-        "What the last token has in common with the others": stats.dependency if stats else (),
-    }
-    for name, percents in shares.items():
-        up = make_axis([0, *(percent for percent in percents if percent is not None)])
-        panels.append(_panel(name, "%", across, up, percents))
+    if stats:
+        ahead = make_axis([0, *(share for share in stats.looks_ahead if share is not None)])
+        panels.append(_panel("Attention to later tokens, opened alone", "%", across, ahead, stats.looks_ahead))
+        common, name = make_axis([0, *stats.dependency]), "What the last token has in common with the others"
+        panels.append(_panel(name, "%", across, common, stats.dependency))
     panels = [panel for panel in panels if any(panel.points)]
     return LayerPlots([*map(across.percent, layers)], singles, alone, panels)
 

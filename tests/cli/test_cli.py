@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from bellm import Encoder
 from bellm.cli import app
-from bellm.cli.command_group import CommandGroup
+from bellm.cli.terminal import CommandGroup
 from bellm.errors import NoOpWarning
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 from tests.processes import LIMIT, run, started
