@@ -134,7 +134,7 @@ def _weighted(entry: str) -> tuple[str, float]:
 def _recipe(source: str, options: ModelOptions, changes: dict[str, Any], dev: str | None) -> "Recipe":
     from bellm.train import Recipe
 
-    recipe = Recipe(model=source)
+    recipe: Recipe | None = Recipe(model=source)
     if source.endswith(".py"):
         if not Path(source).is_file():
             raise SourceError(f"There is no recipe {source}.")
@@ -145,4 +145,5 @@ def _recipe(source: str, options: ModelOptions, changes: dict[str, Any], dev: st
         from bellm.evaluate import DevEvaluator
 
         changes["dev"] = DevEvaluator(dev)
-    return dataclasses.replace(recipe, encoder_options={**recipe.encoder_options, **options.given()}, **changes)
+    settings = {**recipe.encoder_options, **options.given()}
+    return dataclasses.replace(recipe, encoder_options=settings, **changes)
