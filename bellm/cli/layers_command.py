@@ -105,7 +105,6 @@ def layers_command(
         finding = find_layers(
             lambda: options.load(source),
             dev,
-            source=source,
             methods=[one.value for one in method or MethodOption],
             training=training,
             data=data,

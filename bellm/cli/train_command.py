@@ -134,13 +134,14 @@ def _weighted(entry: str) -> tuple[str, float]:
 def _recipe(source: str, options: ModelOptions, changes: dict[str, Any], dev: str | None) -> "Recipe":
     from bellm.train import Recipe
 
-    recipe: Recipe | None = Recipe(model=source)
+    recipe = Recipe(model=source)
     if source.endswith(".py"):
         if not Path(source).is_file():
             raise SourceError(f"There is no recipe {source}.")
-        recipe = runpy.run_path(source).get("recipe")
-        if not isinstance(recipe, Recipe):
+        named = runpy.run_path(source).get("recipe")
+        if not isinstance(named, Recipe):
             raise SourceError(f"{source} names no `recipe`. It should end with: recipe = Recipe(...).")
+        recipe = named
     if dev:
         from bellm.evaluate import DevEvaluator
 

@@ -112,7 +112,6 @@ def find_layers(
     encoder: Encoder | Callable[[], Encoder],
     dev: str | STSPairs = DEVELOPMENT[0],
     *,
-    source: str | None = None,
     methods: Collection[Method] = ("degradation", "profile", "search"),
     training: HalvingTraining | None = None,
     data: Path | None = None,
@@ -129,7 +128,6 @@ def find_layers(
         encoder: Its weights, prompt, pooling and variant are used, whatever layers it opens; or a function that loads
             one, called once everything else is known to be there.
         dev: Rated pairs that maps are chosen by; or what `read_dev_set` takes.
-        source: What the encoder was loaded from, for the record.
         methods: What to measure; without the curve the paper's rule is not among the maps.
         training: Also train the likeliest maps.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
@@ -146,7 +144,7 @@ def find_layers(
     dev = read_dev_set(dev, data) if isinstance(dev, str) else dev
     cache = cache or default_cache_folder()
     encoder = (encoder() if callable(encoder) else encoder).replace(bidirectional="none")
-    facts, num_layers = {"source": source or encoder.name, **encoder.describe()}, encoder.num_layers
+    facts, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers
     degradation = profile = search = trained = None
     if "degradation" in methods:
         num_done = 0
