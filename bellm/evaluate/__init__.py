@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from bellm.evaluate.evaluated_model import EvaluatedModel, open_cache
     from bellm.evaluate.models import load_model, load_models
     from bellm.evaluate.mteb_encoder import MtebEncoder
-    from bellm.evaluate.report_files import check_report_folder, write_report
-    from bellm.evaluate.report_page import write_report_page
+    from bellm.evaluate.report_page import check_report_folder, write_report, write_report_page
     from bellm.evaluate.report_text import score_table
     from bellm.evaluate.results import Report, TaskResult
     from bellm.evaluate.sts_task import STSTask, score_sts

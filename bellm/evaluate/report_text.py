@@ -7,6 +7,7 @@ from bellm.report.formatting import (
     BETTER,
     SIGNIFICANT,
     WORSE,
+    Table,
     format_interval,
     format_metadata,
     format_points,
@@ -14,40 +15,30 @@ from bellm.report.formatting import (
     significance_mark,
 )
 from bellm.report.statistics import Difference
-from bellm.report.tables import Table
 
 UNCLEAR = "\N{ALMOST EQUAL TO}"
 
 
 def score_table(report: Report, *, metrics: bool = False) -> Table:
-    """A row for each average and task, a column for each run, and what the triangles mean.
-
-    Args:
-        report: What was evaluated.
-        metrics: Say what each row is measured by, as a model card does.
-    """
+    """A row for each average and task, with its metric if asked for; a column for each run; what the triangles mean."""
     first = report.runs[0]
-    rows, styles = [], []
+    rows = []
     for name, score in first.all_scores.items():
+        marks = [significance_mark(run.differences.get(name)) or " " for run in report.runs]
         cells = [
-            f"{format_score(run.all_scores[name])} {significance_mark(run.differences.get(name)) or chr(32)}"
-            for run in report.runs
+            f"{format_score(run.all_scores[name])} {mark}" for run, mark in zip(report.runs, marks, strict=True)
         ]
         rows.append([name, *[score.metric] * metrics, *cells])
-        styles.append("bold" if name in first.averages else "")
+    caption = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval over items."
+    if len(report.runs) > 1:
+        caption += (
+            f" {BETTER} significantly better and {WORSE} worse than {report.labels[0]}: paired test, p below "
+            f"{SIGNIFICANT} after Holm's correction for the number of tasks (averages apart); without a sign no "
+            "difference can be told."
+        )
     header = [*(("Task", "Metric") if metrics else ("task",)), *report.labels]
-    return Table(header, rows, _table_caption(report), num_left=1 + metrics, styles=styles)
-
-
-def _table_caption(report: Report) -> str:
-    meaning = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval over items."
-    if len(report.runs) == 1:
-        return meaning
-    return (
-        f"{meaning} {BETTER} significantly better and {WORSE} worse than {report.labels[0]}: paired test, p below "
-        f"{SIGNIFICANT} after Holm's correction for the number of tasks (averages apart); without a sign no "
-        "difference can be told."
-    )
+    styles = ["bold" if name in first.averages else "" for name in first.all_scores]
+    return Table(header, rows, caption, num_left=1 + metrics, styles=styles)
 
 
 @dataclass(frozen=True)
@@ -62,17 +53,14 @@ class Comparison:
 def compare_runs(report: Report) -> list[Comparison]:
     """A sentence for each run but the baseline, or one for a run that stands alone."""
     first, *others = report.labels
-    if not others:
-        return [Comparison("", _alone(report.runs[0], first))]
-    return [_compared(run, name, first) for run, name in zip(report.runs[1:], others, strict=True)]
-
-
-def _alone(run: Run, name: str) -> str:
+    if others:
+        return [_compared(run, name, first) for run, name in zip(report.runs[1:], others, strict=True)]
+    run = report.runs[0]
     reached = [
         f"{format_points(score.value)} points ({format_interval(score)}) on {_the(task, run)}"
         for task, score in (run.averages or run.scores).items()
     ]
-    return f"{name} reaches {'; '.join(reached)}."
+    return [Comparison("", f"{first} reaches {'; '.join(reached)}.")]
 
 
 def _compared(run: Run, name: str, baseline: str) -> Comparison:
@@ -119,14 +107,12 @@ def _tally(marks: list[str]) -> str:
 
 def split_metadata(report: Report) -> tuple[dict[str, str], list[dict[str, str]]]:
     """What all runs have in common, nothing where there is one, and the rest of each run's metadata; both in words."""
-    runs = [_metadata_in_words(run) for run in report.runs]
+    runs = []
+    for run in report.runs:
+        cut = {task: score.num_truncated for task, score in run.scores.items() if score.num_truncated}
+        settings = dict(run.facts)
+        evaluation = settings.pop("evaluation", {})
+        runs.append(format_metadata({"model": run.model, **settings, **evaluation, "texts_cut_to_fit": cut}))
     first, *others = runs
     shared = {name: value for name, value in first.items() if others and all(it.get(name) == value for it in others)}
-    return shared, [{name: value for name, value in run.items() if name not in shared} for run in runs]
-
-
-def _metadata_in_words(run: Run) -> dict[str, str]:
-    cut = {task: score.num_truncated for task, score in run.scores.items() if score.num_truncated}
-    settings = dict(run.facts)
-    evaluation = settings.pop("evaluation", {})
-    return format_metadata({"model": run.model, **settings, **evaluation, "texts_cut_to_fit": cut})
+    return shared, [{name: value for name, value in words.items() if name not in shared} for words in runs]

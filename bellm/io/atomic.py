@@ -1,12 +1,13 @@
 """Write files and folders atomically: a draft that is renamed once it is complete, across kills and power cuts."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -61,6 +62,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file; see `atomic_write`."""
     with atomic_write(path) as file:
         file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file; see `atomic_write`."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @contextmanager

@@ -1,18 +1,15 @@
 """A finding as JSON and as a page: the degradation curve, each layer, and every candidate against causal."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellm.errors import SourceError
-from bellm.io import atomic
+from bellm.io.atomic import write_json
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.finder import Finding
 from bellm.layer_search.layer_stats import Degradation
-from bellm.report import html
 from bellm.report.figures import (
     Axis,
     Forest,
@@ -26,6 +23,7 @@ from bellm.report.figures import (
     make_forest,
 )
 from bellm.report.formatting import BETTER, WORSE, format_interval, format_metadata, significance_mark
+from bellm.report.report_files import claim_folder, write_page
 
 RESULTS, PAGE = "layers.json", "layers.html"
 
@@ -68,18 +66,9 @@ def check_finding_folder(folder: Path, source: str) -> None:
     """Make the folder of a finding; a finding for the same model may be replaced, that of another is kept.
 
     Raises:
-        SourceError: It is a file, or holds the finding of another model.
+        SourceError: It is a file, cannot be written, or holds the finding of another model.
     """
-    if folder.exists() and not folder.is_dir():
-        raise SourceError(f"{folder} is a file. Name a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else source
-    except (ValueError, KeyError, TypeError):
-        known = "something that bellm cannot read"
-    if known != source:
-        raise SourceError(f"{path} is about {known}. Choose another folder.")
+    claim_folder(folder / RESULTS, [source], "is about {}. Choose another folder.")
 
 
 def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
@@ -89,7 +78,7 @@ def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
         SourceError: The disk refuses.
     """
     record = finding.to_json()
-    atomic.write_bytes(folder / RESULTS, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(folder / RESULTS, record)
     write_layer_page(finding, record, folder / PAGE)
     return record
 
@@ -103,7 +92,8 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
     search = finding.search
     metadata = {**results["facts"], **{name: results[name] for name in _BESIDES if name in results}}
     forest = candidate_forest(search) if search else None
-    page = html.render_page(
+    write_page(
+        path,
         Path(__file__).parent / "layer_page.html.jinja",
         heading=_heading(finding),
         model=results["model"],
@@ -117,7 +107,6 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
         results=results,
         effects=EFFECTS,
     )
-    html.write_html(page, path)
 
 
 def effect(candidate: Candidate) -> Mark:

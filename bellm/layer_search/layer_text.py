@@ -8,6 +8,7 @@ from bellm.layer_search.layer_stats import Degradation, LayerStats
 from bellm.report.formatting import (
     BETTER,
     SIGNIFICANT,
+    Table,
     format_interval,
     format_p_value,
     format_points,
@@ -15,7 +16,6 @@ from bellm.report.formatting import (
     significance_mark,
 )
 from bellm.report.statistics import Difference
-from bellm.report.tables import Table
 
 _BAR = 20  # Characters of the longest bar.
 _PLUS_MINUS = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval."

@@ -18,8 +18,7 @@ from bellm.errors import BellmError
 from bellm.report.formatting import format_cell, format_tick, shorten
 from bellm.report.statistics import Difference, Score
 
-_MARGIN = 0.04  # Of the span, at both ends.
-
+_MOST_OPAQUE = 0.5  # The page's ink has a contrast of 4.5 on every color that covers at most half of its paper.
 
 @dataclass(frozen=True)
 class Axis:
@@ -29,7 +28,6 @@ class Axis:
     high: float
     ticks: tuple[float, ...]
     labels: tuple[str, ...]
-    """What stands at each tick."""
 
     def percent(self, value: float) -> float:
         """Where a value stands, in per cent from the low end."""
@@ -51,7 +49,8 @@ def make_axis(values: Iterable[float], *, least_step: float = 0, label: Callable
     if low == high:
         low, high = low - 0.5, high + 0.5
     span = high - low
-    low, high = low - _MARGIN * span, high + _MARGIN * span
+    margin = 0.04 * span
+    low, high = low - margin, high + margin
     power = 10 ** math.floor(math.log10(span / 5))
     step = max(least_step, next(times * power for times in (1, 2, 5, 10) if times * power >= 0.999 * span / 5))
     ticks = [round(tick * step, 10) for tick in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -77,18 +76,17 @@ class Mark:
 
 @dataclass(frozen=True)
 class Point:
-    """A number in a plot, with its interval and mark where it has them."""
+    """A number in a plot, with its interval and mark where it has them; all positions are in per cent."""
 
     x: float
     y: float
     low: float | None = None
-    """Where the lower end of the interval stands; further from the top than the number."""
     high: float | None = None
     mark: Mark | None = None
     key: int = 0
     """By which scripts find it elsewhere in the page."""
     words: str = ""
-    """What is said of it when it is pointed at."""
+    """A tooltip."""
 
 
 def estimate_point(x: float, up: Axis, estimate: Score | Difference, mark: Mark | None = None) -> Point:
@@ -127,7 +125,6 @@ class ForestBar:
     difference: Difference
     mark: Mark
     note: str
-    """In small print beside the difference."""
     has_interval: bool = True
 
 
@@ -138,7 +135,6 @@ class Forest:
     axis: Axis
     rows: Mapping[str, Sequence[ForestBar]]
     averages: frozenset[str]
-    """Rows that stand out."""
 
     def span(self, bar: ForestBar) -> tuple[float, float, float]:
         """Where a difference and the ends of its interval stand, from the left."""
@@ -163,11 +159,10 @@ class Scatter:
 
 @dataclass(frozen=True)
 class HeatCell:
-    """A value of a heat map."""
+    """A value of a heat map; its color is `above` or `below` the center, or `empty`."""
 
     words: str
     color: str
-    """`above` or `below` the center, or `empty`."""
     opacity: float
     tooltip: str
 
@@ -179,26 +174,14 @@ class HeatMap:
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Sequence[Sequence[HeatCell]]
-
-    @property
-    def cell_width(self) -> int:
-        """In pixels, for the longest number."""
-        return _width(cell.words for row in self.cells for cell in row)
-
-    @property
-    def left(self) -> int:
-        """Pixels for the labels of the rows."""
-        return _width(map(shorten, self.rows))
-
-    @property
-    def top(self) -> int:
-        """Pixels for the labels of the columns."""
-        return round(0.75 * _width(map(shorten, self.columns))) + 12 if self.is_slanted else 24
-
-    @property
-    def is_slanted(self) -> bool:
-        """Whether a label of the columns is longer than a cell."""
-        return _width(self.columns) > self.cell_width + 8
+    cell_width: int
+    """Pixels of the longest number."""
+    left: int
+    """Pixels of the labels of the rows."""
+    top: int
+    """Pixels of the labels of the columns."""
+    is_slanted: bool
+    """Whether a label of the columns is longer than a cell."""
 
 
 def make_heat_map(
@@ -238,15 +221,16 @@ def make_heat_map(
         opacity = 0.0 if is_empty else round(_MOST_OPAQUE * abs(value - middle) / furthest, 3)
         return HeatCell(words, color, opacity, f"{rows[row]}, {columns[column]}: {words}")
 
-    return HeatMap(rows, columns, [[cell(row, column) for column in range(len(columns))] for row in range(len(rows))])
-
-
-_MOST_OPAQUE = 0.5  # The page's ink has a contrast of 4.5 on every color that covers at most half of its paper.
-_LETTER = 7.5  # Pixels, of the figures' words.
+    cells = [[cell(row, column) for column in range(len(columns))] for row in range(len(rows))]
+    cell_width = _width(cell.words for row in cells for cell in row)
+    is_slanted = _width(columns) > cell_width + 8
+    top = round(0.75 * _width(map(shorten, columns))) + 12 if is_slanted else 24
+    return HeatMap(rows, columns, cells, cell_width, _width(map(shorten, rows)), top, is_slanted)
 
 
 def _width(words: Iterable[str]) -> int:
-    return round(_LETTER * max(map(len, words))) + 12
+    """Pixels of the longest word."""
+    return round(7.5 * max(map(len, words))) + 12
 
 
 def _path(corners: Iterable[tuple[float, float | None]]) -> str:

@@ -1,6 +1,11 @@
-"""Write points, intervals, p-values, ticks and metadata as tables and pages show them."""
+"""Write points, intervals, p-values, ticks, metadata and tables as terminals, Markdown and pages show them."""
 
-from collections.abc import Mapping
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import rich.table
+from rich.text import Text
 
 from bellm.report.statistics import Difference, Score
 
@@ -21,7 +26,7 @@ def format_points(value: float, *, signed: bool = False) -> str:
 
 
 def format_interval(estimate: Score | Difference) -> str:
-    """The ends of a 95 % interval, in words."""
+    """The ends of the 95 % interval."""
     return f"{format_points(estimate.low)} to {format_points(estimate.high)}"
 
 
@@ -35,11 +40,7 @@ def format_score(score: Score) -> str:
 
 
 def format_p_value(value: float) -> str:
-    """A p-value in three decimals.
-
-    >>> format_p_value(0.0412), format_p_value(0.0001)
-    ('0.041', '< 0.001')
-    """
+    """A p-value to three decimals: `0.041`, `< 0.001`."""
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
@@ -60,20 +61,12 @@ def format_tick(value: float, *, signed: bool = False) -> str:
 
 
 def format_cell(value: float) -> str:
-    """A number to two decimals.
-
-    >>> format_cell(-0.001), format_cell(0.125)
-    ('0.00', '0.12')
-    """
+    """A number to two decimals, without a minus before a zero."""
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def shorten(label: str, most: int = 24) -> str:
-    """A label in so many letters at most.
-
-    >>> shorten("models/heron", 8)
-    'models/…'
-    """
+    """A label in so many letters at most."""
     return label if len(label) <= most else label[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -94,3 +87,40 @@ def _in_words(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value)) or None
     return "none" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under a header, with a caption. `Console.print` prints it; markup in its texts is text."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    num_left: int = 1
+    """Columns that are aligned left; the others are numbers."""
+    styles: Sequence[str] = ()
+    """A rich style for each row."""
+
+    def __rich__(self) -> rich.table.Table:
+        """The table without lines, its caption below."""
+        caption = Text(self.caption, style="table.caption")
+        table = rich.table.Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
+        for index, heading in enumerate(self.header):
+            is_left = index < self.num_left or not heading
+            table.add_column(Text(heading, overflow="fold"), justify="left" if is_left else "right")
+        for row, style in zip(self.rows, self.styles or [""] * len(self.rows), strict=True):
+            table.add_row(*map(Text, row), style=style)
+        return table
+
+    def to_markdown(self) -> str:
+        """The table for a model card, its caption below as a paragraph."""
+        alignment = ["---"] * self.num_left + ["---:"] * (len(self.header) - self.num_left)
+        rows = ([_escape(cell) for cell in row] for row in self.rows)
+        lines = [[_escape(heading) for heading in self.header], alignment, *rows]
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return f"{table}\n{_escape(self.caption)}\n" if self.caption else table
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is, in one cell."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

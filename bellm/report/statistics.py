@@ -104,9 +104,6 @@ def average_estimates(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstima
 
     Replicates of one task meet those of the next in shuffled order, because tasks of one size draw the same item
     numbers. The order depends on a task's place alone, so that two systems' averages over the same tasks stay paired.
-
-    Raises:
-        BellmError: No estimates, or estimates of different resamples.
     """
     _check_together(estimates)
     orders = [np.random.default_rng(place).permutation(len(one.resamples_R)) for place, one in enumerate(estimates)]
@@ -122,9 +119,6 @@ def average_over_seeds(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstim
     claim to know it. The noise is seeded by the scores themselves, so that two settings never share it and
     `paired_difference` takes their trainings as independent. A training that is lucky in one task may be so in the
     next: take `average_estimates` over tasks first, and then this over trainings.
-
-    Raises:
-        BellmError: Fewer than two trainings, or estimates of different resamples.
     """
     if len(estimates) < 2:
         raise BellmError("One training says nothing of the spread between trainings. Give two or more; five are good.")
@@ -135,22 +129,6 @@ def average_over_seeds(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstim
     return BootstrapEstimate(float(values_S.mean()), items_R + noise_R * values_S.std(ddof=1) / np.sqrt(len(values_S)))
 
 
-def compare_scores(
-    item_scores_N: Numbers, others_N: Numbers, gold_N: Numbers | None = None, *, resamples: int = 1000, seed: int = 0
-) -> Difference:
-    """The score of items minus that of others, both on the same resampled items; see `bootstrap_estimate`.
-
-    Raises:
-        BellmError: The two are not items of one task, or `bootstrap_estimate` refuses one.
-    """
-    if len(item_scores_N) != len(others_N):
-        raise BellmError(f"{len(item_scores_N)} items against {len(others_N)}. Compare systems on the same items.")
-    ours, theirs = (
-        bootstrap_estimate(scores_N, gold_N, resamples=resamples, seed=seed) for scores_N in (item_scores_N, others_N)
-    )
-    return paired_difference(ours, theirs)
-
-
 def paired_difference(one: BootstrapEstimate, other: BootstrapEstimate) -> Difference:
     """A score minus another's, whose replicates come from the same resampled items; the p-value is uncorrected.
 
@@ -158,13 +136,6 @@ def paired_difference(one: BootstrapEstimate, other: BootstrapEstimate) -> Diffe
     replicates stray from the difference by at least the difference itself, counted as (1 + times) / (1 + R)? The
     interval is the difference give or take what 95 % of the replicates keep to, and leaves out zero where p is below
     0.05. Only ranks enter a correlation, so that cosines of any scale compare.
-
-    Args:
-        one: A score, or a mean of scores.
-        other: The same of another system, from the same resampled items.
-
-    Raises:
-        BellmError: The two have different resamples.
     """
     _check_together([one, other])
     value = one.value - other.value
@@ -179,8 +150,10 @@ def holm_correction(differences: Mapping[str, Difference]) -> dict[str, Differen
     if not differences:
         return {}
     _, p_values, _, _ = multipletests([one.p_value for one in differences.values()], method="holm")
-    pairs = zip(differences.items(), p_values, strict=True)
-    return {task: replace(one, p_value=float(p_value)) for (task, one), p_value in pairs}
+    return {
+        task: replace(one, p_value=float(p_value))
+        for (task, one), p_value in zip(differences.items(), p_values, strict=True)
+    }
 
 
 def _draws(n: int, resamples: int, seed: int) -> Iterator[Numbers]:

@@ -10,7 +10,7 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.errors import BellmError, BellmWarning, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.report_files import write_report
+from bellm.evaluate.report_page import write_report
 from bellm.evaluate.results import Report, TaskResult
 from bellm.evaluate.sts_task import STSTask
 from bellm.evaluate.suite import STS, DevEvaluator, evaluate, resolve_tasks

@@ -17,13 +17,13 @@ from bellm.layer_search.layer_stats import Degradation
 from bellm.layer_search.layer_text import summarize_candidates, summarize_turning_point
 from bellm.layer_search.turning import TurningPoint
 from bellm.layer_spec import parse_layers
-from bellm.report import statistics
 from bellm.report.statistics import Difference, Score
 from bellm.tensors.similarity import paired_cosine_similarity
 from tests.conftest import train_tokenizer
 from tests.decoders import decoder
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import mixing_in
+from tests.report.comparison import compare_scores
 
 
 @pytest.fixture
@@ -101,13 +101,13 @@ def test_scores_and_differences_are_those_of_the_encoders(tiny_encoder: Encoder,
         wanted = 100 * spearmanr(items[one.bidirectional], dev.gold_N).statistic
         assert one.score.value == pytest.approx(wanted, abs=0.1)
         for difference, baseline in ((one.over_causal, "none"), (one.over_all, "all")):
-            alone = statistics.compare_scores(items[one.bidirectional], items[baseline], dev.gold_N, resamples=300)
+            alone = compare_scores(items[one.bidirectional], items[baseline], dev.gold_N, resamples=300)
             assert difference.value == pytest.approx(alone.value, abs=0.2)
             assert difference.low == pytest.approx(alone.low, abs=0.5)
             assert difference.p_value >= min(1, alone.p_value - 0.02)
     smallest = min(one.over_causal.p_value for one in found.tested)
     alone = [
-        statistics.compare_scores(items[one.bidirectional], items["none"], dev.gold_N, resamples=300)
+        compare_scores(items[one.bidirectional], items["none"], dev.gold_N, resamples=300)
         for one in found.tested
     ]
     assert smallest == pytest.approx(min(1, len(found.tested) * min(one.p_value for one in alone)), rel=0.3)
@@ -167,7 +167,7 @@ def test_prepending_is_judged_beside_the_maps(tiny_encoder: Encoder, dev: STSPai
         prepending = causal.replace(token_prepending=depth)
         items = paired_cosine_similarity(prepending.encode(dev.left), prepending.encode(dev.right)).astype(np.float64)
         assert one.score.value == pytest.approx(100 * spearmanr(items, dev.gold_N).statistic, abs=0.1)
-        alone = statistics.compare_scores(items, plain, dev.gold_N, resamples=300)
+        alone = compare_scores(items, plain, dev.gold_N, resamples=300)
         assert one.over_causal.value == pytest.approx(alone.value, abs=0.2)
         assert one.over_causal.p_value >= min(1, alone.p_value - 0.02)
         assert one.moved > 1e-3

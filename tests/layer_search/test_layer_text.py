@@ -7,8 +7,8 @@ from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.layer_stats import Degradation, LayerStats
 from bellm.layer_search.layer_text import candidate_table, degradation_table
 from bellm.layer_search.turning import TurningPoint
+from bellm.report.formatting import Table
 from bellm.report.statistics import Difference, Score
-from bellm.report.tables import Table
 
 
 def lines(table: Table) -> list[str]:

@@ -35,6 +35,7 @@ from bellm.train.signals import Interrupted
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import on_topics, trained_to_see, write_topics
 from tests.layer_search.test_layer_text import lines
+from tests.report.comparison import compare_scores
 from tests.train.rows import dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
@@ -231,7 +232,7 @@ def test_differences_are_to_baselines_of_as_many_steps_and_corrected_for_all_map
         there = [one for one in found.maps if len(one.rounds_done) > number]
         for baseline, name in ((found.causal, "over_causal"), (everything, "over_all")):
             alone = {
-                one.name: statistics.compare_scores(
+                one.name: compare_scores(
                     cosines(one, steps), cosines(baseline, steps), tried.dev.gold_N, resamples=200
                 )
                 for one in there

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bellm.errors import BellmError
-from bellm.report import html
 from bellm.report.figures import HeatMap, make_heat_map
+from bellm.report.report_files import write_page
 from tests.report.browser import HOSTILE, complaints, find_all, overlaps, requests, visit
 from tests.report.markup import assert_no_markup_from_outside
 
@@ -18,10 +18,9 @@ TEMPLATE = """{% extends "base.html.jinja" %}
 {% block sections %}<section>{{ heat_map(map, "Cosines") }}</section>{% endblock %}"""
 
 
-def write_page(folder: Path, heat_map: HeatMap) -> Path:
+def write_heat_page(folder: Path, heat_map: HeatMap) -> Path:
     (folder / "page.html.jinja").write_text(TEMPLATE, encoding="utf-8")
-    page = html.render_page(folder / "page.html.jinja", heading="Heat", results={}, map=heat_map)
-    html.write_html(page, folder / "page.html")
+    write_page(folder / "page.html", folder / "page.html.jinja", heading="Heat", results={}, map=heat_map)
     return folder / "page.html"
 
 
@@ -62,7 +61,7 @@ def test_labels_that_do_not_fit_are_refused(shape: tuple[int, int], columns: int
 
 
 def test_hostile_labels_are_text(driver: Any, tmp_path: Path) -> None:
-    page = write_page(tmp_path, make_heat_map(np.eye(4), HOSTILE, HOSTILE))
+    page = write_heat_page(tmp_path, make_heat_map(np.eye(4), HOSTILE, HOSTILE))
     assert_no_markup_from_outside(page, num_scripts=2)
     visit(driver, page)
     assert driver.title == "Heat \N{MIDDLE DOT} bellm"
@@ -75,7 +74,7 @@ def test_hostile_labels_are_text(driver: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_number_can_be_read(driver: Any, tmp_path: Path, scheme: str) -> None:
-    visit(driver, write_page(tmp_path, planted()), scheme=scheme)
+    visit(driver, write_heat_page(tmp_path, planted()), scheme=scheme)
     assert [text.text for text in find_all(driver, ".heat g text")][:3] == ["\N{MINUS SIGN}1.00", "0.00", "0.50"]
     assert overlaps(driver, ".heat text:not(.slanted)") == []
     script = """
@@ -96,7 +95,7 @@ def test_every_number_can_be_read(driver: Any, tmp_path: Path, scheme: str) -> N
 def test_a_wide_heat_map_scrolls_inside_the_page(driver: Any, tmp_path: Path, width: int) -> None:
     labels = [f"layer {number}" for number in range(30)]
     values_RC = np.random.default_rng(0).random((30, 30))
-    visit(driver, write_page(tmp_path, make_heat_map(values_RC, labels, labels)), width=width)
+    visit(driver, write_heat_page(tmp_path, make_heat_map(values_RC, labels, labels)), width=width)
     scrolled, inner = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert scrolled <= inner == width
     assert overlaps(driver, ".heat g text, .heat .up") == []

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from bellm.report.tables import Table
+from bellm.report.formatting import Table
 
 TABLE = Table(
     ("name", "metric", "[red]odd"),

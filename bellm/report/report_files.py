@@ -1,0 +1,74 @@
+"""The folder of a report, and its page: one file of HTML that requests nothing.
+
+No plotting library: figures are SVG that macros.html.jinja draws, so that a page weighs a tenth of what the lightest
+library does, is readable without scripts, prints, and follows the reader's colors.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bellm.errors import SourceError
+from bellm.io import atomic
+from bellm.report import formatting
+
+_HERE = Path(__file__).parent
+_FILTERS = ("format_interval", "format_p_value", "format_points", "shorten", "significance_mark")
+
+
+def claim_folder(results: Path, models: Sequence[str], refusal: str, *, force: bool = False) -> None:
+    """Make the folder of a report, unless it holds that of other models.
+
+    Args:
+        results: The JSON file of the report; its `model`, and those under `compared`, say what it is about.
+        models: What the new report will be about.
+        refusal: What is said of other results, with `{}` for their models.
+        force: Whether these may be replaced.
+
+    Raises:
+        SourceError: It is a file, cannot be written, or holds results of other models.
+    """
+    folder = results.parent
+    if folder.exists() and not folder.is_dir():
+        raise SourceError(f"{folder} is a file. Name a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if force or not results.exists():
+            return
+        found = json.loads(results.read_text(encoding="utf-8"))
+        known = [found["model"], *(run["model"] for run in found.get("compared", ()))]
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        known = ["something that bellm cannot read"]
+    if known != list(dict.fromkeys(models)):
+        raise SourceError(f"{results} {refusal.format(', '.join(known))}")
+
+
+def write_page(path: Path, template: Path, **content: Any) -> None:
+    """Fill in a template that extends `base.html.jinja`, and write the page, whole or not at all.
+
+    The functions of `formatting` are filters in it, by their name. What the template names comes from `content`; the
+    base wants a `heading`, and `results` for programs.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _HERE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
+    environment.globals |= {"BETTER": formatting.BETTER, "WORSE": formatting.WORSE}
+    style, script = (Markup((_HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment.get_template(template.name).render(**content, style=style, script=script, script_hash=digest)
+    # Half a character cannot be written as UTF-8; a question mark in its place is better than no page.
+    atomic.write_bytes(path, page.encode("utf-8", "replace"))
