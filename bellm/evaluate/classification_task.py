@@ -23,7 +23,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
@@ -34,13 +33,9 @@ from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task
 from bellm.types import InputType, Vectors
 
-FOLDS = 10
-SEED = 1111
-"""SentEval's, of the folds."""
-
+FOLDS, SEED = 10, 1111  # SentEval's, as the grids.
 C_VALUES = tuple(2.0**power for power in range(-2, 4))
-C_VALUES_WITHOUT_DEV = tuple(2.0**power for power in range(-1, 6))
-"""SentEval's grid for tasks with a training and a test part only."""
+C_VALUES_WITHOUT_DEV = tuple(2.0**power for power in range(-1, 6))  # Training and test part only.
 
 
 class ClassificationTask(Task[LabeledTexts]):
@@ -73,22 +68,12 @@ def distinct_texts(sentences: LabeledTexts) -> list[str]:
 
 
 def classify(sentences: LabeledTexts, vectors_TD: Vectors, *, folds: int = FOLDS, seed: int = SEED) -> TaskResult:
-    """Classify a task by its vectors.
+    """Classify a task by a vector for each of `distinct_texts`; folds, drawn with a seed, score and choose a strength.
 
-    Args:
-        sentences: The task.
-        vectors_TD: A vector for each of `distinct_texts`, shape (T, D).
-        folds: Number of folds, to score and to choose a strength.
-        seed: Of the folds.
-
-    Returns:
-        Whether each row of the test part was classified right, or each row at all where the task is cross-validated,
-        in the order of the task. Beside accuracy: the mean over folds, macro F1 (of pairs: F1 of paraphrases), accuracy
-        on the rows that chose the strength, and the strength (the median of those of the folds), which alone is not in
-        points.
-
-    Raises:
-        BellmError: The vectors are not those of `distinct_texts`, or a class has fewer rows than there are folds.
+    The items say whether each row of the test part was classified right, or each row at all where the task is
+    cross-validated, in the order of the task. Beside accuracy: the mean over folds, macro F1 (of pairs: F1 of
+    paraphrases), accuracy on the rows that chose the strength, and the strength (the median of those of the folds),
+    which alone is not in points.
     """
     _refuse(sentences, vectors_TD, folds)
     labels_N = sentences.labels_N
@@ -133,21 +118,17 @@ def C_grid(sentences: LabeledTexts) -> tuple[float, ...]:
 
 def make_grid_searches(sentences: LabeledTexts, folds: int = FOLDS, seed: int = SEED) -> list[GridSearch]:
     """Which rows choose a C, and which are then fitted and predicted."""
-    rows = {part: np.array(indices) for part, indices in sentences.split.items()}
-    if not rows:
-        return [
-            GridSearch(_folds(final.fit, sentences.labels_N, folds, seed), final)
-            for final in _folds(np.arange(len(sentences.labels_N)), sentences.labels_N, folds, seed)
-        ]
-    final = Split(rows["train"], rows["test"])
-    if "dev" in rows:
-        return [GridSearch((Split(rows["train"], rows["dev"]),), final)]
-    return [GridSearch(_folds(rows["train"], sentences.labels_N, folds, seed), final)]
-
-
-def _folds(rows: Rows, labels_N: NDArray[np.int64], folds: int, seed: int) -> tuple[Split, ...]:
+    labels_N = sentences.labels_N
     draw = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    return tuple(Split(rows[fit], rows[test]) for fit, test in draw.split(rows, labels_N[rows]))
+
+    def split(rows: Rows) -> tuple[Split, ...]:
+        return tuple(Split(rows[fit], rows[test]) for fit, test in draw.split(rows, labels_N[rows]))
+
+    if not sentences.split:
+        return [GridSearch(split(final.fit), final) for final in split(np.arange(len(labels_N)))]
+    rows = {part: np.array(indices) for part, indices in sentences.split.items()}
+    trials = (Split(rows["train"], rows["dev"]),) if "dev" in rows else split(rows["train"])
+    return [GridSearch(trials, Split(rows["train"], rows["test"]))]
 
 
 def _refuse(sentences: LabeledTexts, vectors_TD: Vectors, folds: int) -> None:

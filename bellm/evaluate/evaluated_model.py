@@ -25,11 +25,12 @@ class TextEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class WrappedEncoder:
     """Makes an `Embedder` of anything that has `encode(texts)`."""
 
-    encoder: TextEncoder
+    def __init__(self, encoder: TextEncoder) -> None:
+        """Wrap an encoder, whose settings nobody knows."""
+        self.encoder = encoder
 
     @property
     def embedding_dim(self) -> int:
@@ -71,7 +72,7 @@ class EvaluatedModel:
         if isinstance(model, EvaluatedModel):
             return model
         name, embedder = name or name_of(model), as_embedder(model)
-        if isinstance(embedder, WrappedEncoder):
+        if embedder is not model:
             return cls(name, embedder)
         fingerprint = embedder.fingerprint()
         digest = hashlib.sha256(np.round(fingerprint, 2).tobytes()).hexdigest()[:16]
@@ -83,15 +84,9 @@ class EvaluatedModel:
     def vectors(
         self, texts: Sequence[str], input_type: InputType = "text", done: Callable[[int], None] = lambda _: None
     ) -> Vectors:
-        """Embed texts in their order, each distinct text once and cached ones not at all.
+        """Embed texts in their order, (len(texts), embedding_dim): distinct ones once, and cached ones not at all.
 
-        Args:
-            texts: Any texts.
-            input_type: What they are to a search.
-            done: Called with the number of further distinct texts whose vectors are there.
-
-        Returns:
-            Float32 array of shape (len(texts), embedding_dim).
+        `done` is called with the number of further distinct texts whose vectors are there.
         """
         if self.cache:
             return self.cache.vectors(texts, input_type, lambda part: self._encode(part, input_type), done)
@@ -105,8 +100,8 @@ class EvaluatedModel:
         unique = list(dict.fromkeys(texts))
         if isinstance(self.embedder, Encoder):
             return self.embedder.tokenize(unique, input_type).num_truncated
-        count: Callable[[Sequence[str]], int] | None = getattr(self.embedder, "num_truncated", None)
-        return count(unique) if count else 0
+        count: Callable[[Sequence[str]], int] = getattr(self.embedder, "num_truncated", lambda _: 0)
+        return count(unique)
 
     def _encode(self, texts: Sequence[str], input_type: InputType) -> Vectors:
         if isinstance(self.embedder, Encoder):  # No warning and no progress bar of its own.
@@ -129,7 +124,7 @@ def open_cache(embedder: Embedder, folder: Path, fingerprint: Vectors, what: str
 
     Args:
         embedder: Whose vectors are kept, or what is made of them.
-        folder: Holds the files of all embedders.
+        folder: Of the cache.
         fingerprint: Vectors of a few fixed texts, made in the same way: cached ones are dropped if it has changed.
         what: What is kept instead of the embedder's own vectors.
     """

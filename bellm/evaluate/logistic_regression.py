@@ -28,10 +28,7 @@ from torch.nn.functional import one_hot, pad, softplus
 from bellm.types import Vectors
 
 Rows = NDArray[np.intp]
-"""Indices of rows."""
-
 Labels = NDArray[np.int64]
-"""Classes, counted from 0."""
 
 _NEWTON_STEPS, _CG_STEPS, _HALVINGS = 50, 50, 20
 _CLOSE = 1e-4  # Root of the mean square by which logits may still move, each weighted by its curvature.
@@ -72,8 +69,8 @@ def grid_search(
     Accuracies are compared as SentEval does, to the second decimal of a point; of equal ones the first C wins.
 
     Args:
-        vectors_ND: Shape (rows, width).
-        labels_N: The class of each row.
+        vectors_ND: The features.
+        labels_N: The classes, counted from 0.
         searches: Which rows choose, and which are then fitted and predicted.
         C_values: Inverse strengths of the penalty, ascending: each fit starts from the solution for the one before.
     """
@@ -94,39 +91,33 @@ def fit_logits(
     vectors_ND: Vectors, labels_N: Labels, fits: Sequence[Rows], C_values: Sequence[float]
 ) -> Iterator[NDArray[np.float32]]:
     """For each C, the logits of every row under each fit, (N, M, K); of two classes only that of class 1."""
-    axes_ND = _axes(vectors_ND)
-    mask_NM1 = torch.zeros(len(labels_N), len(fits), 1, dtype=torch.float64)
-    for fit, rows in enumerate(fits):
-        mask_NM1[rows, fit] = 1
-    problem = _Problem(axes_ND, mask_NM1, torch.tensor(labels_N))
-    weights_DMK = torch.zeros(axes_ND.shape[1], len(fits), problem.outputs, dtype=torch.float64)
+    problem = _Problem(vectors_ND, torch.tensor(labels_N), fits)
+    weights_DMK = torch.zeros(len(problem.penalty_D11), len(fits), problem.outputs, dtype=torch.float64)
     for C in C_values:
         weights_DMK, logits_NMK = _minimize(problem, C, weights_DMK)
         yield logits_NMK.float().numpy()
 
 
-def _axes(vectors_ND: Vectors) -> Tensor:
-    """Rotate the vectors to their principal axes, and add a column of ones."""
-    # A rotation leaves the penalty, and so the problem, as it is, but makes its Hessian nearly diagonal: few steps
-    # suffice even where a few axes hold most of the variance, as in language models. No label is looked at.
-    vectors = torch.tensor(vectors_ND, dtype=torch.float64)
-    vectors -= vectors.mean(0)
-    _, turn_DD = torch.linalg.eigh(vectors.T @ vectors)
-    return pad(vectors @ turn_DD, (0, 1), value=1)
-
-
 class _Problem:
     """The objective of all fits, its gradient and its curvature, by their logits."""
 
-    def __init__(self, axes_ND: Tensor, mask_NM1: Tensor, labels_N: Tensor) -> None:
+    def __init__(self, vectors_ND: Vectors, labels_N: Tensor, fits: Sequence[Rows]) -> None:
+        # Rotating the vectors to their principal axes leaves the penalty, and so the problem, as it is, but makes its
+        # Hessian nearly diagonal: few steps suffice even where a few axes hold most of the variance, as in language
+        # models. No label is looked at.
+        vectors = torch.tensor(vectors_ND, dtype=torch.float64)
+        vectors -= vectors.mean(0)
+        _, turn_DD = torch.linalg.eigh(vectors.T @ vectors)
+        self.axes_ND = pad(vectors @ turn_DD, (0, 1), value=1)
+        self.squares_D11 = self.axes_ND.square().sum(0)[:, None, None]
+        self.penalty_D11 = torch.ones_like(self.squares_D11)
+        self.penalty_D11[-1] = 0
+        self.mask_NM1 = torch.zeros(len(labels_N), len(fits), 1, dtype=torch.float64)
+        for fit, rows in enumerate(fits):
+            self.mask_NM1[rows, fit] = 1
         classes = int(labels_N.max()) + 1
         self.outputs = classes if classes > 2 else 1
-        self.axes_ND, self.mask_NM1 = axes_ND, mask_NM1
-        target_NK = one_hot(labels_N, classes).double() if classes > 2 else labels_N[:, None].double()
-        self.target_N1K = target_NK[:, None]
-        self.penalty_D11 = torch.ones(axes_ND.shape[1], 1, 1, dtype=torch.float64)
-        self.penalty_D11[-1] = 0
-        self.squares_D11 = axes_ND.square().sum(0)[:, None, None]
+        self.target_N1K = (one_hot(labels_N, classes) if classes > 2 else labels_N[:, None]).double()[:, None]
 
     def forward(self, weights_DMK: Tensor) -> Tensor:
         return (self.axes_ND @ weights_DMK.flatten(1)).reshape(-1, *weights_DMK.shape[1:])
@@ -137,14 +128,12 @@ class _Problem:
     def probabilities(self, logits_NMK: Tensor) -> Tensor:
         return logits_NMK.softmax(-1) if self.outputs > 1 else logits_NMK.sigmoid()
 
-    def losses(self, logits_NMK: Tensor) -> Tensor:
-        """Cross-entropy summed over the rows of each fit, shape (M,)."""
+    def objective(self, C: float, weights_DMK: Tensor, logits_NMK: Tensor) -> Tensor:
+        """What each fit minimizes, shape (M,)."""
         total_NM1 = logits_NMK.logsumexp(-1, keepdim=True) if self.outputs > 1 else softplus(logits_NMK)
         loss_NM1 = total_NM1 - (logits_NMK * self.target_N1K).sum(-1, keepdim=True)
-        return (loss_NM1 * self.mask_NM1).sum((0, 2))
-
-    def residual(self, chance_NMK: Tensor) -> Tensor:
-        return (chance_NMK - self.target_N1K) * self.mask_NM1
+        penalty_M = _dot(self.penalty_D11 * weights_DMK, weights_DMK) / 2
+        return penalty_M + C * (loss_NM1 * self.mask_NM1).sum((0, 2))
 
     def curve(self, chance_NMK: Tensor, moved_NMK: Tensor) -> Tensor:
         """The Hessian of the loss by the logits, times a move of the logits."""
@@ -160,7 +149,8 @@ def _minimize(problem: _Problem, C: float, weights_DMK: Tensor) -> tuple[Tensor,
     logits_NMK = problem.forward(weights_DMK)
     for _ in range(_NEWTON_STEPS):
         chance_NMK = problem.probabilities(logits_NMK)
-        slope_DMK = problem.penalty_D11 * weights_DMK + C * problem.backward(problem.residual(chance_NMK))
+        residual_NMK = (chance_NMK - problem.target_N1K) * problem.mask_NM1
+        slope_DMK = problem.penalty_D11 * weights_DMK + C * problem.backward(residual_NMK)
         step_DMK, moved_NMK = _newton(problem, C, chance_NMK, slope_DMK)
         fall_M = -_dot(slope_DMK, step_DMK)
         scale_M1 = _scale(problem, C, (weights_DMK, logits_NMK), (step_DMK, moved_NMK), fall_M)[:, None]
@@ -197,7 +187,7 @@ def _newton(problem: _Problem, C: float, chance_NMK: Tensor, slope_DMK: Tensor) 
 
 def _preconditioner(problem: _Problem, C: float, chance_NMK: Tensor) -> Callable[[Tensor], Tensor]:
     """Divide by the Hessian as it would be if all rows of a fit had their mean curvature."""
-    # It is then a product of the axes' squares (diagonal, see `_axes`) and one K x K matrix, whose eigenvectors part
+    # It is then a product of the axes' squares (diagonal, see `_Problem`) and one K x K matrix, whose eigenvectors part
     # the outputs, so that what is left to divide by is a diagonal.
     chance_MNK = (chance_NMK * problem.mask_NM1).transpose(0, 1)
     mean_MKK = torch.diag_embed(chance_MNK.sum(1)) - chance_MNK.mT @ chance_NMK.transpose(0, 1)
@@ -218,20 +208,15 @@ def _scale(
 ) -> Tensor:
     """The share of each fit's step that lowers its objective enough (Armijo), by halving."""
     # Near the minimum the objective falls by less than its rounding, and an honest step must not be refused for that.
-    limit_M = _objective(problem, C, *at) * (1 + _ROUNDING)
+    limit_M = problem.objective(C, *at) * (1 + _ROUNDING)
     scale_M = torch.ones_like(fall_M)
     for _ in range(_HALVINGS):
-        weights_DMK, logits_NMK = (here + scale_M[:, None] * move for here, move in zip(at, step, strict=True))
-        reached_M = _objective(problem, C, weights_DMK, logits_NMK)
-        short_M = reached_M > limit_M - 1e-4 * scale_M * fall_M
+        reached = (here + scale_M[:, None] * move for here, move in zip(at, step, strict=True))
+        short_M = problem.objective(C, *reached) > limit_M - 1e-4 * scale_M * fall_M
         if not short_M.any():
             break
         scale_M = torch.where(short_M, scale_M / 2, scale_M)
     return scale_M
-
-
-def _objective(problem: _Problem, C: float, weights_DMK: Tensor, logits_NMK: Tensor) -> Tensor:
-    return _dot(problem.penalty_D11 * weights_DMK, weights_DMK) / 2 + C * problem.losses(logits_NMK)
 
 
 def _dot(left_DMK: Tensor, right_DMK: Tensor) -> Tensor:

@@ -13,15 +13,14 @@ from bellm import saving
 from bellm.config import parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, SourceError
-from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder
 from bellm.io.vectors import read_vectors
 from bellm.types import Embedder, InputType, Vectors
 
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources that are no bellm encoders begin."""
 
-_LOADING = ("dtype", "device", "attention", "trust_remote_code")
-"""What cannot be changed once the weights are there."""
+_LOADING = ("dtype", "device", "attention", "trust_remote_code")  # What cannot be changed once the weights are there.
 
 
 def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **options: Any) -> Embedder:
@@ -38,7 +37,7 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
         BellmError: It cannot be loaded.
     """
     if source.startswith(SENTENCE_TRANSFORMERS):
-        return _load_sentence_transformer(source, options.get("device"))
+        return SentenceTransformerEmbedder(source, options.get("device"))
     if source.startswith(VECTORS):
         return VectorFile(Path(source.removeprefix(VECTORS)))
     path, _, query = source.partition("?")
@@ -53,10 +52,7 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
 def load_models(sources: Sequence[str], cache: Path | None = None, **options: Any) -> list[EvaluatedModel]:
     """Open several sources for evaluation, each once; encoders on the same weights share them.
 
-    Args:
-        sources: As `load_model` takes them; they are the models' names.
-        cache: Folder that keeps vectors; without one nothing is kept.
-        options: Arguments of `Encoder.from_pretrained` for every bellm encoder.
+    Sources name the models, vectors are kept in the folder `cache` if it is given, and options are for bellm encoders.
     """
     loaded: dict[str, Encoder] = {}
     return [
@@ -78,51 +74,38 @@ def _settings(source: str, query: str) -> Mapping[str, Any]:
     return settings
 
 
-def _load_sentence_transformer(source: str, device: str | None) -> "SentenceTransformerEmbedder":
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise SourceError(f"{source} needs sentence-transformers: pip install sentence-transformers.") from error
-    try:
-        model = SentenceTransformer(
-            source.removeprefix(SENTENCE_TRANSFORMERS), device=None if device in (None, "auto") else device
-        )
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return SentenceTransformerEmbedder(model, source)
-
-
-class SentenceTransformerEmbedder:
+class SentenceTransformerEmbedder(WrappedEncoder):
     """A sentence-transformers model as it embeds by itself, its prompts and chat template included."""
 
-    def __init__(self, model: Any, name: str) -> None:
-        """Wrap a loaded model.
+    def __init__(self, source: str, device: str | None = None) -> None:
+        """Load `st:MODEL`.
 
         Warns:
             BellmWarning: Its chat template wraps the texts.
         """
-        self.model, self.name = model, name
+        try:
+            from sentence_transformers import SentenceTransformer
+
+            name = source.removeprefix(SENTENCE_TRANSFORMERS)
+            model: Any = SentenceTransformer(name, device=None if device == "auto" else device)
+        except ImportError as error:
+            raise SourceError(f"{source} needs sentence-transformers: pip install sentence-transformers.") from error
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        super().__init__(model)
+        self.model, self.name = model, source
         text = saving.FINGERPRINT_TEXTS[0]
         num_tokens = int(np.asarray(model.preprocess([text])["attention_mask"]).sum())
         has_template = bool(getattr(model.tokenizer, "chat_template", None))
         self.has_chat_template = has_template and num_tokens > len(model.tokenizer(text).input_ids)
         if self.has_chat_template:
-            message = f"{name} wraps every text in its chat template, as sentence-transformers does."
+            message = f"{source} wraps every text in its chat template, as sentence-transformers does."
             warnings.warn(message, BellmWarning, stacklevel=2)
 
     @property
     def embedding_dim(self) -> int:
         """Width of the vectors."""
         return int(self.model.get_embedding_dimension())
-
-    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
-        """Embed texts in their order, queries and documents by the model's own methods."""
-        method = self.model.encode if input_type == "text" else getattr(self.model, f"encode_{input_type}")
-        return np.asarray(method(list(texts), show_progress_bar=False), dtype=np.float32)
-
-    def fingerprint(self) -> Vectors:
-        """Vectors of a few fixed texts."""
-        return self.encode(saving.FINGERPRINT_TEXTS)
 
     def describe(self) -> dict[str, Any]:
         """What decides its vectors."""
@@ -148,13 +131,8 @@ class VectorFile:
     """The texts of a file and their vectors, which somebody else computed."""
 
     def __init__(self, path: Path) -> None:
-        """Read a .parquet or .jsonl file with the columns text and vector.
-
-        Raises:
-            SourceError: It cannot be read.
-        """
-        self.name = f"{VECTORS}{path}"
-        self._path = path
+        """Read a .parquet or .jsonl file with the columns text and vector."""
+        self.name, self._path = f"{VECTORS}{path}", path
         texts, self._vectors = read_vectors(path)
         if self._vectors.ndim != 2 or not np.isfinite(self._vectors).all():
             raise SourceError(f"{path}: the vectors are not of one width, or hold numbers that are none.")
@@ -166,11 +144,7 @@ class VectorFile:
         return int(self._vectors.shape[1])
 
     def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
-        """Look up texts, whatever they are to a search.
-
-        Raises:
-            SourceError: The file lacks a text.
-        """
+        """Look up texts, whatever they are to a search."""
         if missing := [text for text in texts if text not in self._index]:
             what = f"{len(missing)} of {len(texts)} texts, the first of them {missing[0][:60]!r}"
             raise SourceError(f"{self._path} has no vector for {what}.")

@@ -20,21 +20,20 @@ class MtebEncoder:
     """An encoder that follows mteb's protocol; texts of a task are embedded together, not in mteb's batches."""
 
     def __init__(self, encoder: TextEncoder, name: str | None = None) -> None:
-        """Wrap an encoder.
+        """Wrap bellm's encoder, or anything with `encode(texts)` and perhaps `encode_query` and `encode_document`.
 
-        Args:
-            encoder: bellm's, or anything with `encode(texts)`. Queries and documents go to its `encode_query` and
-                `encode_document`, where it has them.
-            name: How mteb's results call it, `organisation/model`; None takes the encoder's name under `bellm/`.
+        `name` is how mteb's results call it, `organisation/model`; None takes the encoder's name under `bellm/`.
 
         Raises:
             SourceError: mteb is not installed.
         """
         try:
             from mteb.models.model_meta import ModelMeta, ScoringFunction
+            from mteb.similarity_functions import cos_sim, pairwise_cos_sim
         except ImportError as error:
             raise SourceError("Tasks of mteb need mteb 2.26 or newer: pip install 'bellm[evaluate]'.") from error
         self.embedder = as_embedder(encoder)
+        self.similarity, self.similarity_pairwise = cos_sim, pairwise_cos_sim
         name = name or PurePath(name_of(encoder)).name
         fingerprint = self.embedder.fingerprint()
         # mteb keeps results by name and revision and gives old ones back.
@@ -49,26 +48,6 @@ class MtebEncoder:
         )
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_: Any) -> Vectors:
-        """Embed the texts of mteb's batches.
-
-        Args:
-            inputs: Batches with their texts in `text`.
-            prompt_type: mteb's `PromptType`: whether texts are queries or documents, or None for neither.
-
-        Returns:
-            Vectors of shape (texts, width).
-        """
+        """Embed the texts of mteb's batches, (texts, width), by its `PromptType`: queries, documents or neither."""
         texts = [text for batch in inputs for text in batch["text"]]
         return self.embedder.encode(texts, input_type="text" if prompt_type is None else prompt_type.value)
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of every left row with every right row."""
-        from mteb.similarity_functions import cos_sim
-
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of each left row with the right row of the same number."""
-        from mteb.similarity_functions import pairwise_cos_sim
-
-        return pairwise_cos_sim(embeddings1, embeddings2)

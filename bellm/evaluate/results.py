@@ -1,8 +1,6 @@
 """Results of an evaluation, from one task's items to a report of several encoders, and the report as JSON.
 
-Scores are in points: Spearman, accuracy or nDCG times 100.
-
-Shapes: N items of a task (pairs, sentences or queries).
+Scores are in points: Spearman, accuracy or nDCG times 100. Shapes: N items of a task (pairs, sentences or queries).
 """
 
 from collections import Counter
@@ -16,8 +14,7 @@ from numpy.typing import NDArray
 from bellm.config import setting_names
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
 
-DIGITS = 4
-"""Decimals of a point that JSON keeps."""
+_DIGITS = 4  # Decimals of a point that JSON keeps.
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,6 @@ class TaskResult:
 
     task: str
     metric: str
-    """In words: Spearman of cosine, accuracy, nDCG@10."""
     item_scores_N: NDArray[np.float64]
     """A pair's cosine, 1 for a sentence that was classified right and 0 for another, a query's nDCG."""
     gold_N: NDArray[np.float64] | None = None
@@ -36,7 +32,6 @@ class TaskResult:
     num_texts: int = 0
     num_truncated: int = 0
     extra_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Other metrics of the same task, in points."""
 
     def to_score(self, estimate: BootstrapEstimate) -> Score:
         """The task's score with the interval of its estimate."""
@@ -52,7 +47,6 @@ class Run:
     facts: Mapping[str, Any]
     """What is needed to do it again: settings, fingerprint, dtype, seed, versions."""
     scores: Mapping[str, Score]
-    """By task, in the order in which they are shown."""
     averages: Mapping[str, Score] = field(default_factory=dict)
     """Means over complete groups of tasks: STS over the seven, transfer over the seven."""
     differences: Mapping[str, Difference] = field(default_factory=dict)
@@ -95,28 +89,24 @@ class Report:
 
 
 def _telling_settings(run: Run, group: Sequence[Run]) -> str:
-    """The settings in which a run differs from others of its model."""
-    telling = [
-        key
-        for key in (*setting_names(), "dtype")
-        if len({str(it.facts.get(key)) for it in group}) > 1 and key in run.facts
-    ]
-    return ", ".join(_setting_in_words(key, run.facts[key]) for key in telling)
+    """The settings in which a run differs from others of its model, in words."""
 
+    def describe(key: str, value: object) -> str:
+        if key == "bidirectional":
+            return "causal" if value == "none" else f"{value} open"
+        return f"{key.replace('_', ' ')} {value}" if isinstance(value, int) else str(value)
 
-def _setting_in_words(key: str, value: object) -> str:
-    if key == "bidirectional":
-        return "causal" if value == "none" else f"{value} open"
-    return f"{key.replace('_', ' ')} {value}" if isinstance(value, int) else str(value)
+    differing = [key for key in (*setting_names(), "dtype") if len({str(it.facts.get(key)) for it in group}) > 1]
+    return ", ".join(describe(key, run.facts[key]) for key in differing if key in run.facts)
 
 
 def _run_to_json(run: Run) -> dict[str, Any]:
-    numbers = _rounded(asdict(run))
-    del numbers["facts"]
-    return {**numbers, "facts": dict(run.facts)}
+    numbers = asdict(run)
+    facts = numbers.pop("facts")
+    return {**_rounded(numbers), "facts": facts}
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
-    return round(value, DIGITS) if isinstance(value, float) else value
+    return round(value, _DIGITS) if isinstance(value, float) else value

@@ -36,8 +36,9 @@ class RetrievalTask(Task[RetrievalData]):
         """Score nDCG@10 of each judged query; `extra_metrics` has recall, MRR and MAP."""
         run = _ranked(data, vectors["query"], vectors["document"])
         relevant = {name: dict(judged) for name, judged in data.relevant.items()}
-        scores = _scores(relevant, run)
-        top = _scores(relevant, {name: dict(list(hits.items())[:10]) for name, hits in run.items()})
+        measures = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10", "recall.10,100", "recip_rank", "map"})
+        scores = measures.evaluate(run)
+        top = measures.evaluate({name: dict(list(hits.items())[:10]) for name, hits in run.items()})
         judged = [name for name in data.query_ids if name in scores]
         return TaskResult(
             task=self.name,
@@ -65,12 +66,6 @@ def _ranked(collection: RetrievalData, queries_QD: Vectors, documents_ND: Vector
         for row, name in enumerate(collection.query_ids[start : start + step]):
             run[name] = {collection.document_ids[hit]: float(scores_QN[row, hit]) for hit in best_QK[row]}
     return run
-
-
-def _scores(relevant: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    measures = {"ndcg_cut.10", "recall.10,100", "recip_rank", "map"}
-    scores: dict[str, dict[str, float]] = pytrec_eval.RelevanceEvaluator(relevant, measures).evaluate(run)
-    return scores
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: Spearman's correlation of cosines with human ratings.
+"""Semantic textual similarity, also under a condition: Spearman's correlation of cosines with human ratings.
 
 Spearman over all pairs of a set is what SentEval calls `all`, and what the field's tables show.
 
@@ -50,9 +50,8 @@ class STSTask(Task[STSPairs]):
         part_N = np.array(data.parts)
         names, sizes = np.unique(part_N, return_counts=True)
         if len(names) > 1:
-            spearman = [
-                spearmanr(item_scores_N[part_N == name], data.gold_N[part_N == name]).statistic for name in names
-            ]
+            parts = [part_N == name for name in names]
+            spearman = [spearmanr(item_scores_N[part], data.gold_N[part]).statistic for part in parts]
             extra_metrics["mean of parts"] = 100 * float(np.mean(spearman))
             extra_metrics["weighted mean of parts"] = 100 * float(np.average(spearman, weights=sizes))
         return TaskResult(
@@ -78,17 +77,15 @@ STS_TASKS = (
 
 def score_sts(model: EvaluatedModel, pairs: STSPairs) -> TaskResult:
     """Score a model on rated pairs of your own."""
-    return score_task(model, STSTask(pairs.name), pairs)
+    return score_task(model, STSTask(pairs.name, data=pairs))
 
 
 def measure_geometry(rated: Sequence[tuple[STSPairs, Vectors]]) -> dict[str, float]:
     """Anisotropy, uniformity and effective rank of vectors of rated pairs, and alignment of pairs rated 4 or more.
 
     Up to 4096 distinct texts are looked at, evenly spaced over all; `num_texts` says how many. Vectors of zeros have no
-    direction and are left out. Empty with fewer than two texts.
-
-    Args:
-        rated: Sets of pairs, and the vectors of their left texts and then of their right ones, shape (2N, D).
+    direction and are left out. Empty with fewer than two texts. A set of N pairs comes with the vectors of its left
+    texts and then of its right ones, shape (2N, D).
     """
     vectors: dict[str, Vectors] = {}
     positive: list[tuple[Vectors, Vectors]] = []

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,6 @@ GROUPS = {"sts": STS, "transfer": TRANSFER}
 Progress = Callable[[str, str, int, int], None]
 """Told the model, the task, and how many of how many texts are embedded."""
 
-LoadedTasks = Sequence[tuple[Task[Any], Any]]
-"""Tasks and their data."""
-
 
 def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """Expand groups, and match names in any case: each task once, in the order given.
@@ -42,13 +39,11 @@ def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         BellmError: A name is unknown.
     """
-    known = {task.name.lower(): task.name for task in TASKS}
-    resolved: list[str] = []
+    known = {**{task.name.lower(): (task.name,) for task in TASKS}, **GROUPS}
     for name in names:
-        if name.lower() not in {*GROUPS, *known}:
-            raise BellmError(f"{name!r} is no task. Tasks: {', '.join([*GROUPS, *known.values()])}.")
-        resolved += GROUPS.get(name.lower()) or (known[name.lower()],)
-    return tuple(dict.fromkeys(resolved))
+        if name.lower() not in known:
+            raise BellmError(f"{name!r} is no task. Tasks: {', '.join([*GROUPS, *(task.name for task in TASKS)])}.")
+    return tuple(dict.fromkeys(task for name in names for task in known[name.lower()]))
 
 
 def evaluate(
@@ -75,8 +70,8 @@ def evaluate(
     Raises:
         BellmError: A task is unknown, a data set is not there, or texts cannot be embedded.
     """
-    loaded = _load(tasks, data, clean)
-    averages = _complete_averages([task for task, _ in loaded])
+    loaded = load_tasks(tasks, data, clean=clean)
+    averages = _complete_averages(loaded)
     evaluation = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
     runs: list[Run] = []
     all_results: list[dict[str, TaskResult]] = []
@@ -108,50 +103,50 @@ def evaluate(
     return Report(tuple(runs), tuple(all_results))
 
 
-def _load(tasks: Sequence[str | Task[Any]], folder: Path | None, clean: bool) -> LoadedTasks:
-    """All data sets, before anything is embedded: what is missing shows now."""
-    own = [task for task in tasks if isinstance(task, Task)]
+def load_tasks(tasks: Sequence[str | Task[Any]], folder: Path | None, *, clean: bool = False) -> list[Task[Any]]:
+    """Read the data of tasks, before anything is embedded: what is missing shows now."""
     named = {task.name: task for task in TASKS}
     wanted = [named[name] for name in resolve_tasks([task for task in tasks if isinstance(task, str)])]
+    wanted += [task for task in tasks if isinstance(task, Task)]
     return [
-        (task, task.load(folder, clean=clean) if task.data is None else task.data)
-        for task in {task.name: task for task in (*wanted, *own)}.values()
+        replace(task, data=task.load(folder, clean=clean)) if task.data is None else task
+        for task in {task.name: task for task in wanted}.values()
     ]
 
 
 def _complete_averages(tasks: Sequence[Task[Any]]) -> dict[str, tuple[str, ...]]:
     """The averages of which no task is missing, and the names of their tasks."""
-    all_tasks = {task.name: task for task in (*TASKS, *tasks)}.values()
-    averages = {
-        average: tuple(task.name for task in all_tasks if task.average == average)
+    known = {task.name: task.average for task in (*TASKS, *tasks)}
+    groups = {
+        average: tuple(name for name in known if known[name] == average)
         for average in dict.fromkeys(task.average for task in tasks)
         if average
     }
-    return {average: names for average, names in averages.items() if {*names} <= {task.name for task in tasks}}
+    return {average: names for average, names in groups.items() if {*names} <= {task.name for task in tasks}}
 
 
 def _score_tasks(
-    model: EvaluatedModel, loaded: LoadedTasks, progress: Progress
+    model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: Progress
 ) -> tuple[dict[str, TaskResult], dict[str, float]]:
     """The results of all tasks, and the geometry of the vectors of rated pairs."""
     if model.cache:
-        _embed_ahead(model, loaded, progress)
+        _embed_ahead(model, tasks, progress)
     results: dict[str, TaskResult] = {}
     rated: list[tuple[STSPairs, Vectors]] = []
-    for task, data in loaded:
+    for task in tasks:
         progress(model.name, task.name, 0, 0)
-        vectors = embed_task(model, task, data)
-        results[task.name] = score_task(model, task, data, vectors)
+        vectors = embed_task(model, task)
+        results[task.name] = score_task(model, task, vectors)
         if isinstance(task, STSTask):
-            rated.append((data, vectors["text"]))
+            rated.append((task.data, vectors["text"]))
     return results, measure_geometry(rated)
 
 
-def _embed_ahead(model: EvaluatedModel, loaded: LoadedTasks, progress: Progress) -> None:
+def _embed_ahead(model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: Progress) -> None:
     """Embed the texts of all tasks of a kind at once into the cache: sets share texts, and texts their beginnings."""
     groups: dict[tuple[str, InputType], list[str]] = {}
-    for task, data in loaded:
-        for input_type, texts in task.texts(data).items():
+    for task in tasks:
+        for input_type, texts in task.texts(task.data).items():
             groups.setdefault((task.kind, input_type), []).extend(texts)
     for (kind, input_type), texts in groups.items():
         total, embedded = len(set(texts)), 0
@@ -194,6 +189,6 @@ class DevEvaluator:
 
     def __call__(self, encoder: Embedder) -> Score:
         """The score in points, higher is better, with its interval."""
-        [(task, data)] = _load([self.task], Path(self.data) if self.data else None, clean=False)
-        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), task, data)
+        [task] = load_tasks([self.task], Path(self.data) if self.data else None)
+        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), task)
         return result.to_score(statistics.bootstrap_estimate(result.item_scores_N, result.gold_N))

@@ -30,7 +30,7 @@ class Task(ABC, Generic[Data]):
     is_test_set: bool = True
     """Whether results are reported on it, so that nothing may be chosen by it."""
     data: Data | None = None
-    """What to score on instead of the published data set."""
+    """What `load` gives, once it was called, or what to score on instead."""
 
     @abstractmethod
     def load(self, folder: Path | None, *, clean: bool = False) -> Data:
@@ -45,25 +45,18 @@ class Task(ABC, Generic[Data]):
         """Score the vectors of `texts`, row by row in the same order."""
 
 
-def embed_task(model: EvaluatedModel, task: Task[Any], data: Any) -> dict[InputType, Vectors]:
-    """Embed the texts of a task."""
-    return {input_type: model.vectors(texts, input_type) for input_type, texts in task.texts(data).items()}
+def embed_task(model: EvaluatedModel, task: Task[Any]) -> dict[InputType, Vectors]:
+    """Embed the texts of a task that has its data."""
+    return {input_type: model.vectors(texts, input_type) for input_type, texts in task.texts(task.data).items()}
 
 
 def score_task(
-    model: EvaluatedModel, task: Task[Any], data: Any, vectors: Mapping[InputType, Vectors] | None = None
+    model: EvaluatedModel, task: Task[Any], vectors: Mapping[InputType, Vectors] | None = None
 ) -> TaskResult:
-    """Score a model on a task, and count its distinct texts and those that are truncated.
-
-    Args:
-        model: What is evaluated.
-        task: How it is scored.
-        data: What `task.load` gives.
-        vectors: Those of `embed_task`, if they are known.
-    """
-    texts = task.texts(data).items()
+    """Score a model on a task that has its data, and count texts; `vectors` are those of `embed_task`, if known."""
+    texts = task.texts(task.data).items()
     return replace(
-        task.score(data, embed_task(model, task, data) if vectors is None else vectors),
+        task.score(task.data, embed_task(model, task) if vectors is None else vectors),
         num_texts=sum(len(set(those)) for _, those in texts),
         num_truncated=sum(model.num_truncated(those, input_type) for input_type, those in texts),
     )

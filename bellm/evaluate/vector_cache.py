@@ -18,14 +18,9 @@ from bellm.errors import SourceError
 from bellm.tensors.tolerances import relative_distance
 from bellm.types import Vectors
 
-_PART = 2048
-"""Texts between two commits, in sorted order: those that begin alike are embedded together."""
-
-_FETCH = 500
-"""Keys in one query; SQLite takes some 30 000."""
-
-_FINGERPRINT = b"fingerprint"
-"""Key of the fingerprint; those of texts are digests."""
+_PART = 2048  # Texts between two commits, in sorted order: those that begin alike are embedded together.
+_FETCH = 500  # Keys in one query; SQLite takes some 30 000.
+_FINGERPRINT = b"fingerprint"  # Its key; those of texts are digests.
 
 
 def default_cache_folder() -> Path:
@@ -45,9 +40,6 @@ class VectorCache:
             name: What decides the vectors, in any words.
             fingerprint: Vectors of fixed texts, shape (texts, width).
             tolerance: Largest relative distance between fingerprints that rounding explains.
-
-        Raises:
-            SourceError: The folder cannot be written.
         """
         self._file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.sqlite"
         self._width = fingerprint.shape[1]

@@ -152,7 +152,7 @@ def test_anything_that_embeds_can_be_classified() -> None:
         def encode(self, texts: list[str]) -> Vectors:
             return np.stack([vectors[text] for text in texts])
 
-    found = score_task(EvaluatedModel.of(Known()), ClassificationTask("Numbers"), sentences)
+    found = score_task(EvaluatedModel.of(Known()), ClassificationTask("Numbers", data=sentences))
     direct = classification_task.classify(sentences, np.stack([*vectors.values()]))
     np.testing.assert_array_equal(found.item_scores_N, direct.item_scores_N)
     assert (found.task, found.metric, found.num_texts, found.num_truncated) == ("Numbers", "accuracy", 400, 0)

@@ -36,7 +36,7 @@ COLLECTION = RetrievalData(
 
 
 def planted_result() -> TaskResult:
-    return score_task(EvaluatedModel.of(Planted()), RetrievalTask("planted"), COLLECTION)
+    return score_task(EvaluatedModel.of(Planted()), RetrievalTask("planted", data=COLLECTION))
 
 
 def gain(places: dict[int, int]) -> float:
