@@ -61,10 +61,7 @@ def write_report(report: Report, folder: Path, *, force: bool = False, **more: A
         more: Further keys of `results.json`.
 
     Returns:
-        What `results.json` holds.
-
-    Raises:
-        SourceError: See `check_report_folder`.
+        What `results.json` holds; errors are those of `check_report_folder`.
     """
     check_report_folder(folder, [run.model for run in report.runs], force=force)
     results = {**report.to_json(), **more}

@@ -200,9 +200,6 @@ def make_heat_map(
         columns: A label for each column.
         center: Values above it have one color, those below it another; None for the lowest value.
         write: A value in as few letters as a cell holds.
-
-    Raises:
-        BellmError: There is no value, or a label too many or too few.
     """
     if values_RC.shape != (len(rows), len(columns)) or not values_RC.size:
         raise BellmError(

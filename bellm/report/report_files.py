@@ -30,9 +30,6 @@ def claim_folder(results: Path, models: Sequence[str], refusal: str, *, force: b
         models: What the new report will be about.
         refusal: What is said of other results, with `{}` for their models.
         force: Whether these may be replaced.
-
-    Raises:
-        SourceError: It is a file, cannot be written, or holds results of other models.
     """
     folder = results.parent
     if folder.exists() and not folder.is_dir():

@@ -87,9 +87,6 @@ def bootstrap_estimate(
         gold_N: Ratings; None for a mean.
         resamples: Replicates; 1000 put the interval's ends within a tenth of a standard error.
         seed: Of the draw.
-
-    Raises:
-        BellmError: Fewer than three items, a number that is not finite, ratings that are all equal or not one an item.
     """
     _check(item_scores_N, gold_N)
     value = _scores(np.ones((1, len(item_scores_N))), item_scores_N, gold_N)[0]
