@@ -25,9 +25,7 @@ def score_table(report: Report, *, metrics: bool = False) -> Table:
     rows = []
     for name, score in first.all_scores.items():
         marks = [significance_mark(run.differences.get(name)) or " " for run in report.runs]
-        cells = [
-            f"{format_score(run.all_scores[name])} {mark}" for run, mark in zip(report.runs, marks, strict=True)
-        ]
+        cells = [f"{format_score(run.all_scores[name])} {mark}" for run, mark in zip(report.runs, marks, strict=True)]
         rows.append([name, *[score.metric] * metrics, *cells])
     caption = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval over items."
     if len(report.runs) > 1:

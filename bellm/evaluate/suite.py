@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellm.data import STSPairs
 from bellm.errors import BellmError, BellmWarning
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
@@ -132,7 +131,7 @@ def _score_tasks(
     if model.cache:
         _embed_ahead(model, tasks, progress)
     results: dict[str, TaskResult] = {}
-    rated: list[tuple[STSPairs, Vectors]] = []
+    rated: list[tuple[Any, Vectors]] = []
     for task in tasks:
         progress(model.name, task.name, 0, 0)
         vectors = embed_task(model, task)

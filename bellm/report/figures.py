@@ -20,6 +20,7 @@ from bellm.report.statistics import Difference, Score
 
 _MOST_OPAQUE = 0.5  # The page's ink has a contrast of 4.5 on every color that covers at most half of its paper.
 
+
 @dataclass(frozen=True)
 class Axis:
     """A scale with a margin around its values and ticks at round numbers."""

@@ -106,10 +106,7 @@ def test_scores_and_differences_are_those_of_the_encoders(tiny_encoder: Encoder,
             assert difference.low == pytest.approx(alone.low, abs=0.5)
             assert difference.p_value >= min(1, alone.p_value - 0.02)
     smallest = min(one.over_causal.p_value for one in found.tested)
-    alone = [
-        compare_scores(items[one.bidirectional], items["none"], dev.gold_N, resamples=300)
-        for one in found.tested
-    ]
+    alone = [compare_scores(items[one.bidirectional], items["none"], dev.gold_N, resamples=300) for one in found.tested]
     assert smallest == pytest.approx(min(1, len(found.tested) * min(one.p_value for one in alone)), rel=0.3)
     values = [one.score.value for one in found.candidates]
     assert values == pytest.approx(sorted(values, reverse=True), abs=0.01)

@@ -232,9 +232,7 @@ def test_differences_are_to_baselines_of_as_many_steps_and_corrected_for_all_map
         there = [one for one in found.maps if len(one.rounds_done) > number]
         for baseline, name in ((found.causal, "over_causal"), (everything, "over_all")):
             alone = {
-                one.name: compare_scores(
-                    cosines(one, steps), cosines(baseline, steps), tried.dev.gold_N, resamples=200
-                )
+                one.name: compare_scores(cosines(one, steps), cosines(baseline, steps), tried.dev.gold_N, resamples=200)
                 for one in there
                 if one is not baseline
             }
