@@ -24,7 +24,7 @@ from bellm.layer_search.layer_text import (
     summarize_turning_point,
 )
 from bellm.metadata import package_versions
-from bellm.report.tables import Table
+from bellm.report.formatting import Table
 from bellm.train import Dataset, Recipe, load_dataset
 
 Method = Literal["degradation", "profile", "search"]
