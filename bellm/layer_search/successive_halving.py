@@ -22,8 +22,7 @@ from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate, compare_results, rank_key
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, RoundResult, TrainedMap
 from bellm.train import Dataset, Recipe, train
-from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config
-from bellm.train.signals import resumable_errors
+from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config, resumable_errors
 
 SEARCH = "search.json"
 """File with the configuration of the search that a folder of runs belongs to."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
-    from bellm.train.dataset import Dataset
-    from bellm.train.dataset_files import load_dataset
+    from bellm.train.dataset import Dataset, load_dataset
     from bellm.train.distributed import Distributed
     from bellm.train.embedded_batch import EmbeddedBatch
     from bellm.train.examples import Example

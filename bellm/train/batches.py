@@ -21,19 +21,15 @@ from bellm.errors import BellmError, BellmWarning
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 
-_Rows = list[int]
-
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """The rows of one step, of all processes together."""
+    """The rows of one step, of all processes together: which rows of which source."""
 
     step: int
     epoch: int
     source: int
-    """Number of the data set they are from."""
     rows: tuple[int, ...]
-    """Their numbers there."""
     examples: tuple[Example, ...]
 
 
@@ -41,7 +37,7 @@ class _Planned(NamedTuple):
     source: int
     turn: int
     """How often the source had been gone through before."""
-    rows: _Rows
+    rows: list[int]
 
 
 class Batches:
@@ -58,18 +54,9 @@ class Batches:
     """
 
     def __init__(self, sources: Sequence[tuple[Dataset, float]], batch_size: int, seed: int = 0) -> None:
-        """Plan the first epoch.
+        """Plan the first epoch of data sets with weights; the batch size is that of all processes together.
 
-        Args:
-            sources: Data sets with their weights.
-            batch_size: Rows of a batch, of all processes together.
-            seed: Of every order.
-
-        Raises:
-            BellmError: There is no source, or a number is out of range.
-
-        Warns:
-            BellmWarning: So many texts come again and again that batches are less than half full.
+        Warns where texts come again so often that batches are less than half full.
         """
         if batch_size < 1 or seed < 0 or not sources or any(not 0 < weight < math.inf for _, weight in sources):
             raise BellmError("Give one source or more, weights above 0, a batch size from 1 and a seed from 0.")
@@ -126,7 +113,7 @@ class Batches:
             first, last = (round(len(batches) * min(1.0, max(0.0, time - turn))) for time in (start, end))
             yield from (_Planned(source, turn, rows) for rows in batches[first:last])
 
-    def _turn(self, source: int, turn: int) -> list[_Rows]:
+    def _turn(self, source: int, turn: int) -> list[list[int]]:
         texts = self._texts[source]
         return pack_batches(self._draw(turn, source).permutation(len(texts)).tolist(), texts, self.batch_size)
 
@@ -137,10 +124,10 @@ class Batches:
         dataset = self.sources[source][0]
         batches = self._turn(source, 0)
         if len(batches) > 2 * math.ceil(len(dataset) / self.batch_size):
-            what = (
-                f"the {len(dataset)} rows of {dataset.name} make {len(batches)} batches of {self.batch_size} or fewer"
+            message = (
+                f"the {len(dataset)} rows of {dataset.name} make {len(batches)} batches of {self.batch_size} or fewer, "
+                "because the same texts stand in many rows and a batch has each text once."
             )
-            message = f"{what}, because the same texts stand in many rows and a batch has each text once."
             warnings.warn(message, BellmWarning, stacklevel=3)
 
 
@@ -158,21 +145,16 @@ def describe_sources(sources: Sequence[tuple[Dataset, float]]) -> list[dict[str,
     ]
 
 
-def pack_batches(order: Iterable[int], texts: Sequence[Sequence[int]], size: int) -> list[_Rows]:
-    """Pack rows into batches in which no text occurs twice.
+def pack_batches(order: Iterable[int], texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Pack rows into batches of at most `size` in which no text occurs twice, given the ids of every row's texts.
 
     A row goes into the first batch that has room and comes after all that hold one of its texts: first fit, in time
     linear in the number of texts, however often one is repeated.
 
     >>> pack_batches([0, 1, 2, 3], [[7, 8], [7, 9], [5], [6]], size=2)
     [[0, 2], [1, 3]]
-
-    Args:
-        order: Row numbers.
-        texts: For every row, the ids of its texts.
-        size: Most rows of a batch.
     """
-    batches: list[_Rows] = []
+    batches: list[list[int]] = []
     free_from: dict[int, int] = {}  # The first batch that may hold a text.
     first = 0  # The first batch with room.
     for row in order:

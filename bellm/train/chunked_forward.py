@@ -6,6 +6,7 @@ Shapes: T texts, R responses (every candidate of every row), J layers, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,8 +23,13 @@ from bellm.prompts import SLOT
 from bellm.train.embedded_batch import split_texts
 from bellm.train.examples import Example
 from bellm.train.gradients import Chunk
-from bellm.train.mntp import mask_tokens, masking_vocabulary, mntp_losses
-from bellm.train.response_log_probs import response_log_probs, tokenize_turns
+from bellm.train.token_prediction import (
+    mask_tokens,
+    masking_vocabulary,
+    mntp_losses,
+    response_log_probs,
+    tokenize_turns,
+)
 
 
 @dataclass(frozen=True)
@@ -47,89 +53,86 @@ class ChunkedForward:
         return sum(map(len, self.tokens.ids))
 
 
-def forward_texts(
-    encoder: Encoder,
-    examples: Sequence[Example],
-    chunk_tokens: int,
-    *,
-    packs: bool = True,
-    all_layers: bool = False,
-) -> ChunkedForward:
-    """Vectors of all anchors, then all positives, then all negatives, (T, D), or (T, J, D) of all layers.
+@dataclass(frozen=True)
+class Chunker:
+    """Splits forward passes of an encoder into chunks."""
 
-    Args:
-        encoder: What embeds.
-        examples: Whose texts.
-        chunk_tokens: Most tokens of one forward pass.
-        packs: Whether texts may run packed, without padding.
-        all_layers: Whether the states of every layer are wanted; they come from padded batches.
-    """
-    tokens = _tokenize_examples(encoder, examples)
-    readout = HiddenStateReadout(encoder.config.pooling, None if all_layers else encoder.config.layer)
-    runner = _runner(encoder, tokens, readout, packs=packs and not all_layers)
-    groups = runner.batches(range(len(tokens)), chunk_tokens)
-    chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
-    return ChunkedForward(tokens, chunks, _row_order(groups, encoder.device), isinstance(runner, PackedRunner))
+    encoder: Encoder
+    chunk_tokens: int
+    """Most tokens of one chunk, padding included."""
+    packs: bool = True
+    """Whether texts may run packed, without padding."""
 
+    def texts(self, examples: Sequence[Example], *, all_layers: bool = False) -> ChunkedForward:
+        """Vectors of all anchors, then all positives, then all negatives, (T, D).
 
-def forward_responses(
-    encoder: Encoder, causal: PreTrainedModel, prompt: str, examples: Sequence[Example], chunk_tokens: int
-) -> ChunkedForward:
-    """Log-probability of each candidate of each row as a response to its anchor, summed over its tokens, (R,).
+        Of all layers they are (T, J, D), and come from padded batches.
+        """
+        tokens, config = _tokenize_examples(self.encoder, examples), self.encoder.config
+        readout = HiddenStateReadout(config.pooling, None if all_layers else config.layer)
+        runner = self._runner(tokens, readout, packs=self.packs and not all_layers)
+        groups = runner.batches(range(len(tokens)), self.chunk_tokens)
+        chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
+        return ChunkedForward(tokens, chunks, self._row_order(groups), isinstance(runner, PackedRunner))
 
-    Args:
-        encoder: Whose tokenizer and `max_tokens` count.
-        causal: Its model with all layers causal.
-        prompt: Template of the prompt, with a slot for the anchor.
-        examples: Rows of one positive and equally many negatives.
-        chunk_tokens: Most tokens of one forward pass, padding included.
-    """
-    turns = [(prompt.replace(SLOT, example.anchor), text) for example in examples for text in example.texts[1:]]
-    prompts, responses = (list(column) for column in zip(*turns, strict=True))
-    tokens = tokenize_turns(encoder.tokenizer, prompts, responses, encoder.config.max_tokens)
-    groups = PaddedRunner(causal, tokens, HiddenStateReadout("last", -1), 0).batches(range(len(tokens)), chunk_tokens)
+    def responses(self, causal: PreTrainedModel, prompt: str, examples: Sequence[Example]) -> ChunkedForward:
+        """Log-probability of each candidate of each row as a response to its anchor, summed over its tokens, (R,).
 
-    def log_probs(group: Sequence[int]) -> Tensor:
-        return response_log_probs(causal, tokens.select(group), max_batch_tokens=chunk_tokens)
+        They are those of the encoder's model with all layers causal. The prompt has a slot for the anchor; rows have
+        one positive and equally many negatives.
+        """
+        prompts = [prompt.replace(SLOT, example.anchor) for example in examples for _ in example.texts[1:]]
+        answers = [text for example in examples for text in example.texts[1:]]
+        tokens = tokenize_turns(self.encoder.tokenizer, prompts, answers, self.encoder.config.max_tokens)
+        runner = PaddedRunner(causal, tokens, HiddenStateReadout("last", -1), 0)
+        groups = runner.batches(range(len(tokens)), self.chunk_tokens)
 
-    return ChunkedForward(tokens, [partial(log_probs, group) for group in groups], _row_order(groups, encoder.device))
+        def log_probs(group: Sequence[int]) -> Tensor:
+            rows = Tokens([tokens.ids[row] for row in group], [tokens.spans[row] for row in group], 0)
+            return response_log_probs(causal, rows, max_batch_tokens=self.chunk_tokens)
 
+        return ChunkedForward(tokens, [partial(log_probs, group) for group in groups], self._row_order(groups))
 
-def forward_masked_tokens(
-    encoder: Encoder,
-    parts: Sequence[Sequence[Example]],
-    rank: int,
-    mask_probability: float,
-    seed: int,
-    chunk_tokens: int,
-    *,
-    packs: bool = True,
-) -> ChunkedForward:
-    """Losses of the masked tokens of all texts in one process's part of a batch, without a prompt, in any order.
+    def masked_tokens(
+        self, parts: Sequence[Sequence[Example]], rank: int, mask_probability: float, seed: int
+    ) -> ChunkedForward:
+        """Losses of the masked tokens of all texts in one process's part of a batch, without a prompt, in any order.
 
-    Args:
-        encoder: Whose model predicts them.
-        parts: The batch, a part for each process.
-        rank: Which part.
-        mask_probability: Share of the tokens that are masked.
-        seed: Of the choice of masked tokens.
-        chunk_tokens: Most tokens of one forward pass.
-        packs: Whether texts may run packed, without padding.
-    """
-    texts = ([text for example in part for text in example.texts] for part in parts)
-    tokens = [tokenize(encoder.tokenizer, part, SLOT, encoder.config.max_tokens) for part in texts]
-    own, start = tokens[rank], sum(map(len, tokens[:rank]))
-    ids, generator = [row for part in tokens for row in part.ids], torch.Generator().manual_seed(seed)
-    vocabulary = masking_vocabulary(encoder.tokenizer)
-    # The whole batch is masked, so that the draws do not depend on the number of processes.
-    all_masked = mask_tokens(ids, vocabulary, mask_probability=mask_probability, generator=generator)
-    masked = all_masked.some(range(start, start + len(own)))
-    rows = Tokens(masked.ids, own.spans, own.num_truncated)
-    runner = _runner(encoder, rows, HiddenStateReadout("last", -1), packs=packs)
-    groups = runner.batches(range(len(own)), chunk_tokens)
-    through = runner if isinstance(runner, PackedRunner) else encoder.model
-    chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]
-    return ChunkedForward(own, chunks, torch.arange(sum(map(len, masked.positions))), isinstance(runner, PackedRunner))
+        Args:
+            parts: The batch, a part for each process.
+            rank: Which part.
+            mask_probability: Share of the tokens that are masked.
+            seed: Of the choice of masked tokens.
+        """
+        tokenizer, max_tokens = self.encoder.tokenizer, self.encoder.config.max_tokens
+        texts = ([text for example in part for text in example.texts] for part in parts)
+        tokens = [tokenize(tokenizer, part, SLOT, max_tokens) for part in texts]
+        own, start = tokens[rank], sum(map(len, tokens[:rank]))
+        # The whole batch is masked, so that the draws do not depend on the number of processes.
+        all_masked = mask_tokens(
+            [row for part in tokens for row in part.ids],
+            masking_vocabulary(tokenizer),
+            mask_probability=mask_probability,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        masked = all_masked.some(range(start, start + len(own)))
+        rows = Tokens(masked.ids, own.spans, own.num_truncated)
+        runner = self._runner(rows, HiddenStateReadout("last", -1), packs=self.packs)
+        through = runner if isinstance(runner, PackedRunner) else self.encoder.model
+        groups = runner.batches(range(len(own)), self.chunk_tokens)
+        chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]
+        order = torch.arange(sum(map(len, masked.positions)))
+        return ChunkedForward(own, chunks, order, isinstance(runner, PackedRunner))
+
+    def _runner(self, tokens: Tokens, readout: HiddenStateReadout, *, packs: bool) -> Runner:
+        packed = check_packing(self.encoder.model).packed_model if packs else None
+        if packed:
+            return PackedRunner(packed, tokens, readout, share_prefix=False)
+        return PaddedRunner(self.encoder.model, tokens, readout, fallback_token_id(self.encoder.tokenizer))
+
+    def _row_order(self, groups: Sequence[Sequence[int]]) -> Tensor:
+        rows = list(chain.from_iterable(groups))
+        return torch.tensor(rows, dtype=torch.long, device=self.encoder.device).argsort()
 
 
 def _tokenize_examples(encoder: Encoder, examples: Sequence[Example]) -> Tokens:
@@ -138,17 +141,5 @@ def _tokenize_examples(encoder: Encoder, examples: Sequence[Example]) -> Tokens:
     anchors, positives, negatives = split_texts(examples)
     queries = encoder.tokenize(anchors, "text" if exchangeable else "query")
     documents = encoder.tokenize([*positives, *negatives], "text" if exchangeable else "document")
-    return Tokens(
-        queries.ids + documents.ids, queries.spans + documents.spans, queries.num_truncated + documents.num_truncated
-    )
-
-
-def _runner(encoder: Encoder, tokens: Tokens, readout: HiddenStateReadout, *, packs: bool) -> Runner:
-    packed = check_packing(encoder.model).packed_model if packs else None
-    if packed:
-        return PackedRunner(packed, tokens, readout, share_prefix=False)
-    return PaddedRunner(encoder.model, tokens, readout, fallback_token_id(encoder.tokenizer))
-
-
-def _row_order(groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    return torch.tensor([row for group in groups for row in group], dtype=torch.long, device=device).argsort()
+    num_truncated = queries.num_truncated + documents.num_truncated
+    return Tokens(queries.ids + documents.ids, queries.spans + documents.spans, num_truncated)

@@ -1,25 +1,36 @@
-"""Examples by their number, small in memory.
+"""Data sets of training examples, read from files and from the Hugging Face Hub as they come, small in memory.
+
+No row is dropped in silence: one that cannot be used comes as a `Rejection` with its place and the reason.
 
 Shapes: R rows, T texts of all rows.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import mmap
+import os
 import tempfile
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellm.errors import SourceError
-from bellm.train.examples import Example, text_key
+from bellm.io.formats import FORMATS, Row
+from bellm.io.rows import RowFile, file_suffix
+from bellm.train.examples import Columns, Example, Parts, mark_symmetric, match_columns, parse_example, text_key
+from bellm.types import Path as PathLike
 
 _HEAD = 100  # Rows after which a source without a good one is given up.
 _KEPT = 100  # Rejections that are kept; the others are counted.
+_TABLES = [suffix for suffix in FORMATS if suffix != ".txt"]  # One line of text is no example.
+_MIXED = "no score where the rows before have one, or the other way round. Put rated rows in a file of their own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +54,7 @@ class Dataset:
     """
 
     def __init__(self, name: str, rows: Iterable[Example | Rejection]) -> None:
-        """Take rows in.
-
-        Raises:
-            SourceError: There are no rows; or the first hundred, or all, are rejections.
-        """
+        """Take rows in; a SourceError says that there are none, or that the first hundred, or all, are rejections."""
         self.name = name
         self.rejections: list[Rejection] = []
         """The first hundred rows that were left out."""
@@ -68,20 +75,23 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._ends_R)
 
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, row: int) -> Example:
-        end = self._ends_R[row]  # An IndexError here also ends a loop over the rows.
+        end = self._ends_R[row]
         start = self._ends_R[row - 1] if row % len(self) else 0
         anchor, positives, negatives, score, symmetric = json.loads(self._bytes[start:end])
         return Example(anchor, tuple(positives), tuple(negatives), score, symmetric)
 
     @property
     def rated(self) -> bool:
-        """Whether rows have scores; of what `read` gives, all have or none."""
+        """Whether rows have scores; of what `read_examples` gives, all have or none."""
         return self[0].score is not None
 
     @property
     def keys_T(self) -> NDArray[np.int64]:
-        """The `key` of every text, row after row."""
+        """The `text_key` of every text, row after row."""
         return np.array(self._keys_T, dtype=np.int64)
 
     @property
@@ -108,3 +118,83 @@ class Dataset:
             raise SourceError(f"{self.name} holds no rows.")
         first = self.rejections[0]
         raise SourceError(f"No row of {self.name} can be read. {first.place}: {first.reason}")
+
+
+def load_dataset(source: PathLike, columns: Columns | None = None) -> Dataset:
+    """Read a whole source; see `read_examples`.
+
+    Raises:
+        SourceError: It cannot be read, or none of its rows.
+    """
+    name = os.fspath(source)
+    # A run goes on where its file has the same content, wherever it is now.
+    return Dataset(os.path.basename(name) if _is_file(name) else name, read_examples(name, columns))
+
+
+def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[Example | Rejection]:
+    """Read a source row by row, in memory that does not depend on its length.
+
+    It is a file that ends in .jsonl, .csv, .tsv or .parquet, or in one of these and .gz. Else it is a folder of such
+    files, or a data set of the Hub, through `datasets`, with its configuration and its split unless that is train:
+    `user/pairs?config=english&split=dev`. Columns go by their names unless they are given; see `bellm.train.examples`.
+
+    All rows have scores or none has: no loss takes both, so the first good row decides.
+    """
+    name = os.fspath(source)
+
+    @functools.lru_cache(1024)  # The rows of most files have the same columns.
+    def match(*names: str) -> Parts:
+        return match_columns(names, columns)
+
+    def select(names: Sequence[str]) -> list[str]:
+        return list(itertools.chain(*match(*names).values()))
+
+    if not _is_file(name):
+        rows = _dataset_rows(name)
+    elif file_suffix(name) in _TABLES:
+        rows = RowFile(name).rows(select, skip_blank=True)
+    else:
+        raise SourceError(f"{name}: its suffix is none of {', '.join(_TABLES)}, nor one of these and .gz.")
+    rated: bool | None = None
+    for row in rows:
+        try:
+            example = _parse_row(row, match)
+            rated = example.score is not None if rated is None else rated
+            if (example.score is not None) != rated:
+                raise SourceError(_MIXED)
+            yield example
+        except SourceError as error:
+            yield Rejection(f"{name}, {row.place}", str(error))
+
+
+def _is_file(name: str) -> bool:
+    return os.path.isfile(name) or (file_suffix(name) in _TABLES and not os.path.isdir(name))
+
+
+def _dataset_rows(name: str) -> Iterator[Row]:
+    path, _, query = name.partition("?")
+    options = dict(parse_qsl(query))
+    if unknown := options.keys() - {"config", "split"}:
+        raise SourceError(f"{name}: {', '.join(sorted(unknown))} is no setting of a data set. Settings: config, split.")
+    if not os.path.isdir(path) and (path.count("/") > 1 or path.startswith((".", "/"))):
+        raise SourceError(f"{name}: there is no such file or folder.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(f"{name}: folders and data sets of the Hub need datasets: pip install datasets.") from error
+    try:
+        rows = datasets.load_dataset(path, options.get("config"), split=options.get("split", "train"), streaming=True)
+        for number, cells in enumerate(rows, 1):
+            yield Row(f"row {number}", cells)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise SourceError(f"{name}: datasets cannot read it: {str(error).splitlines()[0]}") from error
+
+
+def _parse_row(row: Row, match: Callable[..., Parts]) -> Example:
+    if row.problem:
+        raise SourceError(row.problem)
+    if isinstance(row.cells, list):
+        return mark_symmetric(row.cells)
+    if not isinstance(row.cells, dict):
+        raise SourceError(f"{repr(row.cells)[:60]} is neither an object nor a list of texts.")
+    return parse_example(row.cells, match(*row.cells))

@@ -1,20 +1,27 @@
-"""Collectives for data-parallel training: each process embeds its part of a batch, all compute the loss of the whole.
+"""Several processes that train together: collectives for data parallelism, and weights sharded over processes (FSDP).
 
-Vectors are gathered with a gradient for a process's own only, so the sum of all processes' gradients is that of one
-process on the whole batch.
+Each process embeds its part of a batch, all compute the loss of the whole. Vectors are gathered with a gradient for a
+process's own only, so the sum of all processes' gradients is that of one process on the whole batch.
 
 Shapes: T texts of a process, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
+from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
+from bellm.train.gradients import Chunk
 
 Result = TypeVar("Result")
 
@@ -34,13 +41,11 @@ class Distributed:
         return self.rank == 0
 
     def all_gather(self, own_TD: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Rows of every process, in the order of ranks; only those of this one carry a gradient.
+        """Rows of every process, in the order of ranks, of which each has so many; only this one's carry a gradient.
 
-        Args:
-            own_TD: The rows of this process.
-            sizes: How many each process has.
+        One size alone is that of rows which every process has whole.
         """
-        if self.world_size == 1:
+        if len(sizes) == 1:
             return [own_TD]
         assert len(own_TD) == sizes[self.rank]
         padded_TD = own_TD.new_zeros(max(sizes), *own_TD.shape[1:])
@@ -58,36 +63,27 @@ class Distributed:
         counts = torch.tensor([int(parameter.grad is not None) for parameter in parameters], device=self.device)
         distributed.all_reduce(counts)
         for parameter, count in zip(parameters, counts.tolist(), strict=True):
-            if not count:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
+            if count:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                distributed.all_reduce(parameter.grad)
 
     def sum(self, own: int) -> int:
         """The sum of an integer over all processes."""
-        return sum(self._all(own))
+        return int(self._all(own).sum())
 
     def max(self, own: int) -> int:
         """The largest of an integer over all processes."""
-        return max(self._all(own))
+        return int(self._all(own).max())
 
     def any(self, own: object) -> bool:
         """Whether something is true in one process or more."""
-        return self.sum(int(bool(own))) > 0
+        return self.max(int(bool(own))) > 0
 
-    def _all(self, own: int) -> list[int]:
-        numbers: list[int] = torch.cat(
-            self.all_gather(torch.tensor([own], device=self.device), [1] * self.world_size)
-        ).tolist()
-        return numbers
+    def _all(self, own: int) -> Tensor:
+        return torch.cat(self.all_gather(torch.tensor([own], device=self.device), [1] * self.world_size))
 
     def broadcast(self, call: Callable[[], Result]) -> Result:
-        """Call a function in the main process alone and return its result in all of them.
-
-        Raises:
-            BellmError: The call raised one.
-        """
+        """Call a function in the main process alone; its result, or its `BellmError`, comes in all of them."""
         if self.world_size == 1:
             return call()
         outcome: list[Any] = [None, None]
@@ -104,11 +100,7 @@ class Distributed:
 
     @contextmanager
     def report_lost_process(self) -> Iterator[None]:
-        """Turn the broken connection to a process that ended too early into one sentence.
-
-        Raises:
-            BellmError: One did.
-        """
+        """Turn the broken connection to a process that ended too early into one sentence."""
         try:
             yield
         except RuntimeError as error:
@@ -119,3 +111,57 @@ class Distributed:
                 f"Process {self.rank} of {self.world_size} ends because another one did: see what that one says. The "
                 "same command goes on from the last checkpoint."
             ) from error
+
+
+class FSDPRoot(nn.Module):
+    """Fully sharded data parallel (arXiv 2304.11277), for a model that one device does not hold.
+
+    Each process keeps a shard of every weight, its gradient and its optimizer state. This root module runs chunks: a
+    layer is gathered while it computes, weights outside of layers for each chunk.
+    """
+
+    def __init__(self, model: PreTrainedModel, processes: Distributed) -> None:
+        """Shard the model in place, each process on its device."""
+        super().__init__()
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise BellmError(f"sharded=True needs a newer torch than {torch.__version__}: pip install -U torch.")
+        self.model = model
+        self._processes = processes
+        mesh = init_device_mesh(processes.device.type, (processes.world_size,))
+        for module in (*(layer.module for layer in get_layers(model)), self):
+            unit = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            unit.set_gradient_divide_factor(1.0)  # The batch's gradient is their sum; the default is the mean.
+            unit.set_force_sum_reduction_for_comms(True)
+
+    def forward(self, chunk: Chunk) -> Tensor:
+        """Run a chunk, with the root's weights gathered."""
+        return chunk()
+
+    def chunks(self, own: Sequence[Chunk]) -> list[Chunk]:
+        """This process's chunks, the last of them repeated until all processes have equally many.
+
+        Gathering a layer is a collective: all processes have to run it equally often.
+        """
+        missing = self._processes.max(len(own)) - len(own)
+        return [partial(self, chunk) for chunk in (*own, *[own[-1]] * missing)]
+
+
+def gather_parameters(tensors: Mapping[str, Tensor], processes: Distributed) -> dict[str, Tensor]:
+    """Sharded tensors gathered into main memory, any others unchanged; for the main process, empty in the others.
+
+    Every process makes this call.
+    """
+    gathered: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        if processes.is_main:
+            gathered[name] = whole
+    return gathered
+
+
+def local_shard(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a whole tensor, placed and sharded as `like`."""
+    whole = whole.to(like.device)
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

@@ -41,7 +41,6 @@ class EmbeddedBatch:
     scores_B: Tensor | None = None
     """Similarity score of each anchor and its positive; None for examples without ratings."""
     examples: Sequence[Example] = ()
-    """The texts themselves, in the same order."""
     responses: ResponseLogProbs | None = None
     """Where the objective needs them."""
 
@@ -70,10 +69,8 @@ def make_embedded_batch(
 ) -> EmbeddedBatch:
     """Split the vectors of each process into those of anchors, positives and negatives, and concatenate over processes.
 
-    Args:
-        parts: For each process its vectors (T, D) of all anchors, then all positives, then all negatives, and its
-            examples.
-        responses: Log-probabilities for the whole batch.
+    `parts` has for each process its vectors (T, D) of all anchors, then all positives, then all negatives, and its
+    examples.
     """
     columns = [torch.split(vectors_TD, list(map(len, split_texts(own)))) for vectors_TD, own in parts]
     anchors_BD, positives_PD, negatives_ND = (torch.cat(column) for column in zip(*columns, strict=True))
@@ -86,11 +83,7 @@ def make_embedded_batch(
 
 
 def check_response_rows(examples: Sequence[Example]) -> None:
-    """Check that rows have one positive and equally many negatives, at least one.
-
-    Raises:
-        BellmError: They have not.
-    """
+    """Check that rows have one positive and equally many negatives, at least one."""
     counts = {(len(example.positives), len(example.negatives)) for example in examples}
     if counts != {(1, len(examples[0].negatives) or -1)}:
         raise BellmError(

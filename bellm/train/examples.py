@@ -82,17 +82,10 @@ def text_key(text: str) -> int:
 
 
 def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts:
-    """Match a table's columns to the parts of an example.
+    """Match a table's columns to the parts of an example, by their names unless `columns` says which to read.
 
     >>> match_columns(["sent0", "sent1", "hard_neg", "source"])
     {'anchor': ('sent0',), 'positive': ('sent1',), 'negative': ('hard_neg',)}
-
-    Args:
-        names: The table's columns.
-        columns: Which to read; None recognizes them by name.
-
-    Raises:
-        SourceError: A part is missing, or could be more than one column.
     """
     parts = _by_name(names) if columns is None else _as_told(names, columns)
     if "texts" in parts and len(parts) > 1:
@@ -109,9 +102,6 @@ def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
 
     >>> parse_example({"query": "sum", "pos": ["total"], "neg": None}, match_columns(["query", "pos", "neg"]))
     Example(anchor='sum', positives=('total',), negatives=(), score=None, symmetric=False)
-
-    Raises:
-        SourceError: A cell is not what its part needs.
     """
     if "texts" in parts:
         return mark_symmetric(_texts(cells, parts["texts"]))
@@ -130,11 +120,7 @@ def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
 
 
 def mark_symmetric(texts: Sequence[str]) -> Example:
-    """Make a symmetric example of texts that say the same; a text that occurs twice counts once.
-
-    Raises:
-        SourceError: Fewer than two different texts, or a value that is no text.
-    """
+    """Make a symmetric example of texts that say the same; a text that occurs twice counts once."""
     different: dict[int, str] = {}
     for text in map(_text, texts):
         different.setdefault(text_key(text), text)

@@ -7,8 +7,7 @@ gradient of the whole batch, however it is chunked; memory is that of one chunk.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -64,7 +63,8 @@ def accumulate_gradients(
 
     indices = range(len(chunks))
     trim = _trim_memory if cached else lambda: None
-    with _restored_rng(), parallel_map(num_concurrent) as run_all:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices), parallel_map(num_concurrent) as run_all:
         outputs = list(run_all(partial(run, graph=not cached), indices))
         # Detached leaves cut the graph between the chunks and the loss, whose gradient then waits in `leaf.grad`.
         leaves = [output.detach().requires_grad_() for output in outputs]
@@ -77,26 +77,13 @@ def accumulate_gradients(
         else:
             # Results come in the order of the chunks, so that sums do not depend on which thread is first.
             for gradients in run_all(parameter_gradients, indices):
-                _add_gradients(gradients, parameters)
+                for gradient, parameter in zip(gradients, parameters, strict=True):
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return value.detach()
 
 
 def _trim_memory() -> None:
-    """Return what the C library keeps of freed memory to the system.
-
-    Chunks differ in size: the fragments that one leaves do not fit the next, and would add up.
-    """
+    """Return freed memory to the system: chunks differ in size, and what one leaves would not fit the next."""
     if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # Not in musl.
         malloc_trim(0)
-
-
-def _add_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
-    for gradient, parameter in zip(gradients, parameters, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-
-
-@contextmanager
-def _restored_rng() -> Iterator[None]:
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        yield

@@ -15,21 +15,16 @@ import torch
 from bellm.backbone import adapters
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, NoOpWarning, SourceError
-from bellm.train import checkpoint
+from bellm.train import run_dir, trainable
 from bellm.train.batches import Batches
 from bellm.train.dataset import Dataset
-from bellm.train.distributed import Distributed, Result
+from bellm.train.distributed import Distributed, Result, gather_parameters
 from bellm.train.examples import Example
-from bellm.train.fsdp import gather_parameters
 from bellm.train.metrics import MetricsLog, training_card
 from bellm.train.mining import read_mined_negatives, write_mined_negatives
-from bellm.train.mntp import gradual_layers
 from bellm.train.recipe import Recipe
-from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, check_config, lock_run_dir
-from bellm.train.schedule import TrainPhase, lr_factor, num_steps, phase_at, step_seed
-from bellm.train.signals import Interrupted, graceful_stop, resumable_errors
+from bellm.train.token_prediction import gradual_layers
 from bellm.train.train_step import StepResult, TrainStep
-from bellm.train.trainable import export_encoder, load_trainable, rebuild_encoder
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every step with its number, the total number of steps, and its record."""
@@ -55,7 +50,7 @@ def train(
     call, on a folder that all of them can read; the main one alone writes, scores and calls `progress`.
 
     Args:
-        recipe: Settings of the run.
+        recipe: Settings of the run, and the model: a source, or an encoder, which stays as it is.
         sources: Data sets with their weights; see `Batches`.
         output: The run directory: the encoder in `model/`, `metrics.jsonl`, the checkpoint.
         checkpoint_every: Steps between two checkpoints.
@@ -75,30 +70,29 @@ def train(
     """
     distributed = Distributed()
     recipe = replace(recipe, sharded=recipe.sharded and distributed.world_size > 1)
+    if until is not None and recipe.sharded:
+        raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
+    described = recipe.described()
     batches = Batches(sources, recipe.batch_size, recipe.seed)
-    with resumable_errors(output), distributed.report_lost_process(), ExitStack() as held:
+    with run_dir.resumable_errors(output), distributed.report_lost_process(), ExitStack() as held:
+
+        def lock_and_mine() -> None:
+            held.enter_context(run_dir.lock_run_dir(output))
+            if recipe.mine is not None:
+                run_dir.check_config(output, described, begin=False)
+                if (done := write_mined_negatives(recipe, sources, output)) and notify:
+                    notify(done)
+
+        distributed.broadcast(lock_and_mine)
         if recipe.mine is not None:
-
-            def mine() -> None:
-                held.enter_context(lock_run_dir(output))
-                check_config(output, recipe.described(), begin=False)
-                write_mined_negatives(recipe, sources, output, notify or (lambda _: None))
-
-            distributed.broadcast(mine)
             batches = Batches(read_mined_negatives(sources, output), recipe.batch_size, recipe.seed)
-        total = num_steps(batches.per_epoch, recipe)
+        total = recipe.num_steps(batches.per_epoch)
         stop = total if until is None else min(until, total)
-        if stop < total and recipe.sharded:
-            raise BellmError(
-                f"until={until} does not go with sharded=True: no process has the whole encoder at a pause."
-            )
-        config = {**recipe.described(), "data": batches.described(), "steps": total}
+        config = {**described, "data": batches.described(), "steps": total}
 
         def begin() -> bool:
-            if recipe.mine is None:
-                held.enter_context(lock_run_dir(output))
-            check_config(output, config)
-            return (output / MODEL).exists()
+            run_dir.check_config(output, config)
+            return (output / run_dir.MODEL).exists()
 
         if not distributed.broadcast(begin):
             run = _Run(recipe, batches, output, total, distributed)
@@ -109,9 +103,11 @@ def train(
         elif stop < total:
             raise _past_pause(output, total, stop)
         options = {name: recipe.encoder_options[name] for name in _RUNTIME_OPTIONS & set(recipe.encoder_options)}
+        if isinstance(recipe.model, Encoder):
+            options["device"] = str(recipe.model.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoOpWarning)  # It was given at the start.
-            return Encoder.from_pretrained(output / MODEL, **options)
+            return Encoder.from_pretrained(output / run_dir.MODEL, **options)
 
 
 class _Run:
@@ -120,7 +116,7 @@ class _Run:
     def __init__(self, recipe: Recipe, batches: Batches, output: Path, total: int, distributed: Distributed) -> None:
         self.recipe, self.batches, self.output, self.total = recipe, batches, output, total
         self.distributed = distributed
-        self.encoder, autocast = load_trainable(recipe)
+        self.encoder, autocast = trainable.load_trainable(recipe)
         self.train_step = TrainStep(
             self.encoder,
             recipe.objective,
@@ -130,64 +126,58 @@ class _Run:
             sharded=recipe.sharded,
         )
         self.parameters = self.train_step.parameters
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        self.state: dict[str, Any] = {
-            "step": 0,
-            "best": None,
-            "best_interval": [None, None],
-            "best_step": 0,
-            "num_truncated": 0,
-        }
-        if distributed.broadcast((output / CHECKPOINT).exists):
-            self.state = checkpoint.load_checkpoint(output / CHECKPOINT, self.parameters, self.optimizer)
-        self.metrics = distributed.broadcast(partial(MetricsLog, output / METRICS, self.state["step"]))
+        weights = self.parameters.values()
+        self.optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.state: dict[str, Any] = {"step": 0, "best": None, "best_interval": [None, None], "best_step": 0}
+        self.state["num_truncated"] = 0
+        if distributed.broadcast((output / run_dir.CHECKPOINT).exists):
+            self.state = trainable.load_checkpoint(output / run_dir.CHECKPOINT, self.parameters, self.optimizer)
+        self.metrics = distributed.broadcast(partial(MetricsLog, output / run_dir.METRICS, self.state["step"]))
 
     def go(self, stop: int, checkpoint_every: int, progress: Progress | None) -> None:
         """Take the remaining steps up to `stop`."""
         if self.state["step"] > stop:
             raise _past_pause(self.output, self.state["step"], stop)
-        with graceful_stop() as signals:
+        with run_dir.graceful_stop() as signals:
             while self.state["step"] < stop and not self._out_of_patience():
                 record = self._step(self.state["step"])
                 record["dev"] = self._score()
                 self.state = self.distributed.broadcast(partial(self._note, record, progress))
                 step, stops = self.state["step"], self.distributed.any(signals)
                 if step % checkpoint_every == 0 or step == stop or stops:
-                    checkpoint.save_checkpoint(
-                        self.output / CHECKPOINT, self.parameters, self.optimizer, self.state, self.distributed
-                    )
+                    self._save_state(run_dir.CHECKPOINT, self.optimizer)
                 if stops:
-                    raise Interrupted(
+                    raise run_dir.Interrupted(
                         f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
                     )
 
     def current_encoder(self) -> Encoder:
         """The encoder with the weights so far, its adapters merged as when a saved one is loaded."""
-        encoder = export_encoder(self.encoder, self.recipe)
+        encoder = trainable.export_encoder(self.encoder, self.recipe)
         encoder.model = adapters.merge_adapters(encoder.model)
         return encoder
 
     def finish(self, config: Mapping[str, Any]) -> None:
         """Save the encoder with the best weights."""
-        if self.distributed.broadcast((self.output / BEST).exists):
-            best = checkpoint.load_checkpoint(self.output / BEST, self.parameters, None)
+        if self.distributed.broadcast((self.output / run_dir.BEST).exists):
+            best = trainable.load_checkpoint(self.output / run_dir.BEST, self.parameters, None)
             self.state |= {name: best[name] for name in ("best", "best_interval", "best_step")}
         self._with_encoder(partial(self._save, config))
 
     def _save(self, config: Mapping[str, Any], encoder: Encoder) -> None:
         notes = training_card(config, self.state, self.metrics.records())
-        export_encoder(encoder, self.recipe).save_pretrained(self.output / MODEL, notes=notes)
+        trainable.export_encoder(encoder, self.recipe).save_pretrained(self.output / run_dir.MODEL, notes=notes)
+
+    def _save_state(self, name: str, optimizer: torch.optim.Optimizer | None) -> None:
+        trainable.save_checkpoint(self.output / name, self.parameters, optimizer, self.state, self.distributed)
 
     def _step(self, step: int) -> dict[str, Any]:
         started = time.monotonic()
-        phase = phase_at(step, self.total, self.recipe)
-        rate = phase.learning_rate * lr_factor(phase.step, phase.steps, self.recipe)
+        rate = self.recipe.learning_rate_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        result = self._learn(phase, self.batches[step].examples, step_seed(self.recipe.seed, step))
+        result = self._learn(step, self.batches[step].examples)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
         if not math.isfinite(norm):
             raise BellmError(
@@ -207,13 +197,15 @@ class _Run:
             "seconds": round(seconds, 3),
         }
 
-    def _learn(self, phase: TrainPhase, examples: Sequence[Example], seed: int) -> StepResult:
-        mntp = self.recipe.mntp
-        if mntp is None or not phase.is_mntp:
+    def _learn(self, step: int, examples: Sequence[Example]) -> StepResult:
+        # Chunks add their index to the seed, so steps are 65 536 apart.
+        seed = (self.recipe.seed * 1_000_003 + step) * 65_536 % 2**63
+        mntp = self.recipe.mntp_at(step)
+        if mntp is None:
             return self.train_step.learn(examples, seed)
         layers = self.encoder.config.bidirectional
         if mntp.gradual:
-            layers = gradual_layers(phase.step, phase.steps, layers)
+            layers = gradual_layers(step, mntp.steps, layers)
         return self.train_step.adapt(examples, seed, mask_probability=mntp.mask_probability, layers=layers)
 
     def _note(self, record: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
@@ -231,7 +223,7 @@ class _Run:
         score, interval = self._with_encoder(partial(_scored, self.recipe.dev))
         if self.state["best"] is None or score > self.state["best"]:
             self.state |= {"best": score, "best_interval": interval, "best_step": step}
-            checkpoint.save_checkpoint(self.output / BEST, self.parameters, None, self.state, self.distributed)
+            self._save_state(run_dir.BEST, None)
         return score
 
     def _with_encoder(self, call: Callable[[Encoder], Result]) -> Result:
@@ -239,7 +231,7 @@ class _Run:
         if not self.recipe.sharded:
             return self.distributed.broadcast(partial(call, self.encoder))
         learned = gather_parameters(self.parameters, self.distributed)
-        return self.distributed.broadcast(lambda: call(rebuild_encoder(self.recipe, learned)))
+        return self.distributed.broadcast(lambda: call(trainable.rebuild_encoder(self.recipe, learned)))
 
     def _out_of_patience(self) -> bool:
         patience, since = self.recipe.patience, self.state["step"] - self.state["best_step"]

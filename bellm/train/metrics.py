@@ -18,11 +18,7 @@ class MetricsLog:
         atomic.write_bytes(path, b"".join(lines))
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Write a step's line.
-
-        Raises:
-            SourceError: The disk refuses.
-        """
+        """Write a step's line."""
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -38,14 +34,10 @@ class MetricsLog:
 
 
 class TensorBoardLog:
-    """Writes a run's metrics for TensorBoard; a `Progress` of `train`."""
+    """Writes a run's metrics for TensorBoard, beside those of earlier starts; a `Progress` of `train`."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin a log, beside those of earlier starts.
-
-        Raises:
-            SourceError: TensorBoard is not installed.
-        """
+        """Begin a log; a SourceError says that TensorBoard is not installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -67,19 +59,20 @@ class TensorBoardLog:
 
 def training_card(described: Mapping[str, Any], state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of the run's config, its losses and its dev scores, for the model card."""
-    settings = "\n".join(f"| {name} | `{value}` |" for name, value in described.items() if value not in (None, {}, []))
+    settings = [f"| {name} | `{value}` |" for name, value in described.items() if value not in (None, {}, [])]
     # Steps that were scored; without any the first and the last.
     shown = [record for record in records if record["dev"] is not None] or [*records[:1], *records[-1:]]
-    scores = ("" if record["dev"] is None else f"{record['dev']:.4f}" for record in shown)
-    rows = (f"| {each['step']} | {each['loss']:.4f} | {score} |" for each, score in zip(shown, scores, strict=True))
-    lines = ["## Training", "", "| | |", "|---|---|", settings, ""]
+    rows = [
+        f"| {each['step']} | {each['loss']:.4f} | {'' if each['dev'] is None else format(each['dev'], '.4f')} |"
+        for each in shown
+    ]
+    lines = ["## Training", "", "| | |", "|---|---|", *settings, ""]
     lines += ["| step | loss | dev |", "|---|---|---|", *rows, ""]
     if state["best"] is not None:
         low, high = state["best_interval"]
         interval = "" if low is None else f" (95 % interval {low:.4f} to {high:.4f})"
-        lines.append(
-            f"Best dev score: {state['best']:.4f}{interval} at step {state['best_step']}; its weights are kept."
-        )
+        best = f"{state['best']:.4f}{interval} at step {state['best_step']}"
+        lines.append(f"Best dev score: {best}; its weights are kept.")
     if state["num_truncated"]:
         lines.append(f"{state['num_truncated']} texts were cut.")
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ Shapes: B anchors of a block, N candidate texts, K of them taken, D width.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.io import atomic
 from bellm.tensors.similarity import normalize_rows
@@ -22,6 +21,7 @@ from bellm.train.dataset import Dataset
 from bellm.train.examples import Example, text_key
 from bellm.train.recipe import Recipe
 from bellm.train.run_dir import CHECKPOINT, MINED, MODEL, refuse_other_config
+from bellm.train.trainable import load_untrained
 from bellm.types import Vectors
 
 Encode = Callable[[Sequence[str]], Vectors]
@@ -85,12 +85,18 @@ def mine_hard_negatives(
         BellmError: There are no examples, some have ratings, a number is out of range, or vectors are not finite.
     """
     rows = list(examples)
-    _check(rows, num_negatives, range_min, margin, absolute_margin)
+    if not rows or any(row.score is not None for row in rows):
+        raise BellmError("Negatives are mined for examples with positives and without scores; give one or more.")
+    if num_negatives < 1 or min(range_min, margin, absolute_margin) < 0:
+        raise BellmError(
+            f"num_negatives={num_negatives} must be 1 or more; range_min and the margins must not be below 0."
+        )
     pool = _Pool(rows, passages)
     spaces = [_Space(pool, encode, encode_anchors)] + ([_Space(pool, guide)] if guide else [])
     mined: list[list[int]] = []
     num_guarded = 0
-    for block in _blocks(rows, len(pool.texts)):
+    size = max(1, _SCORES // len(pool.texts))
+    for block in (rows[start : start + size] for start in range(0, len(rows), size)):
         cosines = [space.cosines(block) for space in spaces]
         free_BN = pool.unpaired(block)
         for free_N, skipped_K in zip(free_BN, _nearest(cosines[0], free_BN, range_min), strict=True):
@@ -108,38 +114,26 @@ def mine_hard_negatives(
     return MiningResult(with_negatives, sum(counts), num_guarded, sum(count < num_negatives for count in counts))
 
 
-def write_mined_negatives(
-    recipe: Recipe, sources: Sequence[tuple[Dataset, float]], run_dir: Path, notify: Callable[[str], None]
-) -> None:
+def write_mined_negatives(recipe: Recipe, sources: Sequence[tuple[Dataset, float]], run_dir: Path) -> str:
     """Mine `recipe.mine` hard negatives per anchor with the untrained encoder, and keep them in the run directory.
 
-    Each source is mined among its own positives; rated sources are left as they are. Where the folder holds the
-    negatives of this config, nothing is done.
-
-    Args:
-        recipe: Of the run.
-        sources: Data sets with their weights.
-        run_dir: A folder that `lock_run_dir` locked.
-        notify: Called with one sentence once negatives were mined.
-
-    Raises:
-        SourceError: The folder's checkpoint is of other data.
-        BellmError: All sources are rated.
+    Each source is mined among its own positives; rated sources are left as they are. Returns what was done in a
+    sentence, or an empty one: where the folder, which is locked, holds the negatives of this config, nothing is done.
     """
     path = run_dir / MINED
-    config = {name: recipe.described()[name] for name in ("model", "encoder_options", "mine")}
+    described = recipe.described()
+    config = {name: described[name] for name in ("model", "encoder_options", "mine")}
     config = json.loads(json.dumps({**config, "data": describe_sources(sources)}))
     known = _read_lines(path)[0] if path.exists() else {}
     if known == config:
-        return
+        return ""
     if (run_dir / CHECKPOINT).exists() or (run_dir / MODEL).exists():
         refuse_other_config(run_dir, "run", known, config)
-    encoder = Encoder.from_pretrained(recipe.model, **recipe.encoder_options)
+    encoder = load_untrained(recipe)
     lines: list[Any] = [config]
     counts = np.zeros(4, dtype=int)
-    minable = [dataset for dataset, _ in sources if not dataset.rated] or [sources[0][0]]
-    for dataset in minable:
-        rows = [dataset[index] for index in range(len(dataset))]
+    for dataset in [dataset for dataset, _ in sources if not dataset.rated] or [sources[0][0]]:
+        rows = list(dataset)
         exchangeable = all(row.symmetric for row in rows)
         result = mine_hard_negatives(
             rows,
@@ -150,7 +144,7 @@ def write_mined_negatives(
         lines += [mined.negatives[len(row.negatives) :] for row, mined in zip(rows, result.examples, strict=True)]
         counts += [result.num_found, len(rows), result.num_guarded, result.num_short]
     atomic.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    notify(
+    return (
         "mined {} hard negatives for {} rows with the untrained encoder; {} near texts left out as likely answers, "
         "{} rows got fewer than asked for.".format(*counts)
     )
@@ -163,8 +157,7 @@ def read_mined_negatives(sources: Sequence[tuple[Dataset, float]], run_dir: Path
     for dataset, weight in sources:
         source = dataset
         if not dataset.rated:
-            examples = map(dataset.__getitem__, range(len(dataset)))
-            rows = (replace(row, negatives=(*row.negatives, *next(lines))) for row in examples)
+            rows = (replace(row, negatives=(*row.negatives, *next(lines))) for row in dataset)
             source = Dataset(dataset.name, rows)
             source.rejections, source.num_rejected = dataset.rejections, dataset.num_rejected
         mined.append((source, weight))
@@ -179,9 +172,8 @@ class _Pool:
     """The candidate texts, each once, and which of them are paired with an anchor."""
 
     def __init__(self, rows: Sequence[Example], passages: Iterable[str]) -> None:
-        texts = {text_key(text): text for row in rows for text in row.positives} | {
-            text_key(text): text for text in passages
-        }
+        positives = [text for row in rows for text in row.positives]
+        texts = {text_key(text): text for text in (*positives, *passages)}
         self.texts = list(texts.values())
         self.index = {key: index for index, key in enumerate(texts)}
         self.anchors = list({text_key(row.anchor): row.anchor for row in rows}.values())
@@ -224,20 +216,6 @@ def _unit_vectors(encode: Encode, texts: list[str]) -> Vectors:
     if len(vectors_TD) != len(texts) or not np.isfinite(vectors_TD).all():
         raise BellmError("The vectors to mine with are not one a text, or not finite.")
     return normalize_rows(vectors_TD)
-
-
-def _check(rows: Sequence[Example], num_negatives: int, range_min: int, margin: float, absolute_margin: float) -> None:
-    if not rows or any(row.score is not None for row in rows):
-        raise BellmError("Negatives are mined for examples with positives and without scores; give one or more.")
-    if num_negatives < 1 or min(range_min, margin, absolute_margin) < 0:
-        raise BellmError(
-            f"num_negatives={num_negatives} must be 1 or more; range_min and the margins must not be below 0."
-        )
-
-
-def _blocks(rows: Sequence[Example], num_texts: int) -> Iterator[Sequence[Example]]:
-    step = max(1, _SCORES // num_texts)
-    return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 def _nearest(scores_BN: Vectors, free_BN: Mask, num_negatives: int) -> list[list[int]]:

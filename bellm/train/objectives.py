@@ -3,6 +3,16 @@
 Any function of an `EmbeddedBatch` to a scalar will do. One that needs more than pooled vectors says so in an attribute
 `needs`. Those here are frozen dataclasses, so that a run's config shows their settings.
 
+| Objective       | Inputs                                                | Labels        | Prefer it                 |
+|-----------------|-------------------------------------------------------|---------------|---------------------------|
+| `InfoNCE`       | (anchor, positives) or (anchor, positives, negatives) | none          | for pairs and triplets    |
+| `CoSENT`        | (anchor, positive)                                    | score         | for rated pairs (STS)     |
+| `AutoObjective` | those of `InfoNCE` or of `CoSENT`                     | theirs        | for several kinds of data |
+| `AnglE`         | (anchor, positive) or (anchor, positive, negative)    | score, none   | where cosines saturate    |
+| `Espresso`      | those of `InfoNCE`                                    | none          | to cut depth and width    |
+| `Distillation`  | any rows of three or more texts in all                | the teacher's | with a stronger encoder   |
+| `GRL`           | (anchor, positive, negatives), equally many           | none          | to embed and generate     |
+
 Shapes: B anchors, C candidates (positives, then negatives), K candidates of a row, D width.
 """
 
@@ -41,23 +51,26 @@ def needs_of(objective: Objective) -> Needs:
     return needs
 
 
+class _WithTemperature:
+    """An objective that divides cosines by a temperature."""
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        if not self.temperature > 0:
+            raise BellmError(f"temperature={self.temperature} must be more than 0; 0.05 is usual.")
+
+
 @dataclass(frozen=True)
-class InfoNCE:
+class InfoNCE(_WithTemperature):
     """Each anchor picks its positive among all positives and hard negatives of the batch.
 
     L = mean of -log(e^(cos(a, p)/t) / sum over candidates c of e^(cos(a, c)/t)): supervised SimCSE (arXiv 2104.08821)
     and BeLLM (arXiv 2311.05296). MultipleNegativesRankingLoss of sentence-transformers, whose scale is 1 / t.
-
-    | Inputs                            | Labels |
-    |-----------------------------------|--------|
-    | (anchor, positives)               | none   |
-    | (anchor, positives, negatives)    | none   |
-
-    Prefer it for pairs and triplets; larger batches give more negatives. For rated pairs use `CoSENT`.
     """
 
     temperature: float = 0.05
-    """Divides the cosines."""
     symmetric: bool = False
     """Also pick each positive's anchor among all anchors."""
     guide: str | None = None
@@ -67,10 +80,6 @@ class InfoNCE:
     """Cosine by which a candidate may be further than the positive and still be left out."""
     dims: tuple[int, ...] = ()
     """Average the loss over vectors truncated to these widths (Matryoshka, arXiv 2205.13147); none for full vectors."""
-
-    def __post_init__(self) -> None:
-        """Check the temperature."""
-        _check_temperature(self.temperature)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch without ratings."""
@@ -99,25 +108,14 @@ class InfoNCE:
 
 
 @dataclass(frozen=True)
-class CoSENT:
+class CoSENT(_WithTemperature):
     """Pairwise ranking loss that puts the cosines of rated pairs in the order of their scores.
 
     L = log(1 + sum of e^((cos_i - cos_j)/t) over pairs with score_i < score_j) (Su 2022; doi
     10.1109/TASLP.2024.3402087).
-
-    | Inputs            | Labels                    |
-    |-------------------|---------------------------|
-    | (anchor, positive)| score, only by its order  |
-
-    Prefer it for rated pairs (STS); `AnglE` adds a term whose gradient does not vanish at cosines near 1.
     """
 
     temperature: float = 0.05
-    """Divides the cosines."""
-
-    def __post_init__(self) -> None:
-        """Check the temperature."""
-        _check_temperature(self.temperature)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs."""
@@ -139,33 +137,21 @@ class AutoObjective:
 
 
 @dataclass(frozen=True)
-class AnglE:
+class AnglE(_WithTemperature):
     """Weighted sum of CoSENT, in-batch negatives and a ranking loss of angles in complex space (arXiv 2309.12871).
 
     L = cosine * `cosent` + in_batch * `in_batch_graded` + angle * `angle`. Of triplets, anchor and positive are a pair
     of label 1, anchor and negative one of label 0, and `in_batch` weighs the mean of `info_nce` without and with the
     negatives. Default weights are angle-emb 0.6.1's. (In 0.3.10 its weights were accepted and ignored, and all were 1,
     among them in BeLLM's published training command.)
-
-    | Inputs                        | Labels |
-    |-------------------------------|--------|
-    | (anchor, positive)            | score  |
-    | (anchor, positive, negative)  | none   |
-
-    Prefer it where cosines of a trained encoder saturate; else `CoSENT` and `InfoNCE` are simpler.
     """
 
     cosine: float = 0.0
     in_batch: float = 1.0
     angle: float = 0.02
     temperature: float = 0.05
-    """Of all terms."""
     form: ranking.AngleForm = "released"
     """The angle term of the authors' code or of their paper; see `ranking.angle`."""
-
-    def __post_init__(self) -> None:
-        """Check the temperature."""
-        _check_temperature(self.temperature)
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The loss of a batch of rated pairs, or of triplets."""
@@ -186,16 +172,10 @@ class AnglE:
 
 
 @dataclass(frozen=True)
-class Espresso:
+class Espresso(_WithTemperature):
     """`InfoNCE` on every layer and on truncated vectors: Espresso, formerly 2DMSE (arXiv 2402.14776).
 
     The formula is that of `nested.espresso`.
-
-    | Inputs                            | Labels |
-    |-----------------------------------|--------|
-    | (anchor, positives, negatives)    | none   |
-
-    Prefer it for encoders that will be cut in depth as well as in width; for width alone use `InfoNCE(dims=...)`.
     """
 
     contrastive: InfoNCE = field(default_factory=InfoNCE)
@@ -213,15 +193,8 @@ class Espresso:
 
 
 @dataclass(frozen=True)
-class Distillation:
-    """KL divergence from a teacher's in-batch similarities, softmax over the other texts (SEED, arXiv 2101.04731).
-
-    | Inputs                                    | Labels                                        |
-    |-------------------------------------------|-----------------------------------------------|
-    | any rows of three or more texts in all    | computed by the teacher, of any vector width  |
-
-    Prefer it where a stronger encoder is at hand; it reads no scores, positives or negatives as such.
-    """
+class Distillation(_WithTemperature):
+    """KL divergence from a teacher's in-batch similarities, softmax over the other texts (SEED, arXiv 2101.04731)."""
 
     teacher: str
     """An encoder that `Encoder.from_pretrained` takes."""
@@ -240,12 +213,6 @@ class GRL:
 
     L = w1 `InfoNCE` + w2 preference of generating the positive over the first negative + w3 KL(retrieval || generation)
     over a row's candidates. The same weights with all layers causal generate.
-
-    | Inputs                                                | Labels |
-    |-------------------------------------------------------|--------|
-    | (anchor, positive, negatives), equally many in a row  | none   |
-
-    Prefer it where one model shall both embed and generate; a step costs three passes where `InfoNCE` takes one.
     """
 
     contrastive: InfoNCE = field(default_factory=InfoNCE)
@@ -281,15 +248,8 @@ class GRL:
         rows, width = batch.anchors_BD.shape
         candidates_BKD = torch.cat([batch.positives_PD[:, None], batch.negatives_ND.view(rows, -1, width)], 1)
         cosines_BK = torch.einsum("bd,bkd->bk", normalize(batch.anchors_BD), normalize(candidates_BKD))
-        temperature = self.contrastive.temperature
-        return preferences.retrieval_generation_kl(
-            cosines_BK, responses.mean_BK, temperature=temperature, direction=self.direction
-        )
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise BellmError(f"temperature={temperature} must be more than 0; 0.05 is usual.")
+        kl = preferences.retrieval_generation_kl
+        return kl(cosines_BK, responses.mean_BK, temperature=self.contrastive.temperature, direction=self.direction)
 
 
 def _encode_with(source: str, texts: list[str], like: Tensor) -> Tensor:

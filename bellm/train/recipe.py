@@ -1,15 +1,17 @@
 """The settings of a training run: everything that decides an encoder's weights, apart from the data."""
 
+import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
+import torch
+
+from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.train.objectives import AutoObjective, Objective, needs_of
-
-if TYPE_CHECKING:
-    from bellm.encoder import Encoder
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -56,10 +58,11 @@ class Recipe:
     0.0002
     """
 
-    model: str = "smollm2"
-    """What `Encoder.from_pretrained` takes."""
+    model: str | Encoder = "smollm2"
+    """What `Encoder.from_pretrained` takes, or an encoder: a copy of its weights learns."""
     encoder_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `Encoder.from_pretrained`: bidirectional, prompt, pooling, max_tokens, dtype, ..."""
+    """Keyword arguments of `Encoder.from_pretrained`: bidirectional, prompt, pooling, max_tokens, dtype, ... Of
+    `Encoder.replace` where `model` is an encoder."""
     tuning: LoRA | FullFineTuning = field(default_factory=LoRA)
     objective: Objective = field(default_factory=AutoObjective)
     mine: int | None = None
@@ -85,7 +88,7 @@ class Recipe:
     Each process reads the model into main memory first. The whole encoder is scored, saved and returned on the device
     in `encoder_options`; give `cpu` where it fits nowhere else. The weights learned are the same."""
     seed: int = 42
-    dev: "Callable[[Encoder], SupportsFloat] | None" = None
+    dev: Callable[[Encoder], SupportsFloat] | None = None
     """Scores the encoder during training, higher is better: the best weights are kept. Never a test set. Where the
     score has a `low` and a `high`, as `bellm.evaluate.DevEvaluator` gives, the model card shows them."""
     dev_every: int = 50
@@ -95,18 +98,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
-        for name in ("batch_size", "dev_every"):
-            _at_least(name, getattr(self, name), 1)
+        for name in ("batch_size", "dev_every", "mine", "max_steps", "patience"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise BellmError(f"{name}={number} is too small: give at least 1.")
         for name in ("epochs", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise BellmError(f"{name}={getattr(self, name)} must be more than 0.")
-        for name in ("mine", "max_steps", "patience"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
         if not 0 <= self.warmup <= 1:
             raise BellmError(f"warmup={self.warmup} is a share of the steps: give 0 to 1.")
         if self.patience is not None and self.dev is None:
             raise BellmError("patience counts dev scores: give dev too.")
+        if isinstance(self.model, Encoder) and isinstance(self.tuning, LoRA) and not self.tuning.merged:
+            raise BellmError(
+                "LoRA(merged=False) saves adapters to be loaded onto their base model, which an encoder in memory does "
+                "not name. Give model= as a source, or merge."
+            )
         if self.sharded and (other := self._unshardable()):
             raise BellmError(f"sharded=True does not go with {other}. Leave one of them out.")
 
@@ -122,13 +128,39 @@ class Recipe:
         """All fields that decide the weights as plain values: the config of a run in run.json."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name != "sharded"}
 
+    def num_steps(self, per_epoch: int) -> int:
+        """Steps of a run, given the batches of an epoch."""
+        steps = self._mntp_steps + max(1, round(self.epochs * per_epoch))
+        return min(steps, self.max_steps or steps)
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise BellmError(f"{name}={value} is too small: give at least {least}.")
+    def mntp_at(self, step: int) -> MNTP | None:
+        """The first phase's settings, where a step is in it."""
+        return self.mntp if step < self._mntp_steps else None
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """The learning rate of a step: each phase has a linear warm-up to its peak, then the schedule."""
+        mntp, start = self.mntp_at(step), self._mntp_steps
+        if mntp:
+            return mntp.learning_rate * self.lr_factor(step, start)
+        return self.learning_rate * self.lr_factor(step - start, total - start)
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """The learning rate of a step of a phase as a share of its peak."""
+        warmup_steps = math.ceil(self.warmup * total)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        left = (total - step) / max(total - warmup_steps, 1)
+        return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.schedule]
+
+    @property
+    def _mntp_steps(self) -> int:
+        return self.mntp.steps if self.mntp else 0
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Encoder):
+        config = value.config.digest()
+        return {"name": value.name, "config": config, "dtype": value.dtype_name, "weights": _digest(value)}
     if is_dataclass(value) and not isinstance(value, type):
         return repr(value)
     if isinstance(value, Mapping):
@@ -141,3 +173,12 @@ def _plain(value: Any) -> Any:
         named = value if hasattr(value, "__qualname__") else type(value)
         return f"{named.__module__}.{named.__qualname__}"
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def _digest(encoder: Encoder) -> str:
+    """SHA-256 of the weights, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(encoder.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,9 +1,11 @@
-"""The run directory: its files, its lock, and the check that it belongs to this run's config."""
+"""The run directory: its files, its lock, the check that it is of this run's config, and stops that keep it."""
 
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,29 @@ CHECKPOINT, BEST, MODEL = "checkpoint.safetensors", "best.safetensors", "model"
 """MODEL is the encoder; the other files of a run directory may go once it is there."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Training stopped on request; the same call resumes it."""
+
+
+def lock_run_dir(run_dir: Path) -> AbstractContextManager[object]:
+    """Lock the folder against a second run; the system releases the lock however this one ends."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / ".lock").acquire(timeout=0)
+        atomic.remove_drafts(run_dir)
+        for draft in run_dir.glob(f".{MODEL}-*"):
+            shutil.rmtree(draft)
+        return lock
+    except Timeout as error:
+        raise SourceError(f"Another run is training in {run_dir}.") from error
+    except OSError as error:
+        raise SourceError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
+
+
 def check_config(run_dir: Path, config: Mapping[str, Any], *, begin: bool = True) -> None:
-    """Make sure that a folder is of this run, or holds nothing that another run kept, and begin it.
+    """Make sure that a folder is of this run, or holds nothing that another run kept, and begin it unless told not to.
 
-    Args:
-        run_dir: The folder.
-        config: What decides the weights, or a part of it.
-        begin: Whether a folder without a model or checkpoint gets this config.
-
-    Raises:
-        SourceError: It is of another run.
+    The config is what decides the weights, or a part of it.
     """
     path, plain = run_dir / RUN, json.loads(json.dumps(config))
     known, kept = _read_config(path), [name for name in (MODEL, CHECKPOINT) if (run_dir / name).exists()]
@@ -40,11 +55,7 @@ def check_config(run_dir: Path, config: Mapping[str, Any], *, begin: bool = True
 
 
 def refuse_other_config(run_dir: Path, what: str, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Make sure that a folder's known config agrees with the wanted one.
-
-    Raises:
-        SourceError: Something is different.
-    """
+    """Make sure that what a folder is known to hold agrees with the wanted config, or name what is different."""
     if other := [name for name in wanted if known.get(name) != wanted[name]]:
         name = other[0]
         raise SourceError(
@@ -71,16 +82,34 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def lock_run_dir(run_dir: Path) -> AbstractContextManager[object]:
-    """Lock the folder against a second run; the system releases the lock however this one ends."""
+@contextmanager
+def resumable_errors(run_dir: Path) -> Iterator[None]:
+    """Turn a Ctrl-C outside the steps, or a second one, into an `Interrupted` that names the run directory."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock").acquire(timeout=0)
-        atomic.remove_drafts(run_dir)
-        for draft in run_dir.glob(f".{MODEL}-*"):
-            shutil.rmtree(draft)
-        return lock
-    except Timeout as error:
-        raise SourceError(f"Another run is training in {run_dir}.") from error
-    except OSError as error:
-        raise SourceError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"what {run_dir} holds is kept; the same command goes on.") from None
+
+
+@contextmanager
+def graceful_stop() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list that is read between steps; a second one of a kind stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

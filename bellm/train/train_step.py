@@ -6,7 +6,7 @@ Shapes: B rows, K candidates of a row, R = B K responses, M masked tokens.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -19,14 +19,13 @@ from bellm.encoder import Encoder
 from bellm.engine.packing_check import check_packing
 from bellm.engine.resources import default_batch_tokens, max_graph_tokens, num_concurrent_batches
 from bellm.errors import NoOpWarning
-from bellm.train.chunked_forward import ChunkedForward, forward_masked_tokens, forward_responses, forward_texts
-from bellm.train.distributed import Distributed
+from bellm.train.chunked_forward import ChunkedForward, Chunker
+from bellm.train.distributed import Distributed, FSDPRoot
 from bellm.train.embedded_batch import ResponseLogProbs, check_response_rows, make_embedded_batch
 from bellm.train.examples import Example
-from bellm.train.fsdp import FSDPRoot
 from bellm.train.gradients import accumulate_gradients
 from bellm.train.objectives import Objective, needs_of
-from bellm.train.response_log_probs import reference_log_probs
+from bellm.train.token_prediction import reference_log_probs
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ class TrainStep:
             enable = next(getattr(encoder.model, name) for name in names if hasattr(encoder.model, name))
             enable({"use_reentrant": False})
         self.sharded = FSDPRoot(encoder.model, self.distributed) if sharded else None
-        self.packs = not (gradient_checkpointing or sharded)
         # Concurrent chunks share the processor's caches.
-        self.chunk_tokens = chunk_tokens or default_batch_tokens(encoder.model) // num_concurrent_batches(encoder.model)
+        chunk_tokens = chunk_tokens or default_batch_tokens(encoder.model) // num_concurrent_batches(encoder.model)
+        self.chunker = Chunker(encoder, chunk_tokens, packs=not (gradient_checkpointing or sharded))
         self.max_held_tokens = max_graph_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.parameters = {
             name: parameter for name, parameter in encoder.model.named_parameters() if parameter.requires_grad
@@ -92,45 +91,42 @@ class TrainStep:
         """Add the gradient of the objective on these examples to every trainable weight.
 
         The gradient is that of the whole batch, however it is split into chunks and over processes.
-
-        Raises:
-            BellmError: The objective needs other examples.
         """
-        parts = self._parts(examples)
+        parts, needs = self._parts(examples), needs_of(self.objective)
         own = parts[self.distributed.rank % len(parts)]
         num_texts = [sum(len(example.texts) for example in part) for part in parts]
-        needs = needs_of(self.objective)
         prompt = needs.response_prompt
         if prompt is not None:
             check_response_rows(examples)
-        causal = self.encoder.model if prompt is None else self._causal()
+        with self.encoder.causal() if prompt is not None else nullcontext(self.encoder.model) as causal:
+            pass  # That model is used outside the block, in which `encoder.model` would be it too.
         with self._training(self.encoder.model, causal):
-            texts = forward_texts(self.encoder, own, self.chunk_tokens, packs=self.packs, all_layers=needs.all_layers)
+            texts = self.chunker.texts(own, all_layers=needs.all_layers)
             forwards, responses, reference_R = [texts], None, None
             if prompt is not None:
-                responses = forward_responses(self.encoder, causal, prompt, own, self.chunk_tokens)
-                reference_R = reference_log_probs(causal, responses.tokens, max_batch_tokens=self.chunk_tokens)
+                responses = self.chunker.responses(causal, prompt, own)
+                reference_R = reference_log_probs(causal, responses.tokens, max_batch_tokens=self.chunker.chunk_tokens)
                 forwards.append(responses)
 
             def loss(outputs: Sequence[Tensor]) -> Tensor:
                 num_chunks = len(texts.chunks)
-                vectors = self._gather(texts.in_row_order(outputs[:num_chunks]), num_texts)
+                vectors = self.distributed.all_gather(texts.in_row_order(outputs[:num_chunks]), num_texts)
                 log_probs = None
                 if responses is not None and reference_R is not None:
                     sum_R = responses.in_row_order(outputs[num_chunks:])
-                    lengths_R = torch.tensor([end - start for start, end in responses.tokens.spans]).to(sum_R.device)
+                    lengths_R = sum_R.new_tensor([end - start for start, end in responses.tokens.spans])
                     columns_R3 = torch.stack([sum_R, sum_R / lengths_R, reference_R], 1)
                     num_responses = [size - len(part) for size, part in zip(num_texts, parts, strict=True)]
-                    gathered_BK3 = torch.cat(self._gather(columns_R3, num_responses)).view(len(examples), -1, 3)
-                    log_probs = ResponseLogProbs(*gathered_BK3.unbind(2))
+                    gathered_R3 = torch.cat(self.distributed.all_gather(columns_R3, num_responses))
+                    log_probs = ResponseLogProbs(*gathered_R3.view(len(examples), -1, 3).unbind(2))
                 return self.objective(make_embedded_batch(list(zip(vectors, parts, strict=True)), log_probs))
 
-            return self._accumulate(forwards, loss, seed, counts=self._counts(parts))
+            return self._accumulate(forwards, loss, seed, parts)
 
     def adapt(
         self, examples: Sequence[Example], seed: int, *, mask_probability: float, layers: Sequence[int]
     ) -> StepResult:
-        """Add the gradient of masked next-token prediction on these examples' texts; see `bellm.train.mntp`.
+        """Add the gradient of masked next-token prediction on these examples' texts; see `token_prediction`.
 
         Args:
             examples: Rows whose texts are read, without any prompt.
@@ -142,27 +138,32 @@ class TrainStep:
         encoder = self._with_layers(tuple(layers))
         rank = self.distributed.rank % len(parts)
         with self._training(encoder.model):
-            forward = forward_masked_tokens(
-                encoder, parts, rank, mask_probability, seed, self.chunk_tokens, packs=self.packs
-            )
+            forward = replace(self.chunker, encoder=encoder).masked_tokens(parts, rank, mask_probability, seed)
 
             def mean(outputs: Sequence[Tensor]) -> Tensor:
                 losses_M = torch.cat(list(outputs))
                 own_12 = torch.stack([losses_M.sum(), losses_M.new_tensor(len(losses_M))])[None]
-                sum_and_count = torch.cat(self._gather(own_12, [1] * len(parts))).sum(0)
+                sum_and_count = torch.cat(self.distributed.all_gather(own_12, [1] * len(parts))).sum(0)
                 return sum_and_count[0] / sum_and_count[1]
 
-            return self._accumulate([forward], mean, seed, counts=self._counts(parts))
+            return self._accumulate([forward], mean, seed, parts)
 
     def _accumulate(
-        self, forwards: Sequence[ChunkedForward], loss: Callable[[Sequence[Tensor]], Tensor], seed: int, *, counts: bool
+        self,
+        forwards: Sequence[ChunkedForward],
+        loss: Callable[[Sequence[Tensor]], Tensor],
+        seed: int,
+        parts: Sequence[Sequence[Example]],
     ) -> StepResult:
+        counts = len(parts) > 1 or self.distributed.is_main
         num_tokens = sum(forward.num_tokens for forward in forwards)
-        own = [chunk for forward in forwards for chunk in forward.chunks]
+        chunks = own = [chunk for forward in forwards for chunk in forward.chunks]
         cached = num_tokens > self.max_held_tokens
-        chunks = own
         if self.sharded:
             chunks, cached = self.sharded.chunks(own), self.distributed.any(cached)
+        # Free memory has no say in how many run at once, because that decides the order of sums.
+        alone = adapters.has_dropout(self.encoder.model) or not all(forward.concurrent for forward in forwards)
+        num_concurrent = 1 if alone else min(num_concurrent_batches(self.encoder.model), torch.get_num_threads())
 
         def full_precision(outputs: Sequence[Tensor]) -> Tensor:
             with torch.autocast(self.encoder.device.type, enabled=False):
@@ -176,18 +177,13 @@ class TrainStep:
             # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
             seed=seed + 1_000_003 * self.distributed.rank,
             cached=cached,
-            num_concurrent=self._num_concurrent(forwards),
+            num_concurrent=num_concurrent,
             parameters=list(self.parameters.values()),
         )
         if not self.sharded:
             self.distributed.sum_gradients(self.parameters.values())
         num_truncated = sum(forward.tokens.num_truncated for forward in forwards)
         return StepResult(float(value), num_tokens * counts, num_truncated * counts)
-
-    def _num_concurrent(self, forwards: Sequence[ChunkedForward]) -> int:
-        """How many chunks run at once; independent of free memory, which must not decide the order of sums."""
-        alone = adapters.has_dropout(self.encoder.model) or not all(forward.concurrent for forward in forwards)
-        return 1 if alone else min(num_concurrent_batches(self.encoder.model), torch.get_num_threads())
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's part of the batch, in the order of ranks.
@@ -198,14 +194,6 @@ class TrainStep:
         ends = [len(examples) * rank // world_size for rank in range(world_size + 1)]
         return [examples[start:end] for start, end in pairwise(ends)]
 
-    def _counts(self, parts: Sequence[Sequence[Example]]) -> bool:
-        """Whether this process contributes to the gradient."""
-        return len(parts) > 1 or self.distributed.is_main
-
-    def _gather(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Rows of all processes, given how many each part of the batch has."""
-        return [own] if len(sizes) == 1 else self.distributed.all_gather(own, sizes)
-
     def _with_layers(self, layers: tuple[int, ...]) -> Encoder:
         """The encoder with these layers open; reused while they stay the same."""
         if layers != self._mntp_encoder.config.bidirectional:
@@ -215,13 +203,9 @@ class TrainStep:
                 self._mntp_encoder = self.encoder.replace(bidirectional=layers, verify=False)
         return self._mntp_encoder
 
-    def _causal(self) -> PreTrainedModel:
-        with self.encoder.causal() as model:
-            return model
-
     @contextmanager
     def _training(self, *models: PreTrainedModel) -> Iterator[None]:
-        packed = check_packing(models[0]).packed_model if self.packs else None
+        packed = check_packing(models[0]).packed_model if self.chunker.packs else None
         with (
             torch.autocast(
                 self.encoder.device.type,

@@ -1,33 +1,61 @@
-"""Load an encoder with trainable weights, and export it with what they learned."""
+"""Trainable weights: load an encoder with them, keep them in checkpoints, export what they learned.
 
+A checkpoint is one safetensors file, written atomically: weights, optimizer state and the progress of the run.
+"""
+
+import copy
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from bellm.backbone import adapters
 from bellm.backbone.loading import resolve_dtype
 from bellm.encoder import Encoder
-from bellm.train.distributed import Distributed
+from bellm.errors import SourceError
+from bellm.io import atomic
+from bellm.train.distributed import Distributed, gather_parameters, local_shard
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
+
+_WEIGHT, _MOMENT = "weight:", "moment:"
+
+
+def load_untrained(recipe: Recipe, **overrides: Any) -> Encoder:
+    """Load a recipe's encoder as it is before training, or derive it from the one in the recipe, on the same weights.
+
+    Overrides are options of `Encoder.from_pretrained`, for a recipe that names a source.
+    """
+    if isinstance(recipe.model, Encoder):
+        return recipe.model.replace(**recipe.encoder_options)
+    encoder = Encoder.from_pretrained(recipe.model, **{**recipe.encoder_options, **overrides})
+    encoder.name = recipe.model
+    return encoder
 
 
 def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
-    """Load a recipe's encoder with its trainable weights; also the autocast dtype, where it differs from theirs.
-
-    Raises:
-        BellmError: The model cannot be loaded with its settings, or adapters do not fit.
-    """
-    options = dict(recipe.encoder_options)
-    asked = options.get("dtype", "auto")
-    if isinstance(recipe.tuning, FullFineTuning):
-        options["dtype"] = "float32"
+    """Load a recipe's encoder with its trainable weights; also the autocast dtype, where it differs from theirs."""
+    full = isinstance(recipe.tuning, FullFineTuning)
+    overrides = {"dtype": "float32"} if full else {}
     if recipe.sharded:
-        options["device"] = "cpu"  # Devices get their shards later.
-    encoder = Encoder.from_pretrained(recipe.model, **options)
-    encoder.name = recipe.model
-    encoder.model.requires_grad_(isinstance(recipe.tuning, FullFineTuning))
+        overrides["device"] = "cpu"  # Devices get their shards later.
+    encoder = load_untrained(recipe, **overrides)
+    asked = recipe.encoder_options.get("dtype", "auto")
+    if isinstance(recipe.model, Encoder):
+        asked = recipe.model.dtype_name
+        encoder.model = copy.deepcopy(encoder.model)
+        if recipe.sharded:
+            encoder.model.cpu()
+        if full:
+            encoder.model.float()
+    encoder.model.requires_grad_(full)
     if isinstance(recipe.tuning, LoRA):
         lora = recipe.tuning
         if lora.four_bit:
@@ -37,17 +65,12 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
             encoder.model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets
         )
     device = Distributed().device if recipe.sharded else encoder.device
-    precision = resolve_dtype(asked, device) if isinstance(recipe.tuning, FullFineTuning) else encoder.model.dtype
+    precision = resolve_dtype(asked, device) if full else encoder.model.dtype
     return encoder, None if precision == torch.float32 else precision
 
 
 def rebuild_encoder(recipe: Recipe, learned: Mapping[str, Tensor]) -> Encoder:
-    """Load the encoder anew with learned weights: of sharded processes, or of a four-bit model.
-
-    Args:
-        recipe: Of the run.
-        learned: The trainable weights, by name.
-    """
+    """Load the encoder anew with learned weights by name: of sharded processes, or of a four-bit model."""
     encoder, _ = load_trainable(replace(recipe, sharded=False))
     keys = encoder.model.load_state_dict(learned, strict=False)
     assert not keys.unexpected_keys
@@ -63,3 +86,66 @@ def export_encoder(encoder: Encoder, recipe: Recipe) -> Encoder:
     if isinstance(tuning, LoRA) and tuning.merged:
         encoder.model = adapters.merge_adapters(encoder.model)
     return encoder
+
+
+def save_checkpoint(
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    progress: Mapping[str, Any],
+    distributed: Distributed | None = None,
+) -> None:
+    """Write trainable weights, their optimizer state and the progress of the run.
+
+    The file is the same for sharded and unsharded weights. All processes make this call, and the main one writes.
+
+    Args:
+        path: The file; where the disk refuses, what was there before is kept.
+        parameters: Trainable weights by name.
+        optimizer: Whose state is kept; None keeps weights alone.
+        progress: Plain values.
+        distributed: The processes; None for those that were launched together.
+    """
+    distributed = distributed or Distributed()
+    tensors = {f"{_WEIGHT}{name}": parameter.detach() for name, parameter in parameters.items()}
+    if optimizer:
+        for name, parameter in parameters.items():
+            moments = optimizer.state[parameter].items()
+            tensors |= {f"{_MOMENT}{moment}:{name}": value for moment, value in moments}
+    distributed.broadcast(partial(_write, path, gather_parameters(tensors, distributed), progress))
+
+
+def load_checkpoint(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
+) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote into these parameters and this optimizer; returns the progress."""
+    try:
+        with safe_open(path, "pt") as file:
+            _fill(file, parameters, optimizer)
+            progress: dict[str, Any] = json.loads((file.metadata() or {})["progress"])
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise SourceError(f"{path} cannot be read ({reason}). Remove it to begin anew.") from error
+    return progress
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with atomic.atomic_write(path) as file:
+        save_file(contiguous, file.name, {"progress": json.dumps(progress)})
+        with Path(file.name).open("rb") as written:  # safetensors replaces the open file by one of its own.
+            os.fsync(written.fileno())
+
+
+def _fill(file: Any, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
+    state: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for key in file.keys():  # noqa: SIM118 - not a mapping
+        if optimizer and key.startswith(_MOMENT):
+            moment, name = key.removeprefix(_MOMENT).split(":", 1)
+            value = file.get_tensor(key)
+            state[name][moment] = value if moment == "step" else local_shard(value, parameters[name])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(local_shard(file.get_tensor(f"{_WEIGHT}{name}"), parameter))
+            if optimizer and state[name]:
+                optimizer.state[parameter] = state[name]

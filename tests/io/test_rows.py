@@ -17,8 +17,7 @@ from bellm.errors import SourceError
 from bellm.io.formats import FORMATS
 from bellm.io.rows import RowFile, TextColumns, TextFile, check_columns, expand_inputs, read_texts
 from bellm.layer_search.finder import read_dev_set
-from bellm.train.dataset import Rejection
-from bellm.train.dataset_files import load_dataset, read_captions, read_examples
+from bellm.train.dataset import Rejection, load_dataset, read_examples
 
 Pairs = list[tuple[str, str, str]]
 
@@ -139,9 +138,6 @@ def test_a_row_that_cannot_be_read_is_refused_by_all_and_by_its_place(
         assert rejection.place == f"{file}, {place}"
         with pytest.raises(SourceError, match=message):
             read_dev_set(file)
-    elif suffix == ".txt":
-        [rejection] = [row for row in read_captions([file, pairs_in(tmp_path, ".jsonl", BAD)]) if hasattr(row, "place")]
-        assert rejection == Rejection(f"{file}, {place}", bad.reason.removeprefix(f"{place}: "))
 
 
 @TABLE_SUFFIXES

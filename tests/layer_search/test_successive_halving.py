@@ -30,8 +30,7 @@ from bellm.report.statistics import Difference, Score
 from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.train.loop import train
 from bellm.train.recipe import LoRA, Recipe
-from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL
-from bellm.train.signals import Interrupted
+from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL, Interrupted
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import on_topics, trained_to_see, write_topics
 from tests.layer_search.test_layer_text import lines

@@ -16,9 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from bellm import Encoder
 from bellm.backbone.architecture import get_layers
-from bellm.train.distributed import Distributed
+from bellm.train.distributed import Distributed, gather_parameters
 from bellm.train.examples import Example
-from bellm.train.fsdp import gather_parameters
 from bellm.train.loop import train
 from bellm.train.objectives import InfoNCE
 from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from bellm.errors import BellmError, BellmWarning
 from bellm.train.batches import Batches, TrainBatch, pack_batches
-from bellm.train.dataset import Dataset
-from bellm.train.dataset_files import load_dataset
+from bellm.train.dataset import Dataset, load_dataset
 from bellm.train.examples import Example, mark_symmetric, text_key
 
 SIZES = st.integers(1, 7)

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bellm.errors import SourceError
-from bellm.train.dataset import Dataset, Rejection
-from bellm.train.dataset_files import load_dataset, read_captions, read_examples
+from bellm.train.dataset import Dataset, Rejection, load_dataset, read_examples
 from bellm.train.examples import Example
 
 ROWS = [
@@ -209,32 +208,9 @@ def test_what_is_not_installed_is_named(
         list(read_examples(tmp_path / name))
 
 
-def test_captions_are_zipped_line_by_line(tmp_path: Path) -> None:
-    texts = [["A red kite.", "Rain.", "Two cups."], ["A kite is red.", "rain.", "Cups, two."], ["Kite!", "RAIN.", " "]]
-    paths = [tmp_path / f"{number}.txt" for number in range(3)]
-    for path, lines in zip(paths, texts, strict=True):
-        path.write_text("\n".join(lines), encoding="utf-8")
-    paths[1] = zipped(paths[1])
-    found = list(read_captions(paths))
-    assert found[0] == Example("A red kite.", ("A kite is red.", "Kite!"), symmetric=True)
-    assert list(problems(found)) == [f"{paths[0]}, line 2", f"{paths[0]}, line 3"]
-    (tmp_path / "0.txt").write_text("A red kite.\nRain.\n")
-    with pytest.raises(SourceError, match=r"0\.txt has 2 lines and others have more"):
-        list(read_captions(paths))
-
-
 def test_the_nli_triplets(data: Path) -> None:
     triplets = load_dataset(data / "nli" / "triplets_en.csv")
     with (data / "nli" / "triplets_en.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert (len(triplets), triplets.num_rejected) == (len(rows), 0) == (18942, 0)
     assert [row.texts for row in triplets] == [(row["sent0"], row["sent1"], row["hard_neg"]) for row in rows]
-
-
-def test_the_multi30k_captions(data: Path) -> None:
-    files = [data / "captions" / f"val.{number}.en.gz" for number in range(1, 6)]
-    images = Dataset("val", read_captions(files))
-    assert (len(images), images.num_rejected) == (1014, 0)
-    fifth = gzip.decompress(files[4].read_bytes()).decode().splitlines()
-    assert images[1013].symmetric
-    assert all(line in row.texts or len(row.texts) < 5 for row, line in zip(images, fifth, strict=True))

@@ -23,8 +23,7 @@ from bellm.train.examples import Example
 from bellm.train.loop import train
 from bellm.train.objectives import CoSENT
 from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
-from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL
-from bellm.train.signals import Interrupted
+from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, Interrupted
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, triplets, write
 
@@ -400,3 +399,43 @@ def test_signals_are_as_they_were(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "out", progress=lambda *_: during.append(signal.getsignal(signal.SIGINT)))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert before[0] not in during
+
+
+# An encoder in place of its source
+
+
+def test_an_encoder_is_trained_as_its_source_is_and_stays_as_it_was(
+    recipe: Recipe, tiny_folder: Path, tmp_path: Path
+) -> None:
+    texts, options = ["A heron waits.", "Snow fell all night."], {"pooling": "mean", "bidirectional": "last:2"}
+    encoder = Encoder.from_pretrained(tiny_folder, **options)
+    before = encoder.encode(texts)
+    for tuning in (LoRA(rank=2), FullFineTuning()):
+        out = tmp_path / repr(tuning)
+        by_source = run(replace(recipe, encoder_options=options, tuning=tuning), out / "source").encode(texts)
+        by_encoder = run(replace(recipe, model=encoder, tuning=tuning), out / "encoder")
+        np.testing.assert_array_equal(by_encoder.encode(texts), by_source)
+        assert by_encoder.config == encoder.config
+        assert not np.allclose(by_source, before, rtol=1e-3)
+        np.testing.assert_array_equal(encoder.encode(texts), before)
+    other = run(replace(recipe, model=encoder, encoder_options={"bidirectional": "none"}), tmp_path / "other")
+    assert other.config.bidirectional == ()
+    assert other.config.pooling == "mean"
+
+
+def test_a_run_of_an_encoder_goes_on_with_the_same_weights_alone(
+    recipe: Recipe, tiny_folder: Path, tmp_path: Path
+) -> None:
+    encoder = Encoder.from_pretrained(tiny_folder)
+    whole = run(replace(recipe, model=encoder), tmp_path / "whole").encode(["Snow"])
+    run(replace(recipe, model=encoder), tmp_path / "out", until=1)
+    again = run(replace(recipe, model=Encoder.from_pretrained(tiny_folder)), tmp_path / "out").encode(["Snow"])
+    np.testing.assert_array_equal(again, whole)
+    for other in (encoder.replace(pooling="mean"), run(recipe, tmp_path / "trained")):
+        with pytest.raises(SourceError, match="holds a run with other model"):
+            run(replace(recipe, model=other), tmp_path / "out")
+
+
+def test_an_encoder_in_memory_is_no_base_for_adapters_alone(recipe: Recipe, tiny_folder: Path) -> None:
+    with pytest.raises(BellmError, match=r"LoRA\(merged=False\) saves adapters .* Give model= as a source, or merge"):
+        replace(recipe, model=Encoder.from_pretrained(tiny_folder), tuning=LoRA(merged=False))

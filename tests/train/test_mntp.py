@@ -20,7 +20,14 @@ from bellm.engine.padded import pad_rows
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
-from bellm.train.mntp import MaskedRows, MaskingVocabulary, gradual_layers, mask_tokens, masking_vocabulary, mntp_losses
+from bellm.train.token_prediction import (
+    MaskingVocabulary,
+    PredictedRows,
+    gradual_layers,
+    mask_tokens,
+    masking_vocabulary,
+    mntp_losses,
+)
 from tests.decoders import CPU, TEXTS
 
 TOY = MaskingVocabulary(mask_id=99, words_V=torch.arange(3, 99))
@@ -158,7 +165,7 @@ def gradients(losses: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def test_nothing_hidden_is_nothing_lost() -> None:
-    assert mntp_losses(tiny("llama"), MaskedRows([[1, 2], [1]], [[], []], [[], []]), [0, 1]).shape == (0,)
+    assert mntp_losses(tiny("llama"), PredictedRows([[1, 2], [1]], [[], []], [[], []]), [0, 1]).shape == (0,)
 
 
 def test_a_model_without_head_is_refused() -> None:
@@ -177,13 +184,13 @@ def pairs(count: int, generator: torch.Generator) -> list[list[int]]:
     return [[1, *row.repeat_interleave(2).tolist()] for row in drawn]
 
 
-def firsts_masked() -> MaskedRows:
+def firsts_masked() -> PredictedRows:
     """One first of two hidden in each of 200 rows."""
     rows = pairs(200, seeded(1))
     places = [1 + 2 * (number % 8) for number in range(len(rows))]
     ids = [[*row[:place], BLANK, *row[place + 1 :]] for row, place in zip(rows, places, strict=True)]
     hidden = [[row[place]] for row, place in zip(rows, places, strict=True)]
-    return MaskedRows(ids, [[place] for place in places], hidden)
+    return PredictedRows(ids, [[place] for place in places], hidden)
 
 
 def trained(numbers: tuple[int, ...], steps: int) -> LlamaForCausalLM:

@@ -1,6 +1,7 @@
-"""What a recipe refuses, and what it says of itself."""
+"""What a recipe refuses, what it says of itself, and its learning rates."""
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from bellm.errors import BellmError
 from bellm.prompts import Prompt
 from bellm.train.embedded_batch import EmbeddedBatch
 from bellm.train.objectives import GRL, AnglE, CoSENT, InfoNCE
-from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
+from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe, Schedule
 
 
 def score(_encoder: object) -> float:
@@ -110,3 +111,23 @@ def test_whatever_scores_says_what_it_is(dev: Any, said: Any) -> None:
 def test_the_order_of_settings_is_of_no_account() -> None:
     first, second = (Recipe(encoder_options=dict(pairs)) for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
     assert json.dumps(first.described()) == json.dumps(second.described())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "total"), [(0.0, 10), (0.2, 10), (0.1, 1), (1.0, 4), (0.0, 1)])
+def test_heights_begin_low_and_end_as_scheduled(schedule: Schedule, warmup: float, total: int) -> None:
+    recipe = Recipe(schedule=schedule, warmup=warmup)
+    heights = [recipe.lr_factor(step, total) for step in range(total)]
+    warm = math.ceil(warmup * total)
+    assert heights[:warm] == [(step + 1) / warm for step in range(warm)]
+    assert max(heights) == 1.0
+    shares = [(step - warm) / (total - warm) for step in range(warm, total)]  # Of the way down.
+    if schedule == "constant":
+        wanted = [1.0] * len(shares)
+    elif schedule == "linear":
+        wanted = [1 - share for share in shares]
+    else:
+        wanted = [(1 + math.cos(math.pi * share)) / 2 for share in shares]
+    assert heights[warm:] == pytest.approx(wanted)
+    if warm < total and schedule != "constant":
+        assert recipe.lr_factor(total, total) == pytest.approx(0)

@@ -19,7 +19,7 @@ from bellm.backbone.states import logits_at
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
-from bellm.train.response_log_probs import reference_log_probs, response_log_probs, tokenize_turns
+from bellm.train.token_prediction import reference_log_probs, response_log_probs, tokenize_turns
 from tests.decoders import CPU, TEXTS
 
 RENAMED = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name

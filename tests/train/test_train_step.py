@@ -24,8 +24,8 @@ from bellm.train import train_step
 from bellm.train.embedded_batch import EmbeddedBatch
 from bellm.train.examples import Example
 from bellm.train.gradients import accumulate_gradients
-from bellm.train.mntp import mask_tokens, masking_vocabulary
 from bellm.train.objectives import GRL, CoSENT, InfoNCE
+from bellm.train.token_prediction import mask_tokens, masking_vocabulary
 from bellm.train.train_step import TrainStep
 from bellm.types import PoolingName, Variant
 from tests.train import reference
