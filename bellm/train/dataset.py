@@ -15,7 +15,6 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -59,18 +58,27 @@ class Dataset:
         self.rejections: list[Rejection] = []
         """The first hundred rows that were left out."""
         self.num_rejected = 0
-        self._ends_R = array("q")
-        self._keys_T = array("q")
-        self._key_ends_R = array("q")
+        self._ends_R, keys_T, key_ends_R = array("q"), array("q"), array("q")
         with tempfile.TemporaryFile() as file:
             for row in rows:
-                self._add(row, file) if isinstance(row, Example) else self._reject(row)
+                if isinstance(row, Rejection):
+                    self._reject(row)
+                    continue
+                fields = [row.anchor, row.positives, row.negatives, row.score, row.symmetric]
+                file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+                self._ends_R.append(file.tell())
+                keys_T.extend(map(text_key, row.texts))
+                key_ends_R.append(len(keys_T))
             if not len(self):
                 self._give_up()
             file.flush()
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.digest = hashlib.sha256(self._bytes).hexdigest()
         """Of the examples in their order: the same only if they are the same."""
+        self.keys_T: NDArray[np.int64] = np.array(keys_T, dtype=np.int64)
+        """The `text_key` of every text, row after row."""
+        self.key_ends_R: NDArray[np.int64] = np.array(key_ends_R, dtype=np.int64)
+        """Where each row's keys end."""
 
     def __len__(self) -> int:
         return len(self._ends_R)
@@ -88,23 +96,6 @@ class Dataset:
     def rated(self) -> bool:
         """Whether rows have scores; of what `read_examples` gives, all have or none."""
         return self[0].score is not None
-
-    @property
-    def keys_T(self) -> NDArray[np.int64]:
-        """The `text_key` of every text, row after row."""
-        return np.array(self._keys_T, dtype=np.int64)
-
-    @property
-    def key_ends_R(self) -> NDArray[np.int64]:
-        """Where each row's keys end."""
-        return np.array(self._key_ends_R, dtype=np.int64)
-
-    def _add(self, row: Example, file: IO[bytes]) -> None:
-        fields = [row.anchor, row.positives, row.negatives, row.score, row.symmetric]
-        file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
-        self._ends_R.append(file.tell())
-        self._keys_T.extend(map(text_key, row.texts))
-        self._key_ends_R.append(len(self._keys_T))
 
     def _reject(self, row: Rejection) -> None:
         self.num_rejected += 1
