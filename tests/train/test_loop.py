@@ -407,7 +407,8 @@ def test_signals_are_as_they_were(recipe: Recipe, tmp_path: Path) -> None:
 def test_an_encoder_is_trained_as_its_source_is_and_stays_as_it_was(
     recipe: Recipe, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    texts, options = ["A heron waits.", "Snow fell all night."], {"pooling": "mean", "bidirectional": "last:2"}
+    texts = ["A heron waits.", "Snow fell all night."]
+    options: dict[str, Any] = {"pooling": "mean", "bidirectional": "last:2", "dtype": "float32"}
     encoder = Encoder.from_pretrained(tiny_folder, **options)
     before = encoder.encode(texts)
     for tuning in (LoRA(rank=2), FullFineTuning()):
