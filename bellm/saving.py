@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bellm.backbone import loading
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
-from bellm.tensors.tolerances import relative_distance, tolerances
+from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
 

@@ -17,8 +17,7 @@ from rich.text import Text
 from bellm import Encoder
 from bellm.backbone.leakage import measure_leakage
 from bellm.layer_spec import format_layers
-from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
-from bellm.tensors.tolerances import tolerances
+from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity, tolerances
 from bellm.types import Vectors
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
-from bellm.tensors.tolerances import relative_distance, tolerances
+from bellm.tensors.similarity import relative_distance, tolerances
 from tests.processes import run
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]

@@ -21,7 +21,7 @@ from bellm.backbone.hooks import Arguments, Model, causal_copy
 from bellm.backbone.states import input_device, token_states
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
-from bellm.tensors.tolerances import tolerances
+from bellm.tensors.similarity import tolerances
 
 NUM_SAMPLE_TOKENS = 24
 

@@ -19,7 +19,7 @@ from bellm.encoder import Encoder
 from bellm.errors import FingerprintError, SourceError
 from bellm.io import atomic
 from bellm.saving import FINGERPRINT_FILE
-from bellm.tensors.tolerances import relative_distance, tolerances
+from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Embedder, InputType, Vectors
 
 _ELSEWHERE = ("name", "device", "source")  # Of a description, what may be another for the same vectors.

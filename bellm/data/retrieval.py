@@ -47,12 +47,9 @@ class RetrievalData:
 
 
 def read_retrieval(name: str, folder: Path | None = None) -> RetrievalData:
-    """Read a collection by name, from a folder or from the Hub; see `bellm.data.sources`.
+    """Read a collection by name, `SciFact` (Wadden et al. 2020, arXiv 2004.14974), from a folder or from the Hub.
 
-    Args:
-        name: `SciFact` (Wadden et al. 2020, arXiv 2004.14974).
-        folder: Holds `scifact/` in BEIR's format, or corpus and queries apart in `scifact/derived/` and
-            `scifact/beir/`.
+    The folder holds `scifact/` in BEIR's format, or corpus and queries apart in `scifact/derived/` and `scifact/beir/`.
 
     Raises:
         BellmError: There is no collection of that name, it is absent, or a line cannot be read.

@@ -19,7 +19,7 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
-from bellm.tensors.tolerances import relative_distance, tolerances
+from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import PoolingName
 
 _ROUNDINGS = 3

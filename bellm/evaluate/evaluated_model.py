@@ -13,7 +13,7 @@ from bellm import saving
 from bellm.encoder import Encoder
 from bellm.evaluate.vector_cache import VectorCache
 from bellm.metadata import encoder_identity
-from bellm.tensors.tolerances import tolerances
+from bellm.tensors.similarity import tolerances
 from bellm.types import Embedder, InputType, Vectors
 
 

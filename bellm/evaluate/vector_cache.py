@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bellm.errors import SourceError
-from bellm.tensors.tolerances import relative_distance
+from bellm.tensors.similarity import relative_distance
 from bellm.types import Vectors
 
 _PART = 2048  # Texts between two commits, in sorted order: those that begin alike are embedded together.

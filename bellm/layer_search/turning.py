@@ -47,10 +47,7 @@ def find_turning_point(scores_K: Numbers, resamples_RK: Numbers, *, seed: int = 
     items, as resampling shows it, and that of the layers, drawn from what the best line leaves over. The interval holds
     95 % of the turning points that the curve has with more such noise.
 
-    Args:
-        scores_K: Scores with the first 1, 2, ..., K layers, in points.
-        resamples_RK: The same on resampled items, all depths on the same items.
-        seed: Of the noise of the layers.
+    Scores, in points, are those with the first 1, 2, ..., K layers; resamples are the same on resampled items.
     """
     if len(scores_K) < _FEWEST:
         reason = f"{len(scores_K)} depths are too few to see one; {_FEWEST} are needed"
