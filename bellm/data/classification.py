@@ -52,12 +52,10 @@ _Parser = Callable[[TextLine], _Row | None]
 
 
 def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
-    """Read a task from a folder, see `bellm.data.sources`; there is no copy of SentEval's files on the Hub.
+    """Read a task from a folder that holds `transfer/MR/rt-polarity.pos` and their like; the Hub has no copy of them.
 
-    Args:
-        name: `MR`, `CR`, `SUBJ`, `MPQA` (cross-validated), `SST2` (train, dev and test), `TREC` (coarse classes) or
-            `MRPC` (pairs; both train and test).
-        folder: Holds `transfer/MR/rt-polarity.pos` and their like.
+    Names are `MR`, `CR`, `SUBJ`, `MPQA` (cross-validated), `SST2` (train, dev and test), `TREC` (coarse classes) and
+    `MRPC` (pairs; train and test).
 
     Raises:
         BellmError: There is no task of that name, it is absent, or a line cannot be read.
@@ -138,5 +136,5 @@ _FILES: dict[str, dict[Part | None, dict[str, _Parser]]] = {
     },
 }
 
-CLASSIFICATION_SOURCES = sources.by_name(*(DataSource(name, _ADDRESS) for name in _FILES))
+CLASSIFICATION_SOURCES = {name: DataSource(name, _ADDRESS) for name in _FILES}
 """By the name of the task, in the order in which papers show them."""

@@ -15,14 +15,14 @@ from bellm.data.sources import DataSource, TextLine
 from bellm.errors import SourceError
 from bellm.io.rows import RowFile
 
-RETRIEVAL_SOURCES = sources.by_name(
-    DataSource(
+RETRIEVAL_SOURCES = {
+    "SciFact": DataSource(
         "SciFact",
         "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/scifact.zip",
         "mteb/scifact",
         "d56462d0e63a25450459c4f213e49ffdb866f7f9",
     )
-)
+}
 """By the name of the collection; the copy on the Hub as mteb 2.26 pins it."""
 
 _HEADER = ["query-id", "corpus-id", "score"]

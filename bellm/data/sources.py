@@ -36,11 +36,6 @@ class TextLine(NamedTuple):
     text: str
 
 
-def by_name(*sources: DataSource) -> dict[str, DataSource]:
-    """A table of sources."""
-    return {source.name: source for source in sources}
-
-
 def find_source(name: str, known: Mapping[str, DataSource], kind: str) -> DataSource:
     """The source of that name; `kind` is what such sources are called."""
     if name not in known:

@@ -30,7 +30,7 @@ _BENCHMARK = ("mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831
 _SICK = "http://alt.qcri.org/semeval2014/task1"
 _CSTS = "C-STS"
 
-STS_SOURCES = sources.by_name(
+_SOURCES = (
     DataSource("STS12", _SEMEVAL, "mteb/sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384"),
     DataSource("STS13", _SEMEVAL, "mteb/sts13-sts", "7e90230a92c190f1bf69ae9002b8cea547a64cca"),
     DataSource("STS14", _SEMEVAL, "mteb/sts14-sts", "6031580fec1f6af667f0bd2da0a551cf4f0b2375"),
@@ -43,6 +43,7 @@ STS_SOURCES = sources.by_name(
     DataSource("SICK-R-full", _SICK, "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
     DataSource(_CSTS, "https://github.com/princeton-nlp/c-sts"),
 )
+STS_SOURCES = {source.name: source for source in _SOURCES}
 """By the name of the set; copies on the Hub as mteb 2.26 pins them. Its copy of SICK does not tell the 4927 test pairs
 from the others."""
 
