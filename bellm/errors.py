@@ -1,4 +1,9 @@
-"""Everything bellm raises or warns of on purpose."""
+"""Everything bellm raises or warns of on purpose, and the checks of arguments that many functions share."""
+
+import re
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class BellmError(ValueError):
@@ -47,3 +52,40 @@ class CorpusWarning(BellmWarning):
 
 class MemoryWarning(BellmWarning):
     """Batches became smaller, because memory did not hold them."""
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise a BellmError unless a value is one of some names, or of those of a Literal."""
+    names = get_args(choices) or tuple(choices)
+    if not any(value == each for each in names):
+        raise BellmError(f"{name}={value!r} is not one of {', '.join(names)}.")
+
+
+def check_list(name: str, value: object) -> None:
+    """Raise a BellmError unless a value is a list or another sequence, and holds anything."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise BellmError(f"{name} is of type {type(value).__name__}: give a list, if only of one.")
+    if not value:
+        raise BellmError(f"{name} is empty: give at least one.")
+
+
+def check_fields(instance: Any) -> None:
+    """Raise a BellmError unless the fields of a dataclass are of their annotated types, as far as these can be seen."""
+    for name, hint in get_type_hints(type(instance)).items():
+        value = getattr(instance, name)
+        if get_origin(hint) is Literal:
+            check_choice(name, value, hint)
+        elif not _is_of(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"\b[\w.]+\.(?=\w)", "", str(hint))
+            raise BellmError(f"{name}={value!r:.60} is not of type {wanted}.")
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    kind = get_origin(hint) or hint
+    if kind in (Union, UnionType):
+        return any(_is_of(value, each) for each in get_args(hint))
+    if kind is Callable or kind is Any:
+        return kind is Any or callable(value)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, (int, float) if kind is float else kind)

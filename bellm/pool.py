@@ -16,7 +16,7 @@ from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.tokenization import check_texts, chunk_texts, warn_truncated
-from bellm.errors import BellmError
+from bellm.errors import BellmError, check_list
 from bellm.progress import progress_bar
 from bellm.types import InputType, Vectors
 
@@ -38,8 +38,7 @@ class EncoderPool:
         Raises:
             BellmError: No device is given, or one that torch does not know.
         """
-        if not devices:
-            raise BellmError("EncoderPool needs at least one device, such as cuda:0 or cpu.")
+        check_list("devices", devices)
         self._encoder = encoder
         context = multiprocessing.get_context("spawn")
         queue: SimpleQueue[str] = context.SimpleQueue()

@@ -33,7 +33,7 @@ def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder:
 
 
 def test_devices_are_checked_before_anything_starts(tiny_encoder: Encoder) -> None:
-    with pytest.raises(BellmError, match="at least one device"):
+    with pytest.raises(BellmError, match="devices is empty: give at least one"):
         EncoderPool(tiny_encoder, [])
     with pytest.raises(BellmError, match="'gpu9' is not known to torch"):
         EncoderPool(tiny_encoder, ["gpu9"])

@@ -25,7 +25,7 @@ from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.resources import prefetch
 from bellm.engine.tokenization import chunk_texts, warn_truncated
-from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.errors import BellmError, CorpusWarning, SourceError, check_choice
 from bellm.io import atomic
 from bellm.io.rows import STDIN, TextColumns, check_columns, expand_inputs
 from bellm.pool import EncoderPool
@@ -162,6 +162,8 @@ def embed_corpus(
         CorpusWarning: Rows cannot be read, a damaged shard was replaced, or the folder holds other files as well.
     """
     out = Path(out)
+    check_choice("precision", precision, Precision)
+    check_choice("input_type", input_type, InputType)
     if shard_rows < 1:
         raise BellmError(f"shard_rows={shard_rows} is too small: give at least 1.")
     if executor and devices:
@@ -174,6 +176,10 @@ def embed_corpus(
     start = time.perf_counter()
     try:
         embedder = encoder() if callable(encoder) else encoder
+        if not hasattr(embedder, "describe"):
+            raise BellmError(
+                f"{embedder!r:.60} is no Embedder: it lacks describe. Give an Encoder, or load_model(source)."
+            )
         config = CorpusConfig.of(
             embedder,
             input_type=input_type,

@@ -11,6 +11,7 @@ import numpy as np
 
 from bellm import saving
 from bellm.encoder import Encoder
+from bellm.errors import BellmError
 from bellm.evaluate.vector_cache import VectorCache
 from bellm.metadata import encoder_identity
 from bellm.tensors.similarity import tolerances
@@ -109,9 +110,13 @@ class EvaluatedModel:
         return self.embedder.encode(texts, input_type=input_type)
 
 
-def as_embedder(model: TextEncoder) -> Embedder:
+def as_embedder(model: Any) -> Embedder:
     """The model itself if it is an `Embedder`, else wrapped into one."""
-    return model if hasattr(model, "describe") else WrappedEncoder(model)  # type: ignore[return-value]
+    if isinstance(model, str) or not hasattr(model, "encode"):
+        raise BellmError(
+            f"{model!r:.60} is no model: give an Encoder, what load_model(source) opens, or what has encode."
+        )
+    return model if hasattr(model, "describe") else WrappedEncoder(model)
 
 
 def name_of(model: TextEncoder) -> str:

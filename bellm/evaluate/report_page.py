@@ -14,10 +14,10 @@ from scipy.stats import rankdata
 
 from bellm.evaluate.report_text import compare_runs, score_table, split_metadata
 from bellm.evaluate.results import Report, TaskResult
-from bellm.io.atomic import write_bytes, write_json
+from bellm.io.atomic import make_folder, write_bytes, write_json
 from bellm.report import figures
 from bellm.report.formatting import format_interval, significance_mark
-from bellm.report.report_files import claim_folder, write_page
+from bellm.report.report_files import check_results_folder, write_page
 from bellm.report.statistics import Difference
 
 RESULTS, PAGE, TABLE = "results.json", "report.html", "report.md"
@@ -42,13 +42,13 @@ class PairScatter:
 
 
 def check_report_folder(folder: Path, models: Sequence[str], *, force: bool = False) -> None:
-    """Make a folder for reports on these models, unless it holds results of others.
+    """Make sure that a folder can take the report on these models.
 
     Raises:
-        SourceError: It is a file, cannot be written, or holds results of other models and `force` is not given.
+        SourceError: It is a file, cannot be made, or holds results of other models and `force` is not given.
     """
     refusal = "holds results of {}. Choose another folder, or replace with --force."
-    claim_folder(folder / RESULTS, models, refusal, force=force)
+    check_results_folder(folder / RESULTS, models, refusal, force=force)
 
 
 def write_report(report: Report, folder: Path, *, force: bool = False, **more: Any) -> dict[str, Any]:
@@ -64,6 +64,7 @@ def write_report(report: Report, folder: Path, *, force: bool = False, **more: A
         What `results.json` holds; errors are those of `check_report_folder`.
     """
     check_report_folder(folder, [run.model for run in report.runs], force=force)
+    make_folder(folder)
     results = {**report.to_json(), **more}
     write_bytes(folder / TABLE, score_table(report, metrics=True).to_markdown().encode())
     write_json(folder / RESULTS, results)

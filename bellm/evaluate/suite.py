@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellm.errors import BellmError, BellmWarning
+from bellm.errors import BellmError, BellmWarning, check_list
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
 from bellm.evaluate.results import Report, Run, TaskResult
@@ -69,6 +69,10 @@ def evaluate(
     Raises:
         BellmError: A task is unknown, a data set is not there, or texts cannot be embedded.
     """
+    check_list("models", models)
+    check_list("tasks", tasks)
+    if resamples < 1:
+        raise BellmError(f"resamples={resamples} is too small: give at least 1.")
     loaded = load_tasks(tasks, data, clean=clean)
     averages = _complete_averages(loaded)
     evaluation = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}

@@ -69,6 +69,12 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there."""
+    with _disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `path` once the block has succeeded."""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from bellm.errors import SourceError
+from bellm.errors import SourceError, check_list
 from bellm.io.formats import FORMATS, Row, SelectColumns, json_rows, text_problem, text_rows
 
 STDIN = "-"
@@ -173,6 +173,7 @@ def expand_inputs(inputs: Sequence[str], skip: Path | None = None) -> list[str]:
     A folder stands for all files under it that bellm can read and a pattern for what it matches, both sorted; `-` is
     standard input. Hidden files of a folder are left out, and so is everything in `skip`.
     """
+    check_list("inputs", inputs)
     files: dict[str, str] = {}
     skipped = skip and skip.resolve()
     for entry in inputs:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bellm.data import STSPairs, read_sts
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, SourceError, check_choice
 from bellm.evaluate import default_cache_folder
 from bellm.layer_search.candidates import CandidateScores, layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, plan_halving
@@ -139,8 +139,12 @@ def find_layers(
         BellmError: The development set or the options do not fit, or training fails.
     """
     start = time.monotonic()
+    for method in methods:
+        check_choice("methods", method, Method)
     if training and "search" not in methods:
         raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
+    if not isinstance(dev, str | STSPairs):
+        raise BellmError(f"dev={dev!r:.60} is neither rated pairs, nor the name of a set or file.")
     dev = read_dev_set(dev, data) if isinstance(dev, str) else dev
     cache = cache or default_cache_folder()
     encoder = (encoder() if callable(encoder) else encoder).replace(bidirectional="none")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellm.io.atomic import write_json
+from bellm.io.atomic import make_folder, write_json
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.finder import Finding
 from bellm.layer_search.layer_stats import Degradation
@@ -23,7 +23,7 @@ from bellm.report.figures import (
     make_forest,
 )
 from bellm.report.formatting import BETTER, WORSE, format_interval, format_metadata, significance_mark
-from bellm.report.report_files import claim_folder, write_page
+from bellm.report.report_files import check_results_folder, write_page
 
 RESULTS, PAGE = "layers.json", "layers.html"
 
@@ -63,12 +63,12 @@ class LayerPlots:
 
 
 def check_finding_folder(folder: Path, source: str) -> None:
-    """Make the folder of a finding; a finding for the same model may be replaced, that of another is kept.
+    """Make sure that a folder can take a finding; one for the same model may be replaced, that of another is kept.
 
     Raises:
         SourceError: It is a file, cannot be written, or holds the finding of another model.
     """
-    claim_folder(folder / RESULTS, [source], "is about {}. Choose another folder.")
+    check_results_folder(folder / RESULTS, [source], "is about {}. Choose another folder.")
 
 
 def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
         SourceError: The disk refuses.
     """
     record = finding.to_json()
+    make_folder(folder)
     write_json(folder / RESULTS, record)
     write_layer_page(finding, record, folder / PAGE)
     return record

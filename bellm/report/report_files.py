@@ -7,6 +7,7 @@ library does, is readable without scripts, prints, and follows the reader's colo
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ _HERE = Path(__file__).parent
 _FILTERS = ("format_interval", "format_p_value", "format_points", "shorten", "significance_mark")
 
 
-def claim_folder(results: Path, models: Sequence[str], refusal: str, *, force: bool = False) -> None:
-    """Make the folder of a report, unless it holds that of other models.
+def check_results_folder(results: Path, models: Sequence[str], refusal: str, *, force: bool = False) -> None:
+    """Make sure that the folder of a report can be made, and that it holds no report on other models.
+
+    Nothing is written: a mistake that shows later leaves no empty folder behind.
 
     Args:
         results: The JSON file of the report; its `model`, and those under `compared`, say what it is about.
@@ -32,17 +35,19 @@ def claim_folder(results: Path, models: Sequence[str], refusal: str, *, force: b
         force: Whether these may be replaced.
     """
     folder = results.parent
-    if folder.exists() and not folder.is_dir():
-        raise SourceError(f"{folder} is a file. Name a folder.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise SourceError(f"{nearest} is a file. Name a folder.")
+        if not os.access(nearest, os.W_OK):
+            raise SourceError(f"{folder} cannot be written: nothing may be made in {nearest}.")
         if force or not results.exists():
             return
         found = json.loads(results.read_text(encoding="utf-8"))
         known = [found["model"], *(run["model"] for run in found.get("compared", ()))]
     except OSError as error:
         raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
         known = ["something that bellm cannot read"]
     if known != list(dict.fromkeys(models)):
         raise SourceError(f"{results} {refusal.format(', '.join(known))}")

@@ -10,7 +10,7 @@ from typing import Any, Literal, SupportsFloat
 import torch
 
 from bellm.encoder import Encoder
-from bellm.errors import BellmError
+from bellm.errors import BellmError, check_fields
 from bellm.train.objectives import AutoObjective, Objective, needs_of
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -97,7 +97,8 @@ class Recipe:
     """Stop after so many scores without a better one."""
 
     def __post_init__(self) -> None:
-        """Check ranges and combinations."""
+        """Check types, ranges and combinations."""
+        check_fields(self)
         for name in ("batch_size", "dev_every", "mine", "max_steps", "patience"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise BellmError(f"{name}={number} is too small: give at least 1.")

@@ -3,8 +3,6 @@
 Shapes: N and M texts, C candidates of each, D width.
 """
 
-from typing import Any, get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -50,9 +48,3 @@ def check_rows(fewest: int = 1, /, **tensors: Tensor) -> None:
     if len(set(counts)) > 1 or counts[0] < fewest:
         came = ", ".join(f"{count} {name}" for name, count in zip(tensors, counts, strict=True))
         raise BellmError(f"Got {came}. This loss needs as many of each, and {fewest} or more.")
-
-
-def check_choice(name: str, choice: str, choices: Any) -> None:
-    """Raise a BellmError unless a choice is one of a Literal's."""
-    if choice not in get_args(choices):
-        raise BellmError(f"{name}={choice!r} is not known. Choose from {', '.join(get_args(choices))}.")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bellm.errors import BellmError
-from bellm.tensors.losses.loss_inputs import check_choice, mean_kl, upcast
+from bellm.errors import BellmError, check_choice
+from bellm.tensors.losses.loss_inputs import mean_kl, upcast
 
 Direction = Literal["paper", "reverse"]
 

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bellm.errors import BellmError
-from bellm.tensors.losses.loss_inputs import check_choice, check_rows, normalize, row_cosines, upcast
+from bellm.errors import BellmError, check_choice
+from bellm.tensors.losses.loss_inputs import check_rows, normalize, row_cosines, upcast
 
 AngleForm = Literal["released", "published"]
 """AnglE's angle objective as its authors' code has it, or as their paper has it; see `angle`."""
