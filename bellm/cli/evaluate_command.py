@@ -30,7 +30,8 @@ def evaluate_command(
         str,
         typer.Option(
             help="sts, transfer, scifact, or single tasks (STS12 ... STS16, STSBenchmark, STSBenchmark-dev, SICK-R, "
-            "SICK-R-full, MR, CR, SUBJ, MPQA, SST2, TREC, MRPC, SciFact, C-STS), with commas."
+            "SICK-R-full, MR, CR, SUBJ, MPQA, SST2, TREC, MRPC, SciFact, C-STS), with commas. Also files of your own: "
+            "rated pairs (sentence1, sentence2, score), texts and classes (text, label), or a folder in BEIR's format."
         ),
     ] = "sts",
     compare: Annotated[
@@ -64,13 +65,12 @@ def evaluate_command(
     door.check_report_folder(output, named, force=force)
     started = time.monotonic()
     with status_line(f"loading {', '.join(named)}"):
-        wanted = door.resolve_tasks([task.strip() for task in tasks.split(",") if task.strip()])
+        wanted = door.load_tasks([task.strip() for task in tasks.split(",") if task.strip()], data, clean=clean)
         models = door.load_models(named, cache or door.default_cache_folder(), **options.given())
     with live_bars() as update:
         report = door.evaluate(
             models,
             wanted,
-            data=data,
             clean=clean,
             resamples=resamples,
             seed=seed,

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from bellm.evaluate.report_text import score_table
     from bellm.evaluate.results import Report, TaskResult
     from bellm.evaluate.sts_task import STSTask, score_sts
-    from bellm.evaluate.suite import DevEvaluator, evaluate, resolve_tasks
+    from bellm.evaluate.suite import DevEvaluator, evaluate, load_tasks
     from bellm.evaluate.task import Task
     from bellm.evaluate.vector_cache import default_cache_folder
 
 __all__ = ["DevEvaluator", "EvaluatedModel", "MtebEncoder", "Report", "STSTask", "Task", "TaskResult"]
-__all__ += ["check_report_folder", "default_cache_folder", "evaluate", "load_model", "load_models", "open_cache"]
-__all__ += ["resolve_tasks", "score_sts", "score_table", "write_report", "write_report_page"]
+__all__ += ["check_report_folder", "default_cache_folder", "evaluate", "load_model", "load_models", "load_tasks"]
+__all__ += ["open_cache", "score_sts", "score_table", "write_report", "write_report_page"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "evaluate")

@@ -43,6 +43,10 @@ class ClassificationTask(Task[LabeledTexts]):
 
     kind = "transfer"
 
+    def check(self, data: LabeledTexts) -> None:
+        """Refuse classes of few rows."""
+        _refuse_small(data, FOLDS)
+
     def load(self, folder: Path | None, *, clean: bool = False) -> LabeledTexts:
         """Read the rows."""
         return read_classification(self.name, folder)
@@ -75,7 +79,14 @@ def classify(sentences: LabeledTexts, vectors_TD: Vectors, *, folds: int = FOLDS
     paraphrases), accuracy on the rows that chose the strength, and the strength (the median of those of the folds),
     which alone is not in points.
     """
-    _refuse(sentences, vectors_TD, folds)
+    texts = len(distinct_texts(sentences))
+    if vectors_TD.ndim != 2 or len(vectors_TD) != texts:
+        raise BellmError(f"{sentences.name} has {texts} texts, but the vectors are of shape {vectors_TD.shape}.")
+    if not np.isfinite(vectors_TD).all():
+        raise BellmError(
+            f"Some vectors of {sentences.name} are not finite. Embed it in another dtype, such as float32."
+        )
+    _refuse_small(sentences, folds)
     labels_N = sentences.labels_N
     searches = make_grid_searches(sentences, folds, seed)
     fits = grid_search(pair_features(sentences, vectors_TD), labels_N, searches, C_grid(sentences))
@@ -131,14 +142,7 @@ def make_grid_searches(sentences: LabeledTexts, folds: int = FOLDS, seed: int = 
     return [GridSearch(trials, Split(rows["train"], rows["test"]))]
 
 
-def _refuse(sentences: LabeledTexts, vectors_TD: Vectors, folds: int) -> None:
-    texts = len(distinct_texts(sentences))
-    if vectors_TD.ndim != 2 or len(vectors_TD) != texts:
-        raise BellmError(f"{sentences.name} has {texts} texts, but the vectors are of shape {vectors_TD.shape}.")
-    if not np.isfinite(vectors_TD).all():
-        raise BellmError(
-            f"Some vectors of {sentences.name} are not finite. Embed it in another dtype, such as float32."
-        )
+def _refuse_small(sentences: LabeledTexts, folds: int) -> None:
     train = sentences.split.get("train", range(len(sentences.labels_N)))
     counts = np.bincount(sentences.labels_N[train], minlength=sentences.labels_N.max() + 1)
     needed = folds + 1 if not sentences.split else folds

@@ -90,9 +90,9 @@ class EvaluatedModel:
         `done` is called with the number of further distinct texts whose vectors are there.
         """
         if self.cache:
-            return self.cache.vectors(texts, input_type, lambda part: self._encode(part, input_type), done)
+            return self.cache.vectors(texts, input_type, lambda part: self.encode(part, input_type), done)
         index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        vectors = self._encode(list(index), input_type)
+        vectors = self.encode(list(index), input_type)
         done(len(index))
         return vectors[[index[text] for text in texts]]
 
@@ -104,10 +104,22 @@ class EvaluatedModel:
         count: Callable[[Sequence[str]], int] = getattr(self.embedder, "num_truncated", lambda _: 0)
         return count(unique)
 
-    def _encode(self, texts: Sequence[str], input_type: InputType) -> Vectors:
+    def encode(self, texts: Sequence[str], input_type: InputType) -> Vectors:
+        """Embed texts in their order, none of them from the cache.
+
+        Raises:
+            BellmError: A number is not finite.
+        """
         if isinstance(self.embedder, Encoder):  # No warning and no progress bar of its own.
-            return self.embedder.encode_with_stats(texts, input_type=input_type).vectors
-        return self.embedder.encode(texts, input_type=input_type)
+            vectors = self.embedder.encode_with_stats(texts, input_type=input_type).vectors
+        else:
+            vectors = self.embedder.encode(texts, input_type=input_type)
+        if bad := np.count_nonzero(~np.isfinite(vectors).all(axis=1)):
+            raise BellmError(
+                f"{self.name}: {bad} of {len(texts)} vectors hold NaN or infinity. Its weights are broken, or numbers "
+                "became too large for its dtype: try float32."
+            )
+        return vectors
 
 
 def as_embedder(model: Any) -> Embedder:

@@ -40,8 +40,7 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
         return SentenceTransformerEmbedder(source, options.get("device"))
     if source.startswith(VECTORS):
         return VectorFile(Path(source.removeprefix(VECTORS)))
-    path, _, query = source.partition("?")
-    settings = {**options, **_settings(source, query)}
+    path, settings = source.partition("?")[0], {**options, **_settings(source)}
     fixed = {name: settings.pop(name) for name in _LOADING if name in settings}
     loaded, key = {} if loaded is None else loaded, f"{path} {json.dumps(fixed, sort_keys=True)}"
     if key not in loaded:
@@ -55,17 +54,20 @@ def load_models(sources: Sequence[str], cache: Path | None = None, **options: An
     Sources name the models, vectors are kept in the folder `cache` if it is given, and options are for bellm encoders.
     """
     loaded: dict[str, Encoder] = {}
-    return [
-        EvaluatedModel.of(
-            load_model(source, loaded=loaded, **options), source, None if source.startswith(VECTORS) else cache
-        )
-        for source in dict.fromkeys(sources)
-    ]
+    models: dict[str, EvaluatedModel] = {}
+    for source in sources:  # A mistake in the last setting shows before the first model is loaded.
+        if not source.startswith((SENTENCE_TRANSFORMERS, VECTORS)):
+            _settings(source)
+    for source in sorted(sources, key=lambda source: not source.startswith(VECTORS)):  # Files are quick.
+        if source not in models:
+            embedder = load_model(source, loaded=loaded, **options)
+            models[source] = EvaluatedModel.of(embedder, source, None if isinstance(embedder, VectorFile) else cache)
+    return [models[source] for source in dict.fromkeys(sources)]
 
 
-def _settings(source: str, query: str) -> Mapping[str, Any]:
+def _settings(source: str) -> Mapping[str, Any]:
     settings: dict[str, Any] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    for name, value in parse_qsl(source.partition("?")[2], keep_blank_values=True):
         try:
             refuse_unknown([name], (*setting_names(), "dtype", "attention"))
             settings[name] = parse_setting(name, value) if name in setting_names() else value

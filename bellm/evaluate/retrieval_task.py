@@ -12,6 +12,7 @@ import pytrec_eval
 from bellm.data import RetrievalData, read_retrieval
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task
+from bellm.report.statistics import check_items
 from bellm.tensors.similarity import cosine_similarity
 from bellm.types import InputType, Vectors
 
@@ -23,6 +24,10 @@ class RetrievalTask(Task[RetrievalData]):
     """Documents and judged queries."""
 
     kind = "retrieval"
+
+    def check(self, data: RetrievalData) -> None:
+        """Refuse few queries."""
+        check_items(len(data.queries), name=self.name)
 
     def load(self, folder: Path | None, *, clean: bool = False) -> RetrievalData:
         """Read the collection."""

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
+from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from bellm.data import STSPairs, read_sts
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task, score_task
+from bellm.report.statistics import check_items
 from bellm.tensors import geometry
 from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import InputType, Vectors
@@ -31,6 +33,10 @@ class STSTask(Task[STSPairs]):
 
     kind = "STS"
 
+    def check(self, data: STSPairs) -> None:
+        """Refuse few pairs, and ratings without an order."""
+        check_items(len(data.left), data.gold_N, self.name)
+
     def load(self, folder: Path | None, *, clean: bool = False) -> STSPairs:
         """Read the pairs."""
         return read_sts(self.name, folder, clean=clean)
@@ -46,12 +52,12 @@ class STSTask(Task[STSPairs]):
         correlations, plain and weighted by size (Conneau and Kiela 2018, arXiv 1803.05449).
         """
         item_scores_N = paired_cosine_similarity(*np.split(vectors["text"], 2)).astype(np.float64)
-        extra_metrics = {"Pearson": 100 * float(pearsonr(item_scores_N, data.gold_N).statistic)}
+        extra_metrics = {"Pearson": 100 * _correlation(item_scores_N, data.gold_N)}
         part_N = np.array(data.parts)
         names, sizes = np.unique(part_N, return_counts=True)
         if len(names) > 1:
             parts = [part_N == name for name in names]
-            spearman = [spearmanr(item_scores_N[part], data.gold_N[part]).statistic for part in parts]
+            spearman = [_correlation(rankdata(item_scores_N[part]), rankdata(data.gold_N[part])) for part in parts]
             extra_metrics["mean of parts"] = 100 * float(np.mean(spearman))
             extra_metrics["weighted mean of parts"] = 100 * float(np.average(spearman, weights=sizes))
         return TaskResult(
@@ -73,6 +79,11 @@ STS_TASKS = (
     STSTask("STSBenchmark-dev", is_test_set=False),
     STSTask("C-STS", is_test_set=False),
 )
+
+
+def _correlation(left_N: NDArray[np.float64], right_N: NDArray[np.float64]) -> float:
+    """Pearson's; 0 where one side is constant, as in `bootstrap_estimate`."""
+    return float(np.corrcoef(left_N, right_N)[0, 1]) if np.ptp(left_N) and np.ptp(right_N) else 0.0
 
 
 def score_sts(model: EvaluatedModel, pairs: STSPairs) -> TaskResult:

@@ -6,16 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellm.errors import BellmError, BellmWarning, check_list
-from bellm.evaluate.classification_task import CLASSIFICATION_TASKS
+from bellm.data import LabeledTexts, RetrievalData, STSPairs
+from bellm.data.own_files import Columns, read_own_data
+from bellm.errors import BellmError, BellmWarning, NoOpWarning, check_list
+from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
+from bellm.evaluate.models import VectorFile
 from bellm.evaluate.results import Report, Run, TaskResult
-from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS
+from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS, RetrievalTask
 from bellm.evaluate.sts_task import STS_TASKS, STSTask, measure_geometry
 from bellm.evaluate.task import Task, embed_task, score_task
 from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
+from bellm.tensors.similarity import is_constant
 from bellm.types import Embedder, InputType, Vectors
 
 TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS)
@@ -33,21 +37,22 @@ Progress = Callable[[str, str, int, int], None]
 
 
 def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Expand groups, and match names in any case: each task once, in the order given.
+    """Expand groups, and match names in any case: each task once, in the order given; files and folders stay.
 
     Raises:
-        BellmError: A name is unknown.
+        BellmError: A name is neither that of a task nor of a file or folder.
     """
     known = {**{task.name.lower(): (task.name,) for task in TASKS}, **GROUPS}
     for name in names:
-        if name.lower() not in known:
-            raise BellmError(f"{name!r} is no task. Tasks: {', '.join([*GROUPS, *(task.name for task in TASKS)])}.")
-    return tuple(dict.fromkeys(task for name in names for task in known[name.lower()]))
+        if name.lower() not in known and not Path(name).exists():
+            tasks = ", ".join([*GROUPS, *(task.name for task in TASKS)])
+            raise BellmError(f"{name!r} is no task. Tasks: {tasks}; or a file or folder of your own.")
+    return tuple(dict.fromkeys(task for name in names for task in known.get(name.lower(), (name,))))
 
 
 def evaluate(
     models: Sequence[EvaluatedModel | TextEncoder],
-    tasks: Sequence[str | Task[Any]],
+    tasks: Sequence[str | Path | Task[Any]],
     *,
     data: Path | None = None,
     clean: bool = False,
@@ -59,7 +64,7 @@ def evaluate(
 
     Args:
         models: Encoders, what `load_model` opens, or anything with `encode(texts)`.
-        tasks: Names of tasks and groups, or tasks of your own.
+        tasks: Names of tasks and groups, files and folders that `bellm.data.own_files` describes, or tasks of your own.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
         clean: Clean the texts of pairs as the papers do.
         resamples: Bootstrap replicates of each score.
@@ -79,7 +84,10 @@ def evaluate(
     runs: list[Run] = []
     all_results: list[dict[str, TaskResult]] = []
     baseline: dict[str, BootstrapEstimate] = {}
-    for model in map(EvaluatedModel.of, models):
+    evaluated = [EvaluatedModel.of(model) for model in models]
+    for model in evaluated:
+        _check_model(model, loaded)
+    for model in evaluated:
         results, geometry = _score_tasks(model, loaded, progress)
         estimates = {
             name: statistics.bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=resamples, seed=seed)
@@ -106,15 +114,50 @@ def evaluate(
     return Report(tuple(runs), tuple(all_results))
 
 
-def load_tasks(tasks: Sequence[str | Task[Any]], folder: Path | None, *, clean: bool = False) -> list[Task[Any]]:
-    """Read the data of tasks, before anything is embedded: what is missing shows now."""
+def load_tasks(
+    tasks: Sequence[str | Path | Task[Any]],
+    folder: Path | None = None,
+    columns: Columns | None = None,
+    *,
+    clean: bool = False,
+) -> list[Task[Any]]:
+    """Read the data of tasks, before anything is embedded: what is missing, or cannot be scored, shows now.
+
+    Args:
+        tasks: As `evaluate` takes them.
+        folder: Folder of data sets; None for `BELLM_DATA`, else the Hub.
+        columns: The columns of files by their parts; None recognizes them by name.
+        clean: Clean the texts of pairs as the papers do.
+    """
     named = {task.name: task for task in TASKS}
-    wanted = [named[name] for name in resolve_tasks([task for task in tasks if isinstance(task, str)])]
+    names = resolve_tasks([str(task) for task in tasks if not isinstance(task, Task)])
+    wanted = [named.get(name) or _own_task(name, read_own_data(name, columns, clean=clean)) for name in names]
     wanted += [task for task in tasks if isinstance(task, Task)]
+    if not wanted:
+        raise BellmError(f"No task is named. Tasks: {', '.join(GROUPS)}, {', '.join(named)}; or a file of your own.")
     return [
         replace(task, data=task.load(folder, clean=clean)) if task.data is None else task
         for task in {task.name: task for task in wanted}.values()
     ]
+
+
+def _own_task(name: str, data: STSPairs | LabeledTexts | RetrievalData) -> Task[Any]:
+    match data:
+        case STSPairs():
+            return STSTask(name, data=data)
+        case LabeledTexts():
+            return ClassificationTask(name, data=data)
+    return RetrievalTask(name, data=data)
+
+
+def _check_model(model: EvaluatedModel, tasks: Sequence[Task[Any]]) -> None:
+    """Let a model fail before others are scored: all texts are looked up in a file, one of each kind is embedded."""
+    by_type: dict[InputType, list[str]] = {}
+    for task in tasks:
+        for input_type, texts in task.texts(task.data).items():
+            by_type.setdefault(input_type, []).extend(texts)
+    for input_type, texts in by_type.items():
+        model.encode(texts if isinstance(model.embedder, VectorFile) else texts[:1], input_type)
 
 
 def _complete_averages(tasks: Sequence[Task[Any]]) -> dict[str, tuple[str, ...]]:
@@ -136,12 +179,21 @@ def _score_tasks(
         _embed_ahead(model, tasks, progress)
     results: dict[str, TaskResult] = {}
     rated: list[tuple[Any, Vectors]] = []
+    constant: list[str] = []
+    zero: list[str] = []
     for task in tasks:
         progress(model.name, task.name, 0, 0)
         vectors = embed_task(model, task)
+        constant += [task.name] * any(map(is_constant, vectors.values()))
+        zero += [task.name] * any(not those.any(axis=1).all() for those in vectors.values())
         results[task.name] = score_task(model, task, vectors)
         if isinstance(task, STSTask):
             rated.append((task.data, vectors["text"]))
+    same = "every text of {} the same vector, so that the scores mean nothing. Pool another token or a later layer."
+    for tasks_hit, what in ((constant, same), (zero, "some texts of {} vectors of zeros, whose cosines count as 0.")):
+        if tasks_hit:
+            message = f"{model.name} gives {what.format(', '.join(tasks_hit))}"
+            warnings.warn(message, NoOpWarning, stacklevel=3)
     return results, measure_geometry(rated)
 
 

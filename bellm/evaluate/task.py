@@ -32,6 +32,14 @@ class Task(ABC, Generic[Data]):
     data: Data | None = None
     """What `load` gives, once it was called, or what to score on instead."""
 
+    def __post_init__(self) -> None:
+        """Refuse data of which no score can be made, before its texts are embedded."""
+        if self.data is not None:
+            self.check(self.data)
+
+    def check(self, data: Data) -> None:
+        """Raise a `BellmError` where no score can be made of the data, whatever the vectors are."""
+
     @abstractmethod
     def load(self, folder: Path | None, *, clean: bool = False) -> Data:
         """Read the data set from a folder of data sets, or from the Hub if there is none; `clean` texts of pairs."""

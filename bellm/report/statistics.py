@@ -88,7 +88,9 @@ def bootstrap_estimate(
         resamples: Replicates; 1000 put the interval's ends within a tenth of a standard error.
         seed: Of the draw.
     """
-    _check(item_scores_N, gold_N)
+    check_items(len(item_scores_N), gold_N)
+    if missing := np.count_nonzero(~np.isfinite(item_scores_N)):
+        raise BellmError(f"{missing} of {len(item_scores_N)} items are not finite numbers. Leave these items out.")
     value = _scores(np.ones((1, len(item_scores_N))), item_scores_N, gold_N)[0]
     replicates = [
         _scores(counts_RN, item_scores_N, gold_N) for counts_RN in _draws(len(item_scores_N), resamples, seed)
@@ -184,16 +186,19 @@ def _ranks(counts_RN: Numbers, values_N: Numbers) -> Numbers:
     return np.asarray(rank_RG[:, group_N])
 
 
-def _check(item_scores_N: Numbers, gold_N: Numbers | None) -> None:
-    if len(item_scores_N) < _FEWEST:
-        raise BellmError(f"{len(item_scores_N)} items are too few for an interval. Give {_FEWEST} or more.")
-    if gold_N is not None and len(gold_N) != len(item_scores_N):
-        raise BellmError(f"{len(item_scores_N)} items, but {len(gold_N)} ratings. Each item needs one.")
-    for name, values_N in (("items", item_scores_N), ("ratings", gold_N)):
-        if values_N is not None and (missing := np.count_nonzero(~np.isfinite(values_N))):
-            raise BellmError(f"{missing} of {len(values_N)} {name} are not finite numbers. Leave these items out.")
-    if gold_N is not None and np.ptp(gold_N) == 0:
-        raise BellmError(f"All {len(gold_N)} ratings are {gold_N[0]:g}: there is no order to agree with.")
+def check_items(num_items: int, gold_N: Numbers | None = None, name: str = "") -> None:
+    """Refuse items of which no score can be made, whatever they turn out to be; `name` is whose they are."""
+    said = f"{name}: " if name else ""
+    if num_items < _FEWEST:
+        raise BellmError(f"{said}{num_items} items are too few for an interval. Give {_FEWEST} or more.")
+    if gold_N is None:
+        return
+    if len(gold_N) != num_items:
+        raise BellmError(f"{said}{num_items} items, but {len(gold_N)} ratings. Each item needs one.")
+    if missing := np.count_nonzero(~np.isfinite(gold_N)):
+        raise BellmError(f"{said}{missing} of {num_items} ratings are not finite numbers. Leave these items out.")
+    if np.ptp(gold_N) == 0:
+        raise BellmError(f"{said}All {num_items} ratings are {gold_N[0]:g}: there is no order to agree with.")
 
 
 def _check_together(estimates: Sequence[BootstrapEstimate]) -> None:

@@ -100,3 +100,29 @@ def test_force_replaces_results_of_others(tiny_folder: Path) -> None:
     assert "something that bellm cannot read" in bellm(*command).stderr
     assert bellm(*command, "--force").exit_code == 0
     assert json.loads(Path("known/results.json").read_text())["model"] == str(tiny_folder)
+
+
+def test_a_file_of_ones_own_beside_a_task(tiny_folder: Path) -> None:
+    rows = "".join(f"Snow fell {n}.\tIt snowed {n % 4}.\t{n % 5}\n" for n in range(20))
+    Path("my_pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + rows)
+    command = ("evaluate", tiny_folder, "--data=data", "--json", "--tasks=STSBenchmark,my_pairs.tsv", "-o", "out")
+    result = bellm(*command)
+    assert result.exit_code == 0, result.stderr
+    assert list(json.loads(result.stdout)["scores"]) == ["STSBenchmark", "my_pairs.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sentence1\tsentence2\tscore\na\tb\t1\n", "my.tsv: 1 items are too few for an interval. Give 3 or more."),
+        ("premise\thypothesis\tlabel\n" + "a\tb\t0\na\tc\t1\na\td\t2\n", "the column 'label' holds classes (0, 1, 2)"),
+        ("sentence1\tsentence2\tscore\n" + "a\tb\t1\n" * 4, "my.tsv: All 4 ratings are 1"),
+    ],
+)
+def test_a_file_that_cannot_be_scored_is_refused_before_a_model_is_loaded(content: str, message: str) -> None:
+    Path("my.tsv").write_text(content)
+    result = bellm("evaluate", "none/there", "--tasks=my.tsv", "-o", "out")
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert message in line
+    assert not Path("out/results.json").exists()

@@ -121,3 +121,15 @@ def test_anything_with_one_method(tmp_path: Path) -> None:
     assert model.vectors(["Why?"], "query").tolist() == [[4]]
     assert asked == [["A heron waits.", "Snow fell.", "Why?"], ["Why?"]]
     assert json.dumps(dict(model.facts)) == "{}"
+
+
+def test_files_and_settings_are_checked_before_a_model_is_loaded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> Encoder:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Encoder, "from_pretrained", load)
+    for source, message in (("vectors:none.jsonl", "none.jsonl"), (f"{tiny_folder}?layer=top", "layer='top'")):
+        with pytest.raises(BellmError, match=message):
+            load_models([str(tiny_folder), source], tmp_path)

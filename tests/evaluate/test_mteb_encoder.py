@@ -128,6 +128,31 @@ def test_a_search_ranks_as_cosines_of_queries_and_documents_do(tiny_encoder: Enc
         assert scores_of(MtebEncoder(encoder), OurSearch())["ndcg_at_10"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_instruct_encoder_gets_the_instruction_of_each_task(tiny_encoder: Encoder) -> None:
+    instruct = tiny_encoder.replace(prompt="instruct")
+    left, right, gold = zip(*PAIRS, strict=True)
+    told = "Instruct: Retrieve semantically similar text.\nQuery: {text}"
+    vectors = [tiny_encoder.replace(prompt=told).encode(side) for side in (left, right)]
+    expected = spearmanr(paired_cosine_similarity(*vectors), gold).statistic
+    assert scores_of(MtebEncoder(instruct), OurPairs())["main_score"] == pytest.approx(expected, abs=1e-6)
+    batches = [{"text": list(QUERIES.values())}]
+    own = OurSearch.metadata.model_copy(update={"prompt": {"query": "Find the bird"}})
+    general = OurPairs.metadata.model_copy(update={"prompt": "Say what it is"})
+    for prompt, task, kind, template in (
+        ("instruct", own, PromptType.query, "Instruct: Find the bird\nQuery: {text}"),
+        ("instruct:My task", own, PromptType.query, "Instruct: Find the bird\nQuery: {text}"),
+        ("instruct:My task", OurSearch.metadata, PromptType.query, "Instruct: My task\nQuery: {text}"),
+        ("instruct", own, PromptType.document, "{text}"),
+        ("instruct", general, None, "Instruct: Say what it is\nQuery: {text}"),
+        ("instruct:My task", OurPairs.metadata, None, "{text}"),
+        ("prompteol", own, PromptType.query, None),
+    ):
+        encoder = tiny_encoder.replace(prompt=prompt)
+        found = MtebEncoder(encoder).encode(batches, task_metadata=task, prompt_type=kind)
+        wanted = tiny_encoder.replace(prompt=template or prompt).encode(list(QUERIES.values()))
+        np.testing.assert_allclose(found, wanted, atol=1e-5, err_msg=f"{prompt} {kind}")
+
+
 def test_queries_and_documents_go_where_they_belong() -> None:
     encoder = MtebEncoder(Letters())
     encoder.embedder = WrappedEncoder(Roles())

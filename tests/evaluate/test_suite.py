@@ -1,19 +1,22 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from bellm import Encoder
-from bellm.data import sts
-from bellm.errors import BellmError, BellmWarning, SourceError
+from bellm.data import LabeledTexts, STSPairs, sts
+from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
+from bellm.evaluate.classification_task import ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel
+from bellm.evaluate.models import load_models
 from bellm.evaluate.report_page import write_report
 from bellm.evaluate.results import Report, TaskResult
 from bellm.evaluate.sts_task import STSTask
-from bellm.evaluate.suite import STS, DevEvaluator, evaluate, resolve_tasks
+from bellm.evaluate.suite import STS, DevEvaluator, evaluate, load_tasks, resolve_tasks
 from bellm.evaluate.task import Task
 from bellm.tensors import geometry
 from bellm.tensors.similarity import paired_cosine_similarity
@@ -187,3 +190,119 @@ def test_a_dev_set_is_one_task_and_better_no_test_set() -> None:
         DevEvaluator("sts")
     with pytest.warns(BellmWarning, match="STSBenchmark is a test set"):
         DevEvaluator("STSBenchmark")
+
+
+OWN = "sentence1\tsentence2\tscore\n" + "".join(
+    f"{left} {n}.\t{right} {n % 4}.\t{n % 5}\n" for n, (left, right) in enumerate([("Snow fell", "It snowed")] * 20)
+)
+
+
+def test_a_file_of_ones_own_is_a_task_wherever_a_task_has_a_name(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "own.tsv").write_text(OWN)
+    name = str(tmp_path / "own.tsv")
+    [by_name] = evaluate([tiny_encoder], [name], resamples=200).runs
+    [by_path] = evaluate([tiny_encoder], [tmp_path / "own.tsv"], resamples=200).runs
+    pairs = STSPairs(
+        "x",
+        *zip(*(line.split("\t")[:2] for line in OWN.splitlines()[1:]), strict=True),
+        np.arange(20.0) % 5,
+        ("x",) * 20,
+    )
+    [direct] = evaluate([tiny_encoder], [STSTask("x", data=pairs)], resamples=200).runs
+    assert by_name.scores == by_path.scores == {name: direct.scores["x"]}
+    assert DevEvaluator(name)(tiny_encoder).value == by_name.scores[name].value
+
+
+def test_texts_with_classes_of_ones_own_are_classified(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    rows = [("Snow fell", "cold"), ("Bread rises", "warm")] * 15
+    (tmp_path / "own.csv").write_text(
+        "text,label\n" + "".join(f"{text} {n}.,{kind}\n" for n, (text, kind) in enumerate(rows))
+    )
+    [run] = evaluate([tiny_encoder], [tmp_path / "own.csv"], resamples=200).runs
+    [score] = run.scores.values()
+    assert (score.metric, score.n) == ("accuracy", 30)
+    assert score.value > 90
+
+
+def test_what_cannot_be_scored_is_refused_before_a_text_is_embedded(tmp_path: Path) -> None:
+    def embed(texts: list[str]) -> Vectors:
+        raise AssertionError(texts)
+
+    model = SimpleNamespace(encode=embed)
+    lines = OWN.splitlines()
+    for content, message in (
+        ("\n".join(lines[:2]), "own.tsv: 1 items are too few"),
+        ("\n".join([lines[0], *(lines[1] for _ in range(4))]), "own.tsv: All 4 ratings are 0"),
+        ("text\tlabel\n" + "a\tgood\nb\tbad\n" * 2, "own.tsv has classes of 2, 2 rows"),
+    ):
+        (tmp_path / "own.tsv").write_text(content)
+        with pytest.raises(BellmError, match=message):
+            evaluate([model], [tmp_path / "own.tsv"])
+    one = STSPairs("one", ("a",), ("b",), np.array([1.0]), ("one",))
+    with pytest.raises(BellmError, match="one: 1 items are too few"):
+        STSTask("one", data=one)
+    with pytest.raises(BellmError, match="classes of 1, 1 rows"):
+        ClassificationTask("two", data=LabeledTexts("two", (("a", "b"),), np.array([0, 1])))
+    with pytest.raises(BellmError, match="No task is named"):
+        load_tasks([])
+
+
+def test_the_last_of_several_models_fails_before_the_first_is_scored(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    asked: list[str] = []
+
+    def embed(texts: list[str]) -> Vectors:
+        asked.extend(texts)
+        return tiny_encoder.encode(texts)
+
+    (tmp_path / "v.jsonl").write_text(json.dumps({"text": "Another text.", "vector": [1.0, 2.0]}) + "\n")
+    models = [SimpleNamespace(encode=embed), *load_models([f"vectors:{tmp_path / 'v.jsonl'}"])]
+    with pytest.raises(SourceError, match="has no vector for"):
+        evaluate(models, ["STSBenchmark"], data=tmp_path)
+    assert len(asked) <= 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused_and_not_kept(
+    tiny_encoder: Encoder, tmp_path: Path, bad: float
+) -> None:
+    write_pairs(tmp_path)
+
+    class Broken:
+        name = "broken"
+        embedding_dim = 2
+        number = 0.0
+
+        def encode(self, texts: list[str], **_: object) -> Vectors:
+            vectors = np.array([[len(text), 1] for text in texts], np.float32)
+            vectors[-1, 0] = self.number if len(texts) > 1 else 1
+            return vectors
+
+        def fingerprint(self) -> Vectors:
+            return np.ones((2, 2), np.float32)
+
+        def describe(self) -> dict[str, object]:
+            return {"dtype": "float32"}
+
+    broken = Broken()
+    broken.number = bad
+    with pytest.raises(BellmError, match=r"^broken: 1 of \d+ vectors hold NaN or infinity. .*float32\.$"):
+        evaluate([EvaluatedModel.of(broken, cache=tmp_path / "cache")], ["STSBenchmark"], data=tmp_path)
+    broken.number = 1.0
+    [run] = evaluate([EvaluatedModel.of(broken, cache=tmp_path / "cache")], ["STSBenchmark"], data=tmp_path).runs
+    assert np.isfinite(run.scores["STSBenchmark"].value)
+
+
+def test_constant_vectors_and_vectors_of_zeros_are_said(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    same = SimpleNamespace(name="same", encode=lambda texts: np.ones((len(texts), 3), np.float32))
+    with pytest.warns(NoOpWarning, match="same gives every text of STSBenchmark the same vector"):
+        [run] = evaluate([same], ["STSBenchmark"], data=tmp_path).runs
+    score = run.scores["STSBenchmark"]
+    assert (score.value, dict(score.extra_metrics)) == (0, {"Pearson": 0})
+
+    def embed(texts: list[str]) -> Vectors:
+        return np.array([[0, 0] if text.startswith("A heron") else [len(text), 1] for text in texts], np.float32)
+
+    with pytest.warns(NoOpWarning, match="some gives some texts of STSBenchmark vectors of zeros"):
+        evaluate([SimpleNamespace(name="some", encode=embed)], ["STSBenchmark"], data=tmp_path)

@@ -1,0 +1,144 @@
+"""Data sets of your own: a table of rated pairs or of classes, or a folder in BEIR's format.
+
+Columns are recognized by their names, whatever their case, spaces and underscores, or named part by part:
+
+| part     | names                                                                                    |
+|----------|------------------------------------------------------------------------------------------|
+| anchor   | sentence1, sentence_a, text1, text_a, question1, premise, anchor, query, sent0           |
+| positive | sentence2, sentence_b, text2, text_b, question2, hypothesis, positive, answer, sent1     |
+| score    | score, similarity, similarity_score, rating, relatedness_score, gold_score               |
+| text     | text, sentence                                                                           |
+| label    | label, labels, gold_label, class, category, is_duplicate                                 |
+
+Anchor, positive and score are rated pairs, as in STS; text and label are classified, as in SentEval's tasks. A label of
+pairs is read as their score where it holds ratings, and refused where it holds classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bellm.data.classification import LabeledTexts
+from bellm.data.retrieval import RetrievalData, read_beir_folder
+from bellm.data.sts import STSPairs, clean_text
+from bellm.errors import SourceError
+from bellm.io.formats import text_problem
+from bellm.io.rows import RowFile
+
+PARTS = {
+    "anchor": "sentence1 sentencea text1 texta question1 premise anchor query sent0",
+    "positive": "sentence2 sentenceb text2 textb question2 hypothesis positive answer sent1",
+    "score": "score similarity similarityscore rating relatednessscore goldscore",
+    "text": "text sentence",
+    "label": "label labels goldlabel class category isduplicate",
+}
+"""The parts of a row, and how their columns may be called."""
+
+_KINDS = (("anchor", "positive", "score"), ("anchor", "positive", "label"), ("text", "label"))
+_MOST_CLASSES = 3  # Paraphrases have two classes, NLI has three; ratings by people have more steps.
+
+Columns = Mapping[str, Sequence[str]]
+"""The column of each part, as `bellm.io.rows.parse_columns` reads them."""
+
+
+def read_own_data(
+    path: str, columns: Columns | None = None, *, clean: bool = False
+) -> STSPairs | LabeledTexts | RetrievalData:
+    """Read every row of a table, or a folder in BEIR's format; `clean` the texts of pairs as the papers do.
+
+    Raises:
+        SourceError: It cannot be read, its columns are not those of a task, or a row lacks what the others have.
+    """
+    if Path(path).is_dir():
+        return read_beir_folder(Path(path))
+    parts: dict[str, str] = {}
+
+    def select(names: Sequence[str]) -> list[str]:
+        found = _match(names, columns)
+        if found != (parts or found):
+            raise SourceError(f"its columns are {', '.join(map(repr, names))}, unlike those of the rows before.")
+        parts.update(found)
+        return list(found.values())
+
+    rows: list[tuple[str, dict[str, str | float]]] = []
+    for row in RowFile(path).rows(select, strict=True, skip_blank=True):
+        place = f"{path}, {row.place}"
+        if not isinstance(row.cells, dict):
+            raise SourceError(f"{place}: {str(row.cells)[:40]!r} has no columns. {_needed()}")
+        rows.append((place, {part: _cell(place, part, row.cells[name]) for part, name in parts.items()}))
+    if not rows:
+        raise SourceError(f"{path} holds no rows. {_needed()}")
+    if "text" in parts:
+        _, labels_N = np.unique([str(row["label"]) for _, row in rows], return_inverse=True)
+        return LabeledTexts(path, (tuple(str(row["text"]) for _, row in rows),), labels_N.astype(np.int64))
+    if "label" in parts:
+        _refuse_classes(path, parts["label"], {row["label"] for _, row in rows})
+    rating = "score" if "score" in parts else "label"
+    change = clean_text if clean else str
+    left, right = (tuple(change(str(row[part])) for _, row in rows) for part in ("anchor", "positive"))
+    gold = [_rating(place, row[rating]) for place, row in rows]
+    return STSPairs(path, left, right, np.array(gold), (path,) * len(gold))
+
+
+def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:
+    """The column of each part."""
+    found = {part: _recognize(names, part) for part in PARTS} if columns is None else {**columns}
+    for part, those in found.items():
+        if len(those) > 1:
+            raise SourceError(f"more than one column could be the {part}: {', '.join(map(repr, those))}. {_needed()}")
+        if missing := [name for name in those if names.count(name) != 1]:
+            raise SourceError(f"no column {missing[0]!r} for the {part}. Columns: {', '.join(map(repr, names))}.")
+    for kind in _KINDS:
+        if all(found.get(part) for part in kind):
+            return {part: found[part][0] for part in kind}
+    raise SourceError(f"no task in the columns {', '.join(map(repr, names)) or 'of an empty file'}. {_needed()}")
+
+
+def _recognize(names: Sequence[str], part: str) -> list[str]:
+    known = PARTS[part].split()
+    return [name for name in names if "".join(filter(str.isalnum, name.casefold())) in known]
+
+
+def _needed() -> str:
+    return (
+        "Give a task the columns sentence1, sentence2 and score, or text and label; or say which they are with "
+        "--columns anchor=COLUMN,positive=COLUMN,score=COLUMN."
+    )
+
+
+def _cell(place: str, part: str, value: object) -> str | float:
+    if part in ("anchor", "positive", "text"):
+        if problem := text_problem(value):
+            raise SourceError(f"{place}: {problem}")
+        return str(value)
+    if not isinstance(value, str | int | float) or value == "":
+        raise SourceError(f"{place}: {value!r} is no {part}. A task is scored by every row or by none.")
+    return value
+
+
+def _refuse_classes(path: str, name: str, values: set[str | float]) -> None:
+    """Refuse labels of pairs that are words, or so few whole numbers that they are classes."""
+    if all(map(_is_number, values)):
+        numbers = {float(value) for value in values}
+        if len(numbers) > _MOST_CLASSES or not all(map(float.is_integer, numbers)):
+            return
+    some = ", ".join(sorted(map(str, values))[:4])
+    raise SourceError(
+        f"{path}: the column {name!r} holds classes ({some}), not how alike the two texts are. Call it score if a "
+        "higher number means more alike."
+    )
+
+
+def _is_number(value: str | float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _rating(place: str, value: str | float) -> float:
+    if not _is_number(value):
+        raise SourceError(f"{place}: {value!r} is no rating. Give a number, higher for more alike.")
+    return float(value)
