@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bellm import Encoder
 from tests.cli.test_cli import bellm
@@ -126,3 +128,29 @@ def test_a_file_that_cannot_be_scored_is_refused_before_a_model_is_loaded(conten
     [line] = result.stderr.splitlines()
     assert message in line
     assert not Path("out/results.json").exists()
+
+
+def test_a_model_whose_weights_are_no_numbers_ends_in_one_line(tiny_folder: Path) -> None:
+    shutil.copytree(tiny_folder, "broken", ignore=shutil.ignore_patterns("bellm*", "fingerprint*"))
+    weights = load_file("broken/model.safetensors")
+    name = next(name for name in weights if name.endswith("norm.weight"))
+    save_file({**weights, name: weights[name] * float("nan")}, "broken/model.safetensors", {"format": "pt"})
+    command = ("--tasks=STSBenchmark", "--data=data", "-o", "out")
+    result = bellm("evaluate", tiny_folder, "broken", *command)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert "broken" in line
+    assert "NaN" in line
+    assert "float32" in line
+    assert not Path("out/results.json").exists()
+
+
+def test_a_model_that_gives_every_text_the_same_vector_is_said(tiny_folder: Path) -> None:
+    source = f"{tiny_folder}?bidirectional=none&pooling=first&prompt=prompteol"
+    result = bellm("evaluate", source, "--tasks=STSBenchmark", "--data=data", "-o", "out")
+    assert result.exit_code == 0
+    assert "gives every text of STSBenchmark the same vector" in result.stderr
+    assert json.loads(Path("out/results.json").read_text())["scores"]["STSBenchmark"]["value"] == pytest.approx(
+        0, abs=30
+    )
