@@ -226,6 +226,7 @@ class DevEvaluator:
     """Scores an encoder in training on one task: what a recipe's `dev` takes."""
 
     task: str
+    """A name, or a file of your own."""
     data: str | None = None
     """Folder of data sets; None for `BELLM_DATA`, else the Hub."""
 

@@ -151,6 +151,3 @@ def test_a_model_that_gives_every_text_the_same_vector_is_said(tiny_folder: Path
     result = bellm("evaluate", source, "--tasks=STSBenchmark", "--data=data", "-o", "out")
     assert result.exit_code == 0
     assert "gives every text of STSBenchmark the same vector" in result.stderr
-    assert json.loads(Path("out/results.json").read_text())["scores"]["STSBenchmark"]["value"] == pytest.approx(
-        0, abs=30
-    )
