@@ -17,7 +17,7 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout
 from bellm.engine.resources import default_batch_tokens, num_concurrent_batches, parallel_map, prefetch
-from bellm.engine.tokenization import Tokens, deduplicate
+from bellm.engine.tokenization import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import Vectors
 
@@ -94,6 +94,16 @@ def embed_chunks(chunks: Iterator[Tokens], embed: Callable[[Tokens], Vectors], w
         num_tokens += sum(map(len, tokens.ids))
         num_truncated += tokens.num_truncated
     return EncodeResult(np.concatenate(vectors), num_tokens, num_truncated)
+
+
+def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
+    """Each distinct row once, and for every row its index among them; with `by_span`, spans must be equal too."""
+    keys = [(tuple(ids), span if by_span else None) for ids, span in zip(tokens.ids, tokens.spans, strict=True)]
+    first_row: dict[object, int] = {}
+    for row, key in enumerate(keys):
+        first_row.setdefault(key, row)
+    index_of = {key: index for index, key in enumerate(first_row)}
+    return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
 
 
 def _vectors(runner: Runner, group: Sequence[int]) -> Vectors | None:

@@ -20,8 +20,8 @@ from bellm.backbone.packed_pass import LayerRange, PackedBatch, SharedPrefix
 from bellm.backbone.states import input_device
 from bellm.engine.activation_cache import ActivationCache
 from bellm.engine.readout import Readout
-from bellm.engine.tokenization import Tokens, common_prefix_length, split_by_length
-from bellm.tensors.packing import Index, Packing, TokenPath
+from bellm.engine.tokenization import Tokens
+from bellm.tensors.packing import Index, Packing, TokenPath, common_prefix_length, split_by_length
 
 
 class PackedRunner:

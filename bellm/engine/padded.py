@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from bellm.backbone.architecture import longrope_short_context
 from bellm.backbone.states import all_layer_states, input_device, token_states
 from bellm.engine.readout import Readout
-from bellm.engine.tokenization import Tokens, split_by_length
+from bellm.engine.tokenization import Tokens
+from bellm.tensors.packing import split_by_length
 
 
 class PaddedRunner:

@@ -124,31 +124,6 @@ def with_placeholders(tokens: Tokens) -> Tokens:
     return Tokens(rows, spans, tokens.num_truncated)
 
 
-def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
-    """Each distinct row once, and for every row its index among them; with `by_span`, spans must be equal too."""
-    keys = [(tuple(ids), span if by_span else None) for ids, span in zip(tokens.ids, tokens.spans, strict=True)]
-    first_row: dict[object, int] = {}
-    for row, key in enumerate(keys):
-        first_row.setdefault(key, row)
-    index_of = {key: index for index, key in enumerate(first_row)}
-    return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
-
-
-def split_by_length(rows: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
-    """Rows longer than a context, and the others; without empty parts, and all together without a context."""
-    longer = [row for row in rows if context is not None and lengths[row] > context]
-    within = [row for row in rows if context is None or lengths[row] <= context]
-    return [part for part in (longer, within) if part]
-
-
-def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the longest common prefix of two rows."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
-
-
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """Tokens of the text: from the first that overlaps it to the last that ends within it.
 

@@ -155,6 +155,21 @@ def _round_up(num_keys: int) -> int:
     return -(-num_keys // _KEY_MULTIPLE) * _KEY_MULTIPLE
 
 
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the longest common prefix of two rows."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def split_by_length(rows: Sequence[int], lengths: Sequence[int], context: int | None) -> list[list[int]]:
+    """Rows longer than a context, and the others; without empty parts, and all together without a context."""
+    longer = [row for row in rows if context is not None and lengths[row] > context]
+    within = [row for row in rows if context is None or lengths[row] <= context]
+    return [part for part in (longer, within) if part]
+
+
 def _group_by_length(paths: Sequence[TokenPath]) -> list[list[TokenPath]]:
     """Longest first; no path is shorter than two thirds of the longest of its group."""
     groups: list[list[TokenPath]] = []

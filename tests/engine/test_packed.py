@@ -17,7 +17,8 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
-from bellm.engine.tokenization import Tokens, common_prefix_length
+from bellm.engine.tokenization import Tokens
+from bellm.tensors.packing import common_prefix_length
 from bellm.types import PoolingName, Variant, Window
 
 from ..decoders import CASES, decoder, openable
