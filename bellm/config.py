@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from bellm.errors import BellmError, SourceError
 from bellm.layer_spec import format_layers, parse_layers
-from bellm.prompts import Prompt
+from bellm.prompts import PROMPTS, Prompt, resolve_prompt
 from bellm.types import PoolingName, Variant, Window
 
 _MANY_LAYERS = 1 << 20
@@ -154,6 +154,18 @@ def parse_setting(name: str, text: str) -> Any:
         return kind(text)
     except ValueError as error:
         raise BellmError(f"{name}={text!r} is no whole number.") from error
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings, as users write them, that no model takes; this needs none."""
+    refuse_unknown(settings, setting_names())
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "bidirectional" in given:
+        given["bidirectional"] = parse_layers(given["bidirectional"], _MANY_LAYERS)
+    if given.get("prompt", "chat") == "chat":  # A template of the tokenizer's.
+        given["prompt"] = PROMPTS["raw"]
+    given["prompt"] = resolve_prompt(given["prompt"])
+    EncoderConfig(**{"pooling": "last", "max_tokens": 1, **given})
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:

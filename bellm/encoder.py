@@ -24,7 +24,7 @@ from bellm.backbone.hooks import causal_copy
 from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.states import hidden_size, input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
-from bellm.config import EncoderConfig, setting_names
+from bellm.config import EncoderConfig, check_settings, setting_names
 from bellm.config_resolution import resolve_config
 from bellm.engine import tokenization
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
@@ -100,6 +100,7 @@ class Encoder:
         """
         given = {name: getattr(config, name) for name in setting_names()} if config else {}
         given |= {name: value for name, value in settings.items() if value is not None}
+        check_settings(given)
         options: dict[str, Any] = {"tokenizer": tokenizer, "device": device, "attention": attention}
         options["trust_remote_code"] = trust_remote_code
         folder = None if isinstance(source, PreTrainedModel) else saving.find_saved(str(source))

@@ -51,6 +51,8 @@ def find_saved(source: str) -> Path | None:
         return Path(source)
     if not loading.is_hub_id(source):
         return None
+    if (reached := loading.reach(source)) != source:
+        return find_saved(reached)
     try:
         huggingface_hub.hf_hub_download(source, SETTINGS_FILE)
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=PATTERNS))

@@ -5,6 +5,7 @@ Functions take an encoder, or a function that loads one, which is called once ev
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from typing import Any
 
 from bellm.encoder import Encoder
 from bellm.engine.tokenization import warn_truncated
-from bellm.errors import BellmError
-from bellm.io.rows import check_text, expand_inputs, read_texts
+from bellm.errors import BellmError, SourceError
+from bellm.io.formats import FORMATS
+from bellm.io.rows import STDIN, check_text, expand_inputs, file_suffix, read_texts
 from bellm.io.vectors import new_vector_file
 from bellm.pool import EncoderPool
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
@@ -193,13 +195,28 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
 
 
 def _read_pairs(a: str, b: str, column: str) -> tuple[list[str], list[str]]:
-    is_file = [os.path.isfile(side) for side in (a, b)]
+    is_file = [_is_file(side) for side in (a, b)]
     if not any(is_file):
         return [check_text("The first text", a)], [check_text("The second text", b)]
     if not all(is_file):
         file, text = (a, b) if is_file[0] else (b, a)
         raise BellmError(f"{file} is a file, but {text!r} is not. Give two texts or two files.")
+    if a == b == STDIN:
+        raise BellmError("Both sides are standard input. Name a file for one of them.")
     left, right = read_texts(a, column), read_texts(b, column)
     if len(left) != len(right):
         raise BellmError(f"{a} has {len(left)} texts and {b} has {len(right)}: rows are compared one by one.")
     return left, right
+
+
+def _is_file(side: str) -> bool:
+    """Whether one side of a comparison names a file; what looks like a path is no text, and has to be there."""
+    if side == STDIN or os.path.isfile(side):
+        return True
+    if os.path.isdir(side):
+        raise SourceError(f"{side} is a folder. Give two texts or two files.")
+    is_url = re.match(r"\w+://", side)
+    is_path = side.startswith(("./", "../", "~/", "/")) or re.fullmatch(r"\S+/\S*\.[A-Za-z]\w*", side)
+    if file_suffix(side) in FORMATS or (is_path and not is_url):
+        raise SourceError(f"There is no file {side}. Give two texts or two files.")
+    return False

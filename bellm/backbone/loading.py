@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -117,6 +119,35 @@ def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(int(declared), int(tokenizer.model_max_length), 1 << 20)
 
 
+def reach(source: str) -> str:
+    """A Hub id as it is, or its folder in the cache where the Hub cannot be reached: it is asked once, and not again.
+
+    transformers asks for a dozen files, each again and again, for a minute.
+
+    Raises:
+        SourceError: The Hub has no such model, or cannot be reached and nothing is in the cache.
+    """
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(source, "config.json"))
+        return source
+    except EntryNotFoundError:  # An adapter has no config.json.
+        return source
+    except RepositoryNotFoundError as error:
+        raise SourceError(
+            f"{source} is no folder here, and the Hub has no such model for you. Check the name; for a private or "
+            "gated model: hf auth login."
+        ) from error
+    except Exception as error:  # What the Hub's client raises depends on its version.
+        for name in ("config.json", "bellm.json", "adapter_config.json"):
+            if isinstance(path := huggingface_hub.try_to_load_from_cache(source, name), str):
+                return str(Path(path).parent)
+        reason = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _brief(error)
+        raise SourceError(
+            f"{source} is no folder here, and the Hub cannot be reached ({reason}). Give the path of a folder, or "
+            "connect and try again."
+        ) from error
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a source has the form owner/name and is no local path."""
     return source.count("/") == 1 and not source.startswith((".", "~", "/")) and not Path(source).exists()
@@ -150,7 +181,7 @@ def _locate(source: str) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if not path.exists() and not is_hub_id(source):
         raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
-    return source, None
+    return source if path.exists() else reach(source), None
 
 
 def _class_for(config: PreTrainedConfig) -> Any:

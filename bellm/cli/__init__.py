@@ -11,7 +11,7 @@ from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
 from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
-from bellm.cli.terminal import CommandGroup
+from bellm.cli.terminal import CommandGroup, OneValueCommand, open_streams
 from bellm.cli.train_command import train_command
 from bellm.version import __version__
 
@@ -24,19 +24,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("embed")(embed_command)
-app.command("similarity")(similarity_command)
-app.command("index")(index_command)
-app.command("search")(search_command)
-app.command("evaluate")(evaluate_command)
-app.command("layers")(layers_command)
-app.command("train")(train_command)
-app.command("doctor")(doctor_command)
-app.command("info")(info_command)
+for _command in (
+    embed_command,
+    similarity_command,
+    index_command,
+    search_command,
+    evaluate_command,
+    layers_command,
+    train_command,
+    doctor_command,
+    info_command,
+):
+    app.command(_command.__name__.removesuffix("_command"), cls=OneValueCommand)(_command)
 
 
 def main() -> None:
     """Run the command line."""
+    open_streams()
     # Without this a polite kill would leave half-written drafts behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app(prog_name="bellm")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
-from bellm.cli.terminal import BarUpdate, live_bars, print_result
+from bellm.cli.terminal import BarUpdate, check_output, live_bars, print_result
 from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
 from bellm.io.vectors import is_folder
@@ -39,7 +39,10 @@ def embed_command(
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", help="Vectors: .npy, or .jsonl or .parquet with their texts; anything else is a folder."
+            "--output",
+            "-o",
+            callback=check_output,
+            help="Vectors: .npy, or .jsonl or .parquet with their texts; anything else is a folder.",
         ),
     ],
     *,

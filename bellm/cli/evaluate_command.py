@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, with_model_options
-from bellm.cli.terminal import live_bars, print_result, status_line
+from bellm.cli.terminal import check_output, live_bars, print_result, status_line
 
 
 @with_model_options
@@ -22,8 +22,10 @@ def evaluate_command(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Folder for results.json, report.html and report.md."),
+        str,
+        typer.Option(
+            "--output", "-o", callback=check_output, help="Folder for results.json, report.html and report.md."
+        ),
     ],
     *,
     tasks: Annotated[
@@ -61,8 +63,9 @@ def evaluate_command(
     """
     from bellm import evaluate as door
 
+    folder = Path(output)
     named = list(dict.fromkeys([*sources, *(compare or [])]))
-    door.check_report_folder(output, named, force=force)
+    door.check_report_folder(folder, named, force=force)
     started = time.monotonic()
     with status_line(f"loading {', '.join(named)}"):
         wanted = door.load_tasks([task.strip() for task in tasks.split(",") if task.strip()], data, clean=clean)
@@ -77,6 +80,6 @@ def evaluate_command(
             progress=lambda model, task, done, total: update(f"{model[:40]}: {task}", done, total, model),
         )
     seconds = time.monotonic() - started
-    results = door.write_report(report, output, force=force, seconds=round(seconds, 1))
-    end = f"{seconds:.0f} s. {output / 'report.html'} shows it all; results.json and report.md lie beside it."
+    results = door.write_report(report, folder, force=force, seconds=round(seconds, 1))
+    end = f"{seconds:.0f} s. {folder / 'report.html'} shows it all; results.json and report.md lie beside it."
     print_result(results, as_json, door.score_table(report), end)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, Source, with_model_options
-from bellm.cli.terminal import live_bars, print_result
+from bellm.cli.terminal import check_output, live_bars, print_result
 from bellm.cli.train_command import read_training_data
 from bellm.errors import BellmError
 
@@ -23,7 +23,9 @@ class MethodOption(StrEnum):
 @with_model_options
 def layers_command(
     source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for layers.json, layers.html.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=check_output, help="Folder for layers.json, layers.html.")
+    ],
     *,
     dev: Annotated[
         str,
@@ -88,7 +90,8 @@ def layers_command(
         )
     from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, write_finding
 
-    check_finding_folder(output, source)
+    folder = Path(output)
+    check_finding_folder(folder, source)
     training = None
     if train:
         sources = read_training_data([train])
@@ -98,7 +101,7 @@ def layers_command(
         training = HalvingTraining(
             recipe=Recipe(model=source, encoder_options=options.given(), max_steps=steps, batch_size=rows),
             sources=sources,
-            folder=output / "runs",
+            folder=folder / "runs",
             on_plan=lambda plan: typer.echo(f"{plan.budget}.", err=True),
         )
     with live_bars() as update:
@@ -111,9 +114,9 @@ def layers_command(
             cache=cache,
             progress=update,
         )
-    record = write_finding(finding, output)
+    record = write_finding(finding, folder)
     from rich.text import Text
 
     words = [part for table in finding.tables for part in (table, "")]
-    end = f"{finding.seconds:.0f} s. {output / 'layers.html'} shows it, {output / 'layers.json'} has it all."
+    end = f"{finding.seconds:.0f} s. {folder / 'layers.html'} shows it, {folder / 'layers.json'} has it all."
     print_result(record, as_json, *words, Text(finding.summary), end)

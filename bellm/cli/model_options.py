@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from bellm.cli.terminal import status_line
-from bellm.config import setting_help, setting_names, setting_type
+from bellm.config import check_settings, setting_help, setting_names, setting_type
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
@@ -67,6 +67,7 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {each.name: kwargs.pop(each.name) for each in options}
         chosen = {name: value for name, value in given.items() if value is not None}
         settings = {name: chosen.pop(name) for name in setting_names() if name in chosen}
+        check_settings(settings)  # Before anything slow is imported or loaded.
         command(*args, **kwargs, options=ModelOptions(settings, chosen))
 
     hints = get_type_hints(command, include_extras=True)

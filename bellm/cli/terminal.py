@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from bellm.errors import BellmError, BellmWarning
 
@@ -18,13 +18,34 @@ BarUpdate = Callable[..., None]
 """Called as `update(description, done, total, bar="")`: a total of 0 is unknown, and each `bar` is a row of its own."""
 
 
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]  # Of click, or of typer's own copy of click.
+
+
+class OneValueCommand(TyperCommand):
+    """A command that refuses an option given twice, where the last value would win in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            if option.param_type_name == "option" and not option.multiple and given.count(option) > 1:
+                names = "/".join((*option.opts, *option.secondary_opts))
+                raise _UsageError(f"{names} is given more than once: give it one value.", ctx)
+        return super().parse_args(ctx, args)
+
+
 class CommandGroup(TyperGroup):
     """The place where a user's mistake becomes one line and an exit code."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse what stands before the command."""
+        with _usage_errors():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; errors that are nobody's bug end it without a traceback, bellm's own warnings are notes."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _usage_errors():
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", BellmWarning)
                 warnings.showwarning = lambda message, *_: show_note(str(message))
@@ -43,6 +64,18 @@ class CommandGroup(TyperGroup):
             _end(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
 
 
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Say in one line what is wrong with a command line, and how it is written."""
+    try:
+        yield
+    except _UsageError as error:
+        if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":  # No arguments at all: the help.
+            raise
+        message, path = error.format_message().rstrip("."), error.ctx.command_path
+        _end(f"{message}. {error.ctx.get_usage()} ({path} --help says more)", error.exit_code)
+
+
 def _end(message: str, code: int) -> NoReturn:
     typer.echo(f"bellm: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from None
@@ -52,6 +85,22 @@ def _drop_stdout() -> None:
     """Send what standard output still holds nowhere: it would fail again when Python ends."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def open_streams() -> None:
+    """Refuse to work without a standard output, and do without the other streams.
+
+    Files that are opened later would take the number of a closed stream, and get what others write to it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Takes the lowest free number, which is this one.
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    if sys.stdout is None:
+        sys.exit("bellm: standard output is closed: send it somewhere, as in > /dev/null.")
 
 
 @contextlib.contextmanager
@@ -108,6 +157,13 @@ def live_bars(*, counts: bool = True) -> Iterator[BarUpdate]:
 def show_note(sentence: str) -> None:
     """Print a note on a line of its own."""
     typer.echo(f"note: {' '.join(sentence.split())}", err=True)
+
+
+def check_output(output: str) -> str:
+    """Refuse an output without a name, and `-`, which would become a file or folder of that name."""
+    if output in ("", "-"):
+        raise typer.BadParameter(f"{output!r} is no name, and nothing goes to standard output. Name a file or folder.")
+    return output
 
 
 def print_result(record: Mapping[str, Any], as_json: bool, *words: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bellm.cli.model_options import ModelOptions, with_model_options
-from bellm.cli.terminal import live_bars, show_note, status_line
+from bellm.cli.terminal import check_output, live_bars, show_note, status_line
 from bellm.errors import SourceError
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ def train_command(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Folder for the encoder, its metrics and checkpoints."),
+        str,
+        typer.Option(
+            "--output", "-o", callback=check_output, help="Folder for the encoder, its metrics and checkpoints."
+        ),
     ],
     *,
     data: Annotated[
@@ -79,11 +81,12 @@ def train_command(
         "dev_every": dev_every,
         "mine": mine,
     }
-    sources = read_training_data(data)
+    with status_line("reading the recipe"):
+        recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
+    folder, sources = Path(output), read_training_data(data)
     from bellm.train import Distributed, TensorBoardLog, train
 
-    recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
-    log = TensorBoardLog(output / "tensorboard") if tensorboard else None
+    log = TensorBoardLog(folder / "tensorboard") if tensorboard else None
     with live_bars() as update:
         update(f"loading {recipe.model}", 0, 0)
 
@@ -94,9 +97,9 @@ def train_command(
             if log:
                 log(step, total, record)
 
-        train(recipe, sources, output, checkpoint_every=checkpoint_every, progress=show, notify=show_note)
+        train(recipe, sources, folder, checkpoint_every=checkpoint_every, progress=show, notify=show_note)
     if Distributed().is_main:
-        typer.echo(f"{output / 'model'} is the encoder: bellm evaluate {output / 'model'} -o report/")
+        typer.echo(f"{folder / 'model'} is the encoder: bellm evaluate {folder / 'model'} -o report/")
 
 
 def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":

@@ -63,6 +63,8 @@ class RowFile:
     def _read(self, reader: Callable[[BinaryIO], Iterator[Row]], strict: bool) -> Iterator[Row]:
         place = ""
         try:
+            if self.file == STDIN and sys.stdin is None:
+                raise SourceError("standard input is closed: give it lines, or name a file.")
             with nullcontext(sys.stdin.buffer) if self.file == STDIN else open(self.file, "rb") as raw:
                 size = 0 if self.file == STDIN else os.fstat(raw.fileno()).st_size
                 stream = gzip.GzipFile(fileobj=raw) if self.file.lower().endswith(".gz") else raw

@@ -24,6 +24,7 @@ from bellm.layer_search.layer_text import (
     summarize_turning_point,
 )
 from bellm.metadata import package_versions
+from bellm.report import statistics
 from bellm.report.formatting import Table
 from bellm.train import Dataset, Recipe, load_dataset
 
@@ -204,10 +205,7 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
             f"{name} has {len(examples)} rows. Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: "
             "columns sentence1, sentence2 and score."
         )
-    return STSPairs(
-        rows.name,
-        tuple(example.anchor for example in examples),
-        tuple(example.positives[0] for example in examples),
-        np.array([example.score for example in examples], dtype=np.float64),
-        (rows.name,) * len(examples),
-    )
+    gold_N = np.array([example.score for example in examples], dtype=np.float64)
+    statistics.check_items(len(gold_N), gold_N, name)
+    left, right = (tuple(side) for side in zip(*((one.anchor, one.positives[0]) for one in examples), strict=True))
+    return STSPairs(rows.name, left, right, gold_N, (rows.name,) * len(examples))

@@ -1,0 +1,276 @@
+"""What the command line does with options, paths and streams that cannot be meant, before any model is loaded."""
+
+import http.server
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bellm import Encoder
+from bellm.cli import app
+from tests.cli.test_cli import bellm, python
+from tests.processes import run
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+GOOD = {
+    "embed": "MODEL t.txt -o v.npy",
+    "similarity": "snow ice --model MODEL",
+    "search": "snow --in t.txt --model MODEL",
+    "evaluate": "MODEL -o report --tasks STSBenchmark-dev",
+    "layers": "MODEL -o layers",
+    "train": "MODEL --data t.csv -o run",
+    "doctor": "MODEL",
+    "info": "MODEL",
+}
+"""Command lines in which nothing is wrong but what a test adds."""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BELLM_CACHE", str(tmp_path / "cache"))
+    Path("t.txt").write_text("A heron waits.\nSnow fell.\n")
+    Path("t.csv").write_text("anchor,positive\nA heron waits.,It waits.\nSnow fell.,It snowed.\n")
+
+
+def said(command: str, code: int = 1) -> str:
+    """The one line of a command that is refused, which left nothing behind."""
+    before = sorted(os.listdir())
+    result = bellm(*command.split())
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    [line] = result.stderr.splitlines()
+    assert line.startswith("bellm: ")
+    assert sorted(os.listdir()) == before
+    return line
+
+
+def single_options() -> Iterator[tuple[str, str]]:
+    for name, command in COMMANDS.items():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.multiple and not option.is_eager:
+                yield name, option.opts[0]
+
+
+@pytest.mark.parametrize(("command", "option"), list(single_options()))
+def test_an_option_of_one_value_is_given_once(command: str, option: str) -> None:
+    [parameter] = [one for one in COMMANDS[command].params if option in one.opts]
+    given = option if parameter.is_flag else f"{option}=1"
+    line = said(f"{command} {GOOD.get(command, 'corpus')} {given} {given}", 2)
+    assert f"{option}" in line
+    assert "more than once" in line
+
+
+def test_a_switch_and_its_opposite_are_refused() -> None:
+    assert "more than once" in said("embed MODEL t.txt -o v.npy --normalize --no-normalize", 2)
+    assert "more than once" in said("index corpus --exact --approximate", 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("embed", "Missing argument"),
+        ("embed MODEL t.txt", "Missing option '--output'"),
+        ("embed MODEL t.txt -o v.npy --input-type poem", "'poem' is not one of"),
+        ("embed MODEL t.txt -o v.npy --max-batch-tokens many", "Invalid value for '--max-batch-tokens'"),
+        ("embed MODEL t.txt -o v.npy --poling mean", "--pooling"),
+        ("dance", "dance"),
+        ("--dance", "--dance"),
+        ("info one two", "unexpected extra argument"),
+    ],
+)
+@pytest.mark.parametrize("width", [30, 200])
+def test_misuse_is_one_line_at_any_width(command: str, words: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERMINAL_WIDTH", str(width))
+    line = said(command, 2)
+    assert words in line
+    assert "Usage: bellm" in line
+
+
+@pytest.mark.parametrize("command", GOOD)
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--pooling=middle", "pooling='middle' is not one of"),
+        ("--prompt=hello", "Prompt 'hello' is not known."),
+        ("--token-prepending=-1", "token_prepending=-1 is too small"),
+        ("--bidirectional=last:five", "'last:five' cannot be read"),
+        ("--truncate-dim=0", "truncate_dim=0 is too small"),
+    ],
+)
+def test_settings_are_checked_before_a_model_is_loaded(
+    command: str, option: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "from_pretrained", _not_to_be_called)
+    assert words in said(f"{command} {GOOD[command]} {option}")
+
+
+def test_a_setting_that_is_wrong_costs_no_import() -> None:
+    code = (
+        "import sys; from bellm.cli import app; code = app(sys.argv[1:], standalone_mode=False); "
+        "slow = {'torch', 'transformers'} & set(sys.modules); sys.exit(f'{code} {sorted(slow)}')"
+    )
+    done = run([sys.executable, "-c", code, *["embed", "MODEL", "t.txt", "-o", "v.npy", "--pooling", "middle"]])
+    assert done.stderr.splitlines()[-1] == "1 []"
+
+
+def test_the_encoder_checks_settings_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bellm.backbone.loading.load_pretrained", _not_to_be_called)
+    for settings, words in (({"pooling": "middle"}, "pooling='middle'"), ({"pool": "mean"}, "'pool' is no setting")):
+        with pytest.raises(ValueError, match=words):
+            Encoder.from_pretrained("smollm2", **settings)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("embed MODEL none.txt -o v.npy", "none.txt"),
+        ("embed MODEL t.txt -o none/v.npy", "none"),
+        ("embed MODEL none.txt -o vectors/", "none.txt"),
+        ("search snow --in none.txt --model MODEL", "none.txt"),
+        ("evaluate MODEL -o report --tasks STSBenchmark-dev --data nowhere", "nowhere"),
+        ("evaluate MODEL -o t.txt --tasks STSBenchmark-dev", "t.txt is a file"),
+        ("evaluate MODEL -o report --tasks nothing", "'nothing' is no task"),
+        ("layers MODEL -o layers --dev none.csv", "none.csv"),
+        ("layers MODEL -o layers --dev flat.csv", "All 4 ratings are 3"),
+        ("layers MODEL -o layers --dev nan.csv", "nan"),
+        ("layers MODEL -o layers --data nowhere", "nowhere"),
+        ("layers MODEL -o t.txt", "t.txt is a file"),
+        ("train none.py --data t.csv -o run", "There is no recipe none.py."),
+        ("train MODEL --data none.csv -o run", "none.csv"),
+        ("train MODEL --data t.csv -o run --epochs=0", "epochs=0.0 must be more than 0."),
+    ],
+)
+def test_paths_are_checked_before_a_model_is_loaded(command: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "from_pretrained", _not_to_be_called)
+    for name, scores in (("flat", "3333"), ("nan", ["1", "2", "nan", "4"])):
+        rows = "".join(f"text {number},other {number},{score}\n" for number, score in enumerate(scores))
+        Path(f"{name}.csv").write_text(f"sentence1,sentence2,score\n{rows}")
+    result = bellm(*command.split())
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("bellm: ")
+    assert words in line
+
+
+def _not_to_be_called(*_: object, **__: object) -> None:
+    raise AssertionError("the model was loaded first")
+
+
+@pytest.mark.parametrize("command", ["embed", "evaluate", "layers", "train"])
+def test_no_output_goes_to_a_file_or_folder_named_after_standard_output(command: str) -> None:
+    arguments = GOOD[command].split()
+    arguments[arguments.index("-o") + 1] = "-"
+    assert "standard output" in said(f"{command} {' '.join(arguments)}", 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ("none1.txt", "none2.txt", "There is no file none1.txt"),
+        ("t.txt", "none.txt", "There is no file none.txt"),
+        ("./none1", "./none2", "There is no file ./none1"),
+        ("data/none.md", "snow", "There is no file data/none.md"),
+        (".", "..", ". is a folder"),
+        ("folder", "snow", "folder is a folder"),
+        ("-", "-", "standard input"),
+        ("-", "snow", "- is a file, but 'snow' is not"),
+    ],
+)
+def test_what_looks_like_a_file_is_never_compared_as_a_text(
+    a: str, b: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "from_pretrained", _not_to_be_called)
+    Path("folder").mkdir()
+    assert words in said(f"similarity {a} {b} --model MODEL")
+
+
+def test_texts_with_dots_and_slashes_are_texts(tiny_folder: Path) -> None:
+    for text in ("and/or", "3.14", "U.S.A.", "https://example.com/a.html", "Read the notes in a.txt now.", ""):
+        assert bellm("similarity", text, "snow", "--model", tiny_folder).exit_code == 0, text
+
+
+def test_one_side_of_a_comparison_may_come_from_a_pipe(tiny_folder: Path) -> None:
+    command = ("similarity", "t.txt", "-", "--model", tiny_folder)
+    piped = bellm(*command, stdin=Path("t.txt").read_bytes())
+    assert (piped.exit_code, piped.stdout) == (0, "1.0000\n1.0000\n")
+
+
+@pytest.mark.parametrize(
+    ("closed", "command", "code", "words"),
+    [
+        ("<&-", "embed MODEL - -o v.npy", 1, "standard input is closed"),
+        (">&-", "info MODEL --json", 1, "standard output is closed"),
+        ("2>&-", "info MODEL --json", 0, ""),
+    ],
+)
+def test_closed_streams(tiny_folder: Path, closed: str, command: str, code: int, words: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    done = run([*shell, *python(*command.replace("MODEL", str(tiny_folder)).split())])
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == bool(words)
+    assert words in done.stderr
+    assert bool(done.stdout) == (not code)
+
+
+class Broken(http.server.ThreadingHTTPServer):
+    """A Hub that is down, and counts who asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Refusal)
+        self.asked: list[str] = []
+
+
+class Refusal(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def down() -> Iterator[Broken]:
+    with Broken() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("source", "times", "words"),
+    [
+        ("none/there", 1, "none/there is no folder here, and the Hub cannot be reached"),
+        ("./none", 0, "./none is no folder"),
+        ("none/at/all", 0, "none/at/all is no folder"),
+        ("~/none", 0, "~/none is no folder"),
+    ],
+)
+def test_a_mistyped_path_is_said_at_once(down: Broken, source: str, times: int, words: str, tmp_path: Path) -> None:
+    there = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    there |= {"HF_ENDPOINT": f"http://127.0.0.1:{down.server_port}", "HF_HOME": str(tmp_path / "home")}
+    done = run(python("info", source), env=there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert words in line
+    assert sum(source in path for path in down.asked) == times
+
+
+def test_help_of_repeatable_options_says_so() -> None:
+    repeatable = {(name, one.name) for name, command in COMMANDS.items() for one in command.params if one.multiple}
+    assert repeatable == {("evaluate", "compare"), ("layers", "method"), ("train", "data")}
+    assert CliRunner().invoke(app, ["train", "--help"]).output.count("again") >= 1
