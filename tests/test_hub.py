@@ -130,7 +130,7 @@ def test_repositories_come_down_and_give_the_same_vectors(hub: Hub, tiny_encoder
     assert np.abs(pulled["plain"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert "someone/nothing" in str(pulled["refusal"])
     assert "\n" not in str(pulled["refusal"])
-    assert "the Hub has no such model" in str(pulled["refusal"])
+    assert "the Hub has none of that name" in str(pulled["refusal"])
     # What has come down once is there when the Hub is not.
     gone = there | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     again = run([sys.executable, "-c", CODE, found, json.dumps(TEXTS)], env=gone)

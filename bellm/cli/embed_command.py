@@ -97,11 +97,14 @@ def embed_command(
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
     """
+    device_names = tuple(filter(None, (devices or "").split(",")))
+    if devices is not None and not device_names:
+        raise BellmError(f"--devices {devices!r} names no device. Give them with commas, as in cuda:0,cuda:1.")
     common: dict[str, Any] = {
         "column": column,
         "input_type": input_type,
         "max_batch_tokens": max_batch_tokens,
-        "devices": tuple(filter(None, (devices or "").split(","))),
+        "devices": device_names,
     }
     load = partial(options.load, source)
     if is_folder(output):

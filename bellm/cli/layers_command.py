@@ -82,8 +82,10 @@ def layers_command(
 
     Example: bellm layers smollm2 -o layers-trained/ --train triplets.csv --train-steps 64
     """
-    if (layers := options.settings.get("bidirectional")) is not None:
-        raise BellmError(f"bellm layers chooses the layers itself: leave out --bidirectional {layers}.")
+    for name in ("bidirectional", "token_prepending"):
+        if (value := options.settings.get(name)) is not None:
+            flag = name.replace("_", "-")
+            raise BellmError(f"bellm layers chooses the layers itself: leave out --{flag} {value} ({name}).")
     if not train and (train_steps or train_batch_size):
         raise BellmError(
             "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."

@@ -28,7 +28,7 @@ BatchTokens = Annotated[
 DataFolder = Annotated[Path | None, typer.Option(help="Folder of data sets; default BELLM_DATA, else the Hub.")]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option(help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm."),
+    typer.Option(file_okay=False, help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 

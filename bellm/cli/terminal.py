@@ -1,6 +1,7 @@
 """How commands speak: results on standard output; errors, notes and progress on standard error."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -48,7 +49,8 @@ class CommandGroup(TyperGroup):
             with warnings.catch_warnings(), _usage_errors():
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", BellmWarning)
-                warnings.showwarning = lambda message, *_: show_note(str(message))
+                once = functools.cache(show_note)  # Several models may have the same to say.
+                warnings.showwarning = lambda message, *_: once(str(message))
                 result = super().invoke(ctx)
             sys.stdout.flush()
             return result

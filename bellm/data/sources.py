@@ -79,7 +79,10 @@ def fetch_from_hub(source: DataSource, *, split: str, config: str | None = None)
     except ImportError as error:
         package = "the package datasets: pip install 'bellm[evaluate]'"
         raise SourceError(f"{source.name} comes from the Hub through {package}. {advice}") from error
+    from bellm.io.hub import refuse_missing_data
+
     try:
+        refuse_missing_data(source.hub, source.revision)
         return load_dataset(source.hub, config, split=split, revision=source.revision)
     except (OSError, ValueError) as error:  # No connection, no such repository, no such split.
         reason = str(error).partition("\n")[0]

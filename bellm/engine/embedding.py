@@ -126,5 +126,6 @@ def _halve(lengths: Sequence[int]) -> int:
             f"A text of {lengths[0]} tokens does not fit in memory. Lower max_tokens, or use a smaller model or dtype."
         )
     budget = sum(lengths) // 2
-    warnings.warn(f"Memory does not hold {sum(lengths)} tokens at once: going on with {budget}.", MemoryWarning, 4)
+    message = f"Memory does not hold {sum(lengths)} tokens at once: going on with {budget}; max_batch_tokens={budget} "
+    warnings.warn(f"{message}begins with so many.", MemoryWarning, 4)
     return budget

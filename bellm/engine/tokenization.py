@@ -96,7 +96,8 @@ def fallback_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
     """Say how many texts were cut, if any, to the caller of bellm."""
     if num_truncated:
-        message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens."
+        advice = "split them, or raise max_tokens if the model takes more"
+        message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens: {advice}."
         warnings.warn(message, TruncationWarning, stacklevel=3)
 
 

@@ -148,7 +148,8 @@ def find_layers(
         raise BellmError(f"dev={dev!r:.60} is neither rated pairs, nor the name of a set or file.")
     dev = read_dev_set(dev, data) if isinstance(dev, str) else dev
     cache = cache or default_cache_folder()
-    encoder = (encoder() if callable(encoder) else encoder).replace(bidirectional="none")
+    encoder = encoder() if callable(encoder) else encoder
+    encoder = encoder.replace(bidirectional="none", token_prepending=0)
     facts, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers
     degradation = profile = search = trained = None
     if "degradation" in methods:

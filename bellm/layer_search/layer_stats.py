@@ -119,7 +119,7 @@ def _vectors_by_depth(encoder: Encoder, texts: Sequence[str]) -> Vectors:
     vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.embedding_dim), dtype=np.float32)
     with torch.inference_mode():
         for group in runner.batches(range(len(tokens)), budget):
-            vectors_NKD[group] = runner.vectors(group)[:, 1:].cpu().numpy()
+            vectors_NKD[group] = runner.vectors(group)[:, 1:, : encoder.embedding_dim].cpu().numpy()
     return vectors_NKD
 
 

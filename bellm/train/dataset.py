@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bellm.errors import SourceError
 from bellm.io.formats import FORMATS, Row
+from bellm.io.hub import refuse_missing_data
 from bellm.io.rows import RowFile, file_suffix
 from bellm.train.examples import Columns, Example, Parts, mark_symmetric, match_columns, parse_example, text_key
 from bellm.types import Path as PathLike
@@ -174,11 +175,14 @@ def _dataset_rows(name: str) -> Iterator[Row]:
     except ImportError as error:
         raise SourceError(f"{name}: folders and data sets of the Hub need datasets: pip install datasets.") from error
     try:
+        if not os.path.isdir(path):
+            refuse_missing_data(path)
         rows = datasets.load_dataset(path, options.get("config"), split=options.get("split", "train"), streaming=True)
         for number, cells in enumerate(rows, 1):
             yield Row(f"row {number}", cells)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise SourceError(f"{name}: datasets cannot read it: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise SourceError(f"{name}: there is no such folder, or datasets cannot read it: {reason}") from error
 
 
 def _parse_row(row: Row, match: Callable[..., Parts]) -> Example:

@@ -4,6 +4,7 @@ import http.server
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 
 from bellm import Encoder
 from bellm.cli import app
+from bellm.cli.terminal import CommandGroup
+from bellm.errors import BellmWarning
 from tests.cli.test_cli import bellm, python
 from tests.processes import run
 
@@ -143,6 +146,8 @@ def test_the_encoder_checks_settings_before_it_loads(monkeypatch: pytest.MonkeyP
         ("layers MODEL -o layers --dev nan.csv", "nan"),
         ("layers MODEL -o layers --data nowhere", "nowhere"),
         ("layers MODEL -o t.txt", "t.txt is a file"),
+        ("layers MODEL -o layers --token-prepending 2", "leave out --token-prepending 2"),
+        ("embed MODEL t.txt -o v.npy --devices ,", "names no device"),
         ("train none.py --data t.csv -o run", "There is no recipe none.py."),
         ("train MODEL --data none.csv -o run", "none.csv"),
         ("train MODEL --data t.csv -o run --epochs=0", "epochs=0.0 must be more than 0."),
@@ -252,22 +257,36 @@ def down() -> Iterator[Broken]:
 
 
 @pytest.mark.parametrize(
-    ("source", "times", "words"),
+    ("command", "times", "words"),
     [
-        ("none/there", 1, "none/there is no folder here, and the Hub cannot be reached"),
-        ("./none", 0, "./none is no folder"),
-        ("none/at/all", 0, "none/at/all is no folder"),
-        ("~/none", 0, "~/none is no folder"),
+        ("info none/there", 1, "none/there is no folder here, and the Hub cannot be reached"),
+        ("info ./none", 0, "./none is no folder"),
+        ("info none/at/all", 0, "none/at/all is no folder"),
+        ("info ~/none", 0, "~/none is no folder"),
+        ("train MODEL --data none/there -o run", 1, "there is no such folder"),
+        ("evaluate MODEL --tasks STSBenchmark-dev -o report", 1, "Give a folder that has it (--data, BELLM_DATA)"),
     ],
 )
-def test_a_mistyped_path_is_said_at_once(down: Broken, source: str, times: int, words: str, tmp_path: Path) -> None:
-    there = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+def test_a_mistyped_path_is_said_at_once(down: Broken, command: str, times: int, words: str, tmp_path: Path) -> None:
+    there = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "BELLM_DATA"))}
     there |= {"HF_ENDPOINT": f"http://127.0.0.1:{down.server_port}", "HF_HOME": str(tmp_path / "home")}
-    done = run(python("info", source), env=there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+    done = run(python(*command.split()), env=there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert words in line
-    assert sum(source in path for path in down.asked) == times
+    assert sum("/resolve/" in path for path in down.asked) == times
+
+
+def test_the_same_note_is_shown_once() -> None:
+    group = typer.Typer(cls=CommandGroup)
+    group.callback()(lambda: None)
+
+    @group.command("warn")
+    def _warn() -> None:
+        for words in ("first", "first", "second"):
+            warnings.warn(words, BellmWarning, stacklevel=1)
+
+    assert CliRunner().invoke(group, ["warn"]).output == "note: first\nnote: second\n"
 
 
 def test_help_of_repeatable_options_says_so() -> None:

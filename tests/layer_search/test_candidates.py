@@ -12,6 +12,7 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import NoOpWarning
+from bellm.layer_search import find_layers
 from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.layer_stats import Degradation
 from bellm.layer_search.layer_text import summarize_candidates, summarize_turning_point
@@ -170,6 +171,13 @@ def test_prepending_is_judged_beside_the_maps(tiny_encoder: Encoder, dev: STSPai
         assert one.moved > 1e-3
         smallest.append(one)
     assert smallest[0].moved != smallest[1].moved
+
+
+def test_layers_are_looked_at_without_prepending(tiny_encoder: Encoder, dev: STSPairs, tmp_path: Path) -> None:
+    prepending = tiny_encoder.replace(bidirectional="none", token_prepending=2)
+    found = find_layers(prepending, dev, methods=["profile"], cache=tmp_path)
+    assert found.facts["token_prepending"] == 0
+    assert found.profile == find_layers(tiny_encoder, dev, methods=["profile"], cache=tmp_path).profile
 
 
 def test_the_depths_are_those_that_the_model_has(

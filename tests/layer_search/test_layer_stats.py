@@ -64,6 +64,16 @@ def test_what_was_computed_is_not_computed_again(
     assert other.scores != found.scores
 
 
+def test_shorter_vectors_have_the_cosines_of_their_first_numbers(
+    tiny_encoder: Encoder, dev: STSPairs, tmp_path: Path
+) -> None:
+    short = tiny_encoder.replace(truncate_dim=5)
+    found = measure_degradation(short, dev, tmp_path)
+    causal = short.replace(bidirectional="none")
+    item_scores_N = paired_cosine_similarity(causal.encode(dev.left), causal.encode(dev.right))
+    assert found.scores[-1].value == pytest.approx(100 * spearmanr(item_scores_N, dev.gold_N).statistic, abs=0.1)
+
+
 def test_a_long_list_is_scored_part_by_part(
     tiny_encoder: Encoder, dev: STSPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
