@@ -119,11 +119,7 @@ def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def reach(source: str) -> str:
-    """A Hub id as it is, or its folder in the cache where the Hub does not give it.
-
-    Raises:
-        SourceError: Nothing is in the cache either.
-    """
+    """A Hub id as it is, or its folder in the cache where the Hub does not give it."""
     if not (problem := hub_problem(source)):
         return source
     if folder := cached_folder(source):

@@ -103,12 +103,7 @@ def train_command(
 
 
 def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
-    """Load the training data with its weights, and tell of rows that are left out.
-
-    Raises:
-        SourceError: A source cannot be read.
-        MissingExtraError: Training is not installed.
-    """
+    """Load the training data with its weights, and tell of rows that are left out."""
     with status_line("reading the data"):
         from bellm.train import Distributed, load_dataset
 

@@ -4,13 +4,7 @@ import os
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors
 
 from bellm.errors import SourceError
 
@@ -21,13 +15,13 @@ def hub_problem(repo_id: str, *, repo_type: str = "model", revision: str | None 
     try:
         url = huggingface_hub.hf_hub_url(repo_id, file, repo_type=repo_type, revision=revision)
         huggingface_hub.get_hf_file_metadata(url)
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         return f"the Hub has no revision {revision} of it"
-    except EntryNotFoundError:  # The repository is there. An adapter has no config.json.
+    except errors.EntryNotFoundError:  # The repository is there. An adapter has no config.json.
         return ""
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         return "the Hub has none of that name for you (hf auth login opens private ones)"
-    except OfflineModeIsEnabled:
+    except errors.OfflineModeIsEnabled:
         return "the Hub is not asked, because HF_HUB_OFFLINE is set"
     except Exception as error:  # What the Hub's client raises depends on its version.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -44,11 +38,7 @@ def cached_folder(repo_id: str, *, revision: str | None = None) -> str | None:
 
 
 def refuse_missing_data(repo_id: str, revision: str | None = None) -> None:
-    """Refuse a data set that the Hub does not give, unless `datasets` may have kept it.
-
-    Raises:
-        SourceError: It is not there, or the Hub cannot be reached.
-    """
+    """Refuse a data set that the Hub does not give, unless `datasets` may have kept it."""
     kept = Path(os.environ.get("HF_DATASETS_CACHE") or f"{constants.HF_HOME}/datasets", repo_id.replace("/", "___"))
     if constants.HF_HUB_OFFLINE or kept.is_dir():
         return

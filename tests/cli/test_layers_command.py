@@ -145,7 +145,7 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     again = json.loads(bellm(*command, *TRAINED, "--json").stdout)
     del found["seconds"], again["seconds"]
     assert again == found
-    other = bellm(*command, *TRAINED, "--train-steps=4")
+    other = bellm(*command, *(option.replace("steps=2", "steps=4") for option in TRAINED))
     assert other.exit_code == 1
     assert "out/runs holds a search with other max_steps, rounds (max_steps was 2, is 4)." in other.stderr
     assert json.loads(Path("out/layers.json").read_text())["trained"] == found["trained"]

@@ -18,6 +18,7 @@ from bellm.cli import app
 from bellm.cli.terminal import CommandGroup
 from bellm.errors import BellmWarning
 from tests.cli.test_cli import bellm, python
+from tests.evaluate.sets import write_pairs
 from tests.processes import run
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -158,11 +159,22 @@ def test_paths_are_checked_before_a_model_is_loaded(command: str, words: str, mo
     for name, scores in (("flat", "3333"), ("nan", ["1", "2", "nan", "4"])):
         rows = "".join(f"text {number},other {number},{score}\n" for number, score in enumerate(scores))
         Path(f"{name}.csv").write_text(f"sentence1,sentence2,score\n{rows}")
-    result = bellm(*command.split())
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert words in said(command)
+
+
+@pytest.mark.parametrize("command", GOOD)
+def test_ctrl_c_ends_every_command_with_130_and_a_line(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("BELLM_DATA", "data")
+    write_pairs(Path("data"), "dev")
+    monkeypatch.setattr(Encoder, "from_pretrained", stop)
+    result = bellm(*GOOD[command].split())
+    assert (result.exit_code, result.stdout) == (130, "")
     [line] = result.stderr.splitlines()
-    assert line.startswith("bellm: ")
-    assert words in line
+    assert line.startswith("bellm: interrupted; ")
+    assert set(os.listdir()) <= {"t.txt", "t.csv", "data", "run"}
 
 
 def _not_to_be_called(*_: object, **__: object) -> None:
