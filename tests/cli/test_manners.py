@@ -170,7 +170,7 @@ def test_ctrl_c_ends_every_command_with_130_and_a_line(command: str, monkeypatch
     monkeypatch.setenv("BELLM_DATA", "data")
     write_pairs(Path("data"), "dev")
     monkeypatch.setattr(Encoder, "from_pretrained", stop)
-    result = bellm(*GOOD[command].split())
+    result = bellm(command, *GOOD[command].split())
     assert (result.exit_code, result.stdout) == (130, "")
     [line] = result.stderr.splitlines()
     assert line.startswith("bellm: interrupted; ")
