@@ -9,14 +9,14 @@ branch and skip open layers, rows B..2B-1 are the bidirectional branch and skip 
 halves, so that the final norm, the head and the caller get a batch of B.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from bellm.backbone.architecture import forward_parameters, get_decoder, get_layers
 from bellm.backbone.hooks import Arguments, BellmHook, Model, causal_copy, hooks_of, remove_hooks
@@ -25,6 +25,7 @@ from bellm.layer_spec import format_layers
 from bellm.tensors.masks import bidirectional_mask
 from bellm.types import Variant, Window
 
+_READ_SQUARE_MASKS = ("sdpa", "flex_attention")
 
 @dataclass
 class BidirectionalMaskHook(BellmHook):
@@ -33,14 +34,14 @@ class BidirectionalMaskHook(BellmHook):
     keep_window: bool
     mask_position: int  # Index of `attention_mask` among the positional arguments.
     takes_is_causal: bool  # Whether the module passes `is_causal` on to its kernel.
-    closed: dict[str, Any] = field(default_factory=dict)  # Attributes of the module as they were while it was causal.
+    was_causal: bool | None = None  # The module's own `is_causal` while it was closed; None where it has none.
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Return the call's arguments with a bidirectional mask."""
         _refuse_cache(module, kwargs)
         positional = len(args) > self.mask_position
         mask = args[self.mask_position] if positional else kwargs.get("attention_mask")
-        if mask is None and not (self.takes_is_causal or "is_causal" in self.closed):
+        if mask is None and not self.takes_is_causal and self.was_causal is None:
             hidden = args[0] if args else kwargs["hidden_states"]
             mask = hidden.new_zeros(1, 1, hidden.shape[1], hidden.shape[1])
         mask = _bidirectional(mask, self.keep_window)
@@ -52,7 +53,8 @@ class BidirectionalMaskHook(BellmHook):
 
     def undo(self, module: nn.Module) -> None:
         """Make the module causal again."""
-        vars(module).update(self.closed)
+        if self.was_causal is not None:
+            vars(module)["is_causal"] = self.was_causal
 
 
 @dataclass
@@ -142,30 +144,38 @@ def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
 def _open(module: nn.Module, *, keep_window: bool) -> None:
     parameters = forward_parameters(module)
     takes_is_causal = "is_causal" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hook = BidirectionalMaskHook(keep_window, list(parameters).index("attention_mask"), takes_is_causal)
-    changes: dict[str, Any] = {"is_causal": False}
-    if not keep_window:
-        # Flash attention is told its window by the module, which has it from itself or from its configuration.
-        changes |= {"sliding_window": None, "config": _Windowless(getattr(module, "config", None))}
-    for name, value in changes.items():
-        if name in vars(module):
-            hook.closed[name] = vars(module)[name]
-            setattr(module, name, value)
+    mask_position = list(parameters).index("attention_mask")
+    hook = BidirectionalMaskHook(keep_window, mask_position, takes_is_causal, vars(module).get("is_causal"))
+    if hook.was_causal is not None:
+        vars(module)["is_causal"] = False  # Says no more than a mask does; modules choose their position encoding by others.
     module.register_forward_pre_hook(hook, with_kwargs=True)
+    if not keep_window:
+        _let_kernels_ignore_windows()
 
 
-class _Windowless:
-    """A view of a model's configuration without its sliding window."""
+def has_open_window(module: nn.Module) -> bool:
+    """Whether an attention module was opened together with its window."""
+    return any(not hook.keep_window for hook in hooks_of(module, BidirectionalMaskHook).values())
 
-    sliding_window = None
 
-    def __init__(self, config: object) -> None:
-        self.config = config
+@dataclass(frozen=True)
+class _WindowKernel:
+    """An attention function that takes no window from a module whose window is open."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "config":  # Not set yet while a copy is made.
-            raise AttributeError(name)
-        return getattr(self.config, name)
+    function: Callable[..., Any]
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if "sliding_window" in kwargs and has_open_window(module):
+            kwargs["sliding_window"] = None
+        return self.function(module, *args, **kwargs)
+
+
+def _let_kernels_ignore_windows() -> None:
+    """Wrap the kernels that read no square mask, such as flash attention, and are told the window by the module."""
+    for name, function in list(AttentionInterface._global_mapping.items()):
+        reads_window = name not in _READ_SQUARE_MASKS and not name.startswith("bellm")
+        if reads_window and not isinstance(function, _WindowKernel):
+            AttentionInterface.register(name, _WindowKernel(function))
 
 
 def _bidirectional(mask: Any, keep_window: bool) -> Any:

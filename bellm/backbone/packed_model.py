@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from transformers import AttentionInterface, PreTrainedModel
 
 from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config
-from bellm.backbone.attention import BidirectionalMaskHook, get_open_layers, remove_branches
+from bellm.backbone.attention import get_open_layers, has_open_window, remove_branches
 from bellm.backbone.hooks import Arguments, shared_copy
 from bellm.backbone.packed_pass import (
     ATTENTION_FUNCTIONS,
@@ -228,6 +228,5 @@ def _check_packable(model: PreTrainedModel, layers: Sequence[DecoderLayer], atte
 
 
 def _window(layer: DecoderLayer) -> int | None:
-    hooks = layer.attention[0]._forward_pre_hooks.values()
-    opened = any(isinstance(hook, BidirectionalMaskHook) and not hook.keep_window for hook in hooks)
-    return None if opened or layer.kind == "full" else int(layer.kind.removeprefix("sliding:"))
+    windowless = layer.kind == "full" or has_open_window(layer.attention[0])
+    return None if windowless else int(layer.kind.removeprefix("sliding:"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from bellm.backbone.attention import has_open_window
 from bellm.errors import LayerError
 from bellm.tensors.packing import MaskSpec, Packing
 
@@ -116,14 +117,14 @@ def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, N
         query_NHE = query[0].transpose(0, 1)
         key_MGE, value_MGE = _all_keys_values(run, key[0].transpose(0, 1), value[0].transpose(0, 1))
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        if sliding_window not in (None, run.window):
+        if sliding_window not in (None, run.window) and not has_open_window(module):
             raise NotPackableError(f"layer {run.layer} has windows of {run.window} and of {sliding_window}")
         spec, packing = MaskSpec(bool(causal), run.window), run.current.packing
         if base is not None and query.device.type == "cpu" and kwargs.get("position_bias") is None:
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             return packing.attend(spec, query_NHE, key_MGE, value_MGE, scaling)[None], None
         function = base or sys.modules[type(module).__module__].eager_attention_forward
-        options = {"scaling": scaling, "is_causal": False, "sliding_window": sliding_window, **kwargs}
+        options = {"scaling": scaling, "is_causal": False, "sliding_window": run.window, **kwargs}
 
         def padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
             if base is None:  # Eager functions add their mask to the scores.

@@ -130,10 +130,10 @@ def test_opened_window_equals_a_model_without_window() -> None:
     assert apart(together(free, TEXTS), together(windowless, TEXTS)) <= 1e-6
 
 
-def test_closing_gives_windows_and_triangles_back() -> None:
+def test_opening_leaves_windows_to_the_position_encoding_and_closing_gives_triangles_back() -> None:
     free = open_layers(decoder("gemma3_text"), (0, 2), window="open")
     closed = causal_copy(free)
-    assert [layer.attention[0].sliding_window for layer in get_layers(free)] == [None] * 4
+    assert [layer.attention[0].sliding_window for layer in get_layers(free)] == [4, None, 4, None]
     assert [layer.attention[0].is_causal for layer in get_layers(free)] == [False, True, False, True]
     assert [layer.attention[0].sliding_window for layer in get_layers(closed)] == [4, None, 4, None]
     assert [layer.attention[0].is_causal for layer in get_layers(closed)] == [True] * 4
@@ -148,14 +148,17 @@ def test_kernels_that_read_no_mask_are_told_what_to_see(
     name: str, window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flash attention gets no square mask: its window and its direction come as arguments."""
+    flash = "flash_attention_2"
     told: list[tuple[int | None, bool]] = []
 
     def kernel(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         told.append((kwargs.pop("sliding_window", None), kwargs.get("is_causal", module.is_causal)))
         return sdpa_attention_forward(module, *args, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", kernel)
-    plain, model = decoder(name), open_layers(decoder(name), (0, 1), window=window)
+    monkeypatch.setitem(AttentionInterface._global_mapping, flash, kernel)
+    plain = causal_copy(decoder(name))
+    get_text_config(plain)._attn_implementation_internal = flash  # type: ignore[attr-defined]
+    model = open_layers(plain, (0, 1), window=window)
     alone(plain, TEXTS[0])
     alone(model, TEXTS[0])
     windows = [width for width, _ in told[:4]]
