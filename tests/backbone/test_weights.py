@@ -1,0 +1,144 @@
+"""A source whose weights are not those of its model is refused, or says what was done about it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, BertConfig, BertModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from bellm import Encoder
+from bellm.backbone import loading
+from bellm.backbone.states import check_lm_head
+from bellm.errors import BellmError, SourceError, SourceWarning
+
+TEXTS = ["A heron stands in the water.", "Snow fell all night."]
+
+
+@pytest.fixture
+def folder(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    tiny_model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Write the weights again, each name through `change`; None drops it."""
+    weights = load_file(folder / "model.safetensors")
+    renamed = {change(name): tensor.clone() for name, tensor in weights.items()}
+    save_file({name: tensor for name, tensor in renamed.items() if name}, folder / "model.safetensors", {"format": "pt"})
+
+
+def configure(folder: Path, **settings: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model(torch.arange(3, 20)[None]).logits
+    return found
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(SourceError) as caught:
+        loading.load_pretrained(folder, dtype="float32", device="cpu")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "module.", "_orig_mod.", "module._orig_mod."])
+def test_known_wrappers_of_names_are_taken_off_with_a_note(
+    folder: Path, tiny_model: LlamaForCausalLM, prefix: str
+) -> None:
+    rewrite(folder, lambda name: prefix + name)
+    with pytest.warns(SourceWarning, match="were saved with a wrapper's prefix"):
+        loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded.model), logits(tiny_model))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "encoder.model."])
+def test_names_of_another_model_are_refused(folder: Path, prefix: str) -> None:
+    rewrite(folder, lambda name: prefix + name)
+    assert "lacks 38 weights of the model (model.embed_tokens.weight" in refusal(folder)
+
+
+def test_a_missing_projection_is_named(folder: Path) -> None:
+    rewrite(folder, lambda name: None if name == "model.layers.2.self_attn.q_proj.weight" else name)
+    assert "lacks 1 weight of the model (model.layers.2.self_attn.q_proj.weight)" in refusal(folder)
+
+
+def test_a_config_of_more_layers_than_the_file_is_refused(folder: Path) -> None:
+    configure(folder, num_hidden_layers=6)
+    assert "lacks 18 weights of the model (model.layers.4." in refusal(folder)
+
+
+def test_a_config_of_fewer_layers_than_the_file_is_refused(folder: Path) -> None:
+    configure(folder, num_hidden_layers=3)
+    assert "has 9 weights that its config.json gives no place (model.layers.3." in refusal(folder)
+
+
+def test_weights_beside_the_decoder_do_not_matter(folder: Path, tiny_model: LlamaForCausalLM) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "score.weight": torch.zeros(2, 32)}, folder / "model.safetensors", {"format": "pt"})
+    loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded.model), logits(tiny_model))
+
+
+def test_a_missing_head_matters_to_logits_alone(
+    folder: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rewrite(folder, lambda name: None if name == "lm_head.weight" else name)
+    model = loading.load_pretrained(folder, dtype="float32", device="cpu").model
+    found, wanted = (Encoder.from_pretrained(each, tokenizer=tiny_tokenizer) for each in (model, tiny_model))
+    assert (found.encode(TEXTS) == wanted.encode(TEXTS)).all()
+    with pytest.raises(BellmError, match="has no language-model head"):
+        check_lm_head(model)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named_with_the_way_out(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(LFS)
+    assert refusal(folder).endswith(f"{name} is a pointer of Git LFS, not the file. Fetch it: git lfs pull.")
+
+
+def test_pickled_weights_are_named_with_the_way_out(folder: Path, tiny_model: LlamaForCausalLM) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model.state_dict(), folder / "pytorch_model.bin")
+    said = refusal(folder)
+    assert "cannot be loaded: its weights are pickled (pytorch_model.bin), which can run code" in said
+    assert "save_pretrained" in said
+
+
+NOT_DECODERS = {
+    "t5": "an encoder-decoder",
+    "bart": "an encoder-decoder",
+    "whisper": "an encoder-decoder",
+    "bert": "an encoder",
+    "roberta": "an encoder",
+    "modernbert": "an encoder",
+    "vit": "no language model",
+    "clip": "several models in one",
+    "llava": "several models in one",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_DECODERS)
+def test_what_is_no_decoder_is_refused_before_its_weights_are_read(folder: Path, kind: str) -> None:
+    (folder / "model.safetensors").unlink()
+    AutoConfig.for_model(kind).save_pretrained(folder)
+    said = refusal(folder)
+    assert f"is {NOT_DECODERS[kind]} ({kind})" in said
+    assert "decoder-only" in said
+
+
+def test_a_loaded_encoder_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=400)
+    with pytest.raises(SourceError, match=r"is an encoder \(bert\)"):
+        Encoder.from_pretrained(BertModel(config), tokenizer=tiny_tokenizer)
