@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
 from bellm.backbone.architecture import get_layers
+from bellm.backbone.hooks import is_bidirectional_by_config
 from bellm.backbone.states import hidden_size
 from bellm.config import EncoderConfig, refuse_unknown, setting_names
 from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError
@@ -21,8 +22,8 @@ def resolve_config(
 ) -> EncoderConfig:
     """Apply settings, as users write them, to a configuration, and check that all fit the model.
 
-    `base` holds for every setting that is not given, or given as None; without it the model is causal, and pools the
-    last token of PromptEOL's template.
+    `base` holds for every setting that is not given, or given as None; without it the model is causal, unless its own
+    configuration looks both ways, and pools the last token of PromptEOL's template.
 
     Raises:
         BellmError: A setting is unknown, or does not fit the model.
@@ -32,8 +33,9 @@ def resolve_config(
     """
     refuse_unknown(settings, setting_names())
     limit = loading.max_positions(model, tokenizer)
+    native = {"bidirectional": "all"} if base is None and is_bidirectional_by_config(model) else {}
     base = base or EncoderConfig(prompt=PROMPTS["prompteol"], pooling="last", max_tokens=limit)
-    changes = {name: value for name, value in settings.items() if value is not None}
+    changes = native | {name: value for name, value in settings.items() if value is not None}
     if "prompt" in changes:
         changes["prompt"] = _resolve_prompt(changes["prompt"], tokenizer)
     if "bidirectional" in changes:

@@ -34,6 +34,10 @@ class MemoryLimitError(BellmError):
     """A single text does not fit in memory."""
 
 
+class NonFiniteError(BellmError):
+    """A model gives NaN or infinity."""
+
+
 class BellmWarning(UserWarning):
     """Base of all warnings that bellm gives: the work goes on, and differs from what one may think."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,18 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from bellm import Encoder, Prompt
 from bellm.backbone import adapters
-from bellm.backbone.architecture import get_decoder
+from bellm.backbone.architecture import get_decoder, get_layers
 from bellm.backbone.attention import get_open_layers
-from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError, SourceError, TruncationWarning
+from bellm.backbone.leakage import measure_leakage
+from bellm.errors import (
+    BellmError,
+    LayerError,
+    NonFiniteError,
+    NoOpWarning,
+    PromptError,
+    SourceError,
+    TruncationWarning,
+)
 from bellm.saving import FINGERPRINT_TEXTS
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?", "A heron."]
@@ -402,3 +412,104 @@ def test_loaded_model_needs_its_tokenizer_and_keeps_its_dtype(
 def test_half_a_character_is_refused_with_its_place(tiny_encoder: Encoder) -> None:
     with pytest.raises(BellmError, match=r"texts\[1\] holds half a character at 2"):
         tiny_encoder.encode(["whole", "ab\ud800"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gpt2", {"is_causal": False}),
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        # transformers' own bidirectional windows reach a token further than those of its kernels, and bellm's.
+        ("gemma4_text", {"is_causal": False, "sliding_window": 16, "vocab_size_per_layer_input": 400}),
+    ],
+    ids=str,
+)
+def test_a_model_that_looks_both_ways_by_its_own_config_is_open(
+    kind: str, settings: dict[str, Any], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = built(kind, tiny_tokenizer, **settings)
+    texts = ["A heron stands.", "Snow"]
+    with torch.inference_mode():
+        wanted = [get_decoder(model)(torch.tensor([tiny_tokenizer(text).input_ids])) for text in texts]
+    means = torch.cat([output.last_hidden_state.mean(1) for output in wanted])
+    encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, prompt="raw", pooling="mean")
+    assert encoder.config.bidirectional == (0, 1, 2, 3)
+    torch.testing.assert_close(torch.from_numpy(encoder.encode(texts)), means, rtol=1e-4, atol=1e-5)
+    closed = encoder.replace(bidirectional="none")
+    with encoder.causal() as causal:
+        for each in (causal, closed.model):
+            assert all(leakage.future <= 1e-6 for leakage in measure_leakage(each))
+    assert all(leakage.future > 1e-3 for leakage in measure_leakage(model))
+    asked = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="none")
+    assert asked.config.bidirectional == ()
+    encoder.save_pretrained(tmp_path / "saved")
+    again = Encoder.from_pretrained(tmp_path / "saved", dtype="float32")
+    assert again.config == encoder.config
+
+
+def test_a_model_that_looks_both_ways_for_another_reason_is_refused_also_with_no_layer_open(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = copy.deepcopy(tiny_model)
+
+    def everything(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "attention_mask": None, "is_causal": False}
+
+    get_layers(model)[1].attention[0].register_forward_pre_hook(everything, with_kwargs=True)
+    with pytest.raises(LayerError, match="Layers 1 of LlamaForCausalLM see the future although they were not opened"):
+        Encoder.from_pretrained(model, tokenizer=tiny_tokenizer)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("how", ["packed", "padded"])
+def test_a_surrounding_autocast_does_not_move_vectors(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, how: str
+) -> None:
+    kind = {"packed": tiny_model, "padded": built("gpt2", tiny_tokenizer)}[how]
+    wanted = Encoder.from_pretrained(kind, tokenizer=tiny_tokenizer, bidirectional="last:2").encode(TEXTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder = Encoder.from_pretrained(kind, tokenizer=tiny_tokenizer, bidirectional="last:2")
+        found = encoder.encode(TEXTS)
+        assert encoder.batching_mode.startswith(how)
+    assert (found == wanted).all()
+
+
+def changed(model: LlamaForCausalLM, factor: float, dtype: torch.dtype) -> LlamaForCausalLM:
+    """The model with the weights of one layer's MLP scaled, large enough for float16 to overflow."""
+    own = copy.deepcopy(model).to(dtype)
+    with torch.no_grad():
+        own.model.layers[2].mlp.down_proj.weight.mul_(factor)
+        own.model.layers[2].mlp.up_proj.weight.mul_(min(factor, 3e4))
+    return own
+
+
+@pytest.mark.parametrize("bidirectional", ["none", "all"])
+@pytest.mark.parametrize(
+    ("factor", "dtype", "said"),
+    [
+        (3e4, torch.float16, r"gives NaN or infinity: float16 overflows\. Load it with dtype='bfloat16' or 'float32'\."),
+        (float("nan"), torch.float32, r"its weights hold them \(model\.layers\.2\.mlp\.\w+\.weight\)\. Load the checkp"),
+    ],
+    ids=["float16", "nan"],
+)
+def test_nan_never_leaves(
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    factor: float,
+    dtype: torch.dtype,
+    said: str,
+    bidirectional: str,
+) -> None:
+    model = changed(tiny_model, factor, dtype)
+    with pytest.raises(NonFiniteError, match=said) as caught:
+        Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional=bidirectional)
+    assert "\n" not in str(caught.value)
+    unmeasured = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional=bidirectional, verify=False)
+    with pytest.raises(NonFiniteError, match=said):
+        unmeasured.encode(TEXTS)
+    with pytest.raises(NonFiniteError, match=said):
+        unmeasured.fingerprint()

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from bellm.backbone.architecture import get_layers, get_text_config
+
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -29,10 +31,23 @@ def shared_copy(model: Model) -> Model:
 
 
 def causal_copy(model: Model) -> Model:
-    """Copy a model without bellm's hooks; both share every parameter and buffer."""
+    """Copy a model, causal: without bellm's hooks, and whatever its configuration says; both share every weight."""
     copied = shared_copy(model)
     remove_hooks(copied, BellmHook)
+    if is_bidirectional_by_config(copied):
+        config: Any = get_text_config(copied)
+        config.is_causal = True
+        if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+            config.use_bidirectional_attention = None
+        for module in (module for layer in get_layers(copied) for module in layer.attention):
+            module.is_causal = True
     return copied
+
+
+def is_bidirectional_by_config(model: PreTrainedModel) -> bool:
+    """Whether transformers runs every layer both ways, as of `is_causal` or `use_bidirectional_attention` (Gemma)."""
+    config: Any = get_text_config(model)
+    return not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all")
 
 
 def remove_hooks(model: nn.Module, kind: Kind) -> bool:

@@ -6,6 +6,7 @@ Where states of the other half change, the layer has seen the changed tokens.
 Shapes: H heads, L tokens.
 """
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from bellm.backbone.architecture import get_layers, get_text_config
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import Arguments, Model, causal_copy
-from bellm.backbone.states import input_device, token_states
+from bellm.backbone.states import input_device, refuse_non_finite, token_states, without_autocast
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
 from bellm.tensors.similarity import tolerances
@@ -42,21 +43,22 @@ class LayerLeakage:
 def measure_leakage(model: PreTrainedModel) -> list[LayerLeakage]:
     """Leakage of every decoder layer, on one text of `sample_token_ids`."""
     ids_1L = torch.tensor([sample_token_ids(model)], device=input_device(model))
-    calls = _record_calls(model, ids_1L)
-    return [_measure_layer(layer.module, *calls[layer.index]) for layer in get_layers(model)]
+    with without_autocast(model):
+        calls = _record_calls(model, ids_1L)
+        return [_measure_layer(layer.module, *calls[layer.index]) for layer in get_layers(model)]
 
 
 def check_open_layers(model: PreTrainedModel) -> None:
     """Raise a LayerError where an open layer stays causal, or a closed one sees the future."""
     opened = set(get_open_layers(model))
-    if not opened:
-        return
     name = type(model).__name__
     try:
         measured = measure_leakage(model)
     except (RuntimeError, IndexError) as error:
         layers = format_layers(sorted(opened))
         raise LayerError(f"{name} cannot run with layers {layers} open this way: {error}") from error
+    if any(math.isnan(leakage.future) for leakage in measured):
+        refuse_non_finite(model)
     seen = {index for index, leakage in enumerate(measured) if leakage.future > tolerances(model.dtype).leakage}
     if blind := opened - seen:
         raise LayerError(

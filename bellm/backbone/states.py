@@ -4,7 +4,7 @@ Shapes: B batch, L tokens, D width, K layers, M chosen positions, V vocabulary.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import count_layers, forward_parameters, get_decoder, get_layers, get_text_config
 from bellm.backbone.hooks import causal_copy
-from bellm.errors import BellmError
+from bellm.errors import BellmError, NonFiniteError
 
 
 def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer: int = -1) -> Tensor:
@@ -37,6 +37,25 @@ def all_layer_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) ->
     output = _run(model, ids_BL, mask_BL, output_hidden_states=True)
     hidden = [*output.hidden_states[: count_layers(model)], output.last_hidden_state]
     return [_sum_branches(states, len(ids_BL)) for states in hidden]
+
+
+def without_autocast(model: PreTrainedModel) -> torch.autocast:
+    """Inside, the model computes in its own dtype, whatever the caller's autocast says."""
+    return torch.autocast(input_device(model).type, enabled=False)
+
+
+def refuse_non_finite(model: PreTrainedModel) -> NoReturn:
+    """Raise a NonFiniteError that says where a model's NaN or infinity comes from, and the way out."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    broken = (name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all()))
+    if name := next(broken, None):
+        cause, advice = f"its weights hold them ({name})", "Load the checkpoint again, or take another."
+    else:
+        cause = f"{dtype} overflows" if dtype == "float16" else f"in {dtype}, from finite weights"
+        advice = {"float16": "Load it with dtype='bfloat16' or 'float32'.", "float32": "Report the model."}.get(
+            dtype, "Load it with dtype='float32'."
+        )
+    raise NonFiniteError(f"{type(model).__name__} gives NaN or infinity: {cause}. {advice}")
 
 
 def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: Any) -> Any:

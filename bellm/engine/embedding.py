@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bellm.backbone.packed_model import PackedModel
-from bellm.backbone.states import hidden_size
+from bellm.backbone.states import hidden_size, refuse_non_finite, without_autocast
 from bellm.engine.activation_cache import active_cache
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
@@ -47,7 +47,8 @@ def embed_tokens(
 ) -> Vectors:
     """Embed every row of tokens, in order, as float32 of shape (rows, width).
 
-    Duplicate rows are computed once. A batch that does not fit in memory is halved, and so are those that follow.
+    Duplicate rows are computed once. A batch that does not fit in memory is halved, and so are those that follow. NaN
+    or infinity is an error, and a surrounding autocast does not matter.
 
     Args:
         model: A decoder, open or not.
@@ -64,7 +65,7 @@ def embed_tokens(
     if not len(rows):
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_autocast(model):
         runner: Runner = PaddedRunner(model, rows, readout, pad_id)
         if packed:
             runner = PackedRunner(packed, rows, readout, cache=active_cache.get())
@@ -78,6 +79,8 @@ def embed_tokens(
                     if result is None:
                         budget = _halve([len(rows.ids[row]) for row in group])
                         break
+                    if not np.isfinite(result).all():
+                        refuse_non_finite(model)
                     vectors[group] = result
                     done(int(copies[group].sum()))
                     num_done += 1

@@ -15,6 +15,7 @@ from bellm.backbone.hooks import shared_copy
 from bellm.backbone.leakage import sample_token_ids
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.packed_pass import NotPackableError
+from bellm.backbone.states import without_autocast
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
@@ -71,7 +72,8 @@ def _check(model: PreTrainedModel) -> PackingCheck:
     limit = tolerances(model.dtype).packing
     try:
         packed = PackedModel(model)
-        distance = _distance(model, packed)
+        with without_autocast(model):
+            distance = _distance(model, packed)
     except NotPackableError as error:
         return PackingCheck(None, str(error))
     except Exception as error:  # Models fail in ways of their own, and all of them run padded.
