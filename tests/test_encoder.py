@@ -491,8 +491,16 @@ def changed(model: LlamaForCausalLM, factor: float, dtype: torch.dtype) -> Llama
 @pytest.mark.parametrize(
     ("factor", "dtype", "said"),
     [
-        (3e4, torch.float16, r"gives NaN or infinity: float16 overflows\. Load it with dtype='bfloat16' or 'float32'\."),
-        (float("nan"), torch.float32, r"its weights hold them \(model\.layers\.2\.mlp\.\w+\.weight\)\. Load the checkp"),
+        (
+            3e4,
+            torch.float16,
+            r"gives NaN or infinity: float16 overflows\. Load it with dtype='bfloat16' or 'float32'\.",
+        ),
+        (
+            float("nan"),
+            torch.float32,
+            r"its weights hold them \(model\.layers\.2\.mlp\.\w+\.weight\)\. Load the checkp",
+        ),
     ],
     ids=["float16", "nan"],
 )

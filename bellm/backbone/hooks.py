@@ -47,7 +47,10 @@ def causal_copy(model: Model) -> Model:
 def is_bidirectional_by_config(model: PreTrainedModel) -> bool:
     """Whether transformers runs every layer both ways, as of `is_causal` or `use_bidirectional_attention` (Gemma)."""
     config: Any = get_text_config(model)
-    return not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    return not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (
+        True,
+        "all",
+    )
 
 
 def remove_hooks(model: nn.Module, kind: Kind) -> bool:

@@ -63,7 +63,9 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     if wrapped := [name for name in info["unexpected_keys"] if re.match(_WRAPPERS, name)]:
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
         prefix = re.match(_WRAPPERS, wrapped[0])
-        message = f"The weights of {source} were saved with a wrapper's prefix ({prefix and prefix[0]}), which was taken off."
+        message = (
+            f"The weights of {source} were saved with a wrapper's prefix ({prefix and prefix[0]}), which was taken off."
+        )
         warnings.warn(message, SourceWarning, 4)
     head = model.get_output_embeddings()
     head_names = {name for name, module in model.named_modules() if module is head}

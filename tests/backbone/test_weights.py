@@ -29,7 +29,9 @@ def rewrite(folder: Path, change: Any) -> None:
     """Write the weights again, each name through `change`; None drops it."""
     weights = load_file(folder / "model.safetensors")
     renamed = {change(name): tensor.clone() for name, tensor in weights.items()}
-    save_file({name: tensor for name, tensor in renamed.items() if name}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in renamed.items() if name}, folder / "model.safetensors", {"format": "pt"}
+    )
 
 
 def configure(folder: Path, **settings: Any) -> None:
