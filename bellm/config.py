@@ -27,8 +27,8 @@ class EncoderConfig:
 
     bidirectional: Annotated[
         tuple[int, ...],
-        "Layers that look both ways: none, all, last:K, first:K, every:K, 0-7 or 3,5,28-29; default none, or all where the "
-        "model's own config looks both ways",
+        "Layers that look both ways: none, all, last:K, first:K, every:K, 0-7 or 3,5,28-29; default none, "
+        "or all where the model's own config looks both ways",
     ] = ()
     """Open layers, in order; empty is the causal model. Users write them in the grammar of `bellm.layer_spec`."""
     variant: Annotated[

@@ -158,7 +158,8 @@ def _open(module: nn.Module, *, keep_window: bool) -> None:
 
 def has_open_window(module: nn.Module) -> bool:
     """Whether an attention module was opened together with its window."""
-    return any(not hook.keep_window for hook in hooks_of(module, BidirectionalMaskHook).values())
+    hooks = module._forward_pre_hooks.values()
+    return any(isinstance(hook, BidirectionalMaskHook) and not hook.keep_window for hook in hooks)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def causal_copy(model: Model) -> Model:
         if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
             config.use_bidirectional_attention = None
         for module in (module for layer in get_layers(copied) for module in layer.attention):
-            module.is_causal = True
+            if "is_causal" in vars(module):
+                vars(module)["is_causal"] = True
     return copied
 
 

@@ -60,20 +60,17 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     loader: Any = AutoModelForCausalLM if not names or names[0].endswith(_HEADS) else AutoModel
     options |= {"config": config, "output_loading_info": True}
     model, info = loader.from_pretrained(path, **options)
-    if wrapped := [name for name in info["unexpected_keys"] if re.match(_WRAPPERS, name)]:
+    if wrapped := next(filter(None, (re.match(_WRAPPERS, name) for name in info["unexpected_keys"])), None):
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
-        prefix = re.match(_WRAPPERS, wrapped[0])
-        message = (
-            f"The weights of {source} were saved with a wrapper's prefix ({prefix and prefix[0]}), which was taken off."
-        )
+        message = f"The weights of {source} were saved with a wrapper's prefix ({wrapped[0]}), which was taken off."
         warnings.warn(message, SourceWarning, 4)
     head = model.get_output_embeddings()
     head_names = {name for name, module in model.named_modules() if module is head}
     missing = {name for name in info["missing_keys"] if name.rpartition(".")[0] not in head_names}
     if missing:
         raise SourceError(
-            f"{source} lacks {_count(missing)} of the model ({_first(missing)}), which would be random. Its config.json "
-            "and its weights are not of one model: restore the files."
+            f"{source} lacks {_count(missing)} of the model ({_first(missing)}), and they would be random: "
+            "config.json and weights do not belong together. Restore the files."
         )
     # Beside the decoder there may be other parts of a larger model, or another head.
     decoder = next(name for name, module in model.named_modules() if module is get_decoder(model))
