@@ -66,7 +66,7 @@ def load_pretrained(
         check_kind(source.config, type(source).__name__)
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
     path, gguf = _locate(os.fspath(source))
-    check_files(Path(path))
+    check_files(Path(path), [gguf] if gguf else ["*.safetensors", "*.json", "*.model"])
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"gguf_file": gguf} if gguf else {})}
     target = resolve_device(device)
     weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target), "use_safetensors": None if gguf else True}

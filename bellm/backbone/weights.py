@@ -37,13 +37,13 @@ def check_kind(config: PreTrainedConfig, source: str) -> None:
     raise SourceError(f"{source} is {kind} ({config.model_type}); bellm opens decoder-only language models. {advice}")
 
 
-def check_files(folder: Path) -> None:
-    """Raise a SourceError where a folder holds pointers of Git LFS, or its weights as pickles alone."""
-    for path in sorted(folder.glob("*")):
+def check_files(folder: Path, patterns: Collection[str]) -> None:
+    """Raise a SourceError where a folder holds pointers of Git LFS or, for weights, pickles."""
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS):
             raise SourceError(f"{path} is a pointer of Git LFS, not the file. Fetch it: git lfs pull.")
     pickles = sorted(path.name for path in folder.glob("*.bin") if "model" in path.name)
-    if pickles and not any(folder.glob("*.safetensors")):
+    if pickles and "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
         raise SourceError(
             f"{folder} cannot be loaded: its weights are pickled ({pickles[0]}), which can run code when they are "
             "read. Where you trust them, load them with transformers, and save_pretrained writes safetensors."
