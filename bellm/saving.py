@@ -1,17 +1,21 @@
 """Save and load encoders: weights, tokenizer, settings, and a fingerprint that ties them together."""
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
+from bellm.backbone.architecture import get_decoder
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
 from bellm.tensors.similarity import relative_distance, tolerances
@@ -139,6 +143,29 @@ def load_saved(folder: Path, saved: SavedEncoder, **options: Any) -> loading.Loa
     return replace(loaded, model=adapters.load_adapters(loaded.model, folder))
 
 
+def weights_digest(model: torch.nn.Module) -> str:
+    """Digest of the decoder's weights and adapters, as in `bfloat16:1c8e...`: the same wherever they lie.
+
+    Names and the language-model head do not count, because vectors do not depend on them. Empty where a weight is not
+    in memory.
+    """
+    decoder = get_decoder(model)
+    weights = list(decoder.parameters())
+    if any(weight.is_meta for weight in weights):
+        return ""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Hashing lets go of the interpreter.
+        digests = sorted(pool.map(_digest_tensor, weights))
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+    has_adapters = any("lora_" in name for name, _ in decoder.named_parameters())
+    form = "+".join([*dtypes, *["adapters"] * has_adapters])
+    return f"{form}:{hashlib.blake2b(b''.join(digests), digest_size=16).hexdigest()}"
+
+
+def weights_differ(known: str, other: str) -> bool:
+    """Whether two digests of weights are of different ones; another dtype, or merged adapters, prove nothing."""
+    return known != other and known.partition(":")[0] == other.partition(":")[0] and bool(known)
+
+
 def check_fingerprint(saved: SavedEncoder, fingerprint: Vectors, dtype: str, source: str) -> None:
     """Raise a FingerprintError where an encoder loaded in `dtype` has another fingerprint than the saved one."""
     distance = relative_distance(fingerprint, saved.fingerprint)
@@ -148,6 +175,13 @@ def check_fingerprint(saved: SavedEncoder, fingerprint: Vectors, dtype: str, sou
             f"{source} does not give the vectors it was saved with (relative distance {distance:.3g}, allowed "
             f"{limit:g}): its weights or its tokenizer are not those of the saved encoder. Restore them or save again."
         )
+
+
+def _digest_tensor(weight: torch.Tensor) -> bytes:
+    data = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.blake2b(f"{weight.dtype} {tuple(weight.shape)}".encode(), digest_size=16)
+    digest.update(data.data)
+    return digest.digest()
 
 
 def _card(saved: SavedEncoder) -> str:

@@ -1,5 +1,6 @@
 """Saved encoders: what comes back, what is refused, and what a failure leaves behind."""
 
+import copy
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
+from bellm.saving import weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
 from tests.processes import run
 
@@ -337,3 +339,30 @@ def test_opening_another_map_moves_the_fingerprint_far_beyond_its_limit(tiny_enc
     for other in ("none", "first:2", "all", "last:3"):
         found = tiny_encoder.replace(bidirectional=other).fingerprint()
         assert relative_distance(found, fingerprint) > 50 * tolerances("float32", "float32").fingerprint
+
+
+# Which weights
+
+
+def test_equal_weights_have_one_digest_and_no_others(tiny_folder: Path) -> None:
+    first, second = Encoder.from_pretrained(tiny_folder), Encoder.from_pretrained(tiny_folder)
+    digest = weights_digest(first.model)
+    assert digest.startswith("float32:")
+    assert digest == weights_digest(second.model) == weights_digest(second.replace(bidirectional="all").model)
+    with torch.no_grad():
+        second.model.get_output_embeddings().weight.zero_()  # No vector depends on it.
+        assert weights_digest(second.model) == digest
+        weight = second.model.model.layers[1].mlp.up_proj.weight
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(1.0))
+    assert weights_differ(digest, weights_digest(second.model))
+    with torch.device("meta"):
+        assert weights_digest(LlamaForCausalLM(first.model.config)) == ""
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+def test_another_dtype_and_merged_adapters_prove_nothing(tiny_folder: Path, tiny_encoder: Encoder) -> None:
+    digest = weights_digest(tiny_encoder.model)
+    half = weights_digest(Encoder.from_pretrained(tiny_folder, dtype="bfloat16").model)
+    adapted = weights_digest(get_peft_model(copy.deepcopy(tiny_encoder.model), LoraConfig(target_modules=["q_proj"])))
+    assert (half.partition(":")[0], adapted.partition(":")[0]) == ("bfloat16", "float32+adapters")
+    assert not any(weights_differ(*pair) for pair in ((digest, half), (digest, adapted), (digest, ""), ("", digest)))
