@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import takewhile
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -177,3 +178,32 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
             close = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise BellmError(f"{name!r} is no setting of an encoder.{hint} Settings: {', '.join(known)}.")
+
+
+def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two records of settings, old and new value by dotted name; long texts from where they part.
+
+    >>> changed_settings({"seed": 1, "data": [{"rows": 2}]}, {"seed": 1, "data": [{"rows": 3}]})
+    {'data.0.rows': (2, 3)}
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    for name in {**then, **now}:
+        old, new = then.get(name), now.get(name)
+        if isinstance(old, list) and isinstance(new, list):
+            old, new = ({str(index): item for index, item in enumerate(items)} for items in (old, new))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed |= {f"{name}.{inner}": pair for inner, pair in changed_settings(old, new).items()}
+        elif isinstance(old, str) and isinstance(new, str) and old != new:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
+            parting = sum(1 for _ in same)
+            changed[name] = (_excerpt(old, parting), _excerpt(new, parting))
+        elif old != new:
+            changed[name] = (old, new)
+    return changed
+
+
+def _excerpt(text: str, position: int, most: int = 60) -> str:
+    """A text, or if it is long the part around a position."""
+    start = max(0, position - most // 3) if len(text) > most else 0
+    end = start + most
+    return f"{'...' * (start > 0)}{text[start:end]}{'...' * (end < len(text))}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bellm.config import changed_settings
 from bellm.errors import SourceError
 from bellm.io import atomic
 
@@ -56,11 +57,12 @@ def check_config(run_dir: Path, config: Mapping[str, Any], *, begin: bool = True
 
 def refuse_other_config(run_dir: Path, what: str, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Make sure that what a folder is known to hold agrees with the wanted config, or name what is different."""
-    if other := [name for name in wanted if known.get(name) != wanted[name]]:
-        name = other[0]
+    if changed := changed_settings({name: known.get(name) for name in wanted}, wanted):
+        other = ", ".join(dict.fromkeys(name.partition(".")[0] for name in changed))
+        name, (then, now) = next(iter(changed.items()))
         raise SourceError(
-            f"{run_dir} holds a {what} with other {', '.join(other)} ({name} was {_short(known.get(name))}, is "
-            f"{_short(wanted[name])}). Choose another folder, or remove it."
+            f"{run_dir} holds a {what} with other {other} ({name} was {json.dumps(then)}, is "
+            f"{json.dumps(now)}). Choose another folder, or remove it."
         )
 
 
@@ -75,11 +77,6 @@ def _read_config(path: Path) -> Any:
     except (OSError, TypeError, ValueError) as error:
         reason = str(error)
     raise SourceError(f"{path} cannot be used: {reason}. Choose another folder.")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 @contextmanager

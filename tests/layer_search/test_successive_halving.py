@@ -292,7 +292,7 @@ def known(undisturbed: tuple[Path, HalvingResult], tmp_path: Path) -> Path:
 
 
 def test_another_search_in_the_same_folder_is_refused(tried: Tried, known: Path) -> None:
-    refused = r"known holds a search with other {} \({} was .*\)\. Choose another folder, or remove it\."
+    refused = r"known holds a search with other {} \({}[\w.]* was .*\)\. Choose another folder, or remove it\."
     for changes, named in (
         ({"max_steps": 8}, "max_steps, rounds"),
         ({"batch_size": 3}, "batch_size"),

@@ -17,6 +17,8 @@ def test_a_new_folder_is_begun_and_known_again(tmp_path: Path) -> None:
     check_config(tmp_path, dict(OURS))
     with pytest.raises(SourceError, match=r"holds a run with other seed \(seed was 1, is 2\)"):
         check_config(tmp_path, {**OURS, "seed": 2})
+    with pytest.raises(SourceError, match=r"holds a run with other data \(data\.rows was 5, is 6\)"):
+        check_config(tmp_path, {**OURS, "data": {"rows": 6}})
 
 
 def test_where_nothing_was_kept_another_run_begins(tmp_path: Path) -> None:
