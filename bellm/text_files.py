@@ -16,7 +16,8 @@ from bellm.encoder import Encoder
 from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, SourceError
 from bellm.io.formats import FORMATS
-from bellm.io.rows import STDIN, check_text, expand_inputs, file_suffix, read_texts
+from bellm.io.rows import check_text, expand_inputs, read_texts, refuse_own_input
+from bellm.io.streams import STDIN, content_suffix
 from bellm.io.vectors import new_vector_file
 from bellm.pool import EncoderPool
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
@@ -111,7 +112,9 @@ def embed_file(
     Raises:
         BellmError: An input cannot be read, the output cannot be written, or the encoder cannot be loaded.
     """
-    texts = [text for file in expand_inputs(inputs) for text in read_texts(file, column)]
+    files = expand_inputs(inputs)
+    refuse_own_input(output, files)
+    texts = read_texts(files, column)
     with new_vector_file(output, force=force) as write:
         encoder = encoder() if callable(encoder) else encoder
         start = time.perf_counter()
@@ -217,6 +220,6 @@ def _is_file(side: str) -> bool:
         raise SourceError(f"{side} is a folder. Give two texts or two files.")
     is_url = re.match(r"\w+://", side)
     is_path = side.startswith(("./", "../", "~/", "/")) or re.fullmatch(r"\S+/\S*\.[A-Za-z]\w*", side)
-    if file_suffix(side) in FORMATS or (is_path and not is_url):
+    if content_suffix(side) in FORMATS or (is_path and not is_url):
         raise SourceError(f"There is no file {side}. Give two texts or two files.")
     return False

@@ -1,4 +1,4 @@
-"""Readers of text lines, JSON Lines, CSV, TSV and Parquet: from a stream of bytes to rows, in bounded memory.
+"""Readers of text lines, JSON, CSV, TSV and Parquet: from a stream of bytes to rows; but for .json in bounded memory.
 
 No row is ever dropped or split: one that cannot be read comes with its problem in place of its cells. A stray quote in
 a CSV file may swallow the lines behind it; all of them are then one such row.
@@ -7,18 +7,21 @@ a CSV file may swallow the lines behind it; all of them are then one such row.
 import codecs
 import csv
 import functools
+import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from bellm.errors import SourceError
+from bellm.io.streams import import_pyarrow
 
 LONGEST = 2**24
 """Most bytes of a line and characters of a cell: longer ones would let memory depend on the input."""
 
 _TOO_LONG = f"longer than {LONGEST:,} characters. Split the text."
 _QUOTES = "Put quotes around a cell that holds quotes, and double those."
+_MOST_NAMES = 20  # Columns that a message lists.
 _BATCH = 1024  # Rows of a Parquet file that are in memory together.
 
 SelectColumns = Callable[[Sequence[str]], Sequence[str]]
@@ -32,6 +35,17 @@ class Row(NamedTuple):
     cells: Any = None
     """Selected cells by column; a line of text, or a JSON value that is no object, as it is."""
     problem: str = ""
+
+
+def quote_names(names: Iterable[str]) -> str:
+    """Names of columns in quotes, as they stand in the file.
+
+    >>> quote_names(["text", " label"])
+    "'text', ' label'"
+    """
+    names = list(names)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(repr, names[:_MOST_NAMES])) + more
 
 
 def text_problem(cell: object) -> str:
@@ -65,13 +79,38 @@ def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = Fal
         if row.problem:
             yield row
         elif not (skip_blank and row.cells.strip() == ""):
-            yield _json_row(*row[:2], select)
+            try:
+                value = json.loads(row.cells)
+            except (ValueError, RecursionError) as error:
+                yield Row(row.place, problem=f"not JSON ({error}). Each line holds one row.")
+            else:
+                yield _json_row(row.place, value, select)
+
+
+def json_document_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = False) -> Iterator[Row]:
+    """Rows of a JSON file, which holds a list of them; JSON Lines under this name are read as such."""
+    data = stream.read()
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        yield from json_rows(io.BytesIO(data), select, skip_blank=skip_blank)
+        return
+    for number, value in enumerate(document if isinstance(document, list) else [document], 1):
+        yield _json_row(f"row {number}", value, select)
 
 
 def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel") -> Iterator[Row]:
-    """Rows of a CSV or TSV file; its first line names the columns, empty lines are no rows."""
+    """Rows of a CSV or TSV file; its first line names the columns, empty lines are no rows.
+
+    Where the columns are not found with the dialect's separator but with another, that one separates the cells.
+    """
     lines = _lines(stream)
     number = 0
+    first_line = next(lines, b"")
+    separator = _separator(
+        (first_line or b"").decode(errors="surrogateescape"), select, csv.get_dialect(dialect).delimiter
+    )
+    lines = itertools.chain([first_line], lines)
 
     def next_line() -> str:
         nonlocal number
@@ -84,7 +123,7 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
     csv.field_size_limit(LONGEST)  # The csv module's own limit of 128 KiB is shorter than a long document.
     # Strict, because a stray quote would otherwise swallow the rows that follow it in silence. Such an iterator, unlike
     # a generator, goes on behind a line that raises.
-    reader = csv.reader(iter(next_line, ""), dialect, strict=True)
+    reader = csv.reader(iter(next_line, ""), dialect, delimiter=separator, strict=True)
     header: list[str] | None = None
     columns: dict[str, int] = {}
     while True:
@@ -121,19 +160,11 @@ def parquet_rows(stream: BinaryIO, select: SelectColumns) -> Iterator[Row]:
         raise SourceError(f"cannot be read as Parquet: {error}") from error
 
 
-def import_pyarrow() -> tuple[Any, Any]:
-    """Pyarrow and pyarrow.parquet, or the one error that says they are missing."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SourceError("Parquet files need pyarrow: pip install 'bellm[corpus]'.") from error
-    return pyarrow, pyarrow.parquet
-
-
 FORMATS: dict[str, Callable[..., Iterator[Row]]] = {
     ".txt": text_rows,
     ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": json_document_rows,
     ".csv": csv_rows,
     ".tsv": functools.partial(csv_rows, dialect="excel-tab"),
     ".parquet": parquet_rows,
@@ -151,6 +182,17 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
         line = stream.readline(LONGEST + 1)
 
 
+def _separator(header: str, select: SelectColumns, usual: str) -> str:
+    """What separates cells: the usual character, unless the columns to be read are found with another alone."""
+    for candidate in dict.fromkeys((usual, ",", ";", "\t", "|")):
+        try:
+            if select(next(csv.reader([header], delimiter=candidate), [])):
+                return candidate
+        except (SourceError, csv.Error):
+            continue
+    return usual
+
+
 def _csv_row(place: str, cells: list[str], width: int, columns: dict[str, int]) -> Row:
     if len(cells) != width:
         problem = f"{len(cells)} cells, but the header has {width}. Quote cells that hold the separator."
@@ -163,14 +205,11 @@ def _csv_row(place: str, cells: list[str], width: int, columns: dict[str, int]) 
     return Row(place, selected)
 
 
-def _json_row(place: str, line: str, select: SelectColumns) -> Row:
+def _json_row(place: str, value: Any, select: SelectColumns) -> Row:
     try:
-        value = json.loads(line)
         return Row(place, {name: value[name] for name in select(list(value))} if isinstance(value, dict) else value)
     except SourceError as error:
         return Row(place, problem=str(error))
-    except (ValueError, RecursionError) as error:
-        return Row(place, problem=f"not JSON ({error}). Each line holds one row.")
 
 
 def _values(column: Any) -> list[object]:

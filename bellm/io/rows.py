@@ -1,25 +1,21 @@
-"""Which files a user means, and their rows by suffix, plain or with .gz: all cells asked for, or texts with their ids.
+"""Which files a user means, and their rows by suffix, plain or compressed: all cells asked for, or texts with ids.
 
-Every command reads its inputs here. Memory does not depend on the number of rows.
+Every command reads its inputs here. But for .json memory does not depend on the number of rows.
 """
 
 import glob
-import gzip
 import itertools
 import os
-import sys
-import zlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
-from bellm.errors import SourceError, check_list
-from bellm.io.formats import FORMATS, Row, SelectColumns, json_rows, text_problem, text_rows
-
-STDIN = "-"
+from bellm.errors import BellmWarning, SourceError, check_list
+from bellm.io.formats import FORMATS, Row, SelectColumns, quote_names, text_problem, text_rows
+from bellm.io.streams import COMPRESSIONS, STDIN, STREAM_ERRORS, as_utf8, content_suffix, open_stream
 
 _LONGEST_REASON = 300
 _HEAD = 100  # Rows of a file that are looked at before a model is loaded.
@@ -32,6 +28,8 @@ class RowFile:
     file: str
     share: float = field(default=0.0, init=False)
     """How much of it was read, from 0 to 1, in bytes as they lie on the disk; 0 for standard input."""
+    unread: dict[str, None] = field(default_factory=dict, init=False)
+    """Columns that were there and not selected."""
 
     @property
     def title(self) -> str:
@@ -49,9 +47,15 @@ class RowFile:
         Raises:
             SourceError: The file cannot be read or lacks a column; or, where `strict`, a row cannot be read.
         """
-        reader = FORMATS[".txt" if self.file == STDIN else require_suffix(self.file)]
-        how: dict[str, Any] = {"skip_blank": True} if skip_blank and reader is json_rows else {}
-        return self._read(partial(reader, select=select, **how), strict)
+
+        def watched(names: Sequence[str]) -> Sequence[str]:
+            if selected := select(names):
+                self.unread |= dict.fromkeys(name for name in names if name not in selected)
+            return selected
+
+        suffix = ".txt" if self.file == STDIN else require_suffix(self.file)
+        how: dict[str, Any] = {"skip_blank": True} if skip_blank and "json" in suffix else {}
+        return self._read(partial(FORMATS[suffix], select=watched, **how), strict)
 
     def lines(self, encoding: str = "utf-8", *, strict: bool = False) -> Iterator[Row]:
         r"""Read lines of text without their ends, whatever the suffix; errors as in `rows`.
@@ -63,12 +67,9 @@ class RowFile:
     def _read(self, reader: Callable[[BinaryIO], Iterator[Row]], strict: bool) -> Iterator[Row]:
         place = ""
         try:
-            if self.file == STDIN and sys.stdin is None:
-                raise SourceError("standard input is closed: give it lines, or name a file.")
-            with nullcontext(sys.stdin.buffer) if self.file == STDIN else open(self.file, "rb") as raw:
-                size = 0 if self.file == STDIN else os.fstat(raw.fileno()).st_size
-                stream = gzip.GzipFile(fileobj=raw) if self.file.lower().endswith(".gz") else raw
-                for row in reader(cast("BinaryIO", stream)):
+            with open_stream(self.file) as (raw, size, content):
+                is_text = content_suffix(self.file) != ".parquet"
+                for row in reader(as_utf8(content) if is_text else content):
                     self.share = raw.tell() / size if size else 0.0
                     if strict and row.problem:
                         place = f", {row.place}"
@@ -77,7 +78,7 @@ class RowFile:
                 self.share = float(size > 0)
         except SourceError as error:
             raise SourceError(f"{self.title}{place}: {error}") from error
-        except (OSError, EOFError, zlib.error) as error:
+        except STREAM_ERRORS as error:
             raise SourceError(f"{self.title} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
@@ -88,18 +89,14 @@ class TextColumns(NamedTuple):
     id: str | None = None
 
     def select(self, names: Sequence[str]) -> list[str]:
-        """The columns that are read; an empty file has none, and no rows either."""
-        if names and (problem := self.problem(names)):
-            raise SourceError(problem)
-        return [self.text, *filter(None, [self.id])] if names else []
-
-    def problem(self, names: Sequence[str]) -> str:
-        """Why the columns cannot be read from a row with these; empty if they can."""
-        for column, option in zip(self, ("--column", "--id-column"), strict=True):
-            if column is not None and names.count(column) != 1:
+        """The columns that are read; an empty file has none, and no rows either. Ids need not be there."""
+        if not names:
+            return []
+        for column, option, least in ((self.text, "--column", 1), (self.id, "--id-column", 0)):
+            if column is not None and not least <= names.count(column) <= 1:
                 count = "more than one" if column in names else "no"
-                return f"{count} column {column!r}. Columns: {', '.join(names)}. Choose with {option}."
-        return ""
+                raise SourceError(f"{count} column {column!r}. Columns: {quote_names(names)}. Choose with {option}.")
+        return [self.text, *(name for name in names if name == self.id)]
 
 
 class TextRow(NamedTuple):
@@ -109,6 +106,8 @@ class TextRow(NamedTuple):
     id: str
     text: str | None
     reason: str = ""
+    is_numbered: bool = False
+    """Whether its id is `FILE:ROW` because the column of ids has none for it."""
 
 
 @dataclass
@@ -116,50 +115,76 @@ class TextFile(RowFile):
     """A file of texts, read row by row from its beginning."""
 
     columns: TextColumns = field(default_factory=TextColumns)
-    """Without a column of ids, a row's id is `FILE:ROW`."""
 
     def texts(self) -> Iterator[TextRow]:
-        """Read the rows, counted from 1; errors as in `rows`."""
+        """Read the rows, counted from 1; the id of one that has none is `FILE:ROW`. Errors as in `rows`."""
         for number, row in enumerate(self.rows(self.columns.select), 1):
             cells = row.cells if isinstance(row.cells, dict) else {self.columns.text: row.cells}
             text, id = cells.get(self.columns.text), cells.get(self.columns.id)
+            has_id = id is not None and bool(str(id).strip())
             problem = row.problem or text_problem(text)
-            if self.columns.id is None:
-                id = f"{self.file}:{number}"
-            elif not problem and (isinstance(id, bool) or not isinstance(id, int)) and text_problem(id):
+            if not problem and has_id and (isinstance(id, bool) or not isinstance(id, int)) and text_problem(id):
                 problem = f"{repr(id)[:60]} is not an id. Give a string or a whole number."
-            problem = problem and (row.problem or self.columns.problem(list(cells)) or problem)
             if problem:
                 yield TextRow(number, "", None, f"{row.place}: {problem}"[:_LONGEST_REASON])
-            else:
+            elif has_id:
                 yield TextRow(number, str(id), text)
-
-
-def file_suffix(path: str) -> str:
-    """Suffix of a file in lower case, that before .gz where it is compressed."""
-    return Path(path.lower().removesuffix(".gz")).suffix
+            else:
+                yield TextRow(number, f"{self.file}:{number}", text, is_numbered=self.columns.id is not None)
 
 
 def require_suffix(path: str) -> str:
     """Suffix of a file that bellm can read; an error where it is another, or tells nothing and there is no file."""
-    suffix = file_suffix(path)
+    suffix = content_suffix(path)
     if suffix not in FORMATS:
         if not os.path.exists(path):
             raise SourceError(f"There is no file or folder {path}.")
-        known = f"{', '.join(FORMATS)}, nor one of these and .gz"
+        known = f"{', '.join(FORMATS)}, nor one of these and {', '.join(COMPRESSIONS)}"
         raise SourceError(f"bellm cannot read {path}: its suffix is {suffix!r}, not one of {known}.")
     return suffix
 
 
-def read_texts(file: str, column: str = "text") -> list[str]:
-    """Read all texts of a file, or the lines of standard input for `-`."""
-    source = TextFile(file, TextColumns(column))
+def read_texts(files: str | Sequence[str], column: str = "text") -> list[str]:
+    """Read all texts of a file or of several, or the lines of standard input for `-`.
+
+    Warns:
+        BellmWarning: There are columns that are not read.
+    """
+    sources = [TextFile(file, TextColumns(column)) for file in ([files] if isinstance(files, str) else files)]
     texts = []
-    for row in source.texts():
-        if row.text is None:
-            raise SourceError(f"{source.title}, {row.reason}")
-        texts.append(row.text)
+    for source in sources:
+        for row in source.texts():
+            if row.text is None:
+                raise SourceError(f"{source.title}, {row.reason}")
+            texts.append(row.text)
+    warn_unread(sources)
     return texts
+
+
+def warn_unread(files: Sequence[RowFile]) -> None:
+    """Name once the columns of some files that were not read."""
+    names = dict.fromkeys(name for file in files for name in file.unread)
+    if names:
+        titles = [file.title for file in files if file.unread]
+        more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
+        columns = "column" if len(names) == 1 else "columns"
+        warnings.warn(f"{titles[0]}{more}: not read: {columns} {quote_names(names)}.", BellmWarning, stacklevel=3)
+
+
+def parse_columns(text: str, parts: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of each part of a row, as users write them; a part that is named again has more than one.
+
+    >>> parse_columns("anchor=query,negative=worst,negative=bad one", ("anchor", "positive", "negative"))
+    {'anchor': ['query'], 'negative': ['worst', 'bad one']}
+    """
+    columns: dict[str, list[str]] = {}
+    for entry in text.split(","):
+        part, equals, column = entry.partition("=")
+        if not equals or part.strip() not in parts or not column:
+            example = ",".join(f"{part}=COLUMN" for part in parts[:2])
+            raise SourceError(f"{entry!r} names no column of a part: write {example}. Parts: {', '.join(parts)}.")
+        columns.setdefault(part.strip(), []).append(column)
+    return columns
 
 
 def check_text(name: str, text: str) -> str:
@@ -183,20 +208,38 @@ def expand_inputs(inputs: Sequence[str], skip: Path | None = None) -> list[str]:
             real = path if path == STDIN else os.path.realpath(path)
             if skipped is None or not Path(real).is_relative_to(skipped):
                 files.setdefault(real, path if path == STDIN else _name(path))
+    if inputs and not files:
+        raise SourceError(f"All inputs lie in {skip}, where the output goes. Choose another folder.")
     return list(files.values())
 
 
+def refuse_own_input(output: str, files: Sequence[str]) -> None:
+    """Raise an error where an output would take the place of one of the files that it is made of."""
+    if os.path.exists(output) and any(file != STDIN and os.path.samefile(file, output) for file in files):
+        raise SourceError(f"{output} is one of the inputs, and would be replaced. Choose another name.")
+
+
 def check_columns(files: Sequence[str], columns: TextColumns) -> None:
-    """Look at the first rows of every file, before a model is loaded; standard input is left for later."""
-    reasons = []
-    for file in files:
-        if file != STDIN:
-            head = list(itertools.islice(TextFile(file, columns).texts(), _HEAD))
-            if any(row.text is not None for row in head):
-                reasons.append("")
-            reasons += [f"{file}, {row.reason}" for row in head[:1] if row.text is None]
-    if reasons and all(reasons):
-        raise SourceError(f"No row can be read. {reasons[0]}")
+    """Look at the first rows of every file, before a model is loaded; standard input is left for later.
+
+    Warns:
+        BellmWarning: There are columns that are not read.
+    """
+    sources = [TextFile(file, columns) for file in files if file != STDIN]
+    problem, can_read, has_ids = "", False, columns.id is None
+    for source in sources:
+        head = list(itertools.islice(source.texts(), _HEAD))
+        can_read = can_read or any(row.text is not None for row in head)
+        has_ids = has_ids or any(row.text is not None and not row.is_numbered for row in head)
+        if head and head[0].text is None:
+            problem = problem or f"{source.file}, {head[0].reason}"
+    if problem and not can_read:
+        raise SourceError(f"No row can be read. {problem}")
+    if can_read and not has_ids:
+        names = dict.fromkeys(name for source in sources for name in source.unread)
+        others = f" Columns: {quote_names(names)}, and that of the texts." if names else ""
+        raise SourceError(f"No file has ids in a column {columns.id!r}.{others} Choose with --id-column.")
+    warn_unread(sources)
 
 
 def _paths(entry: str) -> list[str]:
@@ -215,7 +258,7 @@ def _under(folder: str) -> list[str]:
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        known = (name for name in names if file_suffix(name) in FORMATS and not name.startswith("."))
+        known = (name for name in names if content_suffix(name) in FORMATS and not name.startswith("."))
         found += [os.path.join(parent, name) for name in known]
     if not found:
         raise SourceError(f"{folder} holds no file that bellm can read: none ends in {', '.join(FORMATS)}.")

@@ -11,8 +11,8 @@ import numpy as np
 
 from bellm.errors import SourceError
 from bellm.io.atomic import reserve_file
-from bellm.io.formats import import_pyarrow
-from bellm.io.rows import RowFile, file_suffix
+from bellm.io.rows import RowFile
+from bellm.io.streams import content_suffix, import_pyarrow
 from bellm.types import Vectors
 
 _COLUMNS = ["text", "vector"]
@@ -46,7 +46,7 @@ def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Seq
 
 def read_vectors(file: Path) -> tuple[list[str], Vectors]:
     """Read the texts and vectors that `new_vector_file` wrote as .jsonl or .parquet."""
-    if file_suffix(str(file)) not in (".jsonl", ".parquet"):
+    if content_suffix(str(file)) not in (".jsonl", ".parquet"):
         raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
     rows = RowFile(str(file)).rows(_require_columns, strict=True)
     try:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from bellm.errors import SourceError
 from bellm.io.formats import FORMATS, Row
 from bellm.io.hub import refuse_missing_data
-from bellm.io.rows import RowFile, file_suffix
+from bellm.io.rows import RowFile
+from bellm.io.streams import content_suffix
 from bellm.train.examples import Columns, Example, Parts, mark_symmetric, match_columns, parse_example, text_key
 from bellm.types import Path as PathLike
 
@@ -143,7 +144,7 @@ def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[
 
     if not _is_file(name):
         rows = _dataset_rows(name)
-    elif file_suffix(name) in _TABLES:
+    elif content_suffix(name) in _TABLES:
         rows = RowFile(name).rows(select, skip_blank=True)
     else:
         raise SourceError(f"{name}: its suffix is none of {', '.join(_TABLES)}, nor one of these and .gz.")
@@ -160,7 +161,7 @@ def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[
 
 
 def _is_file(name: str) -> bool:
-    return os.path.isfile(name) or (file_suffix(name) in _TABLES and not os.path.isdir(name))
+    return os.path.isfile(name) or (content_suffix(name) in _TABLES and not os.path.isdir(name))
 
 
 def _dataset_rows(name: str) -> Iterator[Row]:

@@ -135,7 +135,7 @@ def test_bytes_that_are_no_characters() -> None:
 @pytest.mark.parametrize(
     ("suffix", "data", "message"),
     [
-        (".csv", b"a,b\n1,2\n", r"^no column 'phrase'\. Columns: a, b\. Choose with --column\.$"),
+        (".csv", b"a,b\n1,2\n", r"^no column 'phrase'\. Columns: 'a', 'b'\. Choose with --column\.$"),
         (".tsv", b"phrase\tphrase\n", "^more than one column 'phrase'"),
         (".csv", b'"phrase"x\n', r"^line 1: .*expected after"),
         (".parquet", as_parquet([])[:-1], "^cannot be read as Parquet"),
@@ -146,12 +146,15 @@ def test_files_without_rows_to_read(suffix: str, data: bytes, message: str) -> N
         read(suffix, data)
 
 
-def test_a_missing_column_of_ids_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no column 'key'\. Columns: n, phrase\. Choose with --id-column\."):
-        read(".csv", as_csv(["a"]), TextColumns("phrase", "key"))
-    (tmp_path / "t.jsonl").write_bytes(b'"bare"\n{"phrase": "x"}\n{"phrase": "x", "key": 3}\n')
-    rows = list(TextFile(str(tmp_path / "t.jsonl"), TextColumns("phrase", "key")).texts())
-    assert ["no column 'key'" in row.reason for row in rows] == [True, True, False]
+def test_rows_without_an_id_are_numbered(tmp_path: Path) -> None:
+    assert [row.id for row in read(".csv", as_csv(["a"]), TextColumns("phrase", "key"))] == [None]
+    file = str(tmp_path / "t.jsonl")
+    empty = b'{"phrase": "x", "key": ""}\n{"phrase": "x", "key": " "}\n{"phrase": "x", "key": null}\n'
+    (tmp_path / "t.jsonl").write_bytes(b'"bare"\n{"phrase": "x"}\n{"phrase": "x", "key": 3}\n' + empty)
+    rows = list(TextFile(file, TextColumns("phrase", "key")).texts())
+    assert [row.id for row in rows] == [f"{file}:1", f"{file}:2", "3", f"{file}:4", f"{file}:5", f"{file}:6"]
+    assert [row.is_numbered for row in rows] == [True, True, False, True, True, True]
+    assert not any(row.is_numbered for row in TextFile(file, TextColumns("phrase")).texts())
 
 
 @pytest.mark.parametrize("cell", [None, 7, 1.5, ["a"], "half \ud83d", "x" * 100])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bellm.errors import SourceError
+from bellm.errors import BellmWarning, SourceError
 from bellm.io.rows import TextColumns, TextFile, TextRow, check_columns, expand_inputs
 
 
@@ -82,15 +82,16 @@ def test_rows_are_counted_and_named() -> None:
         TextRow(4, "d/a.jsonl:4", "z"),
     ]
     rows = list(TextFile("d/a.jsonl", TextColumns("text", "key")).texts())
-    assert [(row.id, row.text) for row in rows] == [("", None), ("", None), ("k", "y"), ("", None)]
-    assert rows[3].reason == "line 4: None is not an id. Give a string or a whole number."
+    assert [(row.id, row.text) for row in rows] == [
+        *(("d/a.jsonl:1", "x"), ("", None), ("k", "y"), ("d/a.jsonl:4", "z"))
+    ]
 
 
 def test_whole_numbers_are_ids_and_truth_is_not() -> None:
     files("a.jsonl", content=b'{"text": "x", "key": 12}\n{"text": "x", "key": true}\n{"text": "x", "key": 1.5}\n')
     assert [row.id for row in TextFile("a.jsonl", TextColumns("text", "key")).texts()] == ["12", "", ""]
     pq.write_table(pa.table({"text": ["x", "y"], "key": pa.array([1, None], pa.int64())}), "a.parquet")
-    assert [row.id for row in TextFile("a.parquet", TextColumns("text", "key")).texts()] == ["1", ""]
+    assert [row.id for row in TextFile("a.parquet", TextColumns("text", "key")).texts()] == ["1", "a.parquet:2"]
 
 
 def test_share_grows_to_the_end() -> None:
@@ -120,11 +121,23 @@ def test_check_sees_mistakes_before_the_work() -> None:
     files("no.jsonl", content=b'{"phrase": "x"}\n' * 3)
     check_columns(["good.txt", "no.jsonl", "-"], TextColumns())
     check_columns(["no.jsonl"], TextColumns("phrase"))
-    with pytest.raises(SourceError, match=r"no\.csv: no column 'text'\. Columns: a, b\."):
+    with pytest.raises(SourceError, match=r"^No file has ids in a column 'key'\. Choose with --id-column\."):
+        check_columns(["good.txt"], TextColumns("text", "key"))
+    with pytest.raises(SourceError, match=r"no\.csv: no column 'text'\. Columns: 'a', 'b'\."):
         check_columns(["good.txt", "no.csv"], TextColumns())
     with pytest.raises(
-        SourceError, match=r"^No row can be read\. no\.jsonl, line 1: no column 'text'\. Columns: phrase"
+        SourceError, match=r"^No row can be read\. no\.jsonl, line 1: no column 'text'\. Columns: 'phrase'"
     ):
         check_columns(["no.jsonl"], TextColumns())
     with pytest.raises(SourceError, match=r"none\.txt cannot be read: No such file"):
         check_columns(["none.txt"], TextColumns())
+
+
+def test_columns_beside_those_of_texts_and_ids_are_named_once() -> None:
+    files("a.csv", content=b"id,text,url\n1,x,u\n")
+    files("b.jsonl", content=b'{"text": "y"}\n{"id": 7, "text": "z", "url": "u", "title": "t"}\n')
+    with pytest.warns(BellmWarning) as told:
+        check_columns(["a.csv", "b.jsonl"], TextColumns("text", "id"))
+    assert [str(each.message) for each in told] == ["a.csv and 1 more: not read: columns 'url', 'title'."]
+    with pytest.raises(SourceError, match=r"a column 'key'\. Columns: 'id', 'url', and that of the texts\. Choose"):
+        check_columns(["a.csv"], TextColumns("text", "key"))

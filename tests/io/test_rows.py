@@ -1,11 +1,14 @@
 """Every command reads the same rows of every format, plain or compressed, and refuses the same ones by their place."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bellm.corpus.row_ranges import missing_ranges
-from bellm.errors import SourceError
+from bellm.errors import BellmWarning, SourceError
 from bellm.io.formats import FORMATS
-from bellm.io.rows import RowFile, TextColumns, TextFile, check_columns, expand_inputs, read_texts
+from bellm.io.rows import RowFile, TextColumns, TextFile, check_columns, expand_inputs, parse_columns, read_texts
 from bellm.layer_search.finder import read_dev_set
 from bellm.train.dataset import Rejection, load_dataset, read_examples
 
@@ -31,7 +34,15 @@ LINES = [pair[0] for pair in PAIRS]
 COLUMN = TextColumns("text1")
 NAMES = ["text1", "text2", "score"]
 TABLES = [suffix for suffix in FORMATS if suffix != ".txt"]
-SUFFIXES = pytest.mark.parametrize("suffix", [name + gz for name in FORMATS for gz in ("", ".gz")])
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
+SUFFIXES = pytest.mark.parametrize(
+    "suffix", [*(name + gz for name in FORMATS for gz in ("", ".gz")), ".txt.bz2", ".csv.xz", ".jsonl.zst", ".json.zst"]
+)
 TABLE_SUFFIXES = pytest.mark.parametrize("suffix", [name + gz for name in TABLES for gz in ("", ".gz")])
 
 
@@ -62,6 +73,8 @@ def as_parquet(pairs: Pairs) -> bytes:
 WRITERS: dict[str, Callable[[Pairs], bytes]] = {
     ".txt": as_text,
     ".jsonl": as_json,
+    ".ndjson": as_json,
+    ".json": lambda pairs: json.dumps([dict(zip(NAMES, pair, strict=True)) for pair in pairs], indent=1).encode(),
     ".csv": lambda pairs: as_table(pairs, "excel"),
     ".tsv": lambda pairs: as_table(pairs, "excel-tab"),
     ".parquet": as_parquet,
@@ -70,20 +83,28 @@ WRITERS: dict[str, Callable[[Pairs], bytes]] = {
 
 def written(folder: Path, suffix: str, data: bytes) -> str:
     path = folder / f"rows{suffix}"
-    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    path.write_bytes(COMPRESS[path.suffix](data) if path.suffix in COMPRESS else data)
     return str(path)
 
 
 def pairs_in(folder: Path, suffix: str, pairs: Pairs = PAIRS) -> str:
-    return written(folder, suffix, WRITERS[suffix.removesuffix(".gz")](pairs))
+    return written(folder, suffix, WRITERS[Path(f"rows{suffix}").suffixes[0]](pairs))
+
+
+def told_of_unread(suffix: str) -> AbstractContextManager[object]:
+    if suffix.startswith(".txt"):
+        return nullcontext()
+    return pytest.warns(BellmWarning, match=r"rows\S+: not read: columns 'text2', 'score'\.$")
 
 
 @SUFFIXES
 def test_texts_are_the_same_to_a_corpus_and_to_commands_that_hold_them(tmp_path: Path, suffix: str) -> None:
     file = pairs_in(tmp_path, suffix)
     assert expand_inputs([str(tmp_path)]) == [file]
-    check_columns([file], COLUMN)
-    assert read_texts(file, "text1") == LINES
+    with told_of_unread(suffix):
+        check_columns([file], COLUMN)
+    with told_of_unread(suffix):
+        assert read_texts(file, "text1") == LINES
     row_ranges = list(missing_ranges([file], COLUMN, [], 3))
     assert [text for row_range in row_ranges for text in row_range.texts] == LINES
     assert [id for row_range in row_ranges for id in row_range.ids] == [f"{file}:{row}" for row in range(1, 5)]
@@ -96,7 +117,8 @@ def test_pairs_are_the_same_to_training_and_to_the_choice_of_layers(tmp_path: Pa
     dataset, dev = load_dataset(file), read_dev_set(file)
     assert [(*row.texts, str(row.score)) for row in dataset] == PAIRS
     assert list(zip(dev.left, dev.right, map(str, dev.gold_N), strict=True)) == PAIRS
-    assert read_texts(file, "text2") == [pair[1] for pair in PAIRS]
+    with pytest.warns(BellmWarning, match="not read: columns 'text1', 'score'"):
+        assert read_texts(file, "text2") == [pair[1] for pair in PAIRS]
 
 
 BAD = PAIRS[:1] + [("na\xefve", "b", "1.0")] + PAIRS[:1] * 3
@@ -143,7 +165,7 @@ def test_a_row_that_cannot_be_read_is_refused_by_all_and_by_its_place(
 @TABLE_SUFFIXES
 def test_a_missing_column_is_named_by_all(tmp_path: Path, suffix: str) -> None:
     file = pairs_in(tmp_path, suffix)
-    message = r"no column 'text'.* Columns: text1, text2, score"
+    message = r"no column 'text'.* Columns: '?text1'?, '?text2'?, '?score'?"
     with pytest.raises(SourceError, match=message):
         read_texts(file)
     with pytest.raises(SourceError, match=message):
@@ -196,3 +218,64 @@ def test_half_a_character_is_no_id(tmp_path: Path) -> None:
     rows = list(TextFile(file, TextColumns("text", "key")).texts())
     assert rows[0].reason.startswith("line 1: '\\ud83d' is not an id")
     assert rows[1].id == "k"
+
+
+def test_a_part_of_a_compressed_file_of_any_kind_is_one_line(tmp_path: Path) -> None:
+    for suffix in COMPRESS:
+        file = Path(pairs_in(tmp_path, f".txt{suffix}"))
+        file.write_bytes(file.read_bytes()[:-9])
+        with pytest.raises(SourceError, match=rf"rows\.txt\{suffix} cannot be read: [^\n]+$"):
+            read_texts(str(file))
+        file.write_bytes(b"no such thing")
+        with pytest.raises(SourceError, match=rf"rows\.txt\{suffix} cannot be read: [^\n]+$"):
+            read_texts(str(file))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-16-be-mark"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".json", ".tsv.gz"])
+def test_encodings_that_windows_writes(tmp_path: Path, suffix: str, encoding: str) -> None:
+    text = WRITERS[Path(f"rows{suffix}").suffixes[0]](PAIRS[:3]).decode()
+    mark = "\ufeff" * encoding.endswith("-mark")
+    file = written(tmp_path, suffix, (mark + text).encode(encoding.removesuffix("-mark")))
+    with told_of_unread(suffix):
+        assert read_texts(file, "text1") == LINES[:3]
+
+
+def test_a_torn_character_of_utf_16_is_one_line(tmp_path: Path) -> None:
+    file = written(tmp_path, ".txt", "A heron waits.\n".encode("utf-16")[:-1])
+    with pytest.raises(SourceError, match=r"rows\.txt cannot be read: .*utf-16"):
+        read_texts(file)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_found_by_the_columns_that_are_read(tmp_path: Path, separator: str) -> None:
+    file = written(tmp_path, ".csv", f'n{separator}text\n1{separator}"one, two{separator}"\n'.encode())
+    with pytest.warns(BellmWarning, match="not read: column 'n'"):
+        assert read_texts(file) == [f"one, two{separator}"]
+    [example] = load_dataset(written(tmp_path, ".csv", f"query{separator}positive\na, b{separator}c\n".encode()))
+    assert example.texts == ("a, b", "c")
+
+
+def test_a_list_of_texts_and_one_object_are_json(tmp_path: Path) -> None:
+    assert read_texts(written(tmp_path, ".json", b'["one",\n "two"]')) == ["one", "two"]
+    assert read_texts(written(tmp_path, ".json", b'{"text": "one"}\n{"text": "two"}\n')) == ["one", "two"]
+    with pytest.raises(SourceError, match=r"rows\.json, row 1: no column 'text'\. Columns: 'data'"):
+        read_texts(written(tmp_path, ".json", b'{"data": [{"text": "one"}]}'))
+
+
+def test_columns_that_are_not_read_are_named_once(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text(f"text,label,{name}\nx,1,2\n")
+    with pytest.warns(BellmWarning) as told:
+        assert read_texts(expand_inputs([str(tmp_path / "*.csv")])) == ["x"] * 3
+    [note] = [str(each.message) for each in told]
+    assert note.endswith("a.csv and 2 more: not read: columns 'label', 'a', 'b', 'c'.")
+
+
+def test_columns_as_users_write_them() -> None:
+    assert parse_columns("text=my text,id= key ", ("text", "id")) == {"text": ["my text"], "id": [" key "]}
+    for wrong in ("body", "txt=body", "text=", "text=a,"):
+        with pytest.raises(
+            SourceError, match=r"names no column of a part: write text=COLUMN,id=COLUMN\. Parts: text, id"
+        ):
+            parse_columns(wrong, ("text", "id"))

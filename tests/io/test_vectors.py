@@ -13,6 +13,8 @@ from bellm.errors import SourceError
 from bellm.io.rows import read_texts
 from bellm.io.vectors import new_vector_file
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*not read:bellm.errors.BellmWarning")
+
 TEXTS = ["A heron.", "", "  two  spaces, and a comma ", 'She said "no".', "zwei\u2028Zeilen \N{SNOWMAN}"]
 VECTORS = np.arange(20, dtype=np.float32).reshape(5, 4) / 7
 
@@ -68,15 +70,15 @@ def test_parquet_column(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("t.txt", b"fine\nna\xefve\n", r"t\.txt, line 2: byte 0xef is not UTF-8.*iconv"),
-        ("t.txt", codecs.BOM_UTF16_LE + "a".encode("utf-16-le"), "line 1: byte 0xff is not UTF-8"),
+        ("t.txt", codecs.BOM_UTF16_LE + b"a", "cannot be read: 'utf-16-le' codec can't decode byte 0x61"),
         ("t.jsonl", b'"a"\n{"text": \n', r"t\.jsonl, line 2: not JSON"),
         ("t.jsonl", b'"a"\n\n"b"\n', "line 2: not JSON"),
         ("t.jsonl", b"[" * 100_000, "line 1: not JSON"),
-        ("t.jsonl", b'{"a": "x", "b": "y"}\n', r"line 1: no column 'text'\. Columns: a, b\. Choose with --column"),
+        ("t.jsonl", b'{"a": "x", "b": "y"}\n', r"line 1: no column 'text'\. Columns: 'a', 'b'\. Choose with --column"),
         ("t.jsonl", b'"a"\n{"text": null}\n', "line 2: None is not a text"),
         ("t.jsonl", b'{"text": 7}\n', "line 1: 7 is not a text"),
         ("t.jsonl", b'"half \\ud83d"\n', r"line 1: .*ud83d. is half a character"),
-        ("t.csv", b"a,b\n1,2\n", r"t\.csv: no column 'text'\. Columns: a, b\."),
+        ("t.csv", b"a,b\n1,2\n", r"t\.csv: no column 'text'\. Columns: 'a', 'b'\."),
         ("t.csv", b"text,text\n1,2\n", "more than one column 'text'"),
         ("t.csv", b"id,text\n1,x\n2,y,z\n", "line 3: 3 cells, but the header has 2"),
         ("t.csv", b'id,text\n1,"x" y\n2,z\n', "line 2: .*expected after"),
@@ -95,7 +97,7 @@ def test_parquet_rows_that_are_no_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "t.parquet")
     with pytest.raises(SourceError, match="row 2: None is not a text"):
         read_texts(str(tmp_path / "t.parquet"))
-    with pytest.raises(SourceError, match=r"no column 'phrase'\. Columns: text\."):
+    with pytest.raises(SourceError, match=r"no column 'phrase'\. Columns: 'text'\."):
         read_texts(str(tmp_path / "t.parquet"), "phrase")
 
 
