@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bellm.config import EncoderConfig
+from bellm.config import EncoderConfig, changed_settings
 from bellm.corpus import manifest
 from bellm.corpus.row_ranges import SHARD_FOLDER, Precision
 from bellm.encoder import Encoder
-from bellm.errors import FingerprintError, SourceError
+from bellm.errors import BellmError, FingerprintError, SourceError
 from bellm.io import atomic
-from bellm.saving import FINGERPRINT_FILE
+from bellm.saving import FINGERPRINT_FILE, weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Embedder, InputType, Vectors
 
@@ -36,12 +37,14 @@ class CorpusConfig:
     keep_text: bool = False
     column: str = "text"
     id_column: str | None = None
+    weights: str = ""
+    """Digest of the encoder's weights, see `weights_digest`; empty for any other embedder."""
 
     @classmethod
     def of(cls, encoder: Embedder, **options: Any) -> "CorpusConfig":
         """Configuration of a corpus that this encoder embeds; `options` are the other fields."""
         settings = {name: value for name, value in encoder.describe().items() if name not in _ELSEWHERE}
-        return cls(encoder=json.loads(json.dumps(settings)), **options)
+        return cls(encoder=json.loads(json.dumps(settings)), weights=_weights_of(encoder), **options)
 
     def digest(self, fingerprint: Vectors) -> str:
         """Digest that shards carry to say which corpus they belong to."""
@@ -53,9 +56,9 @@ class CorpusConfig:
 
     def differences(self, other: "CorpusConfig") -> list[str]:
         """Fields and encoder settings in which another configuration differs, in words."""
-        ours, theirs = ({**vars(config), **config.encoder, "encoder": None} for config in (self, other))
-        changed = [name for name in theirs | ours if ours.get(name) != theirs.get(name)]
-        return [f"{name} is {ours.get(name)!r} there and {theirs.get(name)!r} here" for name in changed]
+        ours, theirs = ({**vars(config), **config.encoder, "encoder": None, "weights": ""} for config in (self, other))
+        changed = changed_settings(ours, theirs).items()
+        return [f"{name} is {there!r} there and {here!r} here" for name, (there, here) in changed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +70,16 @@ class EncoderRef:
     config: EncoderConfig
     dtype: str
     fingerprint: Vectors
+    weights: str
+    """Digest of its weights."""
 
     def load(self, **options: Any) -> Encoder:
         """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
         encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
-        if problem := _fingerprint_problem(self.fingerprint, self.dtype, encoder):
+        if problem := _problem(encoder, self.weights, self.fingerprint, self.dtype):
             raise FingerprintError(
-                f"{self.source} does not give the vectors that it gave to the corpus ({problem}): give the model that "
-                "embedded it."
+                f"{self.source} does not give the vectors that it gave to the corpus (it has {problem}): give the "
+                "model that embedded it."
             )
         return encoder
 
@@ -94,15 +99,19 @@ def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> s
                 f"{out} holds vectors of an encoder with other settings: {other}. Give the same options of the model, "
                 "or another folder."
             )
-        if _fingerprint_problem(known_fingerprint, config.encoder.get("dtype", "float32"), encoder):
+        dtype, name = config.encoder.get("dtype", "float32"), encoder.describe().get("name", "This one")
+        if problem := _problem(encoder, known.weights, known_fingerprint, dtype):
             raise SourceError(
-                f"{out} holds the vectors of another model: its fingerprint is not that of "
-                f"{encoder.describe().get('name', 'this one')}. Give the same model, or another folder."
+                f"{out} holds the vectors of another model: {name} has {problem}. Give the same model, or another "
+                "folder."
             )
-        return config.digest(known_fingerprint)
+        return known.digest(known_fingerprint)
     if any((out / SHARD_FOLDER).glob("*.parquet")):
         raise SourceError(f"{out} holds shards without their {FINGERPRINT_FILE}. Put it back, or give another folder.")
     fingerprint = encoder.fingerprint()
+    if not np.isfinite(fingerprint).all():
+        computed = f" in {config.encoder['dtype']}" if "dtype" in config.encoder else ""
+        raise BellmError(f"The model gives vectors that are not finite{computed}. Load it with dtype float32.")
     atomic.write_bytes(path, save({"vectors": fingerprint}, {"corpus": config.to_json()}))
     return config.digest(fingerprint)
 
@@ -128,11 +137,18 @@ def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
         config=EncoderConfig.from_dict(config.encoder),
         dtype=config.encoder["dtype"],
         fingerprint=fingerprint,
+        weights=config.weights,
     )
 
 
-def _fingerprint_problem(known: Vectors, dtype: str, encoder: Embedder) -> str:
-    """Why an encoder is not the one with this fingerprint and dtype; empty if the difference is rounding."""
-    distance = relative_distance(encoder.fingerprint(), known)
+def _weights_of(encoder: Embedder) -> str:
+    return weights_digest(encoder.model) if isinstance(encoder, Encoder) else ""
+
+
+def _problem(encoder: Embedder, weights: str, fingerprint: Vectors, dtype: str) -> str:
+    """Why an encoder is not the one with these weights, fingerprint and dtype; empty where it is."""
+    if weights_differ(weights, _weights_of(encoder)):
+        return "other weights"
+    distance = relative_distance(encoder.fingerprint(), fingerprint)
     limit = tolerances(dtype, encoder.describe().get("dtype", dtype)).fingerprint
-    return "" if distance <= limit else f"relative distance {distance:.3g}, allowed {limit:g}"
+    return "" if distance <= limit else f"a fingerprint at relative distance {distance:.3g}, allowed {limit:g}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 
 from bellm.corpus import manifest, shards
@@ -91,6 +92,8 @@ class Index:
         width = self._table.schema.field("vector").type.list_size
         if query.shape != (width,):
             raise BellmError(f"The query has {query.size} numbers, and the corpus has vectors of {width}.")
+        if not np.isfinite(query).all():
+            raise BellmError("The vector of the query is not finite. Load the model with dtype float32.")
         unit = normalize_rows(query[None])
         # Distances in half precision could swap neighbours: a few more are fetched and put in order here.
         ask = self._table.search(unit[0]).distance_type("cosine").limit(2 * top)

@@ -6,6 +6,7 @@ finish.
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,8 @@ from bellm.engine.resources import prefetch
 from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError, CorpusWarning, SourceError, check_choice
 from bellm.io import atomic
-from bellm.io.rows import STDIN, TextColumns, check_columns, expand_inputs
+from bellm.io.rows import TextColumns, check_columns, expand_inputs
+from bellm.io.streams import STDIN
 from bellm.pool import EncoderPool
 from bellm.saving import FINGERPRINT_FILE
 from bellm.text_files import on_devices, run_summary
@@ -97,7 +99,7 @@ class CorpusReport:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers of the corpus and of this run, and the encoder."""
-        counts = ("rows", "unreadable", "truncated", "tokens", "embedding_dim")
+        counts = ("rows", "unreadable", "numbered", "duplicate_ids", "truncated", "tokens", "embedding_dim")
         return {
             **{name: getattr(self.manifest, name) for name in counts},
             "shards": len(self.manifest.shards),
@@ -241,8 +243,9 @@ def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) 
             part = EncodeResult(embedder.encode(texts, input_type=kind), 0, 0)
         if len(broken := np.flatnonzero(~np.isfinite(part.vectors).all(axis=1))):
             row = row_range.rows[first + broken[0]]
+            computed = f" in {job.config.encoder['dtype']}" if "dtype" in job.config.encoder else ""
             raise BellmError(
-                f"{row_range.file}, row {row}: its vector is not finite. Load the model with dtype float32."
+                f"{row_range.file}, row {row}: its vector is not finite{computed}. Load the model with dtype float32."
             )
         first += len(texts)
         yield part
@@ -276,15 +279,35 @@ def _embed_here(embedder: Embedder, job: Job, progress: Callable[[CorpusProgress
 
 
 def _warn_about(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
-    """Warn of rows that a corpus lacks or truncates, and of files that it holds besides."""
+    """Warn of rows that a corpus lacks or truncates, of their ids, and of files that it holds besides.
+
+    Raises:
+        SourceError: No row of a file can be read.
+    """
     total, listed = manifest.rows + manifest.unreadable, f"{out / REJECTED_FILE} lists them."
+    notes = []
     if manifest.unreadable and not manifest.rows:
         raise SourceError(f"None of the {total} rows can be read; {listed}")
     if manifest.unreadable:
-        warnings.warn(f"{manifest.unreadable} of {total} rows cannot be read; {listed}", CorpusWarning, stacklevel=3)
+        notes.append(f"{manifest.unreadable} of {total} rows cannot be read; {listed}")
+    if manifest.numbered:
+        ids = manifest.config["id_column"]
+        notes.append(f"{manifest.numbered} of {manifest.rows} rows have no id in the column {ids!r}: it is FILE:ROW.")
+    if manifest.duplicate_ids:
+        notes.append(
+            f"{manifest.duplicate_ids} of {manifest.rows} rows have the id of an earlier row, such as "
+            f"{manifest.duplicate_id!r}; a search cannot tell them apart."
+        )
+    for note in notes:
+        warnings.warn(note, CorpusWarning, stacklevel=3)
     warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
     if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.warn(
             f"{out} also holds {others[0]}{more}, embedded earlier and not named now.", CorpusWarning, stacklevel=3
         )
+    readable: Counter[str] = Counter()
+    for shard in manifest.shards:
+        readable[shard["file"]] += shard["rows"]
+    if rejected := [file for file in files if file in readable and not readable[file]]:
+        raise SourceError(f"No row of {', '.join(rejected)} can be read; {listed} The other files are embedded.")

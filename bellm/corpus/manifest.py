@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bellm.corpus import shards
 from bellm.corpus.row_ranges import SHARD_FOLDER, Shard
 from bellm.errors import CorpusWarning, SourceError
@@ -32,6 +34,12 @@ class Manifest:
     """Rows with a vector."""
     unreadable: int
     """Rows without one; `rejected.jsonl` lists them."""
+    numbered: int
+    """Rows whose id is `FILE:ROW`, because the column of ids has none for them."""
+    duplicate_ids: int
+    """Rows that have the id of an earlier row."""
+    duplicate_id: str
+    """The first such id."""
     truncated: int
     tokens: int
     shards: list[dict[str, Any]]
@@ -81,6 +89,7 @@ def write_manifest(
                 for row, reason in shards.read_unreadable_rows(out / SHARD_FOLDER / shard.name):
                     line = {"file": shard.file, "row": row, "reason": reason}
                     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    repeated = _repeated_ids(out, done) if config["id_column"] else []
     manifest = Manifest(
         encoder=encoder,
         config=config,
@@ -88,6 +97,9 @@ def write_manifest(
         embedding_dim=encoder["embedding_dim"],
         rows=sum(shard.num_rows for shard in done),
         unreadable=sum(shard.num_unreadable for shard in done),
+        numbered=sum(shard.num_numbered for shard in done),
+        duplicate_ids=len(repeated),
+        duplicate_id=next(iter(repeated), ""),
         truncated=sum(shard.num_truncated for shard in done),
         tokens=sum(shard.num_tokens for shard in done),
         shards=[
@@ -123,3 +135,16 @@ def read_manifest(out: Path) -> Manifest:
 def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
     """Where the shards of a corpus lie, in order."""
     return (out / SHARD_FOLDER / entry["name"] for entry in manifest.shards)
+
+
+def _repeated_ids(out: Path, done: Sequence[Shard]) -> list[str]:
+    """The ids of all rows that have the id of an earlier one; memory holds eight bytes a row."""
+    paths = [out / SHARD_FOLDER / shard.name for shard in done]
+    hashes = np.sort(np.fromiter((hash(id) for path in paths for id in shards.read_ids(path)), np.int64))
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    seen: set[str] = set()
+    found = []
+    for id in (id for path in paths if repeated for id in shards.read_ids(path) if hash(id) in repeated):
+        found += [id] * (id in seen)
+        seen.add(id)
+    return found

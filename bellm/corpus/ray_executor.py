@@ -20,7 +20,7 @@ from bellm.corpus.row_ranges import SHARD_FOLDER, Shard, missing_ranges, read_mi
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
-from bellm.io.rows import STDIN
+from bellm.io.streams import STDIN
 from bellm.types import Embedder
 
 try:
@@ -55,7 +55,11 @@ class RayExecutor:
             raise BellmError("Other machines cannot read this one's standard input: give files, or engine local.")
         source = os.path.abspath(self.source) if os.path.exists(self.source) else self.source
         encoder_ref = EncoderRef(
-            source=source, config=encoder.config, dtype=encoder.dtype_name, fingerprint=encoder.fingerprint()
+            source=source,
+            config=encoder.config,
+            dtype=encoder.dtype_name,
+            fingerprint=encoder.fingerprint(),
+            weights=job.config.weights,
         )
         with _cluster(), _one_line():
             rows = self._dataset(encoder_ref, job).iter_rows() if job.files else iter(())
@@ -160,7 +164,9 @@ def _one_line() -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         reason = getattr(error, "cause", None) or error
-        first = str(reason).strip().splitlines()[0]
+        # Of a process that died, the system's word comes behind Ray's names for it.
+        text = str(reason).strip()
+        first = (text.partition("Worker exit detail: ")[2] or text).splitlines()[0]
         if isinstance(reason, BellmError):
             raise type(reason)(first) from error
         raise SourceError(f"A worker failed: {first} Finished shards are kept: mend this and go on.") from error

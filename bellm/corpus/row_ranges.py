@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bellm.errors import SourceError
-from bellm.io.rows import STDIN, TextColumns, TextFile, TextRow
+from bellm.io.rows import TextColumns, TextFile, TextRow
+from bellm.io.streams import STDIN
 
 Precision = Literal["float32", "float16", "int8"]
 """How shards keep vectors; int8 is symmetric by row, vector = scale * q."""
@@ -41,6 +42,8 @@ class RowRange:
     texts: list[str]
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     """Numbers of the other rows, and why."""
+    num_numbered: int = 0
+    """Rows that have no id of their own, although a column holds ids."""
     digest: str = ""
     """Of all its rows, see `digest_rows`."""
     begun: float = 0.0
@@ -65,6 +68,8 @@ class Shard:
     """Number of the row behind the last."""
     num_rows: int
     """Rows with a vector; the others of the range are unreadable."""
+    num_numbered: int
+    """Rows that have no id of their own, although a column holds ids."""
     num_tokens: int
     num_truncated: int
     rows_digest: str
@@ -113,6 +118,7 @@ def split_rows(file: str, rows: Iterable[TextRow], max_rows: int) -> Iterator[Ro
             ids=[row.id for row in part if row.text is not None],
             texts=[row.text for row in part if row.text is not None],
             unreadable=[(row.number, row.reason) for row in part if row.text is None],
+            num_numbered=sum(row.is_numbered for row in part),
             digest=digest_rows(part),
         )
 

@@ -57,6 +57,7 @@ def write_shard(
         first=row_range.first,
         stop=row_range.stop,
         num_rows=len(row_range.rows),
+        num_numbered=row_range.num_numbered,
         num_tokens=encoded.num_tokens,
         num_truncated=encoded.num_truncated,
         rows_digest=row_range.digest,
@@ -91,6 +92,13 @@ def read_shard_info(path: Path) -> Shard:
 def read_unreadable_rows(path: Path) -> list[tuple[int, str]]:
     """Read the numbers of the rows that could not be embedded, and why; errors as in `read_shard_info`."""
     return [(int(row), str(reason)) for row, reason in _facts(path)["unreadable"]]
+
+
+def read_ids(path: Path) -> list[str]:
+    """Read the ids of a shard's rows; errors as in `read_shard_info`."""
+    with _damage(path):
+        ids: list[str] = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+    return ids
 
 
 def read_shard(path: Path) -> Any:

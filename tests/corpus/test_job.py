@@ -16,7 +16,7 @@ from bellm.corpus.corpus_config import read_corpus_config
 from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.resources import prefetch
-from bellm.errors import BellmError, CorpusWarning, SourceError, TruncationWarning
+from bellm.errors import BellmError, BellmWarning, CorpusWarning, SourceError, TruncationWarning
 from bellm.saving import FINGERPRINT_TEXTS
 
 TEXTS = [f"Heron number {number} waits for {number % 5} fish." for number in range(50)]
@@ -262,7 +262,10 @@ def test_unreadable_rows_are_counted_and_listed(tiny_encoder: Encoder) -> None:
         b'"one"\n7\n"na\xefve"\n' + b'"two"\n' * 10 + b'{"no": "column"}\nnot json\n"half \\ud83d"\n'
     )
     Path("b.csv").write_bytes(b'id,text\n1,x\n2,y,z\n3,"open\n')
-    with pytest.warns(CorpusWarning, match=r"7 of 19 rows cannot be read; out/rejected\.jsonl lists them\."):
+    with (
+        pytest.warns(BellmWarning, match=r"b\.csv: not read: column 'id'\."),
+        pytest.warns(CorpusWarning, match=r"7 of 19 rows cannot be read; out/rejected\.jsonl lists them\."),
+    ):
         report = run(tiny_encoder, "a.jsonl", "b.csv", shard_rows=4)
     assert (report.manifest.rows, report.manifest.unreadable) == (12, 7)
     rejected = [json.loads(line) for line in Path("out/rejected.jsonl").read_text().splitlines()]
@@ -272,7 +275,7 @@ def test_unreadable_rows_are_counted_and_listed(tiny_encoder: Encoder) -> None:
     ]
     assert rejected[0]["reason"] == "line 2: 7 is not a text. Give a string, be it an empty one."
     before = content()
-    with pytest.warns(CorpusWarning, match="7 of 19"):
+    with pytest.warns(BellmWarning, match="column 'id'"), pytest.warns(CorpusWarning, match="7 of 19"):
         assert run(tiny_encoder, "a.jsonl", "b.csv", shard_rows=4).new_rows == 0
     assert content() == before
 
@@ -361,3 +364,44 @@ def test_a_disk_that_fails_is_seen_in_the_next_span(
         run(tiny_encoder, lines("a.txt", TEXTS))
     assert len(counted) < 16
     assert not Path("out/manifest.json").exists()
+
+
+def test_duplicate_and_missing_ids_are_counted_and_said(tiny_encoder: Encoder) -> None:
+    Path("a.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "", "text": "y"}\n{"id": "a", "text": "z"}\n')
+    Path("b.csv").write_text("id,text\na,x\nb,y\n")
+    lines("c.txt", TEXTS[:2])
+    for _ in range(2):
+        with pytest.warns(CorpusWarning) as told:
+            report = run(tiny_encoder, "a.jsonl", "b.csv", "c.txt", id_column="id", shard_rows=2)
+        assert [str(note.message) for note in told] == [
+            "3 of 7 rows have no id in the column 'id': it is FILE:ROW.",
+            "2 of 7 rows have the id of an earlier row, such as 'a'; a search cannot tell them apart.",
+        ]
+        assert table().column("id").to_pylist() == ["a", "a.jsonl:2", "a", "a", "b", "c.txt:1", "c.txt:2"]
+        found = report.to_json()
+        assert (found["rows"], found["unreadable"], found["numbered"], found["duplicate_ids"]) == (7, 0, 3, 2)
+
+
+def test_a_column_of_ids_that_no_file_has_is_refused(tiny_encoder: Encoder) -> None:
+    with pytest.raises(SourceError, match=r"No file has ids in a column 'key'\. Choose with --id-column"):
+        run(tiny_encoder, lines("a.txt", TEXTS), id_column="key")
+    assert not Path("out").exists()
+
+
+def test_a_file_that_is_rejected_whole_is_an_error_and_the_others_are_embedded(tiny_encoder: Encoder) -> None:
+    Path("b.jsonl").write_text('{"body": "x"}\n{"body": "y"}\n')
+    for _ in range(2):
+        with (
+            pytest.warns(CorpusWarning, match="2 of 52 rows"),
+            pytest.raises(
+                SourceError, match=r"No row of b\.jsonl can be read; out/rejected\.jsonl lists them\. The other"
+            ),
+        ):
+            run(tiny_encoder, lines("a.txt", TEXTS), "b.jsonl")
+        assert manifest.read_manifest(Path("out")).rows == 50
+
+
+def test_inputs_that_all_lie_in_the_output_are_refused(tiny_encoder: Encoder) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS[:8]))
+    with pytest.raises(SourceError, match=r"All inputs lie in out, where the output goes"):
+        run(tiny_encoder, "out/rejected.jsonl")
