@@ -1,6 +1,8 @@
 """Data-parallel embedding: one encoder in several processes, each on a device of its own."""
 
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +22,10 @@ from bellm.errors import BellmError, check_list
 from bellm.progress import progress_bar
 from bellm.types import InputType, Vectors
 
-_encoder: Encoder
+_encoder: Encoder | BellmError
+"""Of a process of a pool: what it embeds with, or why it cannot."""
+
+_UNGUARDED, _GUARD = 86, 'if __name__ == "__main__":'  # How a process ends that runs the script of its pool again.
 
 
 class EncoderPool:
@@ -39,6 +44,8 @@ class EncoderPool:
             BellmError: No device is given, or one that torch does not know.
         """
         check_list("devices", devices)
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            sys.exit(_UNGUARDED)  # This is a process of a pool, which imports the script that made it.
         self._encoder = encoder
         context = multiprocessing.get_context("spawn")
         queue: SimpleQueue[str] = context.SimpleQueue()
@@ -46,6 +53,7 @@ class EncoderPool:
             queue.put(str(resolve_device(device)))
         threads = max(1, (os.cpu_count() or 1) // len(devices))
         self._pool = ProcessPoolExecutor(len(devices), context, _start, (encoder, queue, threads))
+        self._processes = self._pool._processes  # The pool itself forgets them once one has died.
 
     def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
         """Embed texts, in their order; see `Encoder.encode`.
@@ -69,10 +77,25 @@ class EncoderPool:
                     results.append(result)
                     done(len(result.vectors))
         except BrokenProcessPool as error:
-            raise BellmError("A worker process ended early: it was killed, or its device failed.") from error
+            raise BellmError(f"A worker process ended early: {self._death()}") from error
         vectors = [np.empty((0, self._encoder.embedding_dim), dtype=np.float32), *(each.vectors for each in results)]
         num_tokens = sum(each.num_tokens for each in results)
         return EncodeResult(np.concatenate(vectors), num_tokens, sum(each.num_truncated for each in results))
+
+    def _death(self) -> str:
+        """Why a process is no more, by how it ended; the pool ends the others by SIGTERM."""
+        processes = list(self._processes.values())
+        for process in processes:
+            process.join(5)
+        codes = [process.exitcode for process in processes]
+        code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
+        if code == _UNGUARDED:
+            return f"it ran the script again. Put what the script does under {_GUARD}"
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+            return f"{name} killed it{memory}. Embed with fewer processes, or smaller batches (max_batch_tokens)."
+        return f"it exited with code {code}." if code else "it was killed, or its device failed."
 
     def __enter__(self) -> "EncoderPool":
         return self
@@ -86,9 +109,14 @@ def _start(encoder: Encoder, queue: "SimpleQueue[str]", threads: int) -> None:
     device = torch.device(queue.get())
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    encoder.model.to(device)
-    _encoder = encoder
+    try:
+        encoder.model.to(device)
+        _encoder = encoder
+    except RuntimeError as error:  # Raised here it would reach nobody.
+        _encoder = BellmError(f"{device} cannot hold the model: {str(error).splitlines()[0]}")
 
 
 def _encode(options: dict[str, Any], texts: Sequence[str]) -> EncodeResult:
+    if isinstance(_encoder, BellmError):
+        raise _encoder
     return _encoder.encode_with_stats(texts, **options)

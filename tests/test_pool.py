@@ -2,13 +2,18 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from bellm import Encoder
+from bellm import Encoder, pool
 from bellm.errors import BellmError, TruncationWarning
 from bellm.pool import EncoderPool
+from tests.processes import run
 
 TEXTS = [f"Heron number {number} stands in the shallow water." for number in range(2500)]
 LONG = "Snow fell all night and the street was white and quiet in the morning. " * 9
@@ -28,8 +33,39 @@ def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder:
         with pytest.raises(BellmError, match=r"texts\[0\] is int"):
             workers.encode([1])  # type: ignore[list-item]
         os.kill(next(iter(workers._pool._processes)), signal.SIGKILL)
-        with pytest.raises(BellmError, match="A worker process ended early"):
+        with pytest.raises(
+            BellmError, match="A worker process ended early: SIGKILL killed it, as the system does where"
+        ):
             workers.encode(TEXTS)
+
+
+def test_a_script_that_its_processes_run_again_is_told_so(tiny_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from bellm import BellmError, Encoder, EncoderPool\n"
+        "try:\n"
+        "    with EncoderPool(Encoder.from_pretrained(sys.argv[1]), ['cpu']) as workers:\n"
+        "        workers.encode(['A heron.'])\n"
+        "except BellmError as error:\n"
+        "    print(error)\n"
+    )
+    done = run([sys.executable, script, tiny_folder])
+    [line] = done.stdout.splitlines()
+    guard = 'Put what the script does under if __name__ == "__main__":'
+    assert line == f"A worker process ended early: it ran the script again. {guard}"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_does_not_hold_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMuch advice.")
+
+    monkeypatch.setattr(pool, "_encoder", None, raising=False)  # As in a process that is starting.
+    encoder, queue = SimpleNamespace(model=SimpleNamespace(to=full)), SimpleNamespace(get=lambda: "cuda:1")
+    pool._start(encoder, queue, 1)  # type: ignore[arg-type]
+    with pytest.raises(BellmError, match=r"^cuda:1 cannot hold the model: CUDA out of memory\.$"):
+        pool._encode({}, TEXTS)
 
 
 def test_devices_are_checked_before_anything_starts(tiny_encoder: Encoder) -> None:

@@ -11,7 +11,7 @@ from bellm.corpus import corpus_config
 from bellm.corpus.corpus_config import CorpusConfig
 from bellm.corpus.job import embed_corpus
 from bellm.errors import BellmError, FingerprintError, SourceError
-from bellm.tensors.tolerances import relative_distance, tolerances
+from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import InputType, Vectors
 
 
