@@ -68,7 +68,7 @@ class Shard:
     """Number of the row behind the last."""
     num_rows: int
     """Rows with a vector; the others of the range are unreadable."""
-    num_numbered: int
+    num_numbered: int = 0
     """Rows that have no id of their own, although a column holds ids."""
     num_tokens: int
     num_truncated: int
