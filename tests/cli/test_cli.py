@@ -214,7 +214,7 @@ def test_info_of_a_plain_model(tiny_encoder: Encoder, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("embed SOURCE none.txt -o v.npy", "none.txt cannot be read: No such file or directory."),
-        ("embed SOURCE t.csv -o v.npy", "t.csv: no column 'text'. Columns: id, phrase."),
+        ("embed SOURCE t.csv -o v.npy", "t.csv: no column 'text'. Columns: 'id', 'phrase'."),
         ("embed SOURCE latin1.txt -o v.npy", "latin1.txt, line 2: byte 0xef is not UTF-8."),
         ("embed SOURCE t.txt -o old.npy", "old.npy exists already."),
         ("embed SOURCE t.txt -o v.csv", "cannot write v.csv: its suffix is '.csv', not one of .npy"),

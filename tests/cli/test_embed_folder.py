@@ -80,7 +80,7 @@ def test_several_inputs_to_one_file(tiny_folder: Path, tiny_encoder: Encoder) ->
         ("none.txt -o out", "none.txt cannot be read: No such file or directory."),
         ("none -o out", "There is no file or folder none."),
         ("*.csv -o out", "*.csv matches no file."),
-        ("t.jsonl -o out", "No row can be read. t.jsonl, line 1: no column 'text'. Columns: phrase."),
+        ("t.jsonl -o out", "No row can be read. t.jsonl, line 1: no column 'text'. Columns: 'phrase'."),
         (
             "t.txt -o out.v2",
             "its suffix is '.v2', not one of .npy, .jsonl, .parquet; the name of a folder of shards ends",
