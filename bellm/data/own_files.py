@@ -56,11 +56,10 @@ def read_own_data(
     parts: dict[str, str] = {}
 
     def select(names: Sequence[str]) -> list[str]:
-        found = _match(names, columns)
-        if found != (parts or found):
-            raise SourceError(f"its columns are {', '.join(map(repr, names))}, unlike those of the rows before.")
-        parts.update(found)
-        return list(found.values())
+        if missing := [name for name in parts.values() if names.count(name) != 1]:
+            raise SourceError(f"no column {missing[0]!r}, unlike rows before. Columns: {', '.join(map(repr, names))}.")
+        parts.update(parts or _match(names, columns))
+        return list(parts.values())
 
     rows: list[tuple[str, dict[str, str | float]]] = []
     for row in RowFile(path).rows(select, strict=True, skip_blank=True):

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from bellm.data import STSPairs, read_sts
+from bellm.data.own_files import read_own_data
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError, check_choice
 from bellm.evaluate import default_cache_folder
@@ -26,7 +25,7 @@ from bellm.layer_search.layer_text import (
 from bellm.metadata import package_versions
 from bellm.report import statistics
 from bellm.report.formatting import Table
-from bellm.train import Dataset, Recipe, load_dataset
+from bellm.train import Dataset, Recipe
 
 Method = Literal["degradation", "profile", "search"]
 """Scores with the top layers dropped; statistics of each layer; scores of layer sets."""
@@ -35,6 +34,9 @@ DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
 """Sets of rated pairs by which layers may be chosen. All other tasks are test sets of the choice."""
 
 _FEWEST_PAIRS = 3
+_JUDGED_BY = (
+    f"Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: columns sentence1, sentence2 and score."
+)
 _PROFILED = 200  # Texts of which each layer's statistics are the mean.
 
 
@@ -196,17 +198,13 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
             f"{name!r} is neither a file of rated pairs nor a development set: layers that are chosen by a test set "
             f"leave nothing to test them with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
         )
-    rows = load_dataset(name)
-    if rows.rejections:  # A score on fewer pairs than somebody rated would be another score.
-        first = rows.rejections[0]
-        raise SourceError(f"{first.place}: {first.reason} Layers are judged by every row or by none.")
-    examples = [rows[index] for index in range(len(rows))]
-    if len(examples) < _FEWEST_PAIRS or any(example.score is None for example in examples):
-        raise SourceError(
-            f"{name} has {len(examples)} rows. Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: "
-            "columns sentence1, sentence2 and score."
-        )
-    gold_N = np.array([example.score for example in examples], dtype=np.float64)
-    statistics.check_items(len(gold_N), gold_N, name)
-    left, right = (tuple(side) for side in zip(*((one.anchor, one.positives[0]) for one in examples), strict=True))
-    return STSPairs(rows.name, left, right, gold_N, (rows.name,) * len(examples))
+    try:
+        pairs = read_own_data(name)
+    except SourceError as error:
+        raise SourceError(f"{error} {_JUDGED_BY}") from error
+    if not isinstance(pairs, STSPairs):
+        raise SourceError(f"{name} holds no pairs. {_JUDGED_BY}")
+    if len(pairs.left) < _FEWEST_PAIRS:
+        raise SourceError(f"{name} has {len(pairs.left)} rows. {_JUDGED_BY}")
+    statistics.check_items(len(pairs.gold_N), pairs.gold_N, name)
+    return replace(pairs, name=Path(name).name)  # The same wherever the file is.

@@ -145,6 +145,8 @@ def test_the_encoder_checks_settings_before_it_loads(monkeypatch: pytest.MonkeyP
         ("layers MODEL -o layers --dev none.csv", "none.csv"),
         ("layers MODEL -o layers --dev flat.csv", "All 4 ratings are 3"),
         ("layers MODEL -o layers --dev nan.csv", "nan"),
+        ("layers MODEL -o layers --dev classes.csv", "'label' holds classes"),
+        ("layers MODEL -o layers --dev labeled.csv", "labeled.csv holds no pairs"),
         ("layers MODEL -o layers --data nowhere", "nowhere"),
         ("layers MODEL -o t.txt", "t.txt is a file"),
         ("layers MODEL -o layers --token-prepending 2", "leave out --token-prepending 2"),
@@ -159,6 +161,8 @@ def test_paths_are_checked_before_a_model_is_loaded(command: str, words: str, mo
     for name, scores in (("flat", "3333"), ("nan", ["1", "2", "nan", "4"])):
         rows = "".join(f"text {number},other {number},{score}\n" for number, score in enumerate(scores))
         Path(f"{name}.csv").write_text(f"sentence1,sentence2,score\n{rows}")
+    Path("classes.csv").write_text("premise,hypothesis,label\na,b,0\nc,d,1\ne,f,2\n")
+    Path("labeled.csv").write_text("text,label\na,0\nb,1\n")
     assert words in said(command)
 
 

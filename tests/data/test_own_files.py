@@ -113,7 +113,7 @@ def test_what_is_no_task_is_said_with_its_place(header: str, rows: list[str], me
 def test_rows_with_other_columns_than_the_first_are_refused() -> None:
     rows = [{"sentence1": "a", "sentence2": "b", "score": 1}, {"sentence1": "a", "sentence2": "b", "label": 1}]
     Path("own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(SourceError, match=r"own.jsonl, line 2: its columns are .* unlike those of the rows before"):
+    with pytest.raises(SourceError, match=r"own.jsonl, line 2: no column .*, unlike rows before"):
         read_own_data("own.jsonl")
     Path("own.jsonl").write_text('["a", "b"]\n')
     with pytest.raises(SourceError, match=r"own.jsonl, line 1: .* has no columns"):
