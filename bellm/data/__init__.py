@@ -1,8 +1,9 @@
-"""Published data sets, from a folder or from the Hub: STS, classification and retrieval."""
+"""Data sets for evaluation, published ones from a folder or from the Hub, and files of your own."""
 
 from bellm.data.classification import CLASSIFICATION_SOURCES, LabeledTexts, read_classification
+from bellm.data.own_files import read_own_data
 from bellm.data.retrieval import RETRIEVAL_SOURCES, RetrievalData, read_beir_folder, read_retrieval
 from bellm.data.sts import STS_SOURCES, STSPairs, clean_text, read_sts
 
 __all__ = ["CLASSIFICATION_SOURCES", "RETRIEVAL_SOURCES", "STS_SOURCES", "LabeledTexts", "RetrievalData", "STSPairs"]
-__all__ += ["clean_text", "read_beir_folder", "read_classification", "read_retrieval", "read_sts"]
+__all__ += ["clean_text", "read_beir_folder", "read_classification", "read_own_data", "read_retrieval", "read_sts"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellm.data import LabeledTexts, RetrievalData, STSPairs
-from bellm.data.own_files import Columns, read_own_data
+from bellm.data import LabeledTexts, RetrievalData, STSPairs, read_own_data
+from bellm.data.own_files import Columns
 from bellm.errors import BellmError, BellmWarning, NoOpWarning, check_list
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bellm.data import STSPairs, read_sts
-from bellm.data.own_files import read_own_data
+from bellm.data import STSPairs, read_own_data, read_sts
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError, check_choice
 from bellm.evaluate import default_cache_folder
