@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, with_model_options
+from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, OwnColumns, with_model_options
 from bellm.cli.terminal import check_output, live_bars, print_result, status_line
 
 
@@ -40,6 +40,7 @@ def evaluate_command(
         list[str] | None, typer.Option(metavar="SOURCE", help="Another source; may be given again.")
     ] = None,
     data: DataFolder = None,
+    columns: OwnColumns = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Clean the pairs as the papers do: full stops at the end.")
     ] = False,
@@ -68,7 +69,9 @@ def evaluate_command(
     door.check_report_folder(folder, named, force=force)
     started = time.monotonic()
     with status_line(f"loading {', '.join(named)}"):
-        wanted = door.load_tasks([task.strip() for task in tasks.split(",") if task.strip()], data, clean=clean)
+        wanted = door.load_tasks(
+            [task.strip() for task in tasks.split(",") if task.strip()], data, columns, clean=clean
+        )
         models = door.load_models(named, cache or door.default_cache_folder(), **options.given())
     with live_bars() as update:
         report = door.evaluate(

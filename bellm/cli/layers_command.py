@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, Source, with_model_options
+from bellm.cli.model_options import (
+    AsJson,
+    CacheFolder,
+    DataFolder,
+    ModelOptions,
+    OwnColumns,
+    Source,
+    with_model_options,
+)
 from bellm.cli.terminal import check_output, live_bars, print_result
 from bellm.cli.train_command import read_training_data
 from bellm.errors import BellmError
@@ -43,6 +51,7 @@ def layers_command(
         ),
     ] = None,
     data: DataFolder = None,
+    columns: OwnColumns = None,
     cache: CacheFolder = None,
     train: Annotated[
         str | None,
@@ -90,10 +99,11 @@ def layers_command(
         raise BellmError(
             "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."
         )
-    from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, write_finding
+    from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, read_dev_set, write_finding
 
     folder = Path(output)
     check_finding_folder(folder, source)
+    pairs = read_dev_set(dev, data, columns)
     training = None
     if train:
         sources = read_training_data([train])
@@ -109,10 +119,9 @@ def layers_command(
     with live_bars() as update:
         finding = find_layers(
             lambda: options.load(source),
-            dev,
+            pairs,
             methods=[one.value for one in method or MethodOption],
             training=training,
-            data=data,
             cache=cache,
             progress=update,
         )

@@ -30,6 +30,15 @@ CacheFolder = Annotated[
     Path | None,
     typer.Option(file_okay=False, help="Folder that keeps vectors; default BELLM_CACHE, or ~/.cache/bellm."),
 ]
+OwnColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="PART=COLUMN,...",
+        help="Columns of a file of your own, as in anchor=query,positive=passage,score=rating or "
+        "text=review,label=stars; default by their usual names.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 

@@ -25,7 +25,7 @@ from bellm.data.retrieval import RetrievalData, read_beir_folder
 from bellm.data.sts import STSPairs, clean_text
 from bellm.errors import SourceError
 from bellm.io.formats import text_problem
-from bellm.io.rows import RowFile
+from bellm.io.rows import RowFile, parse_columns
 
 PARTS = {
     "anchor": "sentence1 sentencea text1 texta question1 premise anchor query sent0",
@@ -44,15 +44,18 @@ Columns = Mapping[str, Sequence[str]]
 
 
 def read_own_data(
-    path: str, columns: Columns | None = None, *, clean: bool = False
+    path: str, columns: Columns | str | None = None, *, clean: bool = False
 ) -> STSPairs | LabeledTexts | RetrievalData:
     """Read every row of a table, or a folder in BEIR's format; `clean` the texts of pairs as the papers do.
+
+    `columns` may be text, as in `anchor=query,positive=passage,score=rating`.
 
     Raises:
         SourceError: It cannot be read, its columns are not those of a task, or a row lacks what the others have.
     """
     if Path(path).is_dir():
         return read_beir_folder(Path(path))
+    columns = parse_columns(columns, tuple(PARTS)) if isinstance(columns, str) else columns
     parts: dict[str, str] = {}
 
     def select(names: Sequence[str]) -> list[str]:

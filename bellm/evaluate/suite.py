@@ -117,7 +117,7 @@ def evaluate(
 def load_tasks(
     tasks: Sequence[str | Path | Task[Any]],
     folder: Path | None = None,
-    columns: Columns | None = None,
+    columns: Columns | str | None = None,
     *,
     clean: bool = False,
 ) -> list[Task[Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bellm.data import STSPairs, read_own_data, read_sts
+from bellm.data.own_files import Columns
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError, check_choice
 from bellm.evaluate import default_cache_folder
@@ -182,8 +183,10 @@ def find_layers(
     return Finding(dev.name, num_layers, degradation, profile, search, seed, trained, facts, seconds)
 
 
-def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
+def read_dev_set(name: str, data: Path | None = None, columns: Columns | str | None = None) -> STSPairs:
     """Read rated pairs by which layers may be chosen: one of `DEVELOPMENT`, from a folder or the Hub, or a file.
+
+    `columns` are those of a file, where their names are not usual ones; see `bellm.data.own_files`.
 
     Raises:
         BellmError: It is neither: a test set, or unknown.
@@ -198,7 +201,7 @@ def read_dev_set(name: str, data: Path | None = None) -> STSPairs:
             f"leave nothing to test them with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
         )
     try:
-        pairs = read_own_data(name)
+        pairs = read_own_data(name, columns)
     except SourceError as error:
         raise SourceError(f"{error} {_JUDGED_BY}") from error
     if not isinstance(pairs, STSPairs):

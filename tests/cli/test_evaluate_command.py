@@ -151,3 +151,14 @@ def test_a_model_that_gives_every_text_the_same_vector_is_said(tiny_folder: Path
     result = bellm("evaluate", source, "--tasks=STSBenchmark", "--data=data", "-o", "out")
     assert result.exit_code == 0
     assert "gives every text of STSBenchmark the same vector" in result.stderr
+
+
+def test_columns_of_a_file_of_your_own(tiny_folder: Path) -> None:
+    rows = [line.split("\t")[4:7] for line in Path("data/stsbenchmark/sts-test.csv").read_text().splitlines()]
+    Path("own.tsv").write_text("how\tleft\tright\n" + "".join("\t".join(row) + "\n" for row in rows))
+    command = ("evaluate", tiny_folder, "--json")
+    columns = "--columns=anchor=left,positive=right,score=how"
+    own = json.loads(bellm(*command, "--tasks=own.tsv", columns, "-o", "one").stdout)
+    known = json.loads(bellm(*command, "--tasks=STSBenchmark", "--data=data", "-o", "two").stdout)
+    [score] = own["scores"].values()
+    assert score["value"] == known["scores"]["STSBenchmark"]["value"]

@@ -101,6 +101,10 @@ def test_a_file_of_rated_pairs_is_a_development_set(tiny_folder: Path) -> None:
     )
     assert own["dev"] == "own.jsonl"
     assert own["degradation"] == known["degradation"]
+    Path("other.jsonl").write_text(Path("own.jsonl").read_text().replace("sentence1", "left").replace("score", "how"))
+    columns = "--columns=anchor=left,positive=sentence2,score=how"
+    other = json.loads(bellm(*command, "--dev=other.jsonl", columns, "-o", "third").stdout)
+    assert other["degradation"] == known["degradation"]
 
 
 TRAINED = ("--train=rows.jsonl", "--train-steps=2", "--train-batch-size=4")

@@ -145,6 +145,8 @@ def test_the_encoder_checks_settings_before_it_loads(monkeypatch: pytest.MonkeyP
         ("layers MODEL -o layers --dev none.csv", "none.csv"),
         ("layers MODEL -o layers --dev flat.csv", "All 4 ratings are 3"),
         ("layers MODEL -o layers --dev nan.csv", "nan"),
+        ("layers MODEL -o layers --dev flat.csv --columns query=a", "'query=a' names no column of a part"),
+        ("evaluate MODEL -o report --tasks flat.csv --columns anchor=a,positive=b,score=c", "no column 'a'"),
         ("layers MODEL -o layers --dev classes.csv", "'label' holds classes"),
         ("layers MODEL -o layers --dev labeled.csv", "labeled.csv holds no pairs"),
         ("layers MODEL -o layers --data nowhere", "nowhere"),
