@@ -12,20 +12,34 @@ import json
 import mmap
 import os
 import tempfile
+import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast, get_args
 from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bellm.errors import SourceError
-from bellm.io.formats import FORMATS, Row
+from bellm.errors import BellmWarning, SourceError
+from bellm.io.formats import FORMATS, Row, quote_names
 from bellm.io.hub import refuse_missing_data
-from bellm.io.rows import RowFile
+from bellm.io.rows import RowFile, expand_inputs, parse_columns
 from bellm.io.streams import content_suffix
-from bellm.train.examples import Columns, Example, Parts, mark_symmetric, match_columns, parse_example, text_key
+from bellm.train.examples import (
+    Columns,
+    Example,
+    Part,
+    Parts,
+    join_nli,
+    mark_symmetric,
+    match_columns,
+    parse_example,
+    parse_nli,
+    text_key,
+    unread_columns,
+)
 from bellm.types import Path as PathLike
 
 _HEAD = 100  # Rows after which a source without a good one is given up.
@@ -113,13 +127,18 @@ class Dataset:
         raise SourceError(f"No row of {self.name} can be read. {first.place}: {first.reason}")
 
 
-def load_dataset(source: PathLike, columns: Columns | None = None) -> Dataset:
-    """Read a whole source; see `read_examples`.
+def load_dataset(source: PathLike, columns: Columns | str | None = None) -> Dataset:
+    """Read a whole source; see `read_examples`. Columns may be named in a text too: `anchor=query,positive=passage`.
 
     Raises:
         SourceError: It cannot be read, or none of its rows.
+
+    Warns:
+        BellmWarning: Columns are not read; or how rows of NLI became triplets.
     """
     name = os.fspath(source)
+    if isinstance(columns, str):
+        columns = cast("Columns", parse_columns(columns, get_args(Part)))
     # A run goes on where its file has the same content, wherever it is now.
     return Dataset(os.path.basename(name) if _is_file(name) else name, read_examples(name, columns))
 
@@ -127,37 +146,97 @@ def load_dataset(source: PathLike, columns: Columns | None = None) -> Dataset:
 def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[Example | Rejection]:
     """Read a source row by row, in memory that does not depend on its length.
 
-    It is a file that ends in .jsonl, .csv, .tsv or .parquet, or in one of these and .gz. Else it is a folder of such
-    files, or a data set of the Hub, through `datasets`, with its configuration and its split unless that is train:
-    `user/pairs?config=english&split=dev`. Columns go by their names unless they are given; see `bellm.train.examples`.
+    It is a file that ends in .jsonl, .csv, .tsv or .parquet, or in one of these and .gz, or a pattern of such files
+    (`pairs-*.csv`). Else it is a folder of such files, or a data set of the Hub, through `datasets`, with its
+    configuration and its split unless that is train: `user/pairs?config=english&split=dev`. Columns go by their names
+    unless they are given; see `bellm.train.examples`.
 
-    All rows have scores or none has: no loss takes both, so the first good row decides.
+    All rows have scores or none has: no loss takes both, so the first good row decides. Rows of NLI come at the end,
+    joined to triplets.
     """
+    reader = _Reader(columns)
     name = os.fspath(source)
+    is_pattern = not os.path.exists(name) and any(magic in name for magic in "*[")
+    for file in expand_inputs([name]) if is_pattern else [name]:
+        yield from reader.read(file)
+    yield from reader.finish(name)
 
-    @functools.lru_cache(1024)  # The rows of most files have the same columns.
-    def match(*names: str) -> Parts:
-        return match_columns(names, columns)
 
-    def select(names: Sequence[str]) -> list[str]:
-        return list(itertools.chain(*match(*names).values()))
+class _Reader:
+    """Rows of one or several files as examples, and what is only known at the end of them."""
 
-    if not _is_file(name):
-        rows = _dataset_rows(name)
-    elif content_suffix(name) in _TABLES:
-        rows = RowFile(name).rows(select, skip_blank=True)
-    else:
-        raise SourceError(f"{name}: its suffix is none of {', '.join(_TABLES)}, nor one of these and .gz.")
-    rated: bool | None = None
-    for row in rows:
-        try:
-            example = _parse_row(row, match)
-            rated = example.score is not None if rated is None else rated
-            if (example.score is not None) != rated:
-                raise SourceError(_MIXED)
-            yield example
-        except SourceError as error:
-            yield Rejection(f"{name}, {row.place}", str(error))
+    def __init__(self, columns: Columns | None) -> None:
+        self._columns = columns
+        self._match = functools.lru_cache(1024)(self._match_anew)  # The rows of most files have the same columns.
+        self._unread: dict[str, None] = {}
+        self._kind = ""  # Of the first row: all rows are rated, or all are NLI, or none is.
+        self._nli: list[Example] = []
+        self._labels: set[str] = set()  # Some of what stands in a column that is called label.
+        self._label = ""
+
+    def read(self, name: str) -> Iterator[Example | Rejection]:
+        """Examples of a file, but for rows of NLI, which are kept."""
+        if not _is_file(name):
+            rows = _dataset_rows(name)
+        elif content_suffix(name) in _TABLES:
+            rows = RowFile(name).rows(lambda names: [*itertools.chain(*self._match(*names).values())], skip_blank=True)
+        else:
+            raise SourceError(f"{name}: its suffix is none of {', '.join(_TABLES)}, nor one of these and .gz.")
+        for row in rows:
+            try:
+                if example := self._parse(row):
+                    yield example
+            except SourceError as error:
+                yield Rejection(f"{name}, {row.place}", str(error))
+
+    def finish(self, name: str) -> Iterator[Example]:
+        """What rows of NLI became, and a warning of all that is not read; refuses classes that look like scores."""
+        if self._unread:
+            what = f"column{'s' if len(self._unread) > 1 else ''} {quote_names(self._unread)}"
+            warnings.warn(f"{name}: not read: {what}.", BellmWarning, stacklevel=2)
+        if self._labels - {"-1"} == ({"0", "1"} if self._nli else {"0", "1", "2"}):
+            raise SourceError(
+                f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))} alone: are these classes or ratings? "
+                f"Name the columns of ratings (--columns anchor=NAME,positive=NAME,score={self._label}), or write "
+                "classes of NLI as entailment, neutral and contradiction."
+            )
+        if self._nli:
+            rows = list(join_nli(self._nli))
+            if not rows:
+                raise SourceError(f"{name}: no premise has an entailment, so that nothing belongs together.")
+            kind = "triplets of premise, entailment and contradiction" if rows[0].negatives else "pairs"
+            warnings.warn(f"{name}: {len(self._nli)} rows of NLI make {len(rows)} {kind}.", BellmWarning, stacklevel=2)
+            yield from rows
+
+    def _match_anew(self, *names: str) -> Parts:
+        parts = match_columns(names, self._columns)
+        if self._columns is None:
+            self._unread |= dict.fromkeys(unread_columns(names, parts))
+        return parts
+
+    def _parse(self, row: Row) -> Example | None:
+        if row.problem:
+            raise SourceError(row.problem)
+        nli: Example | None = None
+        if isinstance(row.cells, list):
+            example = mark_symmetric(row.cells)
+        elif isinstance(row.cells, dict):
+            parts = self._match(*row.cells)
+            nli = parse_nli(row.cells, parts, numbers=self._columns is None)
+            example = nli or parse_example(row.cells, parts)
+            label = parts.get("score", ("",))[0]
+            if self._columns is None and "label" in label.lower() and len(self._labels) < 5:
+                self._label = label
+                self._labels.add(str(row.cells[label]))
+        else:
+            raise SourceError(f"{repr(row.cells)[:60]} is neither an object nor a list of texts.")
+        kind = "NLI" if nli else "rated" if example.score is not None else "not rated"
+        self._kind = self._kind or kind
+        if kind != self._kind:
+            raise SourceError(_MIXED)
+        if nli:
+            self._nli.append(nli)
+        return None if nli else example
 
 
 def _is_file(name: str) -> bool:
@@ -169,6 +248,8 @@ def _dataset_rows(name: str) -> Iterator[Row]:
     options = dict(parse_qsl(query))
     if unknown := options.keys() - {"config", "split"}:
         raise SourceError(f"{name}: {', '.join(sorted(unknown))} is no setting of a data set. Settings: config, split.")
+    if not path:
+        raise SourceError("An empty name is no data: give a file, a folder or a data set of the Hub.")
     if not os.path.isdir(path) and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise SourceError(f"{name}: there is no such file or folder.")
     try:
@@ -184,13 +265,3 @@ def _dataset_rows(name: str) -> Iterator[Row]:
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SourceError(f"{name}: there is no such folder, or datasets cannot read it: {reason}") from error
-
-
-def _parse_row(row: Row, match: Callable[..., Parts]) -> Example:
-    if row.problem:
-        raise SourceError(row.problem)
-    if isinstance(row.cells, list):
-        return mark_symmetric(row.cells)
-    if not isinstance(row.cells, dict):
-        raise SourceError(f"{repr(row.cells)[:60]} is neither an object nor a list of texts.")
-    return parse_example(row.cells, match(*row.cells))

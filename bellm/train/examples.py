@@ -1,29 +1,38 @@
 """A row of training data, and how table columns and cells become one.
 
-These column names are recognized; any other is given with `columns`:
+These column names are recognized, in capitals or with spaces too; any other is given with `columns`:
 
-| part     | names                                                                        | a cell holds          |
-|----------|------------------------------------------------------------------------------|-----------------------|
-| anchor   | anchor, query, sent0, sentence1, text1, question, premise                    | a text                |
-| positive | positive, positives, pos, sent1, sentence2, text2, answer                    | a text, or a list     |
-| negative | negative, negatives, neg, hard_neg, or negative_1, negative_2, ... together  | nothing, one, a list  |
-| score    | score, label, similarity                                                     | a number              |
-| texts    | texts (in a file of JSON Lines also a bare list)                             | texts that say the same |
+| part     | names                                                                         | a cell holds         |
+|----------|-------------------------------------------------------------------------------|----------------------|
+| anchor   | anchor, query, sent0, sentence1, sentence_a, text1, question, question1,      | a text               |
+|          | premise                                                                       |                      |
+| positive | positive, positives, pos, sent1, sentence2, sentence_b, text2, answer,        | a text, or a list    |
+|          | question2, hypothesis                                                         |                      |
+| negative | negative, negatives, neg, hard_neg, hard_negatives, or negative_1,            | nothing, one, a list |
+|          | negative_2, ... together                                                      |                      |
+| score    | score, label, labels, similarity, similarity_score, relatedness_score,        | a number, or an NLI  |
+|          | relevance, rating, is_duplicate, gold_label                                   | class                |
+| texts    | texts (in a file of JSON Lines also a bare list)                              | texts that say the   |
+|          |                                                                               | same                 |
 
-A row is an anchor and its positives, with negatives or with the pair's score; or it is `texts`. Other columns are not
-read.
+A row is an anchor and its positives, with negatives or with the pair's score; or it is `texts`. Where the score is
+entailment, neutral or contradiction, or the number of such a class beside premise and hypothesis (0, 1, 2; -1 for
+none), rows of one premise are joined to triplets of it, what follows and what contradicts; see `join_nli`. Columns
+that are not read are named, and one that may be a score or negatives is refused.
 """
 
 import hashlib
+import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from bellm.data.own_files import PARTS
 from bellm.errors import SourceError
-from bellm.io.formats import text_problem
+from bellm.io.formats import quote_names, text_problem
 
 Part = Literal["anchor", "positive", "negative", "score", "texts"]
 Columns = Mapping[Part, str | Sequence[str]]
@@ -32,13 +41,21 @@ Columns = Mapping[Part, str | Sequence[str]]
 Parts = dict[Part, tuple[str, ...]]
 
 _NAMES: dict[Part, tuple[str, ...]] = {
-    "anchor": ("anchor", "query", "sent0", "sentence1", "text1", "question", "premise"),
-    "positive": ("positive", "positives", "pos", "sent1", "sentence2", "text2", "answer"),
-    "negative": ("negative", "negatives", "neg", "hard_neg"),
-    "score": ("score", "label", "similarity"),
+    "anchor": (*PARTS["anchor"].split(), "question"),
+    "positive": (*PARTS["positive"].split(), "positives", "pos"),
+    "negative": ("negative", "negatives", "neg", "hardneg", "hardnegative", "hardnegatives"),
+    "score": (*PARTS["score"].split(), "relevance", "label", "labels", "goldlabel", "isduplicate"),
     "texts": ("texts",),
 }
-_NUMBERED = re.compile(r"negative_\d+")
+"""In lower case and without spaces and punctuation."""
+
+_NUMBERED = re.compile(r"(hard)?neg(ative)?s?\d+")
+_LIKELY: dict[Part, re.Pattern[str]] = {
+    "score": re.compile("score|label|rating|similarity|relatedness|relevance|duplicate"),
+    "negative": re.compile("neg"),
+}
+_NLI: dict[str, "Part | None"] = {"entailment": "positive", "contradiction": "negative", "neutral": None, "-": None}
+_NLI_NUMBERS: dict[str, "Part | None"] = {"0": "positive", "1": None, "2": "negative", "-1": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +147,71 @@ def mark_symmetric(texts: Sequence[str]) -> Example:
     return Example(anchor, tuple(positives), symmetric=True)
 
 
+def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Example | None:
+    """A row whose score is an NLI class: premise with what follows or with what contradicts it; None for any other row.
+
+    A neutral row has neither. `numbers` says whether 0, 1, 2 and -1 are classes too, where a column is the hypothesis.
+    """
+    cell = str(cells[parts["score"][0]]).strip().lower() if "score" in parts else ""
+    numbers = numbers and _plain_name(parts["positive"][0]) == "hypothesis"
+    classes = _NLI_NUMBERS | _NLI if numbers else _NLI
+    if cell not in classes:
+        return None
+    pair = parse_example(cells, {"anchor": parts["anchor"], "positive": parts["positive"]})
+    part = classes[cell]
+    return Example(
+        pair.anchor, pair.positives if part == "positive" else (), pair.positives if part == "negative" else ()
+    )
+
+
+def join_nli(rows: Iterable[Example]) -> Iterator[Example]:
+    """Triplets of each premise, a hypothesis that follows and one that contradicts, as supervised SimCSE takes them.
+
+    Pairs of premise and what follows, where no premise has both. All rows are held in memory.
+
+    >>> rows = [Example("A dog runs.", ("An animal moves.",)), Example("A dog runs.", (), ("A dog sleeps.",))]
+    >>> list(join_nli(rows))[0].texts
+    ('A dog runs.', 'An animal moves.', 'A dog sleeps.')
+    """
+    premises: dict[int, Example] = {}
+    for row in rows:
+        own = premises.setdefault(text_key(row.anchor), Example(row.anchor, ()))
+        joined = replace(own, positives=own.positives + row.positives, negatives=own.negatives + row.negatives)
+        premises[text_key(row.anchor)] = joined
+    pairs_alone = not any(own.positives and own.negatives for own in premises.values())
+    for own in premises.values():
+        for positive, negative in itertools.zip_longest(own.positives, own.negatives):
+            if positive is not None and pairs_alone:
+                yield Example(own.anchor, (positive,))
+            elif positive is not None and negative is not None and text_key(positive) != text_key(negative):
+                yield Example(own.anchor, (positive,), (negative,))
+
+
+def unread_columns(names: Iterable[str], parts: Parts) -> list[str]:
+    """Columns that no part of an example is read from."""
+    read = set(itertools.chain(*parts.values()))
+    return [name for name in names if name not in read]
+
+
 def _by_name(names: Sequence[str]) -> Parts:
     parts: Parts = {}
     for part, known in _NAMES.items():
-        here = tuple(name for name in names if name in known)
-        numbered = tuple(name for name in names if part == "negative" and _NUMBERED.fullmatch(name))
+        here = tuple(name for name in names if _plain_name(name) in known)
+        numbered = tuple(name for name in names if part == "negative" and _NUMBERED.fullmatch(_plain_name(name)))
         if len(here) + bool(numbered) > 1:
-            raise _unclear(f"more than one column could be the {part}: {', '.join(here + numbered)}", names)
+            raise _unclear(f"more than one column could be the {part}: {quote_names(here + numbered)}", names)
         if here or numbered:
             parts[part] = here or numbered
+    for part, likely in _LIKELY.items():
+        unread = [name for name in unread_columns(names, parts) if likely.search(_plain_name(name))]
+        if unread and part not in parts:
+            raise _unclear(f"{quote_names(unread)} may be the {part}, and would not be read", names)
     return parts
+
+
+def _plain_name(name: str) -> str:
+    """A column's name in lower case, without spaces and punctuation."""
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _as_told(names: Sequence[str], columns: Columns) -> Parts:
@@ -150,15 +222,15 @@ def _as_told(names: Sequence[str], columns: Columns) -> Parts:
         parts[part] = (told,) if isinstance(told, str) else tuple(told)
         if wrong := [name for name in parts[part] if names.count(name) != 1]:
             count = "more than one" if wrong[0] in names else "no"
-            raise SourceError(f"{count} column {wrong[0]!r} for the {part}. Columns: {', '.join(names)}.")
+            raise SourceError(f"{count} column {wrong[0]!r} for the {part}. Columns: {quote_names(names)}.")
         if part in ("anchor", "score") and len(parts[part]) != 1:
             raise SourceError(f"{len(parts[part])} columns for the {part}, which has one.")
     return parts
 
 
 def _unclear(what: str, names: Sequence[str]) -> SourceError:
-    how = "Name those that count, as in anchor=COLUMN, positive=COLUMN."
-    return SourceError(f"{what}. Columns: {', '.join(names) or 'none'}. {how}")
+    how = "Name those that count: --columns anchor=NAME,positive=NAME."
+    return SourceError(f"{what}. Columns: {quote_names(names) or 'none'}. {how}")
 
 
 def _texts(cells: Mapping[str, object], names: Sequence[str]) -> list[str]:

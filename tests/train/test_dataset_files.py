@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bellm.errors import SourceError
+from bellm.errors import BellmWarning, SourceError
 from bellm.train.dataset import Dataset, Rejection, load_dataset, read_examples
 from bellm.train.examples import Example
 
@@ -90,7 +90,7 @@ def test_bad_rows_are_named(tmp_path: Path, suffix: str, write: Callable[..., No
 def test_columns_that_are_missing_are_named(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
     path = tmp_path / f"rows{suffix}"
     write(path, [{"left": "a", "right": "b"}])
-    with pytest.raises(SourceError, match=r"no column for anchor or positive\. Columns: left, right\. Name"):
+    with pytest.raises(SourceError, match=r"no column for anchor or positive\. Columns: 'left', 'right'\. Name"):
         load_dataset(path)
     assert load_dataset(path, {"anchor": "left", "positive": "right"})[0] == Example("a", ("b",))
 
@@ -118,7 +118,7 @@ def test_a_line_of_json_that_is_no_row(tmp_path: Path) -> None:
         6: "Fewer than two",
         7: "not JSON",
         8: "byte 0xef is not UTF-8",
-        9: "no column for positive. Columns: anchor.",
+        9: "no column for positive. Columns: 'anchor'.",
         10: "nan is not a text",
     }
     named = problems(found)
@@ -130,7 +130,8 @@ def test_a_row_of_csv_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     lines = ["anchor,positive,n", "a,b,1", 'c,"d,2', "e,f,3", 'g,"h" h,4', "", "i,j", "\xef,k,5", "l,m,\xef", 'n,"o,p']
     path.write_bytes("\r\n".join(lines).encode("latin1"))
-    found = list(read_examples(path))
+    with pytest.warns(BellmWarning, match="not read: column 'n'"):
+        found = list(read_examples(path))
     assert [row.texts for row in found if isinstance(row, Example)] == [("a", "b"), ("l", "m")]
     named = {place.removeprefix(f"{path}, "): reason for place, reason in problems(found).items()}
     assert list(named) == ["lines 3-5", "line 7", "line 8", "line 10"]
@@ -181,6 +182,83 @@ def test_files_without_rows(tmp_path: Path, name: str, content: bytes | None, me
 
 
 @FORMATS
+def test_columns_that_are_not_read_are_named_once(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
+    path = tmp_path / f"rows{suffix}"
+    write(path, [{"id": number, "query": f"a {number}", "pos": f"b {number}", "genre": "x"} for number in range(3)])
+    with pytest.warns(BellmWarning) as caught:
+        rows = load_dataset(path)
+    assert [str(warning.message) for warning in caught] == [f"{path}: not read: columns 'id', 'genre'."]
+    assert list(rows) == [Example(f"a {number}", (f"b {number}",)) for number in range(3)]
+    assert list(load_dataset(path, {"anchor": "query", "positive": "pos"})) == list(rows)  # As asked, without a word.
+
+
+NLI = [
+    ("A man plays a lute.", "Somebody makes music.", "entailment"),
+    ("A man plays a lute.", "He is on a stage.", "neutral"),
+    ("Two cats sleep.", "The cats run.", "contradiction"),
+    ("A man plays a lute.", "Nobody makes a sound.", "contradiction"),
+    ("Two cats sleep.", "Animals rest.", "entailment"),
+    ("Two cats sleep.", "Cats are asleep.", "entailment"),
+    ("A door is open.", "It is not shut.", "entailment"),
+    ("A door is open.", "Somebody left.", "-"),
+]
+TRIPLETS = [
+    Example("A man plays a lute.", ("Somebody makes music.",), ("Nobody makes a sound.",)),
+    Example("Two cats sleep.", ("Animals rest.",), ("The cats run.",)),
+]
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("sentence1", "sentence2", "gold_label"), {}),
+        (("premise", "hypothesis", "label"), {"entailment": 0, "neutral": 1, "contradiction": 2, "-": -1}),
+    ],
+)
+def test_rows_of_nli_become_triplets(
+    tmp_path: Path, suffix: str, write: Callable[..., None], names: tuple[str, ...], classes: dict[str, int]
+) -> None:
+    path = tmp_path / f"rows{suffix}"
+    rows = [(left, right, classes.get(word, word)) for left, right, word in NLI]
+    write(path, [dict(zip(names, row, strict=True)) for row in rows])
+    with pytest.warns(BellmWarning, match="8 rows of NLI make 2 triplets of premise, entailment and contradiction"):
+        assert list(load_dataset(path)) == TRIPLETS
+    write(path, [dict(zip(names, row, strict=True)) for row in rows if row[2] not in ("contradiction", 2)])
+    expected = "classes or ratings" if classes else None
+    with pytest.raises(SourceError, match=expected) if expected else pytest.warns(BellmWarning, match="make 4 pairs"):
+        found = load_dataset(path)
+        assert [row.texts for row in found] == [
+            ("A man plays a lute.", "Somebody makes music."),
+            ("Two cats sleep.", "Animals rest."),
+            ("Two cats sleep.", "Cats are asleep."),
+            ("A door is open.", "It is not shut."),
+        ]
+
+
+def test_classes_are_no_ratings(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at % 3} for at in range(9)])
+    with pytest.raises(SourceError, match=r"'label' holds 0, 1, 2 alone: are these classes or ratings\?") as caught:
+        load_dataset(path)
+    assert "--columns anchor=NAME,positive=NAME,score=label" in str(caught.value)
+    told = load_dataset(path, {"anchor": "sentence1", "positive": "sentence2", "score": "label"})
+    assert [row.score for row in told] == [0, 1, 2] * 3
+    as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at % 2} for at in range(9)])
+    assert load_dataset(path).rated
+
+
+def test_a_pattern_is_all_files_that_it_matches(tmp_path: Path) -> None:
+    for number in (2, 1):
+        as_csv(tmp_path / f"part-{number}.csv", [{"query": f"a {number}", "pos": f"b {number}"}])
+    found = load_dataset(tmp_path / "part-*.csv")
+    assert found.name == "part-*.csv"
+    assert [row.anchor for row in found] == ["a 1", "a 2"]
+    with pytest.raises(SourceError, match=r"no-\*\.csv matches no file"):
+        load_dataset(tmp_path / "no-*.csv")
+
+
+@FORMATS
 def test_folders_go_through_datasets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, write: Callable[..., None]
 ) -> None:
@@ -209,7 +287,8 @@ def test_what_is_not_installed_is_named(
 
 
 def test_the_nli_triplets(data: Path) -> None:
-    triplets = load_dataset(data / "nli" / "triplets_en.csv")
+    with pytest.warns(BellmWarning, match="not read: column 'source'"):
+        triplets = load_dataset(data / "nli" / "triplets_en.csv")
     with (data / "nli" / "triplets_en.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert (len(triplets), triplets.num_rejected) == (len(rows), 0) == (18942, 0)

@@ -29,6 +29,15 @@ def made(row: dict[str, Any], columns: Columns | None = None) -> Example:
         ({"anchor": "a", "positive": "p", "negative_1": "", "negative_2": None}, Example("a", ("p",))),
         ({"anchor": "a", "positive": "p", "negatives": []}, Example("a", ("p",))),
         ({"texts": ["a", "b", "A ", "c"]}, Example("a", ("b", "c"), symmetric=True)),
+        ({"Sentence1": "a", "Sentence 2": "p", "Similarity Score": 2}, Example("a", ("p",), score=2.0)),
+        ({"sentence_A": "a", "sentence_B": "p", "relatedness_score": 2}, Example("a", ("p",), score=2.0)),
+        ({"question1": "a", "question2": "p", "is_duplicate": "1", "qid1": 3}, Example("a", ("p",), score=1.0)),
+        ({"query": "a", "Positive": "p", "hard_negatives": ["m", "n"]}, Example("a", ("p",), ("m", "n"))),
+        (
+            {"query": "a", "positive": "p", "hard_negative_1": "m", "hard_negative_2": "n"},
+            Example("a", ("p",), ("m", "n")),
+        ),
+        ({"premise": "a", "hypothesis": "p", "labels": 0.5}, Example("a", ("p",), score=0.5)),
     ],
 )
 def test_the_names_of_the_field(row: dict[str, Any], wanted: Example) -> None:
@@ -46,19 +55,25 @@ def test_named_columns_are_read_and_no_others() -> None:
 @pytest.mark.parametrize(
     ("names", "columns", "message"),
     [
-        (["query", "anchor", "pos"], None, r"more than one column could be the anchor: query, anchor\. Columns: query"),
-        (["query", "pos", "neg", "negative_1"], None, "could be the negative: neg, negative_1"),
-        (["query", "pos", "pos"], None, "could be the positive: pos, pos"),
+        (
+            ["query", "anchor", "pos"],
+            None,
+            r"more than one column could be the anchor: 'query', 'anchor'\. Columns: 'query'",
+        ),
+        (["query", "pos", "neg", "negative_1"], None, "could be the negative: 'neg', 'negative_1'"),
+        (["query", "pos", "pos"], None, "could be the positive: 'pos', 'pos'"),
         (
             ["a", "b"],
             None,
-            r"^no column for anchor or positive\. Columns: a, b\. Name .* anchor=COLUMN, positive=COLUMN",
+            r"^no column for anchor or positive\. Columns: 'a', 'b'\. Name .*--columns anchor=NAME,positive=NAME\.$",
         ),
-        (["premise", "hypothesis", "label"], None, "^no column for positive"),
+        (["query", "pos", "score_by_hand"], None, "^'score_by_hand' may be the score, and would not be read"),
+        (["query", "pos", "Label text", "id"], None, "^'Label text' may be the score"),
+        (["query", "pos", "negs_of_bm25"], None, "^'negs_of_bm25' may be the negative"),
         (["a"], {"anchor": "a"}, "^no column for positive"),
         (["query", "pos", "neg", "score"], None, "both negatives and a score"),
         (["texts", "anchor"], None, "texts and anchor in one row"),
-        (["a", "b"], {"anchor": "a", "positive": "c"}, r"^no column 'c' for the positive\. Columns: a, b\.$"),
+        (["a", "b"], {"anchor": "a", "positive": "c"}, r"^no column 'c' for the positive\. Columns: 'a', 'b'\.$"),
         (["a", "a", "b"], {"anchor": "a", "positive": "b"}, "^more than one column 'a' for the anchor"),
         (["a", "b"], {"anchor": ["a", "b"], "positive": "b"}, "^2 columns for the anchor"),
         (["a", "b"], {"anker": "a", "positive": "b"}, r"^'anker' is no part of an example\. Parts: anchor, positive"),
