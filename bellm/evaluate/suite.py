@@ -8,7 +8,7 @@ from typing import Any
 
 from bellm.data import LabeledTexts, RetrievalData, STSPairs, read_own_data
 from bellm.data.own_files import Columns
-from bellm.errors import BellmError, BellmWarning, NoOpWarning, check_list
+from bellm.errors import BellmError, NoOpWarning, check_list
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
 from bellm.evaluate.models import VectorFile
@@ -231,20 +231,22 @@ class DevEvaluator:
     """Folder of data sets; None for `BELLM_DATA`, else the Hub."""
 
     def __post_init__(self) -> None:
-        """Refuse several tasks.
-
-        Warns:
-            BellmWarning: It is a test set.
-        """
+        """Refuse several tasks, a test set, which would test nothing any more, and data that is not there."""
         names = resolve_tasks([self.task])
         if len(names) > 1:
             raise BellmError(f"{self.task} stands for several tasks. Name one, such as STSBenchmark-dev.")
         if any(task.is_test_set for task in TASKS if task.name == names[0]):
-            message = f"{names[0]} is a test set, and cannot test weights that are chosen by it. Take STSBenchmark-dev."
-            warnings.warn(message, BellmWarning, stacklevel=3)
+            raise BellmError(
+                f"{names[0]} is a test set, and cannot test weights that are chosen by it. Take STSBenchmark-dev, or a "
+                "file of your own."
+            )
+        self._load()
 
     def __call__(self, encoder: Embedder) -> Score:
         """The score in points, higher is better, with its interval."""
-        [task] = load_tasks([self.task], Path(self.data) if self.data else None)
-        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), task)
+        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), self._load())
         return result.to_score(statistics.bootstrap_estimate(result.item_scores_N, result.gold_N))
+
+    def _load(self) -> Task[Any]:
+        [task] = load_tasks([self.task], Path(self.data) if self.data else None)
+        return task

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from bellm import Encoder
 from bellm.data import LabeledTexts, STSPairs, sts
-from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
+from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.evaluate.classification_task import ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.models import load_models
@@ -185,11 +185,13 @@ def test_a_dev_score_is_that_of_an_evaluation(tiny_encoder: Encoder, tmp_path: P
     assert score == run.scores["STSBenchmark-dev"]
 
 
-def test_a_dev_set_is_one_task_and_better_no_test_set() -> None:
+def test_a_dev_set_is_one_task_that_is_there_and_no_test_set(tmp_path: Path) -> None:
     with pytest.raises(BellmError, match="sts stands for several tasks"):
         DevEvaluator("sts")
-    with pytest.warns(BellmWarning, match="STSBenchmark is a test set"):
+    with pytest.raises(BellmError, match="STSBenchmark is a test set"):
         DevEvaluator("STSBenchmark")
+    with pytest.raises(BellmError, match=r"sts-dev"):
+        DevEvaluator("STSBenchmark-dev", str(tmp_path))
 
 
 OWN = "sentence1\tsentence2\tscore\n" + "".join(
