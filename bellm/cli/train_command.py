@@ -1,7 +1,7 @@
 """`bellm train`: train an encoder from a recipe or options, with progress, metrics and checkpoints."""
 
+import contextlib
 import dataclasses
-import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,10 +37,20 @@ def train_command(
         list[str],
         typer.Option(
             metavar="FILE[*WEIGHT]",
-            help="Texts that belong together: .jsonl, .csv, .tsv or .parquet, or a data set of the Hub; may be given "
-            "again. Columns: anchor, positive, and negatives or a score, by these or other usual names.",
+            help="Texts that belong together: .jsonl, .csv, .tsv or .parquet, a pattern of such files "
+            "('part-*.csv'), or a data set of the Hub; may be given again. Columns: anchor (or query, question, "
+            "sentence1, premise), positive (or answer, sentence2), and negative (or hard_negatives, negative_1, ...) "
+            "or score (or label, similarity, is_duplicate, ...). Rows of premise, hypothesis and gold_label become "
+            "triplets.",
         ),
     ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART=COLUMN,...",
+            help="Which columns of the data are anchor, positive, negative, score or texts; no others are read.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default 42.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop here; default by epochs.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to go through the data; default 1.")] = None,
@@ -83,7 +93,7 @@ def train_command(
     }
     with status_line("reading the recipe"):
         recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
-    folder, sources = Path(output), read_training_data(data)
+    folder, sources = Path(output), read_training_data(data, columns)
     from bellm.train import Distributed, TensorBoardLog, train
 
     log = TensorBoardLog(folder / "tensorboard") if tensorboard else None
@@ -102,12 +112,12 @@ def train_command(
         typer.echo(f"{folder / 'model'} is the encoder: bellm evaluate {folder / 'model'} -o report/")
 
 
-def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
+def read_training_data(entries: Sequence[str], columns: str | None = None) -> "list[tuple[Dataset, float]]":
     """Load the training data with its weights, and tell of rows that are left out."""
     with status_line("reading the data"):
         from bellm.train import Distributed, load_dataset
 
-        sources = [(load_dataset(file), weight) for file, weight in map(_weighted, entries)]
+        sources = [(load_dataset(file, columns), weight) for file, weight in map(_weighted, entries)]
         first = Distributed().is_main
     for dataset, _ in sources if first else []:
         for rejection in dataset.rejections[:3]:
@@ -119,27 +129,17 @@ def read_training_data(entries: Sequence[str]) -> "list[tuple[Dataset, float]]":
 
 def _weighted(entry: str) -> tuple[str, float]:
     file, star, weight = entry.rpartition("*")
-    if not star:
-        return entry, 1.0
-    try:
-        return file, float(weight)
-    except ValueError as error:
-        raise SourceError(
-            f"--data {entry}: {weight!r} is no weight. Give FILE or FILE*WEIGHT, as in a.csv*2."
-        ) from error
+    with contextlib.suppress(ValueError):
+        return (file, float(weight)) if star else (entry, 1.0)
+    if weight.isalnum():  # Anything else is a pattern, as in parts/*.csv.
+        raise SourceError(f"--data {entry}: {weight!r} is no weight. Give FILE or FILE*WEIGHT, as in a.csv*2.")
+    return entry, 1.0
 
 
 def _recipe(source: str, options: ModelOptions, changes: dict[str, Any], dev: str | None) -> "Recipe":
-    from bellm.train import Recipe
+    from bellm.train import Recipe, load_recipe
 
-    recipe = Recipe(model=source)
-    if source.endswith(".py"):
-        if not Path(source).is_file():
-            raise SourceError(f"There is no recipe {source}.")
-        named = runpy.run_path(source).get("recipe")
-        if not isinstance(named, Recipe):
-            raise SourceError(f"{source} names no `recipe`. It should end with: recipe = Recipe(...).")
-        recipe = named
+    recipe = load_recipe(source) if source.endswith(".py") else Recipe(model=source)
     if dev:
         from bellm.evaluate import DevEvaluator
 

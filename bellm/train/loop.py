@@ -1,5 +1,6 @@
 """The training loop, resumable after any interruption."""
 
+import itertools
 import math
 import time
 import warnings
@@ -14,7 +15,7 @@ import torch
 
 from bellm.backbone import adapters
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, NoOpWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
 from bellm.train import run_dir, trainable
 from bellm.train.batches import Batches
 from bellm.train.dataset import Dataset
@@ -22,7 +23,8 @@ from bellm.train.distributed import Distributed, Result, gather_parameters
 from bellm.train.examples import Example
 from bellm.train.metrics import MetricsLog, training_card
 from bellm.train.mining import read_mined_negatives, write_mined_negatives
-from bellm.train.recipe import Recipe
+from bellm.train.objectives import check_objective
+from bellm.train.recipe import Recipe, user_errors
 from bellm.train.token_prediction import gradual_layers
 from bellm.train.train_step import StepResult, TrainStep
 
@@ -31,6 +33,9 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 _RUNTIME_OPTIONS = {"device", "attention", "trust_remote_code"}
 """Options of an encoder that are not saved with it."""
+
+_MOST_WITHOUT_GRADIENT = 10
+"""Steps without a gradient after which a run that never had one ends."""
 
 
 def train(
@@ -77,6 +82,7 @@ def train(
     with run_dir.resumable_errors(output), distributed.report_lost_process(), ExitStack() as held:
 
         def lock_and_mine() -> None:
+            run_dir.refuse_foreign_folder(output)
             held.enter_context(run_dir.lock_run_dir(output))
             if recipe.mine is not None:
                 run_dir.check_config(output, described, begin=False)
@@ -95,6 +101,8 @@ def train(
             return (output / run_dir.MODEL).exists()
 
         if not distributed.broadcast(begin):
+            for dataset, _ in batches.sources:
+                check_objective(recipe.objective, [*itertools.islice(dataset, recipe.batch_size)])
             run = _Run(recipe, batches, output, total, distributed)
             run.go(stop, checkpoint_every, progress)
             if stop < total:
@@ -117,6 +125,7 @@ class _Run:
         self.recipe, self.batches, self.output, self.total = recipe, batches, output, total
         self.distributed = distributed
         self.encoder, autocast = trainable.load_trainable(recipe)
+        distributed.broadcast(partial(trainable.rehearse_saving, self.encoder, recipe, output))
         self.train_step = TrainStep(
             self.encoder,
             recipe.objective,
@@ -129,7 +138,7 @@ class _Run:
         weights = self.parameters.values()
         self.optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.state: dict[str, Any] = {"step": 0, "best": None, "best_interval": [None, None], "best_step": 0}
-        self.state["num_truncated"] = 0
+        self.state |= {"num_truncated": 0, "num_no_gradient": 0}
         if distributed.broadcast((output / run_dir.CHECKPOINT).exists):
             self.state = trainable.load_checkpoint(output / run_dir.CHECKPOINT, self.parameters, self.optimizer)
         self.metrics = distributed.broadcast(partial(MetricsLog, output / run_dir.METRICS, self.state["step"]))
@@ -179,11 +188,13 @@ class _Run:
         self.optimizer.zero_grad()
         result = self._learn(step, self.batches[step].examples)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm)
-        if not math.isfinite(norm):
+        if not (math.isfinite(norm) and math.isfinite(result.loss)):
             raise BellmError(
                 f"Step {step + 1} has a loss of {result.loss} and a gradient of length {float(norm)}: nothing can "
                 "be learned from that. Lower the learning rate, or train in float32."
             )
+        if norm == 0:
+            self._note_no_gradient(step)
         self.optimizer.step()
         seconds = time.monotonic() - started
         self.state["step"] = step + 1
@@ -196,6 +207,16 @@ class _Run:
             "grad_norm": float(norm),
             "seconds": round(seconds, 3),
         }
+
+    def _note_no_gradient(self, step: int) -> None:
+        """Say at the first such step that its rows teach nothing, and end a run that has learned nothing so far."""
+        what = f"Step {step + 1} has a loss whose gradient is 0: its rows teach nothing."
+        why = "Ratings may be all equal, or a batch have one row without negatives (batch size 1, one anchor for all)."
+        if self.state["num_no_gradient"] == step and step + 1 >= min(self.total, _MOST_WITHOUT_GRADIENT):
+            raise BellmError(f"{what} So it was with all steps before. {why} Give other data or another objective.")
+        if not self.state["num_no_gradient"] and self.distributed.is_main:
+            warnings.warn(f"{what} {why}", BellmWarning, stacklevel=2)
+        self.state["num_no_gradient"] += 1
 
     def _learn(self, step: int, examples: Sequence[Example]) -> StepResult:
         # Chunks add their index to the seed, so steps are 65 536 apart.
@@ -244,5 +265,11 @@ def _past_pause(output: Path, step: int, stop: int) -> SourceError:
 
 def _scored(dev: Callable[[Encoder], SupportsFloat], encoder: Encoder) -> tuple[float, list[float | None]]:
     """A score and the bounds of its interval, where it has one."""
-    score = dev(encoder)
-    return float(score), [getattr(score, bound, None) for bound in ("low", "high")]
+    with user_errors(dev):
+        score = dev(encoder)
+        value = float(score)
+    if not math.isfinite(value):
+        raise BellmError(
+            f"The dev score is {value}, which no other score is better or worse than. Correct what gives it."
+        )
+    return value, [getattr(score, bound, None) for bound in ("low", "high")]

@@ -1,6 +1,8 @@
 """What a run records of its steps: metrics.jsonl, TensorBoard logs, and the training section of the model card."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,17 @@ from typing import Any
 from bellm.errors import SourceError
 from bellm.io import atomic
 
+_FOLDERS = re.compile(r"""(?<![\w.:/])((~|\.{1,2})?/([^\s/'"`|]+/)*|([\w.-]+/){2,})(?=[^\s/])""")
+"""The folders of a path on this machine, which a public card does not show."""
+
 
 class MetricsLog:
     """One JSON line for each step; lines of steps that are taken again are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        lines = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-        atomic.write_bytes(path, b"".join(lines))
+        kept = [record for record in self.records() if record["step"] <= step]
+        atomic.write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a step's line."""
@@ -29,8 +34,9 @@ class MetricsLog:
             ) from error
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        """All lines so far; what another program wrote there is left out."""
+        text = self._path.read_bytes().decode(errors="replace") if self._path.exists() else ""
+        return [record for line in text.split("\n") if (record := _parse_record(line))]
 
 
 class TensorBoardLog:
@@ -57,9 +63,19 @@ class TensorBoardLog:
         self._writer.flush()
 
 
+def _parse_record(line: str) -> dict[str, Any] | None:
+    """The record of a step; None for anything else."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+        return record if math.isfinite(record["step"] + record["loss"] + (record["dev"] or 0)) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def training_card(described: Mapping[str, Any], state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of the run's config, its losses and its dev scores, for the model card."""
-    settings = [f"| {name} | `{value}` |" for name, value in described.items() if value not in (None, {}, [])]
+    """Markdown of the run's config, its losses and its dev scores, for the model card; of paths only the last name."""
+    known = {name: value for name, value in described.items() if value not in (None, {}, [])}
+    settings = [f"| {name} | `{_FOLDERS.sub('', str(value))}` |" for name, value in known.items()]
     # Steps that were scored; without any the first and the last.
     shown = [record for record in records if record["dev"] is not None] or [*records[:1], *records[-1:]]
     rows = [

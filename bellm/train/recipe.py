@@ -1,16 +1,21 @@
 """The settings of a training run: everything that decides an encoder's weights, apart from the data."""
 
-import hashlib
+import difflib
 import math
-from collections.abc import Callable, Mapping
+import os
+import re
+import runpy
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
-import torch
-
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, check_fields
+from bellm.errors import BellmError, SourceError, check_fields
+from bellm.saving import weights_digest
 from bellm.train.objectives import AutoObjective, Objective, needs_of
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -105,6 +110,9 @@ class Recipe:
         for name in ("epochs", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise BellmError(f"{name}={getattr(self, name)} must be more than 0.")
+        for name in ("epochs", "learning_rate"):
+            if math.isinf(getattr(self, name)):
+                raise BellmError(f"{name}={getattr(self, name)} must be finite; max_steps ends a run early.")
         if not 0 <= self.warmup <= 1:
             raise BellmError(f"warmup={self.warmup} is a share of the steps: give 0 to 1.")
         if self.patience is not None and self.dev is None:
@@ -158,10 +166,64 @@ class Recipe:
         return self.mntp.steps if self.mntp else 0
 
 
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Run a Python file that names its Recipe `recipe`.
+
+    Raises:
+        SourceError: There is no such file, or it fails: with the line.
+    """
+    file = os.fspath(path)
+    if not os.path.isfile(file):
+        raise SourceError(f"There is no recipe {file}.")
+    try:
+        recipe = runpy.run_path(file).get("recipe")
+    except Exception as error:
+        raise SourceError(_error_in(file, error)) from error
+    if not isinstance(recipe, Recipe):
+        raise SourceError(f"{file} names no `recipe`. It should end with: recipe = Recipe(...).")
+    return recipe
+
+
+@contextmanager
+def user_errors(call: Any) -> Iterator[None]:
+    """Turn an error inside a function that a user wrote into one line with its file and line number."""
+    try:
+        yield
+    except Exception as error:
+        file, line = defined_in(call)
+        if isinstance(error, BellmError) or not file or Path(file).is_relative_to(Path(__file__).parents[1]):
+            raise
+        raise BellmError(_error_in(file, error, line)) from error
+
+
+def defined_in(call: Any) -> tuple[str, int]:
+    """File and line that define a function, or an object that can be called; an empty name where nothing says so."""
+    while isinstance(call, partial):
+        call = call.func
+    code = getattr(call, "__code__", None) or getattr(type(call).__call__, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else ("", 0)
+
+
+def _error_in(file: str, error: Exception, line: int | None = None) -> str:
+    """An error of a user's file in one line, with the number of the last line there that it came through."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename == file:
+        line, what = error.lineno, error.msg
+    for frame in traceback.extract_tb(error.__traceback__):
+        line = frame.lineno if frame.filename == file else line
+    if isinstance(error, BellmError):
+        what = str(error)
+    if isinstance(error, TypeError) and (unknown := re.search(r"unexpected keyword argument '(\w+)'", what)):
+        known = [entry.name for kind in (Recipe, LoRA, MNTP) for entry in fields(kind)]
+        close = difflib.get_close_matches(unknown[1], known, 1)
+        what += f". Did you mean {close[0]}?" if close else ""
+    return " ".join(f"{file}{f', line {line}' if line else ''}: {what}".split())
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Encoder):
         config = value.config.digest()
-        return {"name": value.name, "config": config, "dtype": value.dtype_name, "weights": _digest(value)}
+        return {"name": value.name, "config": config, "dtype": value.dtype_name, "weights": weights_digest(value.model)}
     if is_dataclass(value) and not isinstance(value, type):
         return repr(value)
     if isinstance(value, Mapping):
@@ -174,12 +236,3 @@ def _plain(value: Any) -> Any:
         named = value if hasattr(value, "__qualname__") else type(value)
         return f"{named.__module__}.{named.__qualname__}"
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
-
-
-def _digest(encoder: Encoder) -> str:
-    """SHA-256 of the weights, hexadecimal."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(encoder.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

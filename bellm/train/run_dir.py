@@ -20,6 +20,9 @@ CHECKPOINT, BEST, MODEL = "checkpoint.safetensors", "best.safetensors", "model"
 """MODEL is the encoder; the other files of a run directory may go once it is there."""
 
 
+_OWN = {RUN, MINED, METRICS, CHECKPOINT, BEST, MODEL, "tensorboard"}
+
+
 class Interrupted(KeyboardInterrupt):
     """Training stopped on request; the same call resumes it."""
 
@@ -37,6 +40,14 @@ def lock_run_dir(run_dir: Path) -> AbstractContextManager[object]:
         raise SourceError(f"Another run is training in {run_dir}.") from error
     except OSError as error:
         raise SourceError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
+
+
+def refuse_foreign_folder(run_dir: Path) -> None:
+    """Make sure that a folder is of a run, or new, or holds nothing but hidden files."""
+    if run_dir.is_dir() and not (run_dir / RUN).exists():
+        names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
+        if foreign := sorted(names - _OWN):
+            raise SourceError(f"{run_dir} is no run directory: it holds {foreign[0]!r}. Choose another folder.")
 
 
 def check_config(run_dir: Path, config: Mapping[str, Any], *, begin: bool = True) -> None:

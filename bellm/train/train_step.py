@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,14 @@ from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
 from bellm.engine.packing_check import check_packing
 from bellm.engine.resources import default_batch_tokens, max_graph_tokens, num_concurrent_batches
-from bellm.errors import NoOpWarning
+from bellm.errors import BellmError, NoOpWarning
 from bellm.train.chunked_forward import ChunkedForward, Chunker
 from bellm.train.distributed import Distributed, FSDPRoot
-from bellm.train.embedded_batch import ResponseLogProbs, check_response_rows, make_embedded_batch
+from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, check_response_rows, make_embedded_batch
 from bellm.train.examples import Example
 from bellm.train.gradients import accumulate_gradients
 from bellm.train.objectives import Objective, needs_of
+from bellm.train.recipe import defined_in, user_errors
 from bellm.train.token_prediction import reference_log_probs
 
 
@@ -119,7 +121,7 @@ class TrainStep:
                     num_responses = [size - len(part) for size, part in zip(num_texts, parts, strict=True)]
                     gathered_R3 = torch.cat(self.distributed.all_gather(columns_R3, num_responses))
                     log_probs = ResponseLogProbs(*gathered_R3.view(len(examples), -1, 3).unbind(2))
-                return self.objective(make_embedded_batch(list(zip(vectors, parts, strict=True)), log_probs))
+                return self._loss(make_embedded_batch(list(zip(vectors, parts, strict=True)), log_probs))
 
             return self._accumulate(forwards, loss, seed, parts)
 
@@ -184,6 +186,19 @@ class TrainStep:
             self.distributed.sum_gradients(self.parameters.values())
         num_truncated = sum(forward.tokens.num_truncated for forward in forwards)
         return StepResult(float(value), num_tokens * counts, num_truncated * counts)
+
+    def _loss(self, batch: EmbeddedBatch) -> Tensor:
+        """The objective's loss, which has to be one number with a gradient."""
+        with user_errors(self.objective):
+            value: Any = self.objective(batch)
+        if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+            return value.squeeze()
+        came = f"{value!r:.60}"
+        if isinstance(value, Tensor):
+            came = f"one of shape {tuple(value.shape)}, {'with' if value.requires_grad else 'without'} a gradient"
+        file, line = defined_in(self.objective)
+        what = "an objective gives a tensor of one number, with a gradient"
+        raise BellmError(f"{file}, line {line}: {what}; this one gave {came}.")
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's part of the batch, in the order of ranks.

@@ -6,6 +6,8 @@ A checkpoint is one safetensors file, written atomically: weights, optimizer sta
 import copy
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,12 +22,13 @@ from torch import Tensor, nn
 from bellm.backbone import adapters
 from bellm.backbone.loading import resolve_dtype
 from bellm.encoder import Encoder
-from bellm.errors import SourceError
+from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
 from bellm.train.distributed import Distributed, gather_parameters, local_shard
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
 
 _WEIGHT, _MOMENT = "weight:", "moment:"
+_SMALL = 2**26  # Bytes that are written in a moment: a disk that refuses them does so soon enough.
 
 
 def load_untrained(recipe: Recipe, **overrides: Any) -> Encoder:
@@ -36,7 +39,9 @@ def load_untrained(recipe: Recipe, **overrides: Any) -> Encoder:
     if isinstance(recipe.model, Encoder):
         return recipe.model.replace(**recipe.encoder_options)
     encoder = Encoder.from_pretrained(recipe.model, **{**recipe.encoder_options, **overrides})
-    encoder.name = recipe.model
+    # Adapters that are saved alone find their base by this name, from whatever folder they are loaded.
+    alone = isinstance(recipe.tuning, LoRA) and not recipe.tuning.merged
+    encoder.name = os.path.abspath(recipe.model) if alone and os.path.exists(recipe.model) else recipe.model
     return encoder
 
 
@@ -47,6 +52,11 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     if recipe.sharded:
         overrides["device"] = "cpu"  # Devices get their shards later.
     encoder = load_untrained(recipe, **overrides)
+    if any(not weight.is_floating_point() for weight in encoder.model.parameters()):
+        raise BellmError(
+            f"{encoder.name} is quantized, and what is trained on it could not be saved. Give the model in full "
+            "precision; LoRA(four_bit=True) keeps its frozen weights in four bits while it trains."
+        )
     asked = recipe.encoder_options.get("dtype", "auto")
     if isinstance(recipe.model, Encoder):
         asked = recipe.model.dtype_name
@@ -67,6 +77,30 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     device = Distributed().device if recipe.sharded else encoder.device
     precision = resolve_dtype(asked, device) if full else encoder.model.dtype
     return encoder, None if precision == torch.float32 else precision
+
+
+def rehearse_saving(encoder: Encoder, recipe: Recipe, run_dir: Path) -> None:
+    """Write what an encoder is saved with besides its weights, and remove it, so that a failure shows before training.
+
+    A disk that is too small for a large model is refused too: for checkpoint, best weights and encoder, and the draft
+    that takes the place of each.
+    """
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".model-") as draft:
+        try:
+            encoder.model.config.save_pretrained(draft)
+            encoder.tokenizer.save_pretrained(draft)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+            raise BellmError(f"{encoder.name} could not be saved after training: {reason}") from error
+    alone = isinstance(recipe.tuning, LoRA) and not recipe.tuning.merged
+    weights = list(encoder.model.parameters())
+    learned, whole = ([w.nbytes for w in weights if w.requires_grad or every] for every in (False, not alone))
+    needed, free = 5 * sum(learned) + sum(whole), shutil.disk_usage(run_dir).free
+    if free < needed and needed > _SMALL:
+        raise SourceError(
+            f"{run_dir} has {free / 2**30:.1f} GiB left, and training there takes {needed / 2**30:.1f}. Choose another "
+            "disk, or make room."
+        )
 
 
 def rebuild_encoder(recipe: Recipe, learned: Mapping[str, Tensor]) -> Encoder:

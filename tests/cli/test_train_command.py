@@ -63,7 +63,7 @@ def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Enc
     assert records("out") == found
     other = bellm(*command, "--bidirectional=last:2", "--learning-rate=1e-2")
     assert other.exit_code == 1
-    assert other.stderr.startswith("bellm: out holds a run with other encoder_options (encoder_options was ")
+    assert other.stderr.startswith("bellm: out holds a run with other encoder_options (encoder_options")
     assert other.stderr.count("\n") == 1
 
 
@@ -115,6 +115,39 @@ def test_several_files_with_weights(tiny_folder: Path) -> None:
     assert len(records("out")) == 4
 
 
+def test_patterns_and_columns_by_name(tiny_folder: Path) -> None:
+    for part in (1, 2):
+        rows = [{"left side": f"{one.anchor} {part}", "right": one.positives[0]} for one in triplets(4)]
+        Path(f"part-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = bellm("train", tiny_folder, "--data=part-*.jsonl", "-o", "out", "--batch-size=2", "--max-steps=1")
+    assert "no column for anchor or positive. Columns: 'left side', 'right'. Name those that count" in result.stderr
+    options = ("--columns=anchor=left side,positive=right", "--batch-size=2", "--max-steps=1")
+    result = bellm("train", tiny_folder, "--data=part-*.jsonl*2", "-o", "out", *options)
+    assert (result.exit_code, result.stderr) == (0, "")
+    [source] = json.loads(Path("out/run.json").read_text())["data"]["sources"]
+    assert (source["name"], source["rows"], source["weight"]) == ("part-*.jsonl", 8, 2.0)
+
+
+def test_what_is_not_read_of_the_data_is_said(tiny_folder: Path) -> None:
+    rows = [{"premise": f"{one.anchor}", "hypothesis": one.positives[0], "label": 0, "id": 3} for one in triplets(4)]
+    rows += [{**row, "hypothesis": one.negatives[0], "label": 2} for row, one in zip(rows, triplets(4), strict=True)]
+    Path("nli.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = bellm("train", tiny_folder, "--data=nli.jsonl", "-o", "out", "--batch-size=2", "--max-steps=1")
+    assert result.exit_code == 0
+    unread, joined = result.stderr.splitlines()
+    assert unread.startswith("note: nli.jsonl: ")
+    assert "'id'" in unread
+    assert joined == "note: nli.jsonl: 8 rows of NLI make 4 triplets of premise, entailment and contradiction."
+    assert json.loads(Path("out/run.json").read_text())["data"]["sources"][0]["rows"] == 4
+
+
+def test_a_folder_of_something_else_is_refused(tiny_folder: Path) -> None:
+    result = bellm("train", tiny_folder, "--data=t.csv", "-o", ".")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr == "bellm: . is no run directory: it holds 't.csv'. Choose another folder.\n"
+    assert [path.name for path in Path().iterdir()] == ["t.csv"]
+
+
 def test_scores_meanwhile_choose_the_weights(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pairs(Path("data"), "dev")
     monkeypatch.setenv("BELLM_DATA", "data")
@@ -137,6 +170,17 @@ def test_scores_meanwhile_choose_the_weights(tiny_folder: Path, monkeypatch: pyt
     assert (low, high) == pytest.approx((found["low"], found["high"]), abs=0.2)
 
 
+def test_rated_pairs_of_your_own_choose_the_weights(tiny_folder: Path) -> None:
+    with Path("dev.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["sentence1", "sentence2", "score"])
+        table.writerows([one.anchor, one.positives[0], number % 5] for number, one in enumerate(triplets(12)))
+    result = bellm("train", tiny_folder, "--data=t.csv", "-o", "out", "--dev=dev.csv", "--dev-every=1", "--max-steps=2")
+    assert result.exit_code == 0, result.stderr
+    assert [record["dev"] is not None for record in records("out")] == [True]
+    assert "Best dev score" in Path("out/model/README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -150,12 +194,22 @@ def test_scores_meanwhile_choose_the_weights(tiny_folder: Path, monkeypatch: pyt
         (("MODEL", "--data=t.csv", "--learning-rate=-1"), "learning_rate=-1.0 must be more than 0."),
         (("MODEL", "--data=t.csv", "--dev=nothing"), "'nothing' is no task."),
         (("MODEL", "--data=t.csv", "--dev=sts"), "sts stands for several tasks."),
+        (("MODEL", "--data=t.csv", "--dev=STSBenchmark"), "STSBenchmark is a test set"),
+        (("MODEL", "--data=t.csv", "--epochs=inf"), "epochs=inf must be finite"),
+        (("MODEL", "--data="), "An empty name is no data"),
+        (("MODEL", "--data=no-*.csv"), "no-*.csv matches no file."),
+        (("typo.py", "--data=t.csv"), "typo.py, line 2: TypeError: "),
+        (("MODEL", "--data=likely.csv"), "'my_score' may be the score, and would not be read."),
+        (("MODEL", "--data=t.csv", "--columns=anchor=sent0,positive=nothing"), "no column 'nothing' for the positive"),
+        (("MODEL", "--data=t.csv", "--columns=anker=sent0"), "'anker=sent0' names no column of a part"),
         (("MODEL", "--data=t.csv", "--bidirectional=last:9"), "last:9"),
         (("MODEL", "--data=t.csv", "--max-tokens=5"), "max_tokens=5 leaves no room"),
     ],
 )
 def test_a_mistake_is_one_line(tiny_folder: Path, arguments: tuple[str, ...], said: str) -> None:
     Path("empty.py").write_text("nothing = 0\n")
+    Path("typo.py").write_text("from bellm.train import Recipe\nrecipe = Recipe(sed=3)\n")
+    Path("likely.csv").write_text("sentence1,sentence2,my_score\na,b,3\n")
     given = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
     result = bellm("train", *given, "-o", "out")
     assert result.exit_code == 1

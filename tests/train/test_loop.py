@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import signal
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bellm import Encoder
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, BellmWarning, SourceError
 from bellm.report.statistics import Score
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import train
-from bellm.train.objectives import CoSENT
+from bellm.train.objectives import GRL, AnglE, CoSENT, Espresso, InfoNCE, Objective
 from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
 from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, Interrupted
 from tests.train.conftest import Forks
@@ -399,6 +400,113 @@ def test_signals_are_as_they_were(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "out", progress=lambda *_: during.append(signal.getsignal(signal.SIGINT)))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert before[0] not in during
+
+
+# What would look finished, or crash at the end
+
+
+def rated(scores: list[float]) -> Dataset:
+    return Dataset("rated", [Example(f"text {at}", (f"other {at}",), score=score) for at, score in enumerate(scores)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size"),
+    [
+        (rated([1.0] * 40), 4),
+        (Dataset("pairs", [replace(row, negatives=()) for row in triplets(40)]), 1),
+        (Dataset("one", [Example("the anchor", (f"positive {at}",)) for at in range(40)]), 4),
+    ],
+    ids=["equal ratings", "batch size 1", "one anchor"],
+)
+@pytest.mark.filterwarnings("ignore:the 40 rows of one make 40 batches")
+def test_where_nothing_can_be_learned_no_encoder_comes_out(
+    recipe: Recipe, tmp_path: Path, rows: Dataset, batch_size: int
+) -> None:
+    wanted = replace(recipe, batch_size=batch_size)
+    with (
+        pytest.warns(BellmWarning, match="Step 1 has a loss whose gradient is 0: its rows teach nothing"),
+        pytest.raises(BellmError, match="So it was with all steps before") as refusal,
+    ):
+        train(wanted, [(rows, 1.0)], tmp_path / "out")
+    assert "\n" not in str(refusal.value)
+    assert len(records(tmp_path / "out")) == 9
+    assert not (tmp_path / "out" / MODEL).exists()
+
+
+def test_some_steps_without_a_gradient_are_said_once(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.warns(BellmWarning) as caught:
+        train(replace(recipe, batch_size=2), [(rated([1.0] * 9 + [0.0] * 9), 1.0)], tmp_path / "out")
+    assert len([warning for warning in caught if "gradient is 0" in str(warning.message)]) == 1
+    assert (tmp_path / "out" / MODEL).exists()
+
+
+def test_junk_in_the_metrics_costs_no_model(recipe: Recipe, tmp_path: Path) -> None:
+    whole = run(recipe, tmp_path / "whole").encode(["Snow"])
+    run(recipe, tmp_path / "out", until=2)
+    with (tmp_path / "out" / METRICS).open("ab") as file:
+        file.write(b"\xff not a record\n[]\n")
+    assert (run(recipe, tmp_path / "out").encode(["Snow"]) == whole).all()
+    assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
+
+
+def test_a_folder_of_something_else_is_refused_and_left_as_it_was(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SourceError, match=r"is no run directory: it holds 'notes\.txt'"):
+        run(recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "said"),
+    [
+        (CoSENT(), dataset(6), "needs pairs with a score"),
+        (InfoNCE(), rated([1.0, 2.0]), "and the data has scores"),
+        (AnglE(), Dataset("pairs", [replace(row, negatives=()) for row in triplets(6)]), "rated pairs or triplets"),
+        (GRL(), Dataset("pairs", [replace(row, negatives=()) for row in triplets(6)]), "each row needs one positive"),
+        (Espresso(dims=64), rated([1.0, 2.0]), "and the data has scores"),
+    ],
+)
+def test_rows_that_an_objective_cannot_take_show_before_a_model_is_loaded(
+    recipe: Recipe, tmp_path: Path, objective: Objective, rows: Dataset, said: str
+) -> None:
+    with pytest.raises(BellmError, match=said):
+        train(replace(recipe, model="not/there", objective=objective), [(rows, 1.0)], tmp_path / "out")
+
+
+def returns_none(_batch: object) -> None: ...
+
+
+def fails(batch: Any) -> Any:
+    return batch.anchors
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"objective": returns_none},
+            "an objective gives a tensor of one number, with a gradient; this one gave None.",
+        ),
+        ({"objective": lambda batch: batch.anchors_BD}, "this one gave one of shape (4, 32), with a gradient."),
+        (
+            {"objective": lambda batch: batch.anchors_BD.sum().detach()},
+            "this one gave one of shape (), without a gradient.",
+        ),
+        ({"objective": fails}, "AttributeError: 'EmbeddedBatch' object has no attribute 'anchors'"),
+        ({"dev": lambda encoder: encoder.nothing, "dev_every": 1}, "AttributeError: 'Encoder' object has no attribute"),
+        ({"dev": lambda _: None, "dev_every": 1}, "TypeError: float() argument"),
+        ({"dev": lambda _: math.nan, "dev_every": 1}, "The dev score is nan"),
+    ],
+)
+def test_a_function_of_the_user_that_fails_is_one_line_with_its_place(
+    recipe: Recipe, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BellmError) as refusal:
+        run(replace(recipe, **change), tmp_path / "out")
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    if "dev score" not in said:
+        assert re.match(rf"{re.escape(__file__)}, line \d+: ", str(refusal.value))
 
 
 # An encoder in place of its source

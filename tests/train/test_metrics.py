@@ -1,10 +1,11 @@
 """Metrics where TensorBoard finds them."""
 
+import json
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bellm.train.metrics import TensorBoardLog
+from bellm.train.metrics import MetricsLog, TensorBoardLog, training_card
 
 
 def test_tensorboard_reads_what_was_logged_and_steps_taken_again_count_once(tmp_path: Path) -> None:
@@ -24,3 +25,32 @@ def test_tensorboard_reads_what_was_logged_and_steps_taken_again_count_once(tmp_
 def test_nothing_is_written_before_the_first_step(tmp_path: Path) -> None:
     TensorBoardLog(tmp_path / "log")
     assert not (tmp_path / "log").exists()
+
+
+def test_what_is_no_record_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = [{"step": step, "loss": 0.5, "dev": None} for step in (1, 2, 3)]
+    junk = [b"\xff\xfe", b"[1, 2]", b"null", b'{"step": 2}', b'{"step": "x", "loss": 1, "dev": null}', b"7", b"", b"{"]
+    lines = [json.dumps(record).encode() for record in good]
+    path.write_bytes(b"\n".join([junk[0], lines[0], *junk[1:], lines[1], lines[2], b'{"step": 4, "lo']))
+    log = MetricsLog(path, 2)
+    assert log.records() == good[:2]
+    log.add(good[2])
+    assert log.records() == good
+    assert path.read_bytes() == b"".join(line + b"\n" for line in lines)
+
+
+def test_a_card_shows_no_folders() -> None:
+    config = {
+        "model": "/home/ada/models/base",
+        "encoder_options": {"prompt": "Say: {text}", "device": "cpu"},
+        "objective": "InfoNCE(guide='runs/b/model', dims=(8, 16))",
+        "dev": "DevEvaluator(task='pairs.csv', data='~/data')",
+        "data": {"sources": [{"name": "owner/pairs"}]},
+    }
+    card = training_card(config, {"best": None, "num_truncated": 0}, [{"step": 1, "loss": 0.5, "dev": None}])
+    assert "| model | `base` |" in card
+    assert "{'prompt': 'Say: {text}', 'device': 'cpu'}" in card
+    assert "InfoNCE(guide='model', dims=(8, 16))" in card
+    assert "data='data'" in card
+    assert "owner/pairs" in card

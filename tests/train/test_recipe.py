@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bellm.errors import BellmError
+from bellm.errors import BellmError, SourceError
 from bellm.prompts import Prompt
 from bellm.train.embedded_batch import EmbeddedBatch
 from bellm.train.objectives import GRL, AnglE, CoSENT, InfoNCE
-from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe, Schedule
+from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe, Schedule, load_recipe
 
 
 def score(_encoder: object) -> float:
@@ -33,6 +33,8 @@ def quiet(batch: EmbeddedBatch) -> Any:
         ({"patience": 0, "dev": score}, "patience=0 is too small: give at least 1."),
         ({"patience": 3}, "patience counts dev scores: give dev too."),
         ({"epochs": 0}, "epochs=0 must be more than 0."),
+        ({"epochs": math.inf}, "epochs=inf must be finite; max_steps ends a run early."),
+        ({"learning_rate": math.inf}, "learning_rate=inf must be finite; max_steps ends a run early."),
         ({"epochs": float("nan")}, "epochs=nan must be more than 0."),
         ({"learning_rate": -1e-3}, "learning_rate=-0.001 must be more than 0."),
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 must be more than 0."),
@@ -131,3 +133,39 @@ def test_heights_begin_low_and_end_as_scheduled(schedule: Schedule, warmup: floa
     assert heights[warm:] == pytest.approx(wanted)
     if warm < total and schedule != "constant":
         assert recipe.lr_factor(total, total) == pytest.approx(0)
+
+
+HEAD = "from bellm.train import LoRA, Recipe\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + "recipe = Recipe(model='x'\n", ", line 3: '(' was never closed"),
+        ("import not_installed\n", ", line 1: ModuleNotFoundError: No module named 'not_installed'"),
+        (HEAD + "rate = 1 / 0\n", ", line 3: ZeroDivisionError: division by zero"),
+        (
+            HEAD + "recipe = Recipe(\n    learning_rat=1e-3,\n)\n",
+            ", line 3: TypeError: Recipe.__init__() got an unexpected keyword argument 'learning_rat'. Did you mean "
+            "learning_rate?",
+        ),
+        (HEAD + "def tuned():\n    return LoRA(rnk=3)\n\n\nrecipe = Recipe(tuning=tuned())\n", ", line 4: TypeError"),
+        (HEAD + "recipe = Recipe(batch_size=0)\n", ", line 3: batch_size=0 is too small: give at least 1."),
+        (HEAD + "raise ValueError('one\\ntwo')\n", ", line 3: ValueError: one two"),
+        ("recipe = 3\n", " names no `recipe`. It should end with: recipe = Recipe(...)."),
+        ("\0", ": "),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_one_line_with_its_number(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "recipe.py").write_text(text, encoding="utf-8")
+    with pytest.raises(SourceError) as refusal:
+        load_recipe(tmp_path / "recipe.py")
+    assert str(refusal.value).startswith(f"{tmp_path / 'recipe.py'}{said}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_recipe_is_found(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text(HEAD + "recipe = Recipe(seed=7)\n", encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.py") == Recipe(seed=7)
+    with pytest.raises(SourceError, match=r"There is no recipe .*none\.py"):
+        load_recipe(tmp_path / "none.py")

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from bellm.errors import SourceError
-from bellm.train.run_dir import BEST, CHECKPOINT, MODEL, RUN, check_config, lock_run_dir
+from bellm.train.run_dir import (
+    BEST,
+    CHECKPOINT,
+    MODEL,
+    RUN,
+    check_config,
+    lock_run_dir,
+    refuse_foreign_folder,
+)
 
 OURS = {"steps": 3, "data": {"rows": 5}, "seed": 1}
 
@@ -52,3 +60,15 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         pass
     with lock_run_dir(tmp_path):
         pass
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    refuse_foreign_folder(tmp_path / "new")
+    (tmp_path / ".lock").touch()
+    (tmp_path / "tensorboard").mkdir()
+    refuse_foreign_folder(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SourceError, match=r"is no run directory: it holds 'thesis\.tex'\. Choose another folder"):
+        refuse_foreign_folder(tmp_path)
+    check_config(tmp_path, OURS)
+    refuse_foreign_folder(tmp_path)

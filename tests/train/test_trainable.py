@@ -2,8 +2,10 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,15 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
+from bellm.backbone.adapters import quantize_4bit
 from bellm.errors import BellmError
+from bellm.train import trainable
+from bellm.train.loop import train
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
 from bellm.train.train_step import TrainStep
 from bellm.train.trainable import export_encoder, load_trainable
 from bellm.types import Vectors
-from tests.train.rows import triplets
+from tests.train.rows import dataset, triplets
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
 
@@ -147,15 +152,66 @@ def fingerprint_in(folder: Path) -> Vectors:
     return found
 
 
+def test_adapters_alone_find_their_base_from_another_folder(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    recipe = Recipe(model=f"./{tiny_folder.name}", tuning=LoRA(rank=2, merged=False))
+    encoder = export_encoder(taught(recipe, 1), recipe)
+    encoder.save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    assert Encoder.from_pretrained("saved").encode(TEXTS).shape == (4, 32)
+
+
+def test_what_saving_would_refuse_is_refused_before_the_first_step(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, steps = Recipe(model=str(tiny_folder), tuning=LoRA(rank=2), max_steps=2), []
+
+    def refused() -> str:
+        with pytest.raises(BellmError) as refusal:
+            train(recipe, [(dataset(6), 1.0)], tmp_path / "out", progress=lambda *given: steps.append(given))
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    def fails(*_: object, **__: object) -> None:
+        raise NotImplementedError("This tokenizer\nhas no file.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerFast, "save_pretrained", fails)
+        assert "could not be saved after training: NotImplementedError: This tokenizer has no file." in refused()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        patch.setattr(trainable, "_SMALL", 2000)
+        assert "has 0.0 GiB left, and training there takes 0.0" in refused()
+    assert steps == []
+    assert not list((tmp_path / "out").glob(".model-*"))
+    train(recipe, [(dataset(6), 1.0)], tmp_path / "out")
+
+
+def test_a_quantized_base_is_refused(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    encoder = wide_encoder(tiny_model, tiny_tokenizer)
+    quantize_4bit(encoder.model)
+    with pytest.raises(
+        BellmError, match=r"is quantized, and what is trained on it could not be saved\. Give the model"
+    ):
+        load_trainable(Recipe(model=encoder))
+
+
+def wide_encoder(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """One whose weights fill the blocks of 64 that four bits take."""
+    config = copy.deepcopy(model.config)
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
+    torch.manual_seed(0)
+    return Encoder.from_pretrained(LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
+
+
 def test_weights_of_four_bits_learn_and_adapters_go_onto_whole_ones(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    config = copy.deepcopy(tiny_model.config)
-    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16  # Blocks are of 64 weights.
-    torch.manual_seed(0)
-    Encoder.from_pretrained(LlamaForCausalLM(config).eval(), tokenizer=tiny_tokenizer).save_pretrained(
-        tmp_path / "wide"
-    )
+    wide_encoder(tiny_model, tiny_tokenizer).save_pretrained(tmp_path / "wide")
     recipe = Recipe(model=str(tmp_path / "wide"), tuning=LoRA(rank=3, four_bit=True))
     whole = dict(Encoder.from_pretrained(tmp_path / "wide").model.named_parameters())
     encoder, _ = load_trainable(recipe)
