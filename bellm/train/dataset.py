@@ -26,7 +26,7 @@ from bellm.errors import BellmWarning, SourceError
 from bellm.io.formats import FORMATS, Row, quote_names
 from bellm.io.hub import refuse_missing_data
 from bellm.io.rows import RowFile, expand_inputs, parse_columns
-from bellm.io.streams import content_suffix
+from bellm.io.streams import COMPRESSIONS, content_suffix
 from bellm.train.examples import (
     Columns,
     Example,
@@ -146,8 +146,7 @@ def load_dataset(source: PathLike, columns: Columns | str | None = None) -> Data
 def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[Example | Rejection]:
     """Read a source row by row, in memory that does not depend on its length.
 
-    It is a file that ends in .jsonl, .csv, .tsv or .parquet, or in one of these and .gz, or a pattern of such files
-    (`pairs-*.csv`). Else it is a folder of such files, or a data set of the Hub, through `datasets`, with its
+    It is a table in one of the formats of `bellm.io`, compressed or not, or a pattern of such files (`pairs-*.csv`). Else it is a folder of such files, or a data set of the Hub, through `datasets`, with its
     configuration and its split unless that is train: `user/pairs?config=english&split=dev`. Columns go by their names
     unless they are given; see `bellm.train.examples`.
 
@@ -181,7 +180,8 @@ class _Reader:
         elif content_suffix(name) in _TABLES:
             rows = RowFile(name).rows(lambda names: [*itertools.chain(*self._match(*names).values())], skip_blank=True)
         else:
-            raise SourceError(f"{name}: its suffix is none of {', '.join(_TABLES)}, nor one of these and .gz.")
+            known = f"{', '.join(_TABLES)}, nor one of these and {', '.join(COMPRESSIONS)}"
+            raise SourceError(f"{name}: its suffix is none of {known}.")
         for row in rows:
             try:
                 if example := self._parse(row):
@@ -263,5 +263,6 @@ def _dataset_rows(name: str) -> Iterator[Row]:
         for number, cells in enumerate(rows, 1):
             yield Row(f"row {number}", cells)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SourceError(f"{name}: there is no such folder, or datasets cannot read it: {reason}") from error
+        reason = " ".join(str(error).split())[:240]
+        what = "" if os.path.isdir(path) else "there is no such folder, or "
+        raise SourceError(f"{name}: {what}datasets cannot read it: {reason}") from error
