@@ -146,9 +146,10 @@ def load_dataset(source: PathLike, columns: Columns | str | None = None) -> Data
 def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[Example | Rejection]:
     """Read a source row by row, in memory that does not depend on its length.
 
-    It is a table in one of the formats of `bellm.io`, compressed or not, or a pattern of such files (`pairs-*.csv`). Else it is a folder of such files, or a data set of the Hub, through `datasets`, with its
-    configuration and its split unless that is train: `user/pairs?config=english&split=dev`. Columns go by their names
-    unless they are given; see `bellm.train.examples`.
+    It is a table in one of the formats of `bellm.io`, compressed or not, or a pattern of such files (`pairs-*.csv`).
+    Else it is a folder of them, or a data set of the Hub, through `datasets`, with its configuration and its split
+    unless that is train: `user/pairs?config=english&split=dev`. Columns go by their names unless they are given; see
+    `bellm.train.examples`.
 
     All rows have scores or none has: no loss takes both, so the first good row decides. Rows of NLI come at the end,
     joined to triplets.
