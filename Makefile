@@ -7,7 +7,7 @@ demo: .venv/installed  ## open layers of SmolLM2, embed sentences, show what cam
 	$(BIN)/python examples/first_result.py
 
 test: .venv/installed-dev  ## all tests but the slow ones; with research data where BELLM_DATA or ../shared/data has it
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed-dev  ## the long way of what `make test` does the short way
 	$(BIN)/python -m pytest -m slow
