@@ -32,7 +32,7 @@ def embed_command(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, also with .gz, folders or patterns of them, "
+            help="Texts: .txt (one a line), .jsonl, .json, .csv, .tsv, .parquet, compressed or not, folders, patterns, "
             "or - for lines from a pipe.",
         ),
     ],

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 
 Source = Annotated[str, typer.Argument(help="Hub id, model folder, .gguf file, saved bellm encoder, or smollm2.")]
-Column = Annotated[str, typer.Option(help="Which column of .jsonl, .csv, .tsv or .parquet holds the texts.")]
+Column = Annotated[
+    str,
+    typer.Option(
+        "--column",
+        "--columns",
+        metavar="COLUMN|text=COLUMN,id=COLUMN",
+        help="Which column of a table or of JSON holds the texts, and which the ids.",
+    ),
+]
 BatchTokens = Annotated[
     int | None,
     typer.Option(

@@ -77,8 +77,8 @@ def search_command(
         str,
         typer.Option(
             "--in",
-            help="Texts: .txt, .jsonl, .csv, .tsv, .parquet, also with .gz, or -; or a corpus folder that bellm index "
-            "has seen.",
+            help="Texts: .txt, .jsonl, .json, .csv, .tsv, .parquet, compressed or not, or -; or a corpus that "
+            "bellm index has seen.",
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 10,

@@ -144,7 +144,7 @@ def embed_corpus(
         inputs: Files, folders, patterns, or `-` for standard input; see `bellm.io.rows.expand_inputs`.
         out: The folder; made if it is not there.
         source: What `Encoder.from_pretrained` was given, for the manifest.
-        column: Where tables hold the texts.
+        column: Where tables hold the texts; or `text=COLUMN,id=COLUMN`.
         id_column: Where tables hold ids; without it an id is `FILE:ROW`, the file as it was named.
         input_type: Which of the prompt's templates is used.
         precision: How vectors are kept.
@@ -172,7 +172,7 @@ def embed_corpus(
         raise BellmError("--devices belongs to --engine local: each worker of Ray takes the device that it is given.")
     for device in devices:
         resolve_device(device)
-    columns = TextColumns(column, id_column)
+    columns = TextColumns.parse(column, id_column)
     files = expand_inputs(inputs, skip=out)
     check_columns(files, columns)
     start = time.perf_counter()
@@ -187,8 +187,8 @@ def embed_corpus(
             input_type=input_type,
             precision=precision,
             keep_text=keep_text,
-            column=column,
-            id_column=id_column,
+            column=columns.text,
+            id_column=columns.id,
         )
         with lock_corpus(out):
             digest = check_corpus_config(out, config, embedder)

@@ -88,6 +88,19 @@ class TextColumns(NamedTuple):
     text: str = "text"
     id: str | None = None
 
+    @classmethod
+    def parse(cls, text: str, id: str | None = None) -> "TextColumns":
+        """The columns as users write them: that of the texts, or `text=COLUMN,id=COLUMN`.
+
+        >>> TextColumns.parse("text=body,id=url")
+        TextColumns(text='body', id='url')
+        """
+        given = parse_columns(text, cls._fields) if "=" in text else {"text": [text]}
+        given.setdefault("text", ["text"])
+        if twice := [part for part, columns in given.items() if len(columns) > 1]:
+            raise SourceError(f"{text!r} names more than one column for the {twice[0]}, which has one.")
+        return cls(*given["text"], *given.get("id", [id]))
+
     def select(self, names: Sequence[str]) -> list[str]:
         """The columns that are read; an empty file has none, and no rows either. Ids need not be there."""
         if not names:
@@ -150,7 +163,10 @@ def read_texts(files: str | Sequence[str], column: str = "text") -> list[str]:
     Warns:
         BellmWarning: There are columns that are not read.
     """
-    sources = [TextFile(file, TextColumns(column)) for file in ([files] if isinstance(files, str) else files)]
+    columns = TextColumns.parse(column)
+    if columns.id is not None:
+        raise SourceError(f"{column!r}: only a corpus folder keeps ids. Name the column of the texts alone.")
+    sources = [TextFile(file, columns) for file in ([files] if isinstance(files, str) else files)]
     texts = []
     for source in sources:
         for row in source.texts():

@@ -382,6 +382,13 @@ def test_duplicate_and_missing_ids_are_counted_and_said(tiny_encoder: Encoder) -
         assert (found["rows"], found["unreadable"], found["numbered"], found["duplicate_ids"]) == (7, 0, 3, 2)
 
 
+def test_columns_may_be_named_in_one(tiny_encoder: Encoder) -> None:
+    Path("a.jsonl").write_text('{"key": "a", "body": "x"}\n')
+    run(tiny_encoder, "a.jsonl", column="body", id_column="key")
+    assert run(tiny_encoder, "a.jsonl", column="text=body,id=key").new_rows == 0
+    assert table().column("id").to_pylist() == ["a"]
+
+
 def test_a_column_of_ids_that_no_file_has_is_refused(tiny_encoder: Encoder) -> None:
     with pytest.raises(SourceError, match=r"No file has ids in a column 'key'\. Choose with --id-column"):
         run(tiny_encoder, lines("a.txt", TEXTS), id_column="key")

@@ -272,7 +272,18 @@ def test_columns_that_are_not_read_are_named_once(tmp_path: Path) -> None:
     assert note.endswith("a.csv and 2 more: not read: columns 'label', 'a', 'b', 'c'.")
 
 
-def test_columns_as_users_write_them() -> None:
+def test_columns_as_users_write_them(tmp_path: Path) -> None:
+    file = written(tmp_path, ".jsonl", b'{"body": "x", "text": "y", "a=b": "z"}\n')
+    for column, text in (("text=body", "x"), ("text", "y"), ("text=a=b", "z")):
+        with pytest.warns(BellmWarning, match="not read"):
+            assert read_texts(file, column) == [text]
+    for column, message in (
+        ("text=body,id=text", "only a corpus folder keeps ids"),
+        ("text=a,text=b", "more than one"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            read_texts(file, column)
+    assert TextColumns.parse("id=key", None) == TextColumns("text", "key")
     assert parse_columns("text=my text,id= key ", ("text", "id")) == {"text": ["my text"], "id": [" key "]}
     for wrong in ("body", "txt=body", "text=", "text=a,"):
         with pytest.raises(
