@@ -25,7 +25,7 @@ from bellm.data.retrieval import RetrievalData, read_beir_folder
 from bellm.data.sts import STSPairs, clean_text
 from bellm.errors import SourceError
 from bellm.io.formats import text_problem
-from bellm.io.rows import RowFile, parse_columns
+from bellm.io.rows import RowFile, parse_columns, warn_unread
 
 PARTS = {
     "anchor": "sentence1 sentencea text1 texta question1 premise anchor query sent0",
@@ -65,13 +65,15 @@ def read_own_data(
         return list(parts.values())
 
     rows: list[tuple[str, dict[str, str | float]]] = []
-    for row in RowFile(path).rows(select, strict=True, skip_blank=True):
+    source = RowFile(path)
+    for row in source.rows(select, strict=True, skip_blank=True):
         place = f"{path}, {row.place}"
         if not isinstance(row.cells, dict):
             raise SourceError(f"{place}: {str(row.cells)[:40]!r} has no columns. {_needed()}")
         rows.append((place, {part: _cell(place, part, row.cells[name]) for part, name in parts.items()}))
     if not rows:
         raise SourceError(f"{path} holds no rows. {_needed()}")
+    warn_unread([source])
     if "text" in parts:
         _, labels_N = np.unique([str(row["label"]) for _, row in rows], return_inverse=True)
         return LabeledTexts(path, (tuple(str(row["text"]) for _, row in rows),), labels_N.astype(np.int64))

@@ -7,7 +7,9 @@ import pytest
 
 from bellm.data import LabeledTexts, RetrievalData, STSPairs
 from bellm.data.own_files import read_own_data
-from bellm.errors import SourceError
+from bellm.errors import BellmWarning, SourceError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*not read:bellm.errors.BellmWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,11 @@ def test_what_is_no_task_is_said_with_its_place(header: str, rows: list[str], me
         read_own_data(table(header, *rows))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_columns_that_are_not_read_are_named() -> None:
+    with pytest.warns(BellmWarning, match=r"^own\.tsv: not read: columns 'year', 'genre'\.$"):
+        read_own_data(table("year|sentence1|sentence2|score|genre", "2012|a|b|1.5|x", "2013|c|d|2|y"))
 
 
 def test_rows_with_other_columns_than_the_first_are_refused() -> None:
