@@ -149,14 +149,18 @@ def weights_digest(model: torch.nn.Module) -> str:
     Names and the language-model head do not count, because vectors do not depend on them. Empty where a weight is not
     in memory.
     """
-    decoder = get_decoder(model)
-    weights = list(decoder.parameters())
+    return parameters_digest(get_decoder(model))
+
+
+def parameters_digest(module: torch.nn.Module) -> str:
+    """Digest of all weights of a module, in their order; see `weights_digest`."""
+    weights = list(module.parameters())
     if any(weight.is_meta for weight in weights):
         return ""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Hashing lets go of the interpreter.
-        digests = sorted(pool.map(_digest_tensor, weights))
+        digests = pool.map(_digest_tensor, weights)
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
-    has_adapters = any("lora_" in name for name, _ in decoder.named_parameters())
+    has_adapters = any("lora_" in name for name, _ in module.named_parameters())
     form = "+".join([*dtypes, *["adapters"] * has_adapters])
     return f"{form}:{hashlib.blake2b(b''.join(digests), digest_size=16).hexdigest()}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from bellm import saving
 from bellm.encoder import Encoder
@@ -146,6 +147,11 @@ def open_cache(embedder: Embedder, folder: Path, fingerprint: Vectors, what: str
         what: What is kept instead of the embedder's own vectors.
     """
     described = embedder.describe()
-    identity = encoder_identity(embedder) if isinstance(embedder, Encoder) else json.dumps(described)
+    if isinstance(embedder, Encoder):
+        identity = encoder_identity(embedder)
+    else:
+        model = getattr(embedder, "model", None)
+        weights = saving.parameters_digest(model) if isinstance(model, torch.nn.Module) else ""
+        identity = f"{json.dumps(described)} {weights}".rstrip()
     dtype = str(described.get("dtype"))
     return VectorCache(folder, f"{identity} {what}".rstrip(), fingerprint, tolerances(dtype, dtype).fingerprint)

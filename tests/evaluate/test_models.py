@@ -46,6 +46,33 @@ def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_pa
     assert (first.encode(["Snow"]) != second.encode(["Snow"])).any()
 
 
+def test_layers_in_another_order_are_another_model(tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = Encoder.from_pretrained(tiny_folder), Encoder.from_pretrained(tiny_folder)
+    layers = second.model.model.layers
+    layers[0].load_state_dict(first.model.model.layers[1].state_dict())
+    layers[1].load_state_dict(first.model.model.layers[0].state_dict())
+    assert encoder_identity(first) != encoder_identity(second)
+
+
+def test_a_sentence_transformers_model_that_was_trained_on_has_vectors_of_its_own(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    models = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    from sentence_transformers import SentenceTransformer
+
+    module = models.Transformer(str(tiny_folder))
+    model = SentenceTransformer(modules=[module, models.Pooling(module.get_embedding_dimension(), "mean")])
+    vectors = []
+    for _ in range(2):
+        model.save(str(tmp_path / "model"))
+        [loaded] = load_models([f"st:{tmp_path / 'model'}"], tmp_path / "cache")
+        vectors.append(loaded.vectors(["Snow"]))
+        np.testing.assert_array_equal(vectors[-1], loaded.encode(["Snow"], "text"))
+        with torch.no_grad():  # So little that rounding could explain it.
+            next(model.parameters()).mul_(1 + 1e-4)
+    assert (vectors[0] != vectors[1]).any()
+
+
 def test_roles_have_vectors_of_their_own(tiny_encoder: Encoder, tmp_path: Path) -> None:
     encoder = tiny_encoder.replace(prompt="instruct:Find the same thing")
     model = EvaluatedModel.of(encoder, "tiny", tmp_path)
