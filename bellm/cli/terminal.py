@@ -27,7 +27,11 @@ class OneValueCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line."""
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        except _UsageError as error:
+            error.ctx = ctx
+            raise
         for option in given:
             if option.param_type_name == "option" and not option.multiple and given.count(option) > 1:
                 names = "/".join((*option.opts, *option.secondary_opts))

@@ -31,7 +31,7 @@ from bellm.io import atomic
 from bellm.io.rows import TextColumns, check_columns, expand_inputs
 from bellm.io.streams import STDIN
 from bellm.pool import EncoderPool
-from bellm.saving import FINGERPRINT_FILE
+from bellm.saving import FINGERPRINT_FILE, SETTINGS_FILE
 from bellm.text_files import on_devices, run_summary
 from bellm.types import Embedder, InputType
 
@@ -214,7 +214,8 @@ def embed_corpus(
 def lock_corpus(out: Path) -> Iterator[None]:
     """Hold the lock of a corpus folder: make it if need be, and remove the drafts of a process that was killed."""
     try:
-        is_ours = (out / FINGERPRINT_FILE).exists() or not out.exists()
+        # A saved encoder has a fingerprint too.
+        is_ours = not out.exists() or ((out / FINGERPRINT_FILE).exists() and not (out / SETTINGS_FILE).exists())
         if not is_ours and any(path.name not in _FILES and path.suffix != atomic.DRAFT for path in out.iterdir()):
             raise SourceError(f"{out} holds other files and is no corpus of bellm. Give a new folder.")
         (out / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
