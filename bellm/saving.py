@@ -2,30 +2,29 @@
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
 from bellm.backbone.architecture import get_decoder
+from bellm.backbone.source_layouts import ADAPTER_FILE, SETTINGS_FILE, fetch_layout, load_adapted
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
 
-SETTINGS_FILE = "bellm.json"
 FINGERPRINT_FILE = "fingerprint.safetensors"
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
-"""Files of a saved encoder; nothing else is fetched from the Hub."""
 
 FINGERPRINT_TEXTS = (
     "A heron stands in the shallow water.",
@@ -34,8 +33,6 @@ FINGERPRINT_TEXTS = (
     "Snow",
 )
 """Texts whose vectors tell one encoder from another."""
-
-_ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -51,19 +48,8 @@ class SavedEncoder:
 
 def find_saved(source: str) -> Path | None:
     """Folder of a saved encoder, fetched from the Hub where necessary; None for any other source."""
-    if (Path(source) / SETTINGS_FILE).is_file():
-        return Path(source)
-    if not loading.is_hub_id(source):
-        return None
-    if (reached := loading.reach(source)) != source:
-        return find_saved(reached)
-    try:
-        huggingface_hub.hf_hub_download(source, SETTINGS_FILE)
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=PATTERNS))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SourceError(f"{source} cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
+    folder = fetch_layout(source)
+    return folder if folder and (folder / SETTINGS_FILE).is_file() else None
 
 
 def push_folder(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
@@ -86,6 +72,7 @@ def write_saved(
 
     The model is causal, or has unmerged adapters; `notes` is Markdown for the end of the model card.
     """
+    _mend_generation_config(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     facts = {"bellm": __version__, "base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
@@ -130,17 +117,9 @@ def load_saved(folder: Path, saved: SavedEncoder, **options: Any) -> loading.Loa
 
     Options are those of `loading.load_pretrained`.
     """
-    if not (folder / _ADAPTER_FILE).is_file():
-        return loading.load_pretrained(folder, **options)
-    try:
-        from bellm.backbone import adapters
-
-        loaded = loading.load_pretrained(saved.base_model, **options)
-    except ImportError as error:
-        raise SourceError(f"{folder} holds adapters, which need peft: pip install 'bellm[train]'.") from error
-    except SourceError as error:
-        raise SourceError(f"{folder} holds adapters, and their base model is not there: {error}") from error
-    return replace(loaded, model=adapters.load_adapters(loaded.model, folder))
+    if (folder / ADAPTER_FILE).is_file():
+        return load_adapted(folder, saved.base_model, **options)
+    return loading.load_pretrained(folder, **options)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -188,14 +167,26 @@ def _digest_tensor(weight: torch.Tensor) -> bytes:
     return digest.digest()
 
 
+def _mend_generation_config(model: PreTrainedModel) -> None:
+    """Make a generation config that contradicts itself one that transformers agrees to save; vectors need none."""
+    if getattr(model, "generation_config", None) is None:
+        return
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+
+
 def _card(saved: SavedEncoder) -> str:
     values = saved.config.to_dict()
     values["bidirectional"] = f"`{values['bidirectional']}` of {saved.num_layers}"
     values["prompt"] = f"{values['prompt']}: `{values['template']}`"
     settings = "\n".join(f"| {name.replace('_', ' ')} | {values[name]} |" for name in setting_names())
+    hub_id, _ = loading.split_revision(saved.base_model)
+    # Cards are public: a name that is not of the Hub is refused there, and a path is nobody's affair.
+    is_public = loading.is_hub_id(hub_id) and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id)
     return f"""---
-base_model: {saved.base_model}
-library_name: bellm
+{f"base_model: {hub_id}{chr(10)}" if is_public else ""}library_name: bellm
 tags: [bellm, sentence-embeddings, bidirectional-attention]
 ---
 
@@ -203,7 +194,7 @@ tags: [bellm, sentence-embeddings, bidirectional-attention]
 
 | | |
 |---|---|
-| base model | `{saved.base_model}` |
+| base model | `{saved.base_model if is_public else Path(saved.base_model).name}` |
 {settings}
 | dtype | {saved.dtype} |
 

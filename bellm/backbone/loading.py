@@ -35,6 +35,14 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
 
+    def __post_init__(self) -> None:
+        """Refuse a model of which some weights are elsewhere: nothing could copy or check them."""
+        if any(weight.is_meta for weight in self.model.parameters()):
+            raise SourceError(
+                f"{self.name} has weights that are not in memory (offloaded, or on the meta device). Load all of it, "
+                "in a smaller dtype or over more devices."
+            )
+
 
 def load_pretrained(
     source: str | os.PathLike[str] | PreTrainedModel,
@@ -44,6 +52,7 @@ def load_pretrained(
     device: str = "auto",
     attention: str = "auto",
     trust_remote_code: bool = False,
+    device_map: Any = None,
 ) -> LoadedModel:
     """Load a decoder-only model, ready for inference.
 
@@ -55,23 +64,28 @@ def load_pretrained(
         device: A torch device, or `auto`: cuda, then mps, then cpu.
         attention: Attention implementation of transformers, or `auto` for its default.
         trust_remote_code: Whether the source may bring Python code of its own.
+        device_map: Spread the layers over devices, as transformers and accelerate do it: `auto` or a map.
     """
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise SourceError(
                 "A loaded model needs its tokenizer: Encoder.from_pretrained(model, tokenizer=tokenizer)."
             )
-        if (dtype, device, attention) != ("auto", "auto", "auto"):
+        if (dtype, device, attention, device_map) != ("auto", "auto", "auto", None):
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
         check_kind(source.config, type(source).__name__)
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
-    path, gguf = _locate(os.fspath(source))
+    path, revision = split_revision(os.fspath(source))
+    path, gguf = _locate(path, revision)
     check_files(Path(path), [gguf] if gguf else ["*.safetensors", "*.json", "*.model"])
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"gguf_file": gguf} if gguf else {})}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options |= {name: value for name, value in (("gguf_file", gguf), ("revision", revision)) if value}
     target = resolve_device(device)
     weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target), "use_safetensors": None if gguf else True}
     if attention != "auto":
         weights["attn_implementation"] = attention
+    if device_map is not None:
+        weights["device_map"] = device_map
     if gguf and hasattr(transformers, "GgufConfig"):
         # Newer versions keep GGUF weights packed unless told otherwise, and a packed model cannot be saved.
         weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -85,7 +99,7 @@ def load_pretrained(
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{source} cannot be loaded: {_brief(error)}") from error
     try:
-        model.to(target)
+        model = model if device_map is not None else model.to(target)
     except (RuntimeError, AssertionError) as error:
         raise SourceError(f"{source} cannot be moved to {target}: {_brief(error)}") from error
     return LoadedModel(model.eval(), _checked(tokenizer), os.fspath(source))
@@ -96,7 +110,7 @@ def resolve_device(device: str) -> torch.device:
     if device != "auto":
         try:
             named = torch.device(device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise SourceError(f"device={device!r} is not known to torch. Give auto, cpu, cuda or mps.") from error
         if named.type == "meta":
             raise SourceError("device='meta' holds no weights. Give auto, cpu, cuda or mps.")
@@ -105,26 +119,33 @@ def resolve_device(device: str) -> torch.device:
     return accelerator if accelerator and accelerator.type in ("cuda", "mps") else torch.device("cpu")
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Turn a name into a dtype; `auto` is bfloat16 where the hardware multiplies it fast, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
-    if dtype not in _DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
         raise SourceError(f"dtype={dtype!r} is not one of auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[dtype]
+    return _DTYPES[name]
 
 
-def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest input, in tokens, by the configurations of model and tokenizer."""
+def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Longest input, in tokens, by the configurations of the model and, if it is given, the tokenizer."""
     declared = getattr(get_text_config(model), "max_position_embeddings", None) or 1 << 20
-    return min(int(declared), int(tokenizer.model_max_length), 1 << 20)
+    return min(int(declared), int(tokenizer.model_max_length) if tokenizer else 1 << 20, 1 << 20)
 
 
-def reach(source: str) -> str:
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Hub id and revision of `owner/name@revision`; any other source as it is."""
+    hub_id, _, revision = source.partition("@")
+    return (hub_id, revision) if revision and is_hub_id(hub_id) and not Path(source).exists() else (source, None)
+
+
+def reach(source: str, revision: str | None = None) -> str:
     """A Hub id as it is, or its folder in the cache where the Hub does not give it."""
-    if not (problem := hub_problem(source)):
+    if not (problem := hub_problem(source, revision=revision)):
         return source
-    if folder := cached_folder(source):
+    if folder := cached_folder(source, revision=revision):
         return folder
     raise SourceError(f"{source} is no folder here, and {problem}. Give the path of a folder, or try again.")
 
@@ -143,7 +164,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _locate(source: str) -> tuple[str, str | None]:
+def _locate(source: str, revision: str | None) -> tuple[str, str | None]:
     """Folder or Hub id to load from, and the GGUF file in it if there is one."""
     if source in ALIASES:
         package, file = ALIASES[source]
@@ -162,11 +183,11 @@ def _locate(source: str) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if not path.exists() and not is_hub_id(source):
         raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
-    return source if path.exists() else reach(source), None
+    return source if path.exists() else reach(source, revision), None
 
 
 def _checked(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         raise SourceError(
             f"{type(tokenizer).__name__} gives no character offsets, which bellm needs to tell text from prompt. "
             "Use the model's fast tokenizer (backend 'tokenizers')."

@@ -29,14 +29,14 @@ def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer:
     layer %= depth + 1
     if layer < depth:
         return all_layer_states(model, ids_BL, mask_BL)[layer]
-    return _sum_branches(_run(model, ids_BL, mask_BL).last_hidden_state, len(ids_BL))
+    return _sum_branches(_run(model, ids_BL, mask_BL).last_hidden_state, ids_BL)
 
 
 def all_layer_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
     """The token embeddings and the states after every layer, the last of them normed, each (B, L, D)."""
     output = _run(model, ids_BL, mask_BL, output_hidden_states=True)
     hidden = [*output.hidden_states[: count_layers(model)], output.last_hidden_state]
-    return [_sum_branches(states, len(ids_BL)) for states in hidden]
+    return [_sum_branches(states, ids_BL) for states in hidden]
 
 
 def without_autocast(model: PreTrainedModel) -> torch.autocast:
@@ -66,7 +66,8 @@ def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: A
     return decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, return_dict=True, **arguments)
 
 
-def _sum_branches(hidden: Tensor, rows: int) -> Tensor:
+def _sum_branches(hidden: Tensor, ids_BL: Tensor) -> Tensor:
+    hidden, rows = hidden.to(ids_BL.device), len(ids_BL)  # Layers may lie on several devices.
     return hidden if len(hidden) == rows else hidden[:rows] + hidden[rows:]
 
 

@@ -20,7 +20,8 @@ from bellm.types import Embedder, InputType, Vectors
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources that are no bellm encoders begin."""
 
-_LOADING = ("dtype", "device", "attention", "trust_remote_code")  # What cannot be changed once the weights are there.
+_LOADING = ("dtype", "device", "device_map", "attention", "trust_remote_code")
+"""What cannot be changed once the weights are there."""
 
 
 def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **options: Any) -> Embedder:
