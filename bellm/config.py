@@ -91,16 +91,26 @@ class EncoderConfig:
             raise SourceError(f"Settings of an encoder cannot be read: {error!r}.") from error
 
     def no_op_reason(self, num_layers: int) -> str | None:
-        """Say why the open layers cannot change the vectors of a model, or None where they can.
+        """Say why vectors do not depend on their texts, or not on the open layers; None where they do.
 
         The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
         last; these reach the last token through the next layer, and the last layer has none. In the sequential variant
         the vectors are then the causal model's; in the parallel one the open layers still leave the stack.
         """
-        if not self.bidirectional:
-            return None
         opened, pooled = format_layers(self.bidirectional), self.layer % (num_layers + 1)
         effective = [index for index in self.bidirectional if index < pooled]
+        if self.pooling == "first" and not effective:
+            return (
+                "pooling='first' reads a token that sees nothing behind it, as no layer below is open: vectors do not "
+                "depend on the text. Open layers (last:8), or pool the last token or the mean."
+            )
+        if self.pooling == "last" and pooled == 0:
+            return (
+                f"layer={self.layer} with pooling='last' is the embedding of the last token alone: vectors do not "
+                "depend on the text before it. Pool a later state, or the mean."
+            )
+        if not self.bidirectional:
+            return None
         alone = effective == [pooled - 1] or (self.variant == "parallel" and len(effective) == 1)
         if not effective:
             reason = (

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
@@ -36,6 +37,7 @@ def resolve_config(
     native = {"bidirectional": "all"} if base is None and is_bidirectional_by_config(model) else {}
     base = base or EncoderConfig(prompt=PROMPTS["prompteol"], pooling="last", max_tokens=limit)
     changes = native | {name: value for name, value in settings.items() if value is not None}
+    changes = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
     if "prompt" in changes:
         changes["prompt"] = _resolve_prompt(changes["prompt"], tokenizer)
     if "bidirectional" in changes:
@@ -68,7 +70,9 @@ def _refuse_misfits(config: EncoderConfig, model: PreTrainedModel, limit: int) -
             f"{-num_layers - 1} from the end."
         )
     if config.max_tokens > limit:
-        raise BellmError(f"max_tokens={config.max_tokens} is more than the model's {limit} positions.")
+        of_tokenizer = f"tokenizer's {limit} tokens (model_max_length)"
+        whose = f"model's {limit} positions" if limit == loading.max_positions(model) else of_tokenizer
+        raise BellmError(f"max_tokens={config.max_tokens} is more than the {whose}.")
     width = hidden_size(model)
     if config.truncate_dim and config.truncate_dim > width:
         raise BellmError(f"truncate_dim={config.truncate_dim} is more than the {width} numbers of the model's vectors.")

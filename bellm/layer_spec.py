@@ -6,6 +6,7 @@ Grammar: `none`, `all`, `last:K`, `first:K`, `every:K`, and lists of numbers and
 
 import re
 from collections.abc import Callable, Sequence
+from operator import index
 
 from bellm.errors import LayerError
 
@@ -27,7 +28,10 @@ def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
     (3, 5, 28, 29)
     """
     if not isinstance(spec, str):
-        return _within(spec, num_layers, str(list(spec)))
+        try:
+            return _within([index(layer) for layer in spec], num_layers, str(list(spec)))
+        except TypeError as error:
+            raise LayerError(f"Direction map {spec!r} cannot be read. Write {GRAMMAR}.") from error
     word = spec.strip().lower()
     if word in ("none", "all"):
         return tuple(range(num_layers if word == "all" else 0))

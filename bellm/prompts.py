@@ -1,6 +1,7 @@
 """Prompts: templates with one `{text}` slot, and those of published papers by name."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from bellm.errors import PromptError
 from bellm.types import InputType
@@ -22,6 +23,8 @@ class Prompt:
 
     def template_for(self, input_type: InputType) -> str:
         """The template of an input type."""
+        if input_type not in get_args(InputType):
+            raise PromptError(f"input_type={input_type!r} is not one of {', '.join(get_args(InputType))}.")
         own = {"text": None, "query": self.query, "document": self.document}[input_type]
         return self.template if own is None else own
 
@@ -73,6 +76,8 @@ def resolve_prompt(prompt: str | Prompt) -> Prompt:
     """
     if isinstance(prompt, Prompt):
         return prompt
+    if not isinstance(prompt, str):
+        raise PromptError(f"prompt={prompt!r} is neither a name nor a template. Give one of these, or a bellm.Prompt.")
     if prompt in PROMPTS:
         return PROMPTS[prompt]
     if prompt.startswith("instruct:"):

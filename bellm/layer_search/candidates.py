@@ -218,6 +218,6 @@ def _prepending(depth: int) -> str:
 
 
 def _no_op(encoder: Encoder, layers: tuple[int, ...]) -> str | None:
-    if encoder.config.variant == "parallel":
-        return None  # Open or not, what leaves the stack changes the vectors.
+    if encoder.config.variant == "parallel" or not layers:
+        return None  # Open or not, what leaves the stack changes the vectors; without open layers it is the baseline.
     return replace(encoder.config, bidirectional=layers).no_op_reason(encoder.num_layers)

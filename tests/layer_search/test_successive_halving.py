@@ -386,6 +386,7 @@ def test_the_table_has_every_map_where_it_left() -> None:
 # The layer that a model was trained to look ahead in
 
 
+@pytest.mark.filterwarnings("ignore:pooling='first' reads")
 @pytest.mark.filterwarnings("ignore:An input array is constant")  # The same vector for every text, while closed.
 def test_the_layer_that_was_trained_to_see_is_found(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
