@@ -14,6 +14,8 @@ from itertools import takewhile
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from bellm.errors import BellmError, SourceError
 from bellm.layer_spec import format_layers, parse_layers
 from bellm.prompts import PROMPTS, Prompt, resolve_prompt
@@ -168,10 +170,16 @@ def parse_setting(name: str, text: str) -> Any:
         raise BellmError(f"{name}={text!r} is no whole number.") from error
 
 
+def given_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are not None, with numbers of numpy as those of Python."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings, as users write them, that no model takes; this needs none."""
     refuse_unknown(settings, setting_names())
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = given_settings(settings)
     if "bidirectional" in given:
         given["bidirectional"] = parse_layers(given["bidirectional"], _MANY_LAYERS)
     if given.get("prompt", "chat") == "chat":  # A template of the tokenizer's.

@@ -5,14 +5,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.hooks import is_bidirectional_by_config
 from bellm.backbone.states import hidden_size
-from bellm.config import EncoderConfig, refuse_unknown, setting_names
+from bellm.config import EncoderConfig, given_settings, refuse_unknown, setting_names
 from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError
 from bellm.layer_spec import format_layers, parse_layers
 from bellm.prompts import PROMPTS, SLOT, Prompt, resolve_prompt
@@ -36,8 +35,7 @@ def resolve_config(
     limit = loading.max_positions(model, tokenizer)
     native = {"bidirectional": "all"} if base is None and is_bidirectional_by_config(model) else {}
     base = base or EncoderConfig(prompt=PROMPTS["prompteol"], pooling="last", max_tokens=limit)
-    changes = native | {name: value for name, value in settings.items() if value is not None}
-    changes = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
+    changes = native | given_settings(settings)
     if "prompt" in changes:
         changes["prompt"] = _resolve_prompt(changes["prompt"], tokenizer)
     if "bidirectional" in changes:

@@ -1,19 +1,22 @@
 """Encoder: a decoder-only language model that gives one embedding for each text."""
 
 import copy
+import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm import saving
@@ -22,16 +25,17 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.hooks import causal_copy
 from bellm.backbone.leakage import check_open_layers
+from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout, load_layout
 from bellm.backbone.states import hidden_size, input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
-from bellm.config import EncoderConfig, check_settings, setting_names
+from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
 from bellm.config_resolution import resolve_config
 from bellm.engine import tokenization
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens, fallback_token_id
-from bellm.errors import BellmError, NoOpWarning
+from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.io.atomic import atomic_directory
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
@@ -62,7 +66,7 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path | PreTrainedModel,
+        source: str | PathLike[str] | nn.Module,
         *,
         config: EncoderConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -70,6 +74,8 @@ class Encoder:
         device: str = "auto",
         attention: str = "auto",
         trust_remote_code: bool = False,
+        revision: str | None = None,
+        device_map: Any = None,
         verify: bool = True,
         **settings: Any,
     ) -> "Encoder":
@@ -80,7 +86,9 @@ class Encoder:
         shares its weights.
 
         Args:
-            source: Hub id, folder, `.gguf` file, alias (`smollm2`), or a loaded transformers model.
+            source: Hub id (`owner/name` or `owner/name@revision`), folder, `.gguf` file, alias (`smollm2`), or a loaded
+                model of transformers or PEFT. Adapters are merged into their base model; folders of
+                sentence-transformers and LLM2Vec bring their settings.
             config: All settings at once.
             tokenizer: The tokenizer of a loaded model.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: as saved, else bfloat16 where the hardware is fast at
@@ -88,6 +96,8 @@ class Encoder:
             device: A torch device or `auto`.
             attention: `eager`, `sdpa`, `flash_attention_2`, `flex_attention`, or `auto`.
             trust_remote_code: Whether the source may bring Python code of its own.
+            revision: Branch, tag or commit of a model of the Hub.
+            device_map: Spread the layers over several devices: `auto`, or a map as transformers takes it.
             verify: Measure that the open layers, and only they, see the future.
             **settings: Any field of `EncoderConfig`, as users write it (`bidirectional="last:8"`, `prompt="raw"`); they
                 come before `config`. None stands for the saved or the default value.
@@ -98,15 +108,22 @@ class Encoder:
         Warns:
             NoOpWarning: The open layers cannot change the vectors, or some chosen layers have no attention.
         """
+        if not isinstance(config, EncoderConfig | None):
+            raise BellmError(f"config is {type(config).__name__}. Give an EncoderConfig, or the settings by their names.")
         given = {name: getattr(config, name) for name in setting_names()} if config else {}
-        given |= {name: value for name, value in settings.items() if value is not None}
+        given |= given_settings(settings)
         check_settings(given)
         options: dict[str, Any] = {"tokenizer": tokenizer, "device": device, "attention": attention}
-        options["trust_remote_code"] = trust_remote_code
-        folder = None if isinstance(source, PreTrainedModel) else saving.find_saved(str(source))
-        if folder is None:
-            loaded = loading.load_pretrained(source, dtype=dtype, **options)
-            resolved = resolve_config(None, given, loaded.model, loaded.tokenizer)
+        options |= {"trust_remote_code": trust_remote_code, "device_map": device_map}
+        source = os.fspath(source) if isinstance(source, PathLike) else source
+        if revision is not None:
+            if not isinstance(source, str) or not loading.is_hub_id(source):
+                raise SourceError(f"revision={revision!r} is for a model of the Hub (owner/name), not for {source}.")
+            source = f"{source}@{revision}"
+        folder = fetch_layout(source) if isinstance(source, str) else None
+        if folder is None or not (folder / SETTINGS_FILE).is_file():
+            loaded, own = load_layout(source, folder, dtype=dtype, **options)
+            resolved = resolve_config(None, {**own, **given}, loaded.model, loaded.tokenizer)
             return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._opened(verify)
         saved = saving.read_saved(folder)
         loaded = saving.load_saved(folder, saved, dtype=saved.dtype if dtype == "auto" else dtype, **options)
@@ -125,12 +142,12 @@ class Encoder:
             BellmError: A setting is unknown, or does not fit the model.
         """
         other = copy.copy(self)
-        other.config = resolve_config(self.config, settings, self.model, self.tokenizer)
+        vars(other)["config"] = resolve_config(self.config, settings, self.model, self.tokenizer)
         return other._opened(verify)
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         input_type: InputType = "text",
         max_batch_tokens: int | None = None,
@@ -138,16 +155,17 @@ class Encoder:
     ) -> Vectors:
         """Embed texts, in their order, as float32 of shape (len(texts), embedding_dim).
 
-        An empty text is its prompt alone; without a prompt it is the tokenizer's BOS (or EOS) token.
+        An empty text is its prompt alone; without a prompt it is the tokenizer's BOS (or EOS) token. Special tokens
+        that are written in a text are text.
 
         Args:
-            texts: Any number of texts, also none.
+            texts: Any iterable of strings, also of none: a list, generator, set, or column of a table.
             input_type: Which of the prompt's templates the texts are put into: `text`, `query` or `document`.
             max_batch_tokens: Most tokens in one forward pass; None takes what suits the hardware.
             progress: Show a progress bar; None shows it for long work at a terminal.
 
         Raises:
-            BellmError: `texts` is not a list of strings, or the prompt leaves no room for text.
+            BellmError: `texts` are not strings, or the prompt leaves no room for text.
 
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
@@ -155,28 +173,28 @@ class Encoder:
         result = self.encode_with_stats(
             texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
         )
-        tokenization.warn_truncated(result.num_truncated, len(texts), self.config.max_tokens)
+        tokenization.warn_truncated(result.num_truncated, len(result.vectors), self.config.max_tokens)
         return result.vectors
 
-    def encode_query(self, texts: Sequence[str], **options: Any) -> Vectors:
+    def encode_query(self, texts: Iterable[str], **options: Any) -> Vectors:
         """Embed queries, with the prompt's query template where it has one; see `encode`."""
         return self.encode(texts, input_type="query", **options)
 
-    def encode_document(self, texts: Sequence[str], **options: Any) -> Vectors:
+    def encode_document(self, texts: Iterable[str], **options: Any) -> Vectors:
         """Embed documents, with the prompt's document template where it has one; see `encode`."""
         return self.encode(texts, input_type="document", **options)
 
     def encode_with_stats(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         input_type: InputType = "text",
         max_batch_tokens: int | None = None,
         progress: bool | None = False,
     ) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
-        tokenization.check_texts(texts)
-        if max_batch_tokens is not None and max_batch_tokens < 1:
+        texts = tokenization.list_texts(texts)
+        if max_batch_tokens is not None and not (isinstance(max_batch_tokens, int) and max_batch_tokens >= 1):
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and sys.stderr.isatty()
@@ -197,14 +215,23 @@ class Encoder:
         return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
 
     def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
-        """Cosine of every left vector with every right vector, (N, M)."""
+        """Cosine of every left vector with every right vector, (N, M); one vector counts as a row.
+
+        Raises:
+            BellmError: They are of different widths, or hold NaN or infinity.
+        """
+        left_ND, right_MD = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left_ND, right_MD))
+        if left_ND.shape[1:] != right_MD.shape[1:]:
+            raise BellmError(f"Vectors of shapes {left_ND.shape} and {right_MD.shape} have no cosines: widths differ.")
+        if not (np.isfinite(left_ND).all() and np.isfinite(right_MD).all()):
+            raise BellmError("Vectors with NaN or infinity have no cosines. Embed again with dtype='float32'.")
         return cosine_similarity(left_ND, right_MD)
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
         template = self.config.prompt.template_for(input_type)
         prepends = has_token_prepending(self.model)
-        tokens = tokenization.tokenize(self.tokenizer, texts, template, self.config.max_tokens - prepends)
+        tokens = self._tokenizers.tokenize(texts, template, self.config.max_tokens - prepends)
         return tokenization.with_placeholders(tokens) if prepends else tokens
 
     @contextmanager
@@ -264,6 +291,15 @@ class Encoder:
         with tempfile.TemporaryDirectory() as parent:
             self.save_pretrained(Path(parent) / "encoder")
             return saving.push_folder(Path(parent) / "encoder", repo_id, private=private, token=token)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change a setting in place: the model was opened for those that the encoder has."""
+        if name in setting_names() or (name == "config" and "config" in vars(self)):
+            how = "..." if name == "config" else f"{name}={value!r}"
+            raise BellmError(f"encoder.{name} cannot be set. Write encoder = encoder.replace({how}).")
+        super().__setattr__(name, value)
+        if name == "tokenizer":
+            self._tokenizers = tokenization.OwnTokenizers(value, self._model.get_input_embeddings().weight.shape[0])
 
     @property
     def model(self) -> PreTrainedModel:

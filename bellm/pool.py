@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -17,7 +17,7 @@ from torch import multiprocessing
 from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.tokenization import check_texts, chunk_texts, warn_truncated
+from bellm.engine.tokenization import chunk_texts, list_texts, warn_truncated
 from bellm.errors import BellmError, check_list
 from bellm.progress import progress_bar
 from bellm.types import InputType, Vectors
@@ -55,19 +55,19 @@ class EncoderPool:
         self._pool = ProcessPoolExecutor(len(devices), context, _start, (encoder, queue, threads))
         self._processes = self._pool._processes  # The pool itself forgets them once one has died.
 
-    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
+    def encode(self, texts: Iterable[str], *, input_type: InputType = "text") -> Vectors:
         """Embed texts, in their order; see `Encoder.encode`.
 
         Raises:
-            BellmError: `texts` is not a list of strings, a device is not there, or a process was killed.
+            BellmError: `texts` are not strings, a device is not there, or a process was killed.
         """
         result = self.encode_with_stats(texts, input_type=input_type)
-        warn_truncated(result.num_truncated, len(texts), self._encoder.config.max_tokens)
+        warn_truncated(result.num_truncated, len(result.vectors), self._encoder.config.max_tokens)
         return result.vectors
 
-    def encode_with_stats(self, texts: Sequence[str], *, progress: bool = False, **options: Any) -> EncodeResult:
+    def encode_with_stats(self, texts: Iterable[str], *, progress: bool = False, **options: Any) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut; see `Encoder.encode_with_stats`."""
-        check_texts(texts)
+        texts = list_texts(texts)
         # Chunks small enough that no process waits long for another's last one.
         chunks = chunk_texts(texts, max_texts=1024, max_characters=500_000)
         results: list[EncodeResult] = []

@@ -1,11 +1,13 @@
 """A saved encoder pulled from a Hub: a server on this machine speaks as much of the Hub's language as that takes."""
 
+import copy
 import hashlib
 import http.server
 import json
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
+from bellm.errors import SourceError
 from tests.processes import run
 
 TEXTS = ["A heron.", "Snow fell all night in the street."]
@@ -42,13 +46,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.server.asked.append(f"{self.command} {path}")
         for name, folder in self.server.repositories.items():
-            if path in (f"/api/models/{name}/tree/main", f"/api/models/{name}/tree/{COMMIT}"):
+            if path in (f"/api/models/{name}/tree/{revision}" for revision in ("main", "v2", COMMIT)):
                 tree = [
                     {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": COMMIT}
                     for file in sorted(folder.iterdir())
                 ]
                 return self.answer(json.dumps(tree).encode(), "application/json")
-            if path in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
+            if path in (f"/api/models/{name}", *(f"/api/models/{name}/revision/{each}" for each in ("main", "v2"))):
                 files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
                 facts = {"id": name, "sha": COMMIT, "siblings": files, "private": False, "tags": [], "downloads": 0}
                 return self.answer(json.dumps(facts).encode(), "application/json")
@@ -87,7 +91,15 @@ def hub(
     plain = tmp_path_factory.mktemp("plain")
     tiny_model.save_pretrained(plain)
     tiny_tokenizer.save_pretrained(plain)
-    with Hub({"someone/encoder": tiny_folder, "someone/plain": plain}) as server:
+    adapters = tmp_path_factory.mktemp("adapters")
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks for gradient checkpointing by its old name.
+        get_peft_model(copy.deepcopy(tiny_model), config).save_pretrained(adapters)
+    settings = json.loads((adapters / "adapter_config.json").read_text())
+    (adapters / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "someone/plain"}))
+    repositories = {"someone/encoder": tiny_folder, "someone/plain": plain, "someone/adapters": adapters}
+    with Hub(repositories) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -100,14 +112,21 @@ import json, sys
 import numpy
 from bellm import Encoder
 from bellm.errors import SourceError
+from bellm.errors import SourceError
 texts = json.loads(sys.argv[2])
 encoder = Encoder.from_pretrained("someone/encoder", device="cpu")
 plain = Encoder.from_pretrained("someone/plain", device="cpu", dtype="float32", bidirectional="last:2")
+adapted = Encoder.from_pretrained("someone/adapters", device="cpu", dtype="float32", bidirectional="last:2")
+for source, revision in (("someone/plain@v2", None), ("someone/plain", "v2"), ("someone/encoder@v2", None)):
+    again = Encoder.from_pretrained(source, device="cpu", dtype="float32", revision=revision, bidirectional="last:2")
+    assert numpy.array_equal(again.encode(texts), plain.encode(texts)), source
+    assert again.source == source.partition("@")[0] + "@v2", again.source
 try:
     Encoder.from_pretrained("someone/nothing", device="cpu")
 except SourceError as error:
     refusal = str(error)
-numpy.savez(sys.argv[1], encoder=encoder.encode(texts), plain=plain.encode(texts), refusal=refusal)
+vectors = {"encoder": encoder.encode(texts), "plain": plain.encode(texts), "adapted": adapted.encode(texts)}
+numpy.savez(sys.argv[1], refusal=refusal, **vectors)
 """
 
 
@@ -128,6 +147,8 @@ def test_repositories_come_down_and_give_the_same_vectors(hub: Hub, tiny_encoder
     pulled = np.load(found)
     assert np.abs(pulled["encoder"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert np.abs(pulled["plain"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert np.abs(pulled["adapted"] - wanted).max() > 1e-3
+    assert any("/v2" in asked for asked in hub.asked if "someone/plain" in asked)
     assert "someone/nothing" in str(pulled["refusal"])
     assert "\n" not in str(pulled["refusal"])
     assert "the Hub has none of that name" in str(pulled["refusal"])
@@ -167,3 +188,9 @@ def test_push_uploads_a_saved_folder_to_a_private_repository(
         ("create", ("someone/encoder", True, True)),
         ("upload", ("someone/encoder", True)),
     ]
+
+
+@pytest.mark.parametrize("source", ["smollm2", "./nowhere", "tiny"])
+def test_a_revision_of_what_is_not_of_the_hub_is_refused(tiny_folder: Path, source: str) -> None:
+    with pytest.raises(SourceError, match=r"revision='v2' is for a model of the Hub \(owner/name\)"):
+        Encoder.from_pretrained(tiny_folder if source == "tiny" else source, revision="v2")

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
@@ -145,6 +147,53 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert {path.stat().st_mode & 0o777 for path in tiny_folder.iterdir()} == {0o666 & ~umask}
+
+
+def card_of(encoder: Encoder, name: str, folder: Path) -> str:
+    """The model card of an encoder whose base model has this name."""
+    named = copy.copy(encoder)
+    named.name = name
+    named.save_pretrained(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    metadata = yaml.safe_load(card.split("---")[1])
+    huggingface_hub.ModelCardData(**metadata)
+    assert metadata["library_name"] == "bellm"
+    return card
+
+
+@pytest.mark.parametrize(
+    ("name", "base_model", "shown"),
+    [
+        ("owner/model-1.5B", "owner/model-1.5B", "owner/model-1.5B"),
+        ("owner/model@v2", "owner/model", "owner/model@v2"),
+        ("/home/someone/secret/model", None, "model"),
+        ("secret/runs/model", None, "model"),
+        ("../secret/model", None, "model"),
+        ("smollm2", None, "smollm2"),
+        ("secret: odd/model", None, "model"),
+    ],
+)
+def test_a_card_names_a_base_model_of_the_hub_and_no_path(
+    tiny_encoder: Encoder, tmp_path: Path, name: str, base_model: str | None, shown: str
+) -> None:
+    card = card_of(tiny_encoder, name, tmp_path / "encoder")
+    assert yaml.safe_load(card.split("---")[1]).get("base_model") == base_model
+    assert f"| base model | `{shown}` |" in card
+    assert "secret" not in card
+    assert str(tmp_path) not in card
+
+
+def test_a_generation_config_that_contradicts_itself_does_not_keep_from_saving(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.do_sample, model.generation_config.temperature = False, 0.6
+    encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="last:2")
+    encoder.save_pretrained(tmp_path / "encoder")
+    assert np.array_equal(
+        Encoder.from_pretrained(tmp_path / "encoder", device="cpu").encode(TEXTS), encoder.encode(TEXTS)
+    )
+    assert model.generation_config.temperature == 0.6
 
 
 # What is refused

@@ -11,13 +11,17 @@ import typer
 
 from bellm.cli.terminal import status_line
 from bellm.config import check_settings, setting_help, setting_names, setting_type
+from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
 
 DEFAULT_MODEL = "smollm2"
 
-Source = Annotated[str, typer.Argument(help="Hub id, model folder, .gguf file, saved bellm encoder, or smollm2.")]
+Source = Annotated[
+    str,
+    typer.Argument(help="Hub id, folder of a model or of PEFT adapters, .gguf file, saved bellm encoder, or smollm2."),
+]
 Column = Annotated[
     str,
     typer.Option(
@@ -57,7 +61,7 @@ class ModelOptions:
     settings: Mapping[str, Any]
     """By the names of `EncoderConfig`'s fields."""
     loading: Mapping[str, Any]
-    """dtype, device, attention and trust_remote_code."""
+    """dtype, device, attention, device_map and trust_remote_code."""
 
     def load(self, source: str, **defaults: Any) -> "Encoder":
         """Load a source with these options, and others where they were not given."""
@@ -83,6 +87,9 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(*args: Any, **kwargs: Any) -> None:
         given = {each.name: kwargs.pop(each.name) for each in options}
         chosen = {name: value for name, value in given.items() if value is not None}
+        if revision := chosen.pop("revision", None):  # Part of the source, wherever that is written down.
+            name = next(name for name in ("source", "sources", "model") if name in kwargs)
+            kwargs[name] = _with_revision(kwargs[name], revision)
         settings = {name: chosen.pop(name) for name in setting_names() if name in chosen}
         check_settings(settings)  # Before anything slow is imported or loaded.
         command(*args, **kwargs, options=ModelOptions(settings, chosen))
@@ -96,6 +103,16 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     with_options.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
     return with_options
+
+
+def _with_revision(sources: Any, revision: str) -> Any:
+    """A source, or several, as `owner/name@revision`, before the settings that a source may have."""
+    if isinstance(sources, list):
+        return [_with_revision(source, revision) for source in sources]
+    if sources is None:
+        raise BellmError(f"--revision {revision} is of a model of the Hub: give that too, with --model owner/name.")
+    source, mark, settings = sources.partition("?")
+    return f"{source}@{revision}{mark}{settings}"
 
 
 def _setting_option(name: str) -> inspect.Parameter:
@@ -114,5 +131,9 @@ _LOADING_OPTIONS = (
     _parameter("dtype", str, "--dtype", help="float32, bfloat16, float16 or auto"),
     _parameter("device", str, "--device", help="cpu, cuda, mps or auto"),
     _parameter("attention", str, "--attention", help="eager, sdpa, flash_attention_2, flex_attention or auto"),
+    _parameter(
+        "revision", str, "--revision", help="Branch, tag or commit of a model of the Hub: owner/name@REVISION too"
+    ),
+    _parameter("device_map", str, "--device-map", help="auto spreads a large model over all devices (accelerate)"),
     _parameter("trust_remote_code", bool, "--trust-remote-code", help="Let the source run Python code of its own"),
 )

@@ -1,13 +1,15 @@
 """Tokenize texts within their prompt, truncating the text and never the prompt."""
 
+import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from bellm.backbone.token_prepending import PLACEHOLDER
-from bellm.errors import BellmError, PromptError, TruncationWarning
+from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning
 from bellm.prompts import SLOT
 
 
@@ -29,17 +31,65 @@ class Tokens:
         return Tokens([self.ids[row] for row in rows], [self.spans[row] for row in rows], 0)
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise a BellmError unless `texts` is a list of whole strings."""
+def list_texts(texts: Iterable[str]) -> list[str]:
+    """The strings of any iterable (list, generator, set, array, column) in its order; a BellmError for all else."""
     if isinstance(texts, str):
         raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
-    for index, text in enumerate(texts):
+    if isinstance(texts, Mapping) or hasattr(texts, "columns") or getattr(texts, "ndim", 1) != 1:
+        raise BellmError(f"encode takes texts one after the other, and got a {type(texts).__name__}. Give one column.")
+    if not isinstance(texts, Iterable):
+        raise BellmError(f"encode takes a list of texts, and got {type(texts).__name__}.")
+    # Columns of pyarrow give objects of their own when they are gone through.
+    rows = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
+    for index, text in enumerate(rows):
         if not isinstance(text, str):
             raise BellmError(f"texts[{index}] is {type(text).__name__}, not a string.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BellmError(f"texts[{index}] holds half a character at {error.start}. Repair its decoding.") from error
+    return [str(text) for text in rows]  # Strings of numpy are of a class of their own.
+
+
+class OwnTokenizers:
+    """Copies of a tokenizer that nobody else can change, for an encoder and those that `replace` makes of it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+        """Copy a tokenizer; a SourceError where its tokens are more than the model embeds."""
+        self._special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        ids = [token_id for token, token_id in tokenizer.get_vocab().items() if token not in self._special]
+        largest = max([*ids, *tokenizer("").input_ids, fallback_token_id(tokenizer)])
+        if largest >= num_embeddings:
+            raise SourceError(
+                f"The tokenizer has token ids up to {largest}, and the model embeds {num_embeddings} tokens: they do "
+                "not belong together. Give the model's own tokenizer, or call "
+                f"model.resize_token_embeddings({largest + 1})."
+            )
+        self._literal = copy.deepcopy(tokenizer)
+        self._literal.split_special_tokens = True
+
+    def tokenize(self, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
+        """Tokenize; see `tokenize`. Special tokens are such in the template, and text in a text.
+
+        Warns:
+            BellmWarning: The template has special tokens, so that those in texts are read as such too.
+        """
+        if not any(token in template for token in self._special):
+            return tokenize(self._literal, texts, template, max_tokens)
+        if count := sum(any(token in text for token in self._special) for text in texts):
+            warnings.warn(
+                f"{count} of {len(texts)} texts hold special tokens of the tokenizer, such as those of the prompt, and "
+                "they act as such. Remove them, or take a prompt without special tokens.",
+                BellmWarning,
+                stacklevel=4,
+            )
+        return tokenize(self._marked, texts, template, max_tokens)
+
+    @cached_property
+    def _marked(self) -> PreTrainedTokenizerBase:
+        tokenizer = copy.deepcopy(self._literal)
+        tokenizer.split_special_tokens = False
+        return tokenizer
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:

@@ -343,3 +343,12 @@ def _read(terminal: int, until: bytes | None = None) -> bytes:
             break
         shown += chunk
     return shown
+
+
+def test_a_revision_becomes_part_of_the_source(tiny_folder: Path) -> None:
+    result = bellm("info", "owner/name", "--revision", "v2")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "owner/name@v2" in result.stderr
+    result = bellm("search", "a query", "--in", "nothing.txt", "--revision", "v2")
+    assert "give that too, with --model owner/name" in result.stderr
+    assert "float32" in bellm("info", str(tiny_folder), "--device-map", "auto").stdout

@@ -1,0 +1,217 @@
+"""Folders of other libraries give the vectors that those libraries give, or are refused in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bellm import Encoder
+from bellm.errors import BellmError, SourceError
+
+TEXTS = ["A heron.", "Snow fell all night in the street.", "Why does it rise?"]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:pooling='first':bellm.errors.NoOpWarning"
+)
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def relative(found: Any, wanted: Any) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("base") / "model"
+    tiny_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def adapted(base: Path, *, head: bool = True, seed: int = 0) -> Any:
+    """The base model with random adapters, as PEFT makes it."""
+    model = (AutoModelForCausalLM if head else AutoModel).from_pretrained(base)
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    return get_peft_model(model, config).eval()
+
+
+def vectors_of(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Last-token states by transformers alone."""
+    decoder = model.base_model.model
+    decoder = getattr(decoder, "model", decoder)
+    with torch.inference_mode():
+        states = [decoder(tokenizer(text, return_tensors="pt").input_ids).last_hidden_state[0, -1] for text in TEXTS]
+    return torch.stack(states).numpy()
+
+
+# Adapters
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["causal-lm", "decoder"])
+@pytest.mark.parametrize("beside", [(), ("config.json",), ("tokenizer.json", "tokenizer_config.json")], ids=str)
+def test_a_folder_of_adapters_is_its_base_with_them_merged(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, head: bool, beside: tuple[str, ...]
+) -> None:
+    model = adapted(base, head=head)
+    model.save_pretrained(tmp_path / "adapter")
+    for name in beside:
+        (tmp_path / "adapter" / name).write_bytes((base / name).read_bytes())
+    encoder = Encoder.from_pretrained(tmp_path / "adapter", device="cpu", dtype="float32", prompt="raw")
+    assert relative(encoder.encode(TEXTS), vectors_of(model, tiny_tokenizer)) < 1e-5
+    assert encoder.name == str(tmp_path / "adapter")
+
+
+def test_adapters_on_adapters_are_merged_in_their_order(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    first = adapted(base)
+    first.save_pretrained(tmp_path / "first")
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    second = get_peft_model(first.merge_and_unload(), config).eval()
+    second.save_pretrained(tmp_path / "second")
+    change(tmp_path / "second" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "first"))
+    encoder = Encoder.from_pretrained(tmp_path / "second", device="cpu", dtype="float32", prompt="raw")
+    assert relative(encoder.encode(TEXTS), vectors_of(second, tiny_tokenizer)) < 1e-5
+
+
+def test_a_peft_model_is_copied_and_merged(base: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = adapted(base)
+    wanted = vectors_of(model, tiny_tokenizer)
+    encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, prompt="raw")
+    assert relative(encoder.encode(TEXTS), wanted) < 1e-5
+    assert isinstance(model, PeftModel)
+    assert np.array_equal(vectors_of(model, tiny_tokenizer), wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"base_model_name_or_path": "/no/where"}, "holds adapters, and their base model is not there: /no/where"),
+        ({"base_model_name_or_path": None}, "names no base model"),
+    ],
+)
+def test_adapters_without_their_base_are_refused_in_one_line(
+    base: Path, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    change(tmp_path / "adapter" / "adapter_config.json", **values)
+    with pytest.raises(SourceError, match=said) as caught:
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_that_cannot_be_merged_are_refused_in_one_line(base: Path, tmp_path: Path) -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(SourceError, match="PROMPT_TUNING"):
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
+
+
+# sentence-transformers
+
+
+def sentence_transformer(base: Path, folder: Path, pooling: str, *more: Any, **options: Any) -> SentenceTransformer:
+    transformer = Transformer(str(base), max_seq_length=24)
+    transformer.tokenizer.model_max_length = 24
+    model = SentenceTransformer(modules=[transformer, Pooling(32, pooling), *more], device="cpu", **options)
+    model.save(str(folder))
+    return model
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "mean", "weightedmean", "lasttoken"])
+def test_a_sentence_transformers_folder_gives_its_vectors(base: Path, tmp_path: Path, pooling: str) -> None:
+    prompts = {"query": "Find: ", "passage": "Doc: ", "topic": "Topic of "}
+    model = sentence_transformer(
+        base, tmp_path / "st", pooling, Normalize(), prompts=prompts, default_prompt_name="topic"
+    )
+    encoder = Encoder.from_pretrained(tmp_path / "st", device="cpu", dtype="float32")
+    assert encoder.config.max_tokens == 24
+    assert relative(encoder.encode(TEXTS), model.encode(TEXTS)) < 1e-5
+    assert relative(encoder.encode_query(TEXTS), model.encode_query(TEXTS)) < 1e-5
+    assert relative(encoder.encode_document(TEXTS), model.encode_document(TEXTS)) < 1e-5
+    other = Encoder.from_pretrained(tmp_path / "st", device="cpu", prompt="raw", normalize=False, pooling="mean")
+    assert (other.config.prompt.name, other.config.normalize, other.config.pooling) == ("raw", False, "mean")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: change(folder / "1_Pooling" / "config.json", pooling_mode="mean_sqrt_len_tokens"), "mean_sqrt"),
+        (lambda folder: change(folder / "1_Pooling" / "config.json", pooling_mode=["mean", "cls"]), "mean, cls"),
+        (lambda folder: change(folder / "1_Pooling" / "config.json", include_prompt=False), "include_prompt"),
+        (lambda folder: change(folder / "sentence_bert_config.json", do_lower_case=True), "do_lower_case"),
+    ],
+)
+def test_what_bellm_has_not_is_refused_in_one_line(
+    base: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    spoil(tmp_path / "st")
+    with pytest.raises(SourceError, match=said) as caught:
+        Encoder.from_pretrained(tmp_path / "st", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert "st:" in str(caught.value)
+
+
+def test_a_dense_layer_is_refused(base: Path, tmp_path: Path) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean", Dense(32, 8))
+    with pytest.raises(SourceError, match="Dense"):
+        Encoder.from_pretrained(tmp_path / "st", device="cpu")
+
+
+# LLM2Vec
+
+
+def test_an_llm2vec_folder_opens_every_layer_and_pools_the_text(
+    base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    adapted(base, head=False).save_pretrained(tmp_path / "l2v")
+    settings = {"pooling_mode": "mean", "max_length": 64, "doc_max_length": 40, "skip_instruction": True}
+    (tmp_path / "l2v" / "llm2vec_config.json").write_text(json.dumps(settings))
+    encoder = Encoder.from_pretrained(tmp_path / "l2v", device="cpu", dtype="float32")
+    config = encoder.config
+    assert (config.bidirectional, config.pooling, config.max_tokens) == ((0, 1, 2, 3), "mean-text", 64)
+    model = adapted(base, head=False).merge_and_unload()
+    model.config.is_causal = False
+    with torch.inference_mode():
+        states = [model(tiny_tokenizer(text, return_tensors="pt").input_ids).last_hidden_state[0] for text in TEXTS]
+    wanted = torch.stack([states_LD[1:].mean(0) for states_LD in states]).numpy()  # Without the BOS token.
+    assert relative(encoder.encode(TEXTS), wanted) < 1e-5
+
+
+# Objects
+
+
+def test_objects_that_are_no_models_in_memory_are_refused_in_one_line(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with torch.device("meta"):
+        meta = LlamaForCausalLM(tiny_model.config)
+    eight_bit = LlamaForCausalLM(tiny_model.config)
+    eight_bit.is_loaded_in_8bit = True
+    cases = {
+        "torch.compile": torch.compile(tiny_model),
+        "not in memory": meta,
+        "8 bits": eight_bit,
+        "Linear": torch.nn.Linear(2, 2),
+        "this is int": 3,
+        "this is NoneType": None,
+    }
+    for said, source in cases.items():
+        with pytest.raises(BellmError, match=said) as caught:
+            Encoder.from_pretrained(source, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,277 @@
+"""What users hand to an encoder: texts in any container, tokenizers, settings, special tokens, vectors."""
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bellm import Encoder, EncoderPool
+from bellm.errors import BellmError, BellmWarning, LayerError, NoOpWarning, PromptError, SourceError
+from tests.conftest import train_tokenizer
+
+TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]
+
+
+# Containers of texts
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        tuple,
+        iter,
+        lambda texts: (text for text in texts),
+        np.array,
+        lambda texts: np.array(texts, dtype=object),
+        lambda texts: pd.Series(texts, index=[9, 8, 7, 6]),
+        lambda texts: pl.Series(texts),
+        pa.array,
+        lambda texts: pa.chunked_array([texts[:1], texts[1:]]),
+        lambda texts: dict.fromkeys(texts).keys(),
+    ],
+)
+def test_any_iterable_of_strings_is_a_list_of_texts(tiny_encoder: Encoder, hold: Callable[[list[str]], Any]) -> None:
+    wanted = tiny_encoder.encode(TEXTS)
+    assert np.array_equal(tiny_encoder.encode(hold(TEXTS)), wanted)
+    assert np.array_equal(tiny_encoder.encode_query(hold(TEXTS)), wanted)
+
+
+def test_a_set_is_embedded_in_its_own_order(tiny_encoder: Encoder) -> None:
+    texts = set(TEXTS)
+    assert np.array_equal(tiny_encoder.encode(texts), tiny_encoder.encode(list(texts)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (None, "got NoneType"),
+        (3, "got int"),
+        (object(), "got object"),
+        ({"text": "A heron."}, "got a dict. Give one column"),
+        (pd.DataFrame({"text": TEXTS}), "got a DataFrame. Give one column"),
+        (pl.DataFrame({"text": TEXTS}), "got a DataFrame. Give one column"),
+        (pa.table({"text": TEXTS}), "got a Table. Give one column"),
+        (np.array([TEXTS]), "got a ndarray. Give one column"),
+        (pd.Series(["A heron.", None]), r"texts\[1\] is (NoneType|float), not a string"),
+        ([["A heron.", "A bird."]], r"texts\[0\] is list"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_list_of_texts_is_refused_in_one_line(tiny_encoder: Encoder, texts: Any, said: str) -> None:
+    with pytest.raises(BellmError, match=said) as caught:
+        tiny_encoder.encode(texts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pool_takes_a_generator(tiny_encoder: Encoder) -> None:
+    with EncoderPool(tiny_encoder, ["cpu"]) as pool:
+        found = pool.encode(text for text in TEXTS)
+    np.testing.assert_allclose(found, tiny_encoder.encode(TEXTS), rtol=0, atol=1e-5)
+
+
+# Tokenizers
+
+
+def test_another_thread_that_truncates_with_the_tokenizer_changes_no_vector(tiny_model: LlamaForCausalLM) -> None:
+    encoder = Encoder.from_pretrained(tiny_model, tokenizer=train_tokenizer())
+    wanted, stop = encoder.encode(TEXTS), threading.Event()
+
+    def meddle() -> None:
+        while not stop.is_set():
+            encoder.tokenizer(TEXTS, truncation=True, max_length=3, padding=True)
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    try:
+        found = [encoder.encode(TEXTS) for _ in range(40)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(np.array_equal(vectors, wanted) for vectors in found)
+
+
+def test_a_tokenizer_that_is_changed_later_changes_no_vector(tiny_model: LlamaForCausalLM) -> None:
+    tokenizer = train_tokenizer()
+    encoder = Encoder.from_pretrained(tiny_model, tokenizer=tokenizer)
+    wanted = encoder.encode(TEXTS)
+    tokenizer.add_tokens(["heron"])
+    tokenizer.backend_tokenizer.post_processor = None  # type: ignore[assignment]
+    assert np.array_equal(encoder.encode(TEXTS), wanted)
+    assert np.array_equal(encoder.replace(normalize=True).replace(normalize=False).encode(TEXTS), wanted)
+
+
+def test_a_tokenizer_that_is_set_is_the_one_that_is_used(tiny_encoder: Encoder) -> None:
+    encoder, other = copy.copy(tiny_encoder), train_tokenizer()
+    other.backend_tokenizer.post_processor = None  # type: ignore[assignment]
+    encoder.tokenizer = other
+    assert encoder.replace(prompt="raw").tokenize(["A heron."]).ids[0][0] != 1
+    assert tiny_encoder.replace(prompt="raw").tokenize(["A heron."]).ids[0][0] == 1
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    config = LlamaConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    with pytest.raises(SourceError, match=r"ids up to 399, and the model embeds 300 tokens.*resize_token_embeddings"):
+        Encoder.from_pretrained(LlamaForCausalLM(config), tokenizer=tiny_tokenizer)
+
+
+def test_special_tokens_that_no_text_can_reach_need_no_embedding(tiny_model: LlamaForCausalLM) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
+    encoder = Encoder.from_pretrained(tiny_model, tokenizer=tokenizer)
+    assert np.isfinite(encoder.encode(["A <late> heron."])).all()
+
+
+@pytest.mark.parametrize("typed", ["</s>", "<s>", "<pad>"])
+def test_special_tokens_in_a_text_are_text(tiny_encoder: Encoder, typed: str) -> None:
+    text, ids = f"A {typed} heron.", tiny_encoder.tokenizer.convert_tokens_to_ids(typed)
+    [row] = tiny_encoder.replace(prompt="raw").tokenize([text]).ids
+    assert ids not in row[1:]
+    assert tiny_encoder.tokenizer.decode(row[1:]) == text
+
+
+def test_special_tokens_of_the_prompt_are_tokens_and_those_of_texts_are_counted(tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(prompt="{text}</s>")
+    assert encoder.tokenize(["A heron."]).ids[0][-1] == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode(["A heron."])
+    with pytest.warns(BellmWarning, match="1 of 2 texts hold special tokens"):
+        encoder.encode(["A heron.", "A </s> heron."])
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [(64, "the model's 64 positions"), (4096, r"the tokenizer's 128 tokens \(model_max_length\)")],
+)
+def test_a_limit_is_said_with_whose_it_is(tiny_tokenizer: PreTrainedTokenizerFast, positions: int, said: str) -> None:
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=positions,
+    )  # fmt: skip
+    with pytest.raises(BellmError, match=f"max_tokens=5000 is more than {said}"):
+        Encoder.from_pretrained(LlamaForCausalLM(config), tokenizer=tiny_tokenizer, max_tokens=5000)
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", ["pooling", "bidirectional", "max_tokens", "normalize", "prompt", "config"])
+def test_a_setting_is_not_changed_in_place(tiny_encoder: Encoder, name: str) -> None:
+    with pytest.raises(BellmError, match=rf"encoder\.{name} cannot be set. Write encoder = encoder\.replace\("):
+        setattr(tiny_encoder, name, getattr(tiny_encoder.config, name, tiny_encoder.config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"bidirectional": 3.5}, LayerError),
+        ({"bidirectional": 8}, LayerError),
+        ({"bidirectional": [1.5]}, LayerError),
+        ({"bidirectional": ["last"]}, LayerError),
+        ({"prompt": 5}, PromptError),
+        ({"prompt": ["a {text}"]}, PromptError),
+        ({"pooling": 3}, BellmError),
+        ({"layer": "two"}, BellmError),
+        ({"max_tokens": 64.0}, BellmError),
+        ({"normalize": "yes"}, BellmError),
+        ({"truncate_dim": True}, BellmError),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_type_is_one_line(
+    tiny_encoder: Encoder, settings: dict[str, Any], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind) as caught:
+        tiny_encoder.replace(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_dtypes_of_torch_are_understood(tiny_encoder: Encoder, tiny_folder: Path) -> None:
+    encoder = tiny_encoder.replace(bidirectional=np.arange(2, 4), max_tokens=np.int64(64), layer=np.int32(4))
+    assert encoder.config == tiny_encoder.replace(max_tokens=64, layer=4).config
+    assert encoder.config.digest() == tiny_encoder.replace(max_tokens=64, layer=4).config.digest()
+    assert Encoder.from_pretrained(tiny_folder, device="cpu", dtype=torch.bfloat16).dtype_name == "bfloat16"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"config": {"pooling": "mean"}},
+        {"device": None},
+        {"device": 1.5},
+        {"dtype": None},
+        {"dtype": np.float32},
+        {"tokenizer": "gpt2"},
+        {"poolng": "mean"},
+        {"revision": 3},
+    ],
+    ids=str,
+)
+def test_an_argument_of_another_type_is_one_line(tiny_folder: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(BellmError) as caught:
+        Encoder.from_pretrained(tiny_folder, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_arguments_of_encode_are_one_line(tiny_encoder: Encoder) -> None:
+    with pytest.raises(PromptError, match="input_type='doc' is not one of text, query, document"):
+        tiny_encoder.encode(TEXTS, input_type="doc")  # type: ignore[arg-type]
+    with pytest.raises(BellmError, match="max_batch_tokens=lots"):
+        tiny_encoder.encode(TEXTS, max_batch_tokens="lots")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"bidirectional": "none", "pooling": "first"}, "vectors do not depend on the text"),
+        ({"bidirectional": (3,), "pooling": "first", "layer": 2}, "vectors do not depend on the text"),
+        ({"bidirectional": "all", "pooling": "last", "layer": 0}, "the embedding of the last token alone"),
+    ],
+    ids=str,
+)
+def test_vectors_that_cannot_depend_on_the_text_are_warned_about(
+    tiny_encoder: Encoder, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.warns(NoOpWarning, match=said):
+        encoder = tiny_encoder.replace(**settings)
+    vectors = encoder.encode(TEXTS)
+    assert np.abs(vectors - vectors[0]).max() < 1e-6
+
+
+def test_the_first_token_of_open_layers_is_no_reason_to_warn(tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(pooling="first")
+    assert np.abs(encoder.encode(TEXTS)[1] - encoder.encode(TEXTS)[0]).max() > 1e-3
+
+
+# Similarity
+
+
+def test_similarity_takes_single_vectors_and_lists(tiny_encoder: Encoder) -> None:
+    vectors = tiny_encoder.encode(TEXTS)
+    wanted = tiny_encoder.similarity(vectors, vectors)
+    assert np.array_equal(tiny_encoder.similarity(vectors[0], vectors), wanted[:1])
+    np.testing.assert_allclose(tiny_encoder.similarity(vectors.tolist(), vectors), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf])
+def test_similarity_of_numbers_that_are_none_is_refused(tiny_encoder: Encoder, spoil: float) -> None:
+    vectors = tiny_encoder.encode(TEXTS)
+    broken = copy.copy(vectors)
+    broken[1, 2] = spoil
+    for left, right in ((vectors, broken), (broken, vectors)):
+        with pytest.raises(BellmError, match="NaN or infinity have no cosines"):
+            tiny_encoder.similarity(left, right)
+    with pytest.raises(BellmError, match="widths differ"):
+        tiny_encoder.similarity(vectors, vectors[:, :4])
