@@ -109,7 +109,9 @@ class Encoder:
             NoOpWarning: The open layers cannot change the vectors, or some chosen layers have no attention.
         """
         if not isinstance(config, EncoderConfig | None):
-            raise BellmError(f"config is {type(config).__name__}. Give an EncoderConfig, or the settings by their names.")
+            raise BellmError(
+                f"config is {type(config).__name__}. Give an EncoderConfig, or the settings by their names."
+            )
         given = {name: getattr(config, name) for name in setting_names()} if config else {}
         given |= given_settings(settings)
         check_settings(given)

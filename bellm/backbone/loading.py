@@ -75,6 +75,8 @@ def load_pretrained(
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
         check_kind(source.config, type(source).__name__)
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
+    if device_map is not None and device != "auto":
+        raise SourceError(f"device={device!r} and device_map={device_map!r} are two answers to one question: give one.")
     path, revision = split_revision(os.fspath(source))
     path, gguf = _locate(path, revision)
     check_files(Path(path), [gguf] if gguf else ["*.safetensors", "*.json", "*.model"])

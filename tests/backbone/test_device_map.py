@@ -46,6 +46,11 @@ def test_layers_that_are_not_in_memory_are_refused_in_one_line(tiny_folder: Path
     assert "\n" not in str(caught.value)
 
 
+def test_a_device_beside_a_device_map_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(SourceError, match="device='cpu' and device_map='auto' are two answers to one question"):
+        Encoder.from_pretrained(tiny_folder, device="cpu", device_map="auto")
+
+
 def test_a_device_map_beside_a_loaded_model_is_refused(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

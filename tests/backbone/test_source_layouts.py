@@ -15,8 +15,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, BellmWarning, SourceError
 
+SENTENCE_CONFIG = "sentence_bert_config.json"
 TEXTS = ["A heron.", "Snow fell all night in the street.", "Why does it rise?"]
 
 pytestmark = pytest.mark.filterwarnings(
@@ -147,6 +148,31 @@ def test_a_sentence_transformers_folder_gives_its_vectors(base: Path, tmp_path: 
     assert (other.config.prompt.name, other.config.normalize, other.config.pooling) == ("raw", False, "mean")
 
 
+def test_names_and_folders_of_older_sentence_transformers_are_understood(base: Path, tmp_path: Path) -> None:
+    wanted = sentence_transformer(base, tmp_path / "st", "mean").encode(TEXTS)
+    flags = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in ("cls_token", "mean_tokens", "max_tokens")}
+    pooling = {"word_embedding_dimension": 32, **flags, "pooling_mode_mean_sqrt_len_tokens": False}
+    (tmp_path / "st" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (tmp_path / "st" / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", SENTENCE_CONFIG):
+        (tmp_path / "st" / name).rename(tmp_path / "st" / "0_Transformer" / name)
+    modules = json.loads((tmp_path / "st" / "modules.json").read_text())
+    modules[0] |= {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    modules[1] |= {"type": "sentence_transformers.models.Pooling"}
+    (tmp_path / "st" / "modules.json").write_text(json.dumps(modules))
+    encoder = Encoder.from_pretrained(tmp_path / "st", device="cpu", dtype="float32")
+    assert relative(encoder.encode(TEXTS), wanted) < 1e-5
+    assert encoder.config.max_tokens == 24
+
+
+def test_a_chat_template_around_texts_is_said(base: Path, tmp_path: Path) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    modality = {"text": {"method": "forward"}, "message": {"method": "forward", "format": "flat"}}
+    change(tmp_path / "st" / SENTENCE_CONFIG, modality_config=modality)
+    with pytest.warns(BellmWarning, match="wraps texts of .* in a chat template, and bellm does not"):
+        Encoder.from_pretrained(tmp_path / "st", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -191,6 +217,20 @@ def test_an_llm2vec_folder_opens_every_layer_and_pools_the_text(
         states = [model(tiny_tokenizer(text, return_tensors="pt").input_ids).last_hidden_state[0] for text in TEXTS]
     wanted = torch.stack([states_LD[1:].mean(0) for states_LD in states]).numpy()  # Without the BOS token.
     assert relative(encoder.encode(TEXTS), wanted) < 1e-5
+
+
+def test_llm2vecs_own_poolings_and_wrapped_texts_are_said(base: Path, tmp_path: Path) -> None:
+    base.rename(base.with_name("model-instruct"))
+    try:
+        adapted(base.with_name("model-instruct")).save_pretrained(tmp_path / "l2v")
+        (tmp_path / "l2v" / "llm2vec_config.json").write_text(json.dumps({"pooling_mode": "eos_token"}))
+        with pytest.warns(BellmWarning, match=r"Give prompt='\[INST\] \{text\} \[/INST\]'"):
+            assert Encoder.from_pretrained(tmp_path / "l2v", device="cpu").config.pooling == "last"
+        (tmp_path / "l2v" / "llm2vec_config.json").write_text(json.dumps({"pooling_mode": "latent"}))
+        with pytest.raises(SourceError, match="asks for pooling latent"):
+            Encoder.from_pretrained(tmp_path / "l2v", device="cpu")
+    finally:
+        base.with_name("model-instruct").rename(base)
 
 
 # Objects
