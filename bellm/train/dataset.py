@@ -28,6 +28,7 @@ from bellm.io.hub import refuse_missing_data
 from bellm.io.rows import RowFile, expand_inputs, parse_columns
 from bellm.io.streams import COMPRESSIONS, content_suffix
 from bellm.train.examples import (
+    NLI_NUMBERS,
     Columns,
     Example,
     Part,
@@ -35,6 +36,7 @@ from bellm.train.examples import (
     join_nli,
     mark_symmetric,
     match_columns,
+    nli_cell,
     parse_example,
     parse_nli,
     text_key,
@@ -195,7 +197,7 @@ class _Reader:
         if self._unread:
             what = f"column{'s' if len(self._unread) > 1 else ''} {quote_names(self._unread)}"
             warnings.warn(f"{name}: not read: {what}.", BellmWarning, stacklevel=2)
-        if self._labels - {"-1"} == ({"0", "1"} if self._nli else {"0", "1", "2"}):
+        if self._labels <= {*NLI_NUMBERS} and ("2" in self._labels) != bool(self._nli):
             raise SourceError(
                 f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))} alone: are these classes or ratings? "
                 f"Name the columns of ratings (--columns anchor=NAME,positive=NAME,score={self._label}), or write "
@@ -228,7 +230,7 @@ class _Reader:
             label = parts.get("score", ("",))[0]
             if self._columns is None and "label" in label.lower() and len(self._labels) < 5:
                 self._label = label
-                self._labels.add(str(row.cells[label]))
+                self._labels.add(nli_cell(row.cells[label]))
         else:
             raise SourceError(f"{repr(row.cells)[:60]} is neither an object nor a list of texts.")
         kind = "NLI" if nli else "rated" if example.score is not None else "not rated"

@@ -55,7 +55,8 @@ _LIKELY: dict[Part, re.Pattern[str]] = {
     "negative": re.compile("neg"),
 }
 _NLI: dict[str, "Part | None"] = {"entailment": "positive", "contradiction": "negative", "neutral": None, "-": None}
-_NLI_NUMBERS: dict[str, "Part | None"] = {"0": "positive", "1": None, "2": "negative", "-1": None}
+NLI_NUMBERS: dict[str, "Part | None"] = {"0": "positive", "1": None, "2": "negative", "-1": None}
+"""What makes of a hypothesis the number of its class, as the data sets of the Hub number them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,9 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
 
     A neutral row has neither. `numbers` says whether 0, 1, 2 and -1 are classes too, where a column is the hypothesis.
     """
-    cell = str(cells[parts["score"][0]]).strip().lower() if "score" in parts else ""
+    cell = nli_cell(cells[parts["score"][0]]) if "score" in parts else ""
     numbers = numbers and _plain_name(parts["positive"][0]) == "hypothesis"
-    classes = _NLI_NUMBERS | _NLI if numbers else _NLI
+    classes = NLI_NUMBERS | _NLI if numbers else _NLI
     if cell not in classes:
         return None
     pair = parse_example(cells, {"anchor": parts["anchor"], "positive": parts["positive"]})
@@ -162,6 +163,11 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
     return Example(
         pair.anchor, pair.positives if part == "positive" else (), pair.positives if part == "negative" else ()
     )
+
+
+def nli_cell(value: object) -> str:
+    """A class of NLI as it is compared: in lower case, and whole numbers without a fraction, which pandas adds."""
+    return str(value).strip().lower().removesuffix(".0")
 
 
 def join_nli(rows: Iterable[Example]) -> Iterator[Example]:

@@ -175,7 +175,17 @@ class _Run:
 
     def _save(self, config: Mapping[str, Any], encoder: Encoder) -> None:
         notes = training_card(config, self.state, self.metrics.records())
-        trainable.export_encoder(encoder, self.recipe).save_pretrained(self.output / run_dir.MODEL, notes=notes)
+        path = self.output / run_dir.MODEL
+        try:
+            trainable.export_encoder(encoder, self.recipe).save_pretrained(path, notes=notes)
+        except BellmError:
+            raise
+        except Exception as error:  # Whatever a library raises, it must not look as if the steps were lost.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+            raise BellmError(
+                f"All steps are taken and kept in {self.output}, but the encoder cannot be saved: {reason} Mend this and "
+                "give the same command again."
+            ) from error
 
     def _save_state(self, name: str, optimizer: torch.optim.Optimizer | None) -> None:
         trainable.save_checkpoint(self.output / name, self.parameters, optimizer, self.state, self.distributed)

@@ -242,10 +242,14 @@ def test_classes_are_no_ratings(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"'label' holds 0, 1, 2 alone: are these classes or ratings\?") as caught:
         load_dataset(path)
     assert "--columns anchor=NAME,positive=NAME,score=label" in str(caught.value)
-    told = load_dataset(path, {"anchor": "sentence1", "positive": "sentence2", "score": "label"})
+    told = load_dataset(path, "anchor=sentence1,positive=sentence2,score=label")
     assert [row.score for row in told] == [0, 1, 2] * 3
-    as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at % 2} for at in range(9)])
-    assert load_dataset(path).rated
+    as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": f"{2 * (at % 2)}.0"} for at in range(9)])
+    with pytest.raises(SourceError, match=r"'label' holds 0, 2 alone"):
+        load_dataset(path)
+    for ratings in ([0, 1], [0, 1, 2, 3], [0, 1, 2, 0.5]):
+        as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at} for at in ratings])
+        assert [row.score for row in load_dataset(path)] == ratings
 
 
 def test_a_pattern_is_all_files_that_it_matches(tmp_path: Path) -> None:

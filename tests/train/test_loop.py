@@ -449,6 +449,24 @@ def test_junk_in_the_metrics_costs_no_model(recipe: Recipe, tmp_path: Path) -> N
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
 
 
+def test_an_encoder_that_cannot_be_saved_costs_no_step(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise NotImplementedError("No such\nconversion.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "save_pretrained", fails)
+        with pytest.raises(
+            BellmError, match=r"All steps are taken and kept .*NotImplementedError: No such conversion\."
+        ):
+            run(recipe, tmp_path / "out")
+    assert step_of(tmp_path / "out" / CHECKPOINT) == 3
+    steps: list[int] = []
+    run(recipe, tmp_path / "out", progress=lambda step, *_: steps.append(step))
+    assert steps == []
+
+
 def test_a_folder_of_something_else_is_refused_and_left_as_it_was(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SourceError, match=r"is no run directory: it holds 'notes\.txt'"):
