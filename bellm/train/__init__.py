@@ -3,7 +3,7 @@
 from bellm.train import LoRA, Recipe, load_dataset, train
 
 recipe = Recipe(model="smollm2", encoder_options={"bidirectional": "last:8"}, tuning=LoRA(rank=32))
-encoder = train(recipe, [(load_dataset("triplets.csv"), 1.0)], Path("run"))
+encoder = train(recipe, load_dataset("triplets.csv"), "run")
 """
 
 from typing import TYPE_CHECKING

@@ -39,9 +39,9 @@ _MOST_WITHOUT_GRADIENT = 10
 
 
 def train(
-    recipe: Recipe,
-    sources: Sequence[tuple[Dataset, float]],
-    output: Path,
+    recipe: Recipe | Encoder | str,
+    data: Dataset | Sequence[Dataset | tuple[Dataset, float]],
+    output: str | Path,
     *,
     checkpoint_every: int = 50,
     progress: Progress | None = None,
@@ -55,8 +55,9 @@ def train(
     call, on a folder that all of them can read; the main one alone writes, scores and calls `progress`.
 
     Args:
-        recipe: Settings of the run, and the model: a source, or an encoder, which stays as it is.
-        sources: Data sets with their weights; see `Batches`.
+        recipe: Settings of the run, and the model: a source, or an encoder, which stays as it is. A source or an
+            encoder alone is trained as `Recipe(model=...)`.
+        data: One data set or several, with weights if these are not 1; see `Batches`.
         output: The run directory: the encoder in `model/`, `metrics.jsonl`, the checkpoint.
         checkpoint_every: Steps between two checkpoints.
         progress: Called after every step.
@@ -73,7 +74,9 @@ def train(
         BellmError: The recipe does not suit the data, or the gradient is no longer finite.
         Interrupted: Ctrl-C or SIGTERM; the state was written.
     """
-    distributed = Distributed()
+    distributed, output = Distributed(), Path(output)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe(model=recipe)
+    sources = _weighted_sources(data)
     recipe = replace(recipe, sharded=recipe.sharded and distributed.world_size > 1)
     if until is not None and recipe.sharded:
         raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
@@ -183,8 +186,8 @@ class _Run:
         except Exception as error:  # Whatever a library raises, it must not look as if the steps were lost.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
             raise BellmError(
-                f"All steps are taken and kept in {self.output}, but the encoder cannot be saved: {reason} Mend this and "
-                "give the same command again."
+                f"All steps are taken and kept in {self.output}, but the encoder cannot be saved: {reason} Mend this "
+                "and give the same command again."
             ) from error
 
     def _save_state(self, name: str, optimizer: torch.optim.Optimizer | None) -> None:
@@ -267,6 +270,19 @@ class _Run:
     def _out_of_patience(self) -> bool:
         patience, since = self.recipe.patience, self.state["step"] - self.state["best_step"]
         return patience is not None and since >= patience * self.recipe.dev_every
+
+
+def _weighted_sources(data: Dataset | Sequence[Dataset | tuple[Dataset, float]]) -> list[tuple[Dataset, float]]:
+    try:
+        given = [data] if isinstance(data, Dataset) else list(data)
+        pairs = [(each, 1.0) if isinstance(each, Dataset) else (each[0], float(each[1])) for each in given]
+    except (TypeError, ValueError, IndexError, KeyError):
+        pairs = []
+    if not pairs or not all(isinstance(dataset, Dataset) for dataset, _ in pairs):
+        raise BellmError(
+            f"{data!r:.60} is no data: give load_dataset(FILE), or a list of such, or of (dataset, weight)."
+        )
+    return pairs
 
 
 def _past_pause(output: Path, step: int, stop: int) -> SourceError:

@@ -527,6 +527,19 @@ def test_a_function_of_the_user_that_fails_is_one_line_with_its_place(
         assert re.match(rf"{re.escape(__file__)}, line \d+: ", str(refusal.value))
 
 
+def test_data_and_model_as_one_would_write_them(tiny_folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
+    rows = dataset(6)
+    wanted = train(Recipe(model=str(tiny_folder)), [(rows, 1.0)], tmp_path / "long").encode(["Snow"])
+    for number, data in enumerate((rows, [rows], [(rows, 1)])):
+        found = train(str(tiny_folder), data, str(tmp_path / f"{number}")).encode(["Snow"])
+        assert (found == wanted).all()
+    for nothing in ([], "pairs.csv", [("pairs.csv", 1.0)], [(rows, "much")], None):
+        with pytest.raises(BellmError, match=r"is no data: give load_dataset\(FILE\)"):
+            train(tiny_encoder, nothing, tmp_path / "none")  # type: ignore[arg-type]
+    with pytest.raises(BellmError, match="model=3 is not of type"):
+        train(3, rows, tmp_path / "none")  # type: ignore[arg-type]
+
+
 # An encoder in place of its source
 
 
