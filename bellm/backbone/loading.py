@@ -197,7 +197,21 @@ def _checked(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+_CAUSES = {
+    "contains custom code": "it brings Python code of its own. Where you trust that, give trust_remote_code=True.",
+    "Couldn't instantiate the backend tokenizer": "its tokenizer is missing or incomplete. Put the model's "
+    "tokenizer.json and tokenizer_config.json beside its weights, or give tokenizer=...",
+    "does not recognize this architecture": f"transformers {transformers.__version__} does not know its model_type. "
+    "Install a newer transformers.",
+    "Should have a `model_type` key": "its config.json is missing, or names no model_type. Give a whole model.",
+    "no file named model.safetensors": "its weights (model.safetensors) are missing. Give a whole model.",
+}
+"""What is said in place of messages of transformers that contain a text."""
+
+
 def _brief(error: Exception) -> str:
-    """Beginning of a library's message, on one line."""
+    """Cause and way out of a library's error, or the beginning of its message, on one line."""
     message = " ".join(str(error).split())
+    if cause := next((cause for text, cause in _CAUSES.items() if text in message), None):
+        return cause
     return f"{message[:240]}..." if len(message) > 240 else message or type(error).__name__

@@ -58,7 +58,7 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     """
     names = config.architectures
     loader: Any = AutoModelForCausalLM if not names or names[0].endswith(_HEADS) else AutoModel
-    options |= {"config": config, "output_loading_info": True}
+    options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = loader.from_pretrained(path, **options)
     if wrapped := next(filter(None, (re.match(_WRAPPERS, name) for name in info["unexpected_keys"])), None):
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
@@ -67,19 +67,20 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     head = model.get_output_embeddings()
     head_names = {name for name, module in model.named_modules() if module is head}
     missing = {name for name in info["missing_keys"] if name.rpartition(".")[0] not in head_names}
-    if missing:
-        raise SourceError(
-            f"{source} lacks {_count(missing)} of the model ({_first(missing)}), and they would be random: "
-            "config.json and weights do not belong together. Restore the files."
-        )
     # Beside the decoder there may be other parts of a larger model, or another head.
     decoder = next(name for name, module in model.named_modules() if module is get_decoder(model))
-    prefix = f"{decoder}." if decoder else ""
-    if unplaced := {name for name in info["unexpected_keys"] if name.startswith(prefix)}:
-        raise SourceError(
-            f"{source} has {_count(unplaced)} that its config.json gives no place ({_first(unplaced)}), so that its "
-            "vectors would be another model's. Restore the files."
-        )
+    unplaced = {name for name in info["unexpected_keys"] if name.startswith(f"{decoder}." if decoder else "")}
+    problem = ""
+    if missing:
+        problem = f"it lacks {_count(missing)} of the model ({_first(missing)}), which would be random"
+    elif info["mismatched_keys"]:
+        name, actual, expected = min(info["mismatched_keys"])
+        shapes = f"{name}: {tuple(actual)}, not {tuple(expected)}"
+        problem = f"it has {_count(info['mismatched_keys'])} of another shape than its config.json says ({shapes})"
+    elif unplaced:
+        problem = f"it has {_count(unplaced)} that its config.json gives no place ({_first(unplaced)})"
+    if problem:
+        raise SourceError(f"{source} cannot be loaded: {problem}. Restore config.json and weights of one model.")
     has_head = not any(name.rpartition(".")[0] in head_names for name in info["missing_keys"])
     return model if has_head else model.base_model
 

@@ -83,6 +83,34 @@ def test_a_config_of_fewer_layers_than_the_file_is_refused(folder: Path) -> None
     assert "has 9 weights that its config.json gives no place (model.layers.3." in refusal(folder)
 
 
+def test_a_config_of_other_widths_than_the_file_is_refused(folder: Path) -> None:
+    configure(folder, intermediate_size=48)
+    said = refusal(folder)
+    assert "has 12 weights of another shape than its config.json says (model.layers.0.mlp.down_proj.weight: " in said
+    assert "(32, 64), not (32, 48))" in said
+
+
+def write_remote_code(folder: Path) -> None:
+    configure(folder, model_type="own_llm", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    (folder / "configuration_own.py").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer is missing or incomplete. Put the"),
+        (lambda folder: (folder / "config.json").unlink(), "its config.json is missing, or names no model_type. Give"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "(model.safetensors) are missing. Give a whole"),
+        (lambda folder: configure(folder, model_type="own_llm"), "does not know its model_type. Install a newer"),
+        (write_remote_code, "it brings Python code of its own. Where you trust that, give trust_remote_code=True."),
+    ],
+    ids=["tokenizer", "config", "weights", "new", "code"],
+)
+def test_what_is_missing_is_named_with_the_way_out(folder: Path, spoil: Any, said: str) -> None:
+    spoil(folder)
+    assert said in refusal(folder)
+
+
 def test_weights_beside_the_decoder_do_not_matter(folder: Path, tiny_model: LlamaForCausalLM) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "score.weight": torch.zeros(2, 32)}, folder / "model.safetensors", {"format": "pt"})

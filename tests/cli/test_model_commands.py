@@ -55,3 +55,16 @@ def test_a_mistake_is_one_line(tiny_folder: Path, arguments: tuple[str, str]) ->
     assert result.exit_code == 1
     assert result.stderr.startswith("bellm: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_source_that_lacks_weights_is_no_healthy_encoder(tiny_folder: Path, tmp_path: Path) -> None:
+    for path in tiny_folder.iterdir():
+        if path.name not in ("bellm.json", "fingerprint.safetensors"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 5}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    result = run(str(tmp_path))
+    assert result.exit_code == 1
+    assert "Healthy" not in result.output
+    assert "lacks 9 weights of the model (model.layers.4." in result.stderr
+    assert len(result.stderr.splitlines()) == 1
