@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -96,7 +97,8 @@ def _drop_stdout() -> None:
 def open_streams() -> None:
     """Refuse to work without a standard output, and do without the other streams.
 
-    Files that are opened later would take the number of a closed stream, and get what others write to it.
+    Files that are opened later would take the number of a closed stream, and get what others write to it. What an
+    output cannot show, such as half a character in the name of a file, is shown with a backslash.
     """
     for number in range(3):
         try:
@@ -107,6 +109,8 @@ def open_streams() -> None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     if sys.stdout is None:
         sys.exit("bellm: standard output is closed: send it somewhere, as in > /dev/null.")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -175,10 +179,18 @@ def check_output(output: str) -> str:
 def print_result(record: Mapping[str, Any], as_json: bool, *words: Any) -> None:
     """Print a command's result as one JSON object, or in words: sentences, and tables of rich."""
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        text = json.dumps(record, ensure_ascii=False)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            text = json.dumps(record)
+        typer.echo(text)
         return
     from rich.console import Console
 
     console = Console()
     for part in words:
-        typer.echo(part) if isinstance(part, str) else console.print(part)
+        if isinstance(part, str):
+            typer.echo(part)
+        else:
+            console.print(part)

@@ -1,6 +1,7 @@
 """What the command line does with options, paths and streams that cannot be meant, before any model is loaded."""
 
 import http.server
+import json
 import os
 import sys
 import threading
@@ -311,3 +312,18 @@ def test_help_of_repeatable_options_says_so() -> None:
     repeatable = {(name, one.name) for name, command in COMMANDS.items() for one in command.params if one.multiple}
     assert repeatable == {("evaluate", "compare"), ("layers", "method"), ("train", "data")}
     assert CliRunner().invoke(app, ["train", "--help"]).output.count("again") >= 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_a_terminal_cannot_show_is_written_with_backslashes(tiny_folder: Path, encoding: str) -> None:
+    Path("t.txt").write_text("Nai\N{COMBINING DIAERESIS}ve.\n", encoding="utf-8")
+    name = b"caf\xe9.npy".decode(errors="surrogateescape")
+    there = {**os.environ, "PYTHONIOENCODING": encoding}
+    embedded = run(python("embed", tiny_folder, "t.txt", "-o", name, "--json"), env=there)
+    assert (embedded.returncode, embedded.stderr) == (0, "")
+    assert json.loads(embedded.stdout)["output"] == name
+    again = run(python("embed", tiny_folder, "t.txt", "-o", name, "--force"), env=there)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith(("caf\\udce9.npy: 1 rows", "caf?.npy: 1 rows"))
+    found = run(python("search", "snow", "--in", "t.txt", "--model", tiny_folder), env=there)
+    assert (found.returncode, found.stderr) == (0, "")
