@@ -327,3 +327,16 @@ def test_what_a_terminal_cannot_show_is_written_with_backslashes(tiny_folder: Pa
     assert again.stdout.startswith(("caf\\udce9.npy: 1 rows", "caf?.npy: 1 rows"))
     found = run(python("search", "snow", "--in", "t.txt", "--model", tiny_folder), env=there)
     assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_ctrl_c_while_commands_are_imported_is_a_line() -> None:
+    code = (
+        "import sys, runpy\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "runpy.run_module('bellm', run_name='__main__')\n"
+    )
+    done = run([sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (130, "bellm: interrupted; nothing was written.\n")
