@@ -217,6 +217,9 @@ def test_info_of_a_plain_model(tiny_encoder: Encoder, tmp_path: Path) -> None:
         ("embed SOURCE t.csv -o v.npy", "t.csv: no column 'text'. Columns: 'id', 'phrase'."),
         ("embed SOURCE latin1.txt -o v.npy", "latin1.txt, line 2: byte 0xef is not UTF-8."),
         ("embed SOURCE t.txt -o old.npy", "old.npy exists already."),
+        ("embed SOURCE t.jsonl -o ./t.jsonl --force", "./t.jsonl is one of the inputs, and would be replaced."),
+        ("embed SOURCE t.csv -o v.npy --columns text=phrase,id=id", "only a corpus folder keeps ids."),
+        ("embed SOURCE t.csv -o v.npy --columns body=phrase", "'body=phrase' names no column of a part"),
         ("embed SOURCE t.txt -o v.csv", "cannot write v.csv: its suffix is '.csv', not one of .npy"),
         ("embed SOURCE t.txt -o none/v.npy", "there is no folder none."),
         ("embed ./none t.txt -o v.npy", "./none is no folder"),
@@ -246,6 +249,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "t.csv").write_text("id,phrase\n1,hello\n", encoding="utf-8")
     (tmp_path / "latin1.txt").write_bytes("fine\nnaïve\n".encode("latin1"))
     (tmp_path / "old.npy").write_text("old")
+    (tmp_path / "t.jsonl").write_text('"old"\n')
     before = sorted(os.listdir(tmp_path))
     monkeypatch.chdir(tmp_path)
     result = bellm(*arguments.replace("SOURCE", str(tiny_folder)).split())
@@ -256,6 +260,7 @@ def test_mistakes_are_one_line(
     assert message in line
     assert sorted(os.listdir(tmp_path)) == before
     assert (tmp_path / "old.npy").read_text() == "old"
+    assert (tmp_path / "t.jsonl").read_text() == '"old"\n'
 
 
 @pytest.mark.parametrize("arguments", [["embed", "x"], ["embed", "x", "y", "-o", "z", "--input-type=poem"], ["dance"]])

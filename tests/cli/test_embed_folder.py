@@ -67,6 +67,24 @@ def test_rows_that_cannot_be_read_are_a_note(tiny_folder: Path) -> None:
     assert result.stderr == "note: 1 of 3 rows cannot be read; out/rejected.jsonl lists them.\n"
 
 
+def test_ids_and_columns_are_notes_and_a_file_that_is_rejected_whole_is_an_error(tiny_folder: Path) -> None:
+    Path("a.csv").write_text("key;body;url\na;one;u\n;two;u\na;three;u\n")
+    columns = "--columns=text=body,id=key"
+    result = bellm("embed", tiny_folder, "a.csv", "-o", "out", columns)
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        0,
+        [
+            "note: a.csv: not read: column 'url'.",
+            "note: 1 of 3 rows have no id in the column 'key': it is FILE:ROW.",
+            "note: 1 of 3 rows have the id of an earlier row, such as 'a'; a search cannot tell them apart.",
+        ],
+    )
+    Path("b.jsonl").write_text('{"text": "one"}\n')
+    result = bellm("embed", tiny_folder, "a.csv", "b.jsonl", "-o", "out", columns)
+    last = "bellm: No row of b.jsonl can be read; out/rejected.jsonl lists them. The other files are embedded."
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, last)
+
+
 def test_several_inputs_to_one_file(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     Path("u.txt").write_text("Snow.\n")
     assert bellm("embed", tiny_folder, "u.txt", "t.txt", "-o", "v.npy").exit_code == 0

@@ -212,6 +212,8 @@ def test_what_cannot_be_searched(corpus: Path, tmp_path: Path, tiny_encoder: Enc
     build_index(corpus)
     with pytest.raises(BellmError, match="3 numbers, and the corpus has vectors of 32"):
         Index.open(corpus).search(np.ones(3, np.float32))
+    with pytest.raises(BellmError, match=r"vector of the query is not finite\. Load the model with dtype float32"):
+        Index.open(corpus).search(np.full(32, np.nan, np.float32))
     (corpus / index.FOLDER / index.RECORD_FILE).write_text("{}")
     with pytest.raises(SourceError, match=r"index\.json cannot be read.*Run: bellm index"):
         Index.open(corpus)

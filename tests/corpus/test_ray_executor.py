@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from bellm import Encoder
-from bellm.corpus import manifest, shards
+from bellm.corpus import manifest, ray_executor, shards
 from bellm.corpus.job import embed_corpus
+from bellm.errors import SourceError
 from tests.processes import run
 
 PROGRAM = Path(__file__).with_name("ray_program.py")
@@ -87,3 +89,14 @@ def test_what_is_refused_is_one_line(ran: tuple[Path, dict[str, Any]]) -> None:
     assert many == "BellmError: 3 workers are too many for a cluster of 2 cores: give at most as many."
     assert "none/there" in gone
     assert not any("\n" in error for error in ran[1]["errors"])
+
+
+def test_why_a_worker_died_is_said() -> None:
+    death = ray.exceptions.RayError(
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: _Worker\n\tpid: 7\n"
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits: the process is killed by SIGKILL by OOM killer.\nMore advice of Ray."
+    )
+    message = r"^A worker failed: Worker unexpectedly exits: .* by OOM killer\. Finished shards are kept: [^\n]+$"
+    with pytest.raises(SourceError, match=message), ray_executor._one_line():
+        raise death

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bellm.errors import BellmWarning, SourceError
-from bellm.io.rows import TextColumns, TextFile, TextRow, check_columns, expand_inputs
+from bellm.io.rows import TextColumns, TextFile, TextRow, check_columns, expand_inputs, refuse_own_input
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +141,13 @@ def test_columns_beside_those_of_texts_and_ids_are_named_once() -> None:
     assert [str(each.message) for each in told] == ["a.csv and 1 more: not read: columns 'url', 'title'."]
     with pytest.raises(SourceError, match=r"a column 'key'\. Columns: 'id', 'url', and that of the texts\. Choose"):
         check_columns(["a.csv"], TextColumns("text", "key"))
+
+
+def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path: Path) -> None:
+    files("a.jsonl", "b.jsonl")
+    os.symlink(tmp_path / "a.jsonl", "link.jsonl")
+    for output in ("a.jsonl", "./a.jsonl", str(tmp_path / "a.jsonl"), "link.jsonl"):
+        with pytest.raises(SourceError, match=r"a\.jsonl|link\.jsonl is one of the inputs, and would be replaced"):
+            refuse_own_input(output, ["-", "b.jsonl", "a.jsonl"])
+    refuse_own_input("new.jsonl", ["-", "a.jsonl"])
+    refuse_own_input("b.jsonl", ["-", "a.jsonl"])
