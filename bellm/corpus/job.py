@@ -5,8 +5,6 @@ finish.
 """
 
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -21,13 +19,20 @@ from bellm.backbone.loading import resolve_device
 from bellm.backbone.source_layouts import SETTINGS_FILE
 from bellm.corpus import shards
 from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
-from bellm.corpus.manifest import MANIFEST_FILE, REJECTED_FILE, Manifest, scan_shards, write_manifest
+from bellm.corpus.manifest import (
+    MANIFEST_FILE,
+    REJECTED_FILE,
+    Manifest,
+    check_contents,
+    scan_shards,
+    write_manifest,
+)
 from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult
 from bellm.engine.resources import prefetch
 from bellm.engine.tokenization import chunk_texts, warn_truncated
-from bellm.errors import BellmError, CorpusWarning, SourceError, check_choice
+from bellm.errors import BellmError, SourceError, check_choice
 from bellm.io import atomic
 from bellm.io.rows import TextColumns, check_columns, expand_inputs
 from bellm.io.streams import STDIN
@@ -201,7 +206,8 @@ def embed_corpus(
             manifest = write_manifest(out, described, vars(config), digest, in_order(files, [*done, *new]))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"finished shards are kept in {out}, and the same command goes on there.") from None
-    _warn_about(out, manifest, files)
+    warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
+    check_contents(out, manifest, files)
     return CorpusReport(
         out=out,
         manifest=manifest,
@@ -278,38 +284,3 @@ def _embed_here(embedder: Embedder, job: Job, progress: Callable[[CorpusProgress
                 written[-1].result()  # Two shards in memory at most.
             written.append(writer.submit(job.write, row_range, parts))
     return [future.result() for future in written]
-
-
-def _warn_about(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
-    """Warn of rows that a corpus lacks or truncates, of their ids, and of files that it holds besides.
-
-    Raises:
-        SourceError: No row of a file can be read.
-    """
-    total, listed = manifest.rows + manifest.unreadable, f"{out / REJECTED_FILE} lists them."
-    notes = []
-    if manifest.unreadable and not manifest.rows:
-        raise SourceError(f"None of the {total} rows can be read; {listed}")
-    if manifest.unreadable:
-        notes.append(f"{manifest.unreadable} of {total} rows cannot be read; {listed}")
-    if manifest.numbered:
-        ids = manifest.config["id_column"]
-        notes.append(f"{manifest.numbered} of {manifest.rows} rows have no id in the column {ids!r}: it is FILE:ROW.")
-    if manifest.duplicate_ids:
-        notes.append(
-            f"{manifest.duplicate_ids} of {manifest.rows} rows have the id of an earlier row, such as "
-            f"{manifest.duplicate_id!r}; a search cannot tell them apart."
-        )
-    for note in notes:
-        warnings.warn(note, CorpusWarning, stacklevel=3)
-    warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
-    if others := sorted({shard["file"] for shard in manifest.shards} - set(files)):
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        warnings.warn(
-            f"{out} also holds {others[0]}{more}, embedded earlier and not named now.", CorpusWarning, stacklevel=3
-        )
-    readable: Counter[str] = Counter()
-    for shard in manifest.shards:
-        readable[shard["file"]] += shard["rows"]
-    if rejected := [file for file in files if file in readable and not readable[file]]:
-        raise SourceError(f"No row of {', '.join(rejected)} can be read; {listed} The other files are embedded.")

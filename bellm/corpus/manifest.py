@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,37 @@ def read_manifest(out: Path) -> Manifest:
 def shard_paths(out: Path, manifest: Manifest) -> Iterable[Path]:
     """Where the shards of a corpus lie, in order."""
     return (out / SHARD_FOLDER / entry["name"] for entry in manifest.shards)
+
+
+def check_contents(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
+    """Warn of rows and ids that a corpus lacks, and of files that it holds besides those that are named now.
+
+    Raises:
+        SourceError: No row of a file can be read.
+    """
+    rows, total = manifest.rows, manifest.rows + manifest.unreadable
+    listed = f"{out / REJECTED_FILE} lists them."
+    readable: Counter[str] = Counter()
+    for shard in manifest.shards:
+        readable[shard["file"]] += shard["rows"]
+    notes = []
+    if manifest.unreadable and not rows:
+        raise SourceError(f"None of the {total} rows can be read; {listed}")
+    if manifest.unreadable:
+        notes.append(f"{manifest.unreadable} of {total} rows cannot be read; {listed}")
+    if manifest.numbered:
+        column = manifest.config["id_column"]
+        notes.append(f"{manifest.numbered} of {rows} rows have no id in the column {column!r}: it is FILE:ROW.")
+    if manifest.duplicate_ids:
+        example = f"such as {manifest.duplicate_id!r}; a search cannot tell them apart"
+        notes.append(f"{manifest.duplicate_ids} of {rows} rows have the id of an earlier row, {example}.")
+    if others := sorted(readable.keys() - set(files)):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        notes.append(f"{out} also holds {others[0]}{more}, embedded earlier and not named now.")
+    for note in notes:
+        warnings.warn(note, CorpusWarning, stacklevel=3)
+    if rejected := [file for file in files if file in readable and not readable[file]]:
+        raise SourceError(f"No row of {', '.join(rejected)} can be read; {listed} The other files are embedded.")
 
 
 def _repeated_ids(out: Path, done: Sequence[Shard]) -> list[str]:
