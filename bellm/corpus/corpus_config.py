@@ -76,7 +76,8 @@ class EncoderRef:
     def load(self, **options: Any) -> Encoder:
         """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
         encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
-        if problem := _problem(encoder, self.weights, self.fingerprint, self.dtype):
+        other_weights = weights_differ(self.weights, _weights_of(encoder))
+        if problem := _problem(encoder, other_weights, self.fingerprint, self.dtype):
             raise FingerprintError(
                 f"{self.source} does not give the vectors that it gave to the corpus (it has {problem}): give the "
                 "model that embedded it."
@@ -100,7 +101,7 @@ def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> s
                 "or another folder."
             )
         dtype, name = config.encoder.get("dtype", "float32"), encoder.describe().get("name", "This one")
-        if problem := _problem(encoder, known.weights, known_fingerprint, dtype):
+        if problem := _problem(encoder, weights_differ(known.weights, config.weights), known_fingerprint, dtype):
             raise SourceError(
                 f"{out} holds the vectors of another model: {name} has {problem}. Give the same model, or another "
                 "folder."
@@ -145,9 +146,9 @@ def _weights_of(encoder: Embedder) -> str:
     return weights_digest(encoder.model) if isinstance(encoder, Encoder) else ""
 
 
-def _problem(encoder: Embedder, weights: str, fingerprint: Vectors, dtype: str) -> str:
-    """Why an encoder is not the one with these weights, fingerprint and dtype; empty where it is."""
-    if weights_differ(weights, _weights_of(encoder)):
+def _problem(encoder: Embedder, other_weights: bool, fingerprint: Vectors, dtype: str) -> str:
+    """Why an encoder is not the one with this fingerprint and dtype; empty where it is."""
+    if other_weights:
         return "other weights"
     distance = relative_distance(encoder.fingerprint(), fingerprint)
     limit = tolerances(dtype, encoder.describe().get("dtype", dtype)).fingerprint
