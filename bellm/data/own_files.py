@@ -39,6 +39,11 @@ PARTS = {
 _KINDS = (("anchor", "positive", "score"), ("anchor", "positive", "label"), ("text", "label"))
 _MOST_CLASSES = 3  # Paraphrases have two classes, NLI has three; ratings by people have more steps.
 
+_NEEDED = (
+    "Give a task the columns sentence1, sentence2 and score, or text and label; or say which they are with "
+    "--columns anchor=COLUMN,positive=COLUMN,score=COLUMN."
+)
+
 Columns = Mapping[str, Sequence[str]]
 """The column of each part, as `bellm.io.rows.parse_columns` reads them."""
 
@@ -69,10 +74,10 @@ def read_own_data(
     for row in source.rows(select, strict=True, skip_blank=True):
         place = f"{path}, {row.place}"
         if not isinstance(row.cells, dict):
-            raise SourceError(f"{place}: {str(row.cells)[:40]!r} has no columns. {_needed()}")
+            raise SourceError(f"{place}: {str(row.cells)[:40]!r} has no columns. {_NEEDED}")
         rows.append((place, {part: _cell(place, part, row.cells[name]) for part, name in parts.items()}))
     if not rows:
-        raise SourceError(f"{path} holds no rows. {_needed()}")
+        raise SourceError(f"{path} holds no rows. {_NEEDED}")
     warn_unread([source])
     if "text" in parts:
         _, labels_N = np.unique([str(row["label"]) for _, row in rows], return_inverse=True)
@@ -91,25 +96,18 @@ def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:
     found = {part: _recognize(names, part) for part in PARTS} if columns is None else {**columns}
     for part, those in found.items():
         if len(those) > 1:
-            raise SourceError(f"more than one column could be the {part}: {', '.join(map(repr, those))}. {_needed()}")
+            raise SourceError(f"more than one column could be the {part}: {', '.join(map(repr, those))}. {_NEEDED}")
         if missing := [name for name in those if names.count(name) != 1]:
             raise SourceError(f"no column {missing[0]!r} for the {part}. Columns: {', '.join(map(repr, names))}.")
     for kind in _KINDS:
         if all(found.get(part) for part in kind):
             return {part: found[part][0] for part in kind}
-    raise SourceError(f"no task in the columns {', '.join(map(repr, names)) or 'of an empty file'}. {_needed()}")
+    raise SourceError(f"no task in the columns {', '.join(map(repr, names)) or 'of an empty file'}. {_NEEDED}")
 
 
 def _recognize(names: Sequence[str], part: str) -> list[str]:
     known = PARTS[part].split()
     return [name for name in names if "".join(filter(str.isalnum, name.casefold())) in known]
-
-
-def _needed() -> str:
-    return (
-        "Give a task the columns sentence1, sentence2 and score, or text and label; or say which they are with "
-        "--columns anchor=COLUMN,positive=COLUMN,score=COLUMN."
-    )
 
 
 def _cell(place: str, part: str, value: object) -> str | float:

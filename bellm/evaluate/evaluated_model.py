@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,18 +110,32 @@ class EvaluatedModel:
         """Embed texts in their order, none of them from the cache.
 
         Raises:
-            BellmError: A number is not finite.
+            BellmError: The embedder gives no vector for each text, or one that is not finite.
         """
-        if isinstance(self.embedder, Encoder):  # No warning and no progress bar of its own.
-            vectors = self.embedder.encode_with_stats(texts, input_type=input_type).vectors
-        else:
-            vectors = self.embedder.encode(texts, input_type=input_type)
+        with errors_naming(self.name):
+            if isinstance(self.embedder, Encoder):  # No warning and no progress bar of its own.
+                vectors = self.embedder.encode_with_stats(texts, input_type=input_type).vectors
+            else:
+                vectors = self.embedder.encode(texts, input_type=input_type)
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise BellmError(f"{self.name}: encode gave an array of shape {vectors.shape} for {len(texts)} texts.")
         if bad := np.count_nonzero(~np.isfinite(vectors).all(axis=1)):
             raise BellmError(
                 f"{self.name}: {bad} of {len(texts)} vectors hold NaN or infinity. Its weights are broken, or numbers "
                 "became too large for its dtype: try float32."
             )
         return vectors
+
+
+@contextmanager
+def errors_naming(name: str) -> Iterator[None]:
+    """Say which of several models an error is about."""
+    try:
+        yield
+    except BellmError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def as_embedder(model: Any) -> Embedder:

@@ -13,7 +13,7 @@ from bellm import saving
 from bellm.config import parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, SourceError
-from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder
+from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder, errors_naming
 from bellm.io.vectors import read_vectors
 from bellm.types import Embedder, InputType, Vectors
 
@@ -61,8 +61,10 @@ def load_models(sources: Sequence[str], cache: Path | None = None, **options: An
             _settings(source)
     for source in sorted(sources, key=lambda source: not source.startswith(VECTORS)):  # Files are quick.
         if source not in models:
-            embedder = load_model(source, loaded=loaded, **options)
-            models[source] = EvaluatedModel.of(embedder, source, None if isinstance(embedder, VectorFile) else cache)
+            with errors_naming(source):
+                embedder = load_model(source, loaded=loaded, **options)
+                kept = None if isinstance(embedder, VectorFile) else cache
+                models[source] = EvaluatedModel.of(embedder, source, kept)
     return [models[source] for source in dict.fromkeys(sources)]
 
 

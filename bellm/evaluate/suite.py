@@ -142,12 +142,8 @@ def load_tasks(
 
 
 def _own_task(name: str, data: STSPairs | LabeledTexts | RetrievalData) -> Task[Any]:
-    match data:
-        case STSPairs():
-            return STSTask(name, data=data)
-        case LabeledTexts():
-            return ClassificationTask(name, data=data)
-    return RetrievalTask(name, data=data)
+    kinds: dict[type, type[Task[Any]]] = {STSPairs: STSTask, LabeledTexts: ClassificationTask}
+    return kinds.get(type(data), RetrievalTask)(name, data=data)
 
 
 def _check_model(model: EvaluatedModel, tasks: Sequence[Task[Any]]) -> None:

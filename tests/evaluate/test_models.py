@@ -136,6 +136,13 @@ def test_files_that_hold_no_vectors(tmp_path: Path, name: str, content: str, mes
         load_models([f"vectors:{tmp_path / (name or 'none.jsonl')}"], tmp_path)
 
 
+def test_what_is_no_vector_for_each_text_is_refused() -> None:
+    for gives in (np.ones(3), np.ones((3, 2)), [[1.0, 2.0]] * 3, 1.0):
+        model = EvaluatedModel.of(SimpleNamespace(name="odd", encode=lambda texts, gives=gives: gives))
+        with pytest.raises(BellmError, match=r"^odd: encode gave an array of shape \(.*\) for 2 texts\.$"):
+            model.vectors(["Snow fell.", "Why?"])
+
+
 def test_anything_with_one_method(tmp_path: Path) -> None:
     asked: list[list[str]] = []
 
