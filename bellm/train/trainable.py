@@ -26,6 +26,7 @@ from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
 from bellm.train.distributed import Distributed, gather_parameters, local_shard
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
+from bellm.train.run_dir import MODEL
 
 _WEIGHT, _MOMENT = "weight:", "moment:"
 _SMALL = 2**26  # Bytes that are written in a moment: a disk that refuses them does so soon enough.
@@ -85,13 +86,15 @@ def rehearse_saving(encoder: Encoder, recipe: Recipe, run_dir: Path) -> None:
     A disk that is too small for a large model is refused too: for checkpoint, best weights and encoder, and the draft
     that takes the place of each.
     """
-    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".model-") as draft:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=run_dir, prefix=f".{MODEL}-") as draft:
             encoder.model.config.save_pretrained(draft)
             encoder.tokenizer.save_pretrained(draft)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-            raise BellmError(f"{encoder.name} could not be saved after training: {reason}") from error
+    except OSError as error:
+        raise SourceError(f"{run_dir / MODEL} cannot be written: {error.strerror or error}.") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        raise BellmError(f"{encoder.name} could not be saved after training: {reason}") from error
     alone = isinstance(recipe.tuning, LoRA) and not recipe.tuning.merged
     weights = list(encoder.model.parameters())
     learned, whole = ([w.nbytes for w in weights if w.requires_grad or every] for every in (False, not alone))
