@@ -78,7 +78,7 @@ def load_pretrained(
     if device_map is not None and device != "auto":
         raise SourceError(f"device={device!r} and device_map={device_map!r} are two answers to one question: give one.")
     path, revision = split_revision(os.fspath(source))
-    path, gguf = _locate(path, revision)
+    path, gguf = locate(path, revision)
     check_files(Path(path), [gguf] if gguf else ["*.safetensors", "*.json", "*.model"])
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     options |= {name: value for name, value in (("gguf_file", gguf), ("revision", revision)) if value}
@@ -166,7 +166,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _locate(source: str, revision: str | None) -> tuple[str, str | None]:
+def locate(source: str, revision: str | None) -> tuple[str, str | None]:
     """Folder or Hub id to load from, and the GGUF file in it if there is one."""
     if source in ALIASES:
         package, file = ALIASES[source]

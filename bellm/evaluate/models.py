@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from bellm import saving
-from bellm.config import parse_setting, refuse_unknown, setting_names
+from bellm.backbone.loading import locate, split_revision
+from bellm.config import check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, BellmWarning, SourceError
+from bellm.errors import BellmWarning, SourceError
 from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder, errors_naming
 from bellm.io.vectors import read_vectors
 from bellm.types import Embedder, InputType, Vectors
@@ -56,9 +57,10 @@ def load_models(sources: Sequence[str], cache: Path | None = None, **options: An
     """
     loaded: dict[str, Encoder] = {}
     models: dict[str, EvaluatedModel] = {}
-    for source in sources:  # A mistake in the last setting shows before the first model is loaded.
+    for source in sources:  # A mistake in the last source shows before the first model is loaded.
         if not source.startswith((SENTENCE_TRANSFORMERS, VECTORS)):
             _settings(source)
+            locate(*split_revision(source.partition("?")[0]))
     for source in sorted(sources, key=lambda source: not source.startswith(VECTORS)):  # Files are quick.
         if source not in models:
             with errors_naming(source):
@@ -70,12 +72,11 @@ def load_models(sources: Sequence[str], cache: Path | None = None, **options: An
 
 def _settings(source: str) -> Mapping[str, Any]:
     settings: dict[str, Any] = {}
-    for name, value in parse_qsl(source.partition("?")[2], keep_blank_values=True):
-        try:
+    with errors_naming(source):
+        for name, value in parse_qsl(source.partition("?")[2], keep_blank_values=True):
             refuse_unknown([name], (*setting_names(), "dtype", "attention"))
             settings[name] = parse_setting(name, value) if name in setting_names() else value
-        except BellmError as error:
-            raise SourceError(f"{source}: {error}") from error
+        check_settings({name: value for name, value in settings.items() if name in setting_names()})
     return settings
 
 

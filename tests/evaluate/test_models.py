@@ -164,6 +164,11 @@ def test_files_and_settings_are_checked_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(Encoder, "from_pretrained", load)
-    for source, message in (("vectors:none.jsonl", "none.jsonl"), (f"{tiny_folder}?layer=top", "layer='top'")):
+    for source, message in (
+        ("vectors:none.jsonl", "none.jsonl"),
+        (f"{tiny_folder}?layer=top", "layer='top'"),
+        (f"{tiny_folder}?pooling=sum", "pooling='sum'"),
+        ("./none", "./none is no folder"),
+    ):
         with pytest.raises(BellmError, match=message):
             load_models([str(tiny_folder), source], tmp_path)
