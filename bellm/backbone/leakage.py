@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_layers, get_text_config
@@ -55,8 +56,10 @@ def check_open_layers(model: PreTrainedModel) -> None:
     try:
         measured = measure_leakage(model)
     except (RuntimeError, IndexError) as error:
-        layers = format_layers(sorted(opened))
-        raise LayerError(f"{name} cannot run with layers {layers} open this way: {error}") from error
+        layers, reason = format_layers(sorted(opened)), " ".join(str(error).split())[:240]
+        if isinstance(error, TorchDynamoException):
+            reason = f"its attention cannot be compiled here ({reason}). Give attention='sdpa'."
+        raise LayerError(f"{name} cannot run with layers {layers} open this way: {reason}") from error
     if any(math.isnan(leakage.future) for leakage in measured):
         refuse_non_finite(model)
     seen = {index for index, leakage in enumerate(measured) if leakage.future > tolerances(model.dtype).leakage}

@@ -74,6 +74,7 @@ def load_pretrained(
         if (dtype, device, attention, device_map) != ("auto", "auto", "auto", None):
             raise SourceError("A loaded model keeps its dtype, device and attention: leave these at 'auto'.")
         check_kind(source.config, type(source).__name__)
+        _check_attention(str(source.config._attn_implementation), source.device)
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
     if device_map is not None and device != "auto":
         raise SourceError(f"device={device!r} and device_map={device_map!r} are two answers to one question: give one.")
@@ -83,6 +84,7 @@ def load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     options |= {name: value for name, value in (("gguf_file", gguf), ("revision", revision)) if value}
     target = resolve_device(device)
+    _check_attention(attention, target)
     weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target), "use_safetensors": None if gguf else True}
     if attention != "auto":
         weights["attn_implementation"] = attention
@@ -186,6 +188,14 @@ def locate(source: str, revision: str | None) -> tuple[str, str | None]:
     if not path.exists() and not is_hub_id(source):
         raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
     return source if path.exists() else reach(source, revision), None
+
+
+def _check_attention(attention: str, device: torch.device) -> None:
+    if attention == "flex_attention" and device.type == "cpu":
+        raise SourceError(
+            "attention='flex_attention' is for accelerators: on a CPU its kernels are compiled for minutes, or not at "
+            "all. Give attention='sdpa', which computes the same."
+        )
 
 
 def _checked(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from bellm.backbone.architecture import count_layers, get_decoder, get_layers
 from bellm.backbone.attention import BidirectionalMaskHook, open_layers
@@ -124,3 +125,17 @@ def test_layers_with_attention_and_no_others_have_a_share(name: str) -> None:
     shares = FutureAttention(model).future_attention_mass(IDS)
     assert [number for number, share in enumerate(shares) if share is not None] == openable(model)
     assert all(0 < share < 1 for share in shares if share is not None)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_said_to_be_so_in_one_line() -> None:
+    model = open_layers(decoder("llama"), (1,))
+
+    def fail(*_: object) -> None:
+        raise TorchDynamoException(
+            "backend='inductor' raised:\nCppCompileError: C++ compile error\n\nCommand:\ng++ ..."
+        )
+
+    get_layers(model)[1].attention[0].register_forward_pre_hook(fail)
+    with pytest.raises(LayerError, match=r"attention cannot be compiled here .*Give attention='sdpa'\.") as caught:
+        check_open_layers(model)
+    assert "\n" not in str(caught.value)

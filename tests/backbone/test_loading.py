@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,14 @@ def test_a_device_that_is_not_there_is_one_line(tiny_folder: Path, device: str, 
 def test_an_empty_source_is_refused() -> None:
     with pytest.raises(SourceError, match="names no model"):
         loading.load_pretrained("")
+
+
+def test_flex_attention_on_a_cpu_is_refused_at_once(
+    plain_folder: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    flexible = copy.deepcopy(tiny_model)
+    flexible.set_attn_implementation("flex_attention")
+    for source, options in ((plain_folder, {"attention": "flex_attention", "device": "cpu"}), (flexible, {})):
+        with pytest.raises(SourceError, match="attention='flex_attention' is for accelerators") as caught:
+            loading.load_pretrained(source, tokenizer=tiny_tokenizer, **options)
+        assert "\n" not in str(caught.value)
