@@ -202,7 +202,7 @@ def _as_score(estimate: BootstrapEstimate) -> dict[str, Any]:
 
 
 def _circumstances(started: float) -> dict[str, Any]:
-    return {"facts": {"machine": machine(), "seconds": round(time.monotonic() - started), **package_versions()}}
+    return {"metadata": {"machine": machine(), "seconds": round(time.monotonic() - started), **package_versions()}}
 
 
 def table(setting: str, found: Mapping[str, Any]) -> str:

@@ -65,8 +65,8 @@ def index_command(
 
     record = build_index(corpus, approximate=approximate, progress=sys.stderr.isatty())
     how = "approximate; bellm search --exact compares every row" if record.is_approximate else "exact"
-    facts = {"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}
-    print_result(facts, as_json, f"{corpus}: {record.rows} rows can be searched, {how}")
+    result = {"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}
+    print_result(result, as_json, f"{corpus}: {record.rows} rows can be searched, {how}")
 
 
 @with_model_options

@@ -25,7 +25,7 @@ from bellm.types import Vectors
 if TYPE_CHECKING:
     from bellm.engine.embedding import EncodeResult
 
-_FACTS, _DIGEST = b"bellm", b"bellm.digest"
+_METADATA, _DIGEST = b"bellm", b"bellm.digest"
 _STRINGS = ("id", "file", "text")
 
 
@@ -64,10 +64,10 @@ def write_shard(
         config_digest=config_digest,
     )
     table = _table(row_range, encoded.vectors, precision, keep_text)
-    facts = dataclasses.asdict(shard) | {"columns": _columns(table), "content_digest": _content_digest(table)}
-    facts["unreadable"] = row_range.unreadable
-    data = json.dumps(facts, ensure_ascii=False).encode()
-    table = table.replace_schema_metadata({_FACTS: data, _DIGEST: hashlib.sha256(data).hexdigest().encode()})
+    metadata = dataclasses.asdict(shard) | {"columns": _columns(table), "content_digest": _content_digest(table)}
+    metadata["unreadable"] = row_range.unreadable
+    data = json.dumps(metadata, ensure_ascii=False).encode()
+    table = table.replace_schema_metadata({_METADATA: data, _DIGEST: hashlib.sha256(data).hexdigest().encode()})
     path = folder / shard.name
     with atomic.atomic_write(path) as file:
         # Vectors are noise to a compressor and to a dictionary, and cost time there.
@@ -84,14 +84,14 @@ def read_shard_info(path: Path) -> Shard:
         DamagedError: It is no shard, or its bytes have changed.
         SourceError: It cannot be read.
     """
-    facts = _facts(path)
-    known = {field.name: facts[field.name] for field in dataclasses.fields(Shard)}
+    metadata = _read_metadata(path)
+    known = {field.name: metadata[field.name] for field in dataclasses.fields(Shard)}
     return Shard(**known | {"num_bytes": path.stat().st_size})
 
 
 def read_unreadable_rows(path: Path) -> list[tuple[int, str]]:
     """Read the numbers of the rows that could not be embedded, and why; errors as in `read_shard_info`."""
-    return [(int(row), str(reason)) for row, reason in _facts(path)["unreadable"]]
+    return [(int(row), str(reason)) for row, reason in _read_metadata(path)["unreadable"]]
 
 
 def read_ids(path: Path) -> list[str]:
@@ -103,12 +103,12 @@ def read_ids(path: Path) -> list[str]:
 
 def read_shard(path: Path) -> Any:
     """Read a shard's rows as a pyarrow table, checked by their digest; errors as in `read_shard_info`."""
-    facts = _facts(path)
+    metadata = _read_metadata(path)
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
         table.validate(full=True)
     # Types first: of other types the digest could not be taken.
-    if _columns(table) != facts["columns"] or _content_digest(table) != facts["content_digest"]:
+    if _columns(table) != metadata["columns"] or _content_digest(table) != metadata["content_digest"]:
         raise DamagedError(f"{path} is damaged: its rows have changed.")
     return table
 
@@ -173,14 +173,14 @@ def _content_digest(table: Any) -> str:
     return digest.hexdigest()
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     with _damage(path):
-        metadata = pq.read_schema(path).metadata or {}
-    data = metadata.get(_FACTS, b"")
-    if hashlib.sha256(data).hexdigest().encode() != metadata.get(_DIGEST):
-        raise DamagedError(f"{path} is damaged: its facts have changed.")
-    facts: dict[str, Any] = json.loads(data)
-    return facts
+        schema = pq.read_schema(path).metadata or {}
+    data = schema.get(_METADATA, b"")
+    if hashlib.sha256(data).hexdigest().encode() != schema.get(_DIGEST):
+        raise DamagedError(f"{path} is damaged: its metadata has changed.")
+    metadata: dict[str, Any] = json.loads(data)
+    return metadata
 
 
 @contextmanager

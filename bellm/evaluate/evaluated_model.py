@@ -60,7 +60,7 @@ class EvaluatedModel:
 
     name: str
     embedder: Embedder
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     """What is needed to do it again: its settings and a digest of its fingerprint."""
     cache: VectorCache | None = None
 
@@ -79,10 +79,10 @@ class EvaluatedModel:
             return cls(name, embedder)
         fingerprint = embedder.fingerprint()
         digest = hashlib.sha256(np.round(fingerprint, 2).tobytes()).hexdigest()[:16]
-        facts = {"source": name, **embedder.describe(), "fingerprint": digest}
+        metadata = {"source": name, **embedder.describe(), "fingerprint": digest}
         if isinstance(embedder, Encoder):
-            facts["batching_mode"] = embedder.batching_mode
-        return cls(name, embedder, facts, open_cache(embedder, cache, fingerprint) if cache else None)
+            metadata["batching_mode"] = embedder.batching_mode
+        return cls(name, embedder, metadata, open_cache(embedder, cache, fingerprint) if cache else None)
 
     def vectors(
         self, texts: Sequence[str], input_type: InputType = "text", done: Callable[[int], None] = lambda _: None

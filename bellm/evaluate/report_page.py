@@ -129,7 +129,7 @@ def score_panels(report: Report) -> list[figures.LinePlot]:
 
     Runs that do not say how many are left out; there are no panels unless two runs differ in it.
     """
-    opened = {run: found.facts.get("open_layers") for run, found in enumerate(report.runs)}
+    opened = {run: found.metadata.get("open_layers") for run, found in enumerate(report.runs)}
     counts = {run: len(layers) for run, layers in opened.items() if isinstance(layers, list | tuple)}
     first = report.runs[0]
     names = (first.averages or first.scores) if len(set(counts.values())) > 1 else ()

@@ -108,7 +108,7 @@ def split_metadata(report: Report) -> tuple[dict[str, str], list[dict[str, str]]
     runs = []
     for run in report.runs:
         cut = {task: score.num_truncated for task, score in run.scores.items() if score.num_truncated}
-        settings = dict(run.facts)
+        settings = dict(run.metadata)
         evaluation = settings.pop("evaluation", {})
         runs.append(format_metadata({"model": run.model, **settings, **evaluation, "texts_cut_to_fit": cut}))
     first, *others = runs

@@ -44,7 +44,7 @@ class Run:
     """One encoder's scores."""
 
     model: str
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     """What is needed to do it again: settings, fingerprint, dtype, seed, versions."""
     scores: Mapping[str, Score]
     averages: Mapping[str, Score] = field(default_factory=dict)
@@ -96,14 +96,14 @@ def _telling_settings(run: Run, group: Sequence[Run]) -> str:
             return "causal" if value == "none" else f"{value} open"
         return f"{key.replace('_', ' ')} {value}" if isinstance(value, int) else str(value)
 
-    differing = [key for key in (*setting_names(), "dtype") if len({str(it.facts.get(key)) for it in group}) > 1]
-    return ", ".join(describe(key, run.facts[key]) for key in differing if key in run.facts)
+    differing = [key for key in (*setting_names(), "dtype") if len({str(it.metadata.get(key)) for it in group}) > 1]
+    return ", ".join(describe(key, run.metadata[key]) for key in differing if key in run.metadata)
 
 
 def _run_to_json(run: Run) -> dict[str, Any]:
     numbers = asdict(run)
-    facts = numbers.pop("facts")
-    return {**_rounded(numbers), "facts": facts}
+    metadata = numbers.pop("metadata")
+    return {**_rounded(numbers), "metadata": metadata}
 
 
 def _rounded(value: Any) -> Any:

@@ -98,7 +98,7 @@ def evaluate(
         runs.append(
             Run(
                 model=model.name,
-                facts={**model.facts, "evaluation": evaluation},
+                metadata={**model.metadata, "evaluation": evaluation},
                 scores=scores,
                 averages={
                     name: Score("mean", mean.value, mean.low, mean.high, sum(scores[task].n for task in averages[name]))

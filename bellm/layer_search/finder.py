@@ -52,7 +52,7 @@ class Finding:
     seed: int = 0
     """Of the bootstrap."""
     trained: HalvingResult | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the causal encoder; see `Encoder.describe`."""
     seconds: float = 0.0
 
@@ -86,8 +86,8 @@ class Finding:
             "trained": asdict(self.trained) if self.trained else None,
         }
         return {
-            "model": self.facts["source"],
-            "facts": self.facts,
+            "model": self.metadata["source"],
+            "metadata": self.metadata,
             "dev": self.dev,
             "seed": self.seed,
             "versions": package_versions(),
@@ -152,7 +152,7 @@ def find_layers(
     cache = cache or default_cache_folder()
     encoder = encoder() if callable(encoder) else encoder
     encoder = encoder.replace(bidirectional="none", token_prepending=0)
-    facts, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers
+    metadata, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers
     degradation = profile = search = trained = None
     if "degradation" in methods:
         num_done = 0
@@ -180,7 +180,7 @@ def find_layers(
         training.on_plan(plan)
         trained = run_halving(plan, training.recipe, training.sources, dev, training.folder, progress=progress)
     seconds = time.monotonic() - start
-    return Finding(dev.name, num_layers, degradation, profile, search, seed, trained, facts, seconds)
+    return Finding(dev.name, num_layers, degradation, profile, search, seed, trained, metadata, seconds)
 
 
 def read_dev_set(name: str, data: Path | None = None, columns: Columns | str | None = None) -> STSPairs:

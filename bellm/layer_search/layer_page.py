@@ -91,7 +91,7 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
         SourceError: The disk refuses; a page that was there before stays.
     """
     search = finding.search
-    metadata = {**results["facts"], **{name: results[name] for name in _BESIDES if name in results}}
+    metadata = {**results["metadata"], **{name: results[name] for name in _BESIDES if name in results}}
     forest = candidate_forest(search) if search else None
     write_page(
         path,

@@ -95,10 +95,10 @@ def test_embed_hands_every_choice_to_the_encoder(
         *(*options, *loading, "--max-batch-tokens=30"),
     )
     assert result.exit_code == 0
-    facts = json.loads(result.stdout)
-    assert (facts["rows"], facts["embedding_dim"], facts["output"]) == (4, 32, str(tmp_path / "v.npy"))
-    assert facts["seconds"] >= 0
-    assert facts["encoder"].items() >= ({**choices, **more, "open_layers": [0, 1, 2], "device": "cpu"}).items()
+    metadata = json.loads(result.stdout)
+    assert (metadata["rows"], metadata["embedding_dim"], metadata["output"]) == (4, 32, str(tmp_path / "v.npy"))
+    assert metadata["seconds"] >= 0
+    assert metadata["encoder"].items() >= ({**choices, **more, "open_layers": [0, 1, 2], "device": "cpu"}).items()
     other = tiny_encoder.replace(**choices, **more)
     expected = other.replace(normalize=True).encode_query(TEXTS)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, rtol=1e-4, atol=1e-5)

@@ -39,8 +39,8 @@ def test_two_maps_of_one_model(tiny_folder: Path) -> None:
     found = json.loads(Path("out/results.json").read_text())
     assert found["model"] == causal
     assert set(found["scores"]) == {"STSBenchmark"}
-    assert found["facts"]["pooling"] == "mean"
-    assert found["compared"][0]["facts"]["open_layers"] == [2, 3]
+    assert found["metadata"]["pooling"] == "mean"
+    assert found["compared"][0]["metadata"]["open_layers"] == [2, 3]
     assert Path("out/report.html").read_text(encoding="utf-8").startswith("<!")
     assert "STSBenchmark" in Path("out/report.md").read_text(encoding="utf-8")
     again = json.loads(bellm(*command, "--json").stdout)

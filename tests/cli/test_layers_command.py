@@ -36,7 +36,7 @@ def test_tables_and_record(tiny_folder: Path) -> None:
         assert words in result.stdout
     assert "out/layers.html shows it, out/layers.json has it all." in result.stdout
     assert found["model"] == str(tiny_folder)
-    assert found["facts"]["open_layers"] == []
+    assert found["metadata"]["open_layers"] == []
     assert found["seed"] == 0
     assert found["versions"]["bellm"] == __version__
     results = re.search('id="results">(.*)</script>', Path("out/layers.html").read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ def _run(
     pairs = [*((name, averages[name], first[name]) for name in groups)]
     pairs += [(task, scores[task], baseline[task]) for task in scores]
     differences = {name: _difference(score, other) for name, score, other in pairs} if scores is not baseline else {}
-    return Run(f"models/smollm2?bidirectional=last:{opened}", _facts(opened), scores, averages, differences)
+    return Run(f"models/smollm2?bidirectional=last:{opened}", _metadata(opened), scores, averages, differences)
 
 
 def _average(scores: list[Score]) -> Score:
@@ -83,7 +83,7 @@ def _difference(score: Score, other: Score) -> Difference:
     return Difference(value, value - half, value + half, min(1.0, 7 * float(p_value)))
 
 
-def _facts(opened: int) -> dict[str, object]:
+def _metadata(opened: int) -> dict[str, object]:
     return {
         "bidirectional": "none" if not opened else f"{30 - opened}-29",
         "open_layers": list(range(30 - opened, 30)),

@@ -23,8 +23,8 @@ def test_an_encoder_keeps_its_vectors(tiny_encoder: Encoder, tmp_path: Path) -> 
     np.testing.assert_allclose(found, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
     again = EvaluatedModel.of(tiny_encoder, "tiny", tmp_path).vectors(TEXTS[::-1])
     np.testing.assert_array_equal(again, found[::-1])
-    assert model.facts["open_layers"] == [2, 3]
-    assert model.facts["batching_mode"] == "packed"
+    assert model.metadata["open_layers"] == [2, 3]
+    assert model.metadata["batching_mode"] == "packed"
 
 
 def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_roles_have_vectors_of_their_own(tiny_encoder: Encoder, tmp_path: Path) 
 def test_settings_behind_the_source(tiny_folder: Path, tmp_path: Path) -> None:
     sources = [f"{tiny_folder}?bidirectional=first:1&prompt=raw&layer=2&max_tokens=64", str(tiny_folder)]
     model, other = load_models(sources, tmp_path, pooling="mean")
-    facts = model.facts
-    assert [facts[name] for name in ("open_layers", "prompt", "layer", "max_tokens", "pooling")] == [
+    metadata = model.metadata
+    assert [metadata[name] for name in ("open_layers", "prompt", "layer", "max_tokens", "pooling")] == [
         [0], "raw", 2, 64, "mean"
     ]  # fmt: skip
-    assert other.facts["open_layers"] == [2, 3]
+    assert other.metadata["open_layers"] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_anything_with_one_method(tmp_path: Path) -> None:
     assert model.vectors(TEXTS).tolist() == [[14], [10], [4], [10]]
     assert model.vectors(["Why?"], "query").tolist() == [[4]]
     assert asked == [["A heron waits.", "Snow fell.", "Why?"], ["Why?"]]
-    assert json.dumps(dict(model.facts)) == "{}"
+    assert json.dumps(dict(model.metadata)) == "{}"
 
 
 def test_files_and_settings_are_checked_before_a_model_is_loaded(

@@ -13,4 +13,4 @@ def test_minilm_scores_as_mteb_published(data: Path, tmp_path: Path) -> None:
     models = load_models([f"st:{folder}"], tmp_path, device="cpu")
     [run] = evaluate(models, ["STSBenchmark"], data=data).runs
     assert run.scores["STSBenchmark"].value == pytest.approx(82.03, abs=0.1)
-    assert run.facts["chat_template"] is False
+    assert run.metadata["chat_template"] is False

@@ -43,7 +43,7 @@ def hostile_report() -> Report:
         dataclasses.replace(
             run,
             model=HOSTILE[2] + str(number),
-            facts={**run.facts, "template": HOSTILE[1], HOSTILE[3]: HOSTILE[0]},
+            metadata={**run.metadata, "template": HOSTILE[1], HOSTILE[3]: HOSTILE[0]},
             scores={HOSTILE[0]: score},
             differences={HOSTILE[0]: run.differences["STS12"], "STS average": run.differences["STS average"]}
             if number

@@ -31,7 +31,7 @@ def test_layers_are_drawn_where_runs_differ_in_them_and_say_so() -> None:
     assert [panel.name for panel in panels] == ["STS average", "transfer average"]
     assert [point.mark.color for point in panels[0].points] == ["c0", "c1", "c2"]
     assert panels[0].points[1].x < panels[0].across.percent(8) < panels[0].points[2].x
-    foreign = dataclasses.replace(found.runs[2], facts={})
+    foreign = dataclasses.replace(found.runs[2], metadata={})
     panel, *_ = report_page.score_panels(Report((*found.runs[:2], foreign), found.results))
     assert [point.mark.color for point in panel.points] == ["c0", "c1"]
     assert report_page.score_panels(report((8, 8))) == []

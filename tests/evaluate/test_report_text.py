@@ -29,8 +29,8 @@ def markdown(found: Report) -> str:
     return score_table(found, metrics=True).to_markdown()
 
 
-def named(*facts: dict[str, object], models: tuple[str, ...] = ("org/m", "org/m")) -> list[str]:
-    runs = [Run(model, it, {}) for model, it in zip(models, facts, strict=True)]
+def named(*metadata: dict[str, object], models: tuple[str, ...] = ("org/m", "org/m")) -> list[str]:
+    runs = [Run(model, it, {}) for model, it in zip(models, metadata, strict=True)]
     return Report(tuple(runs), ({},) * len(runs)).labels
 
 
@@ -154,7 +154,7 @@ def test_a_run_alone_says_what_it_reaches() -> None:
     assert verdict.text == f"smollm2 reaches {numbers} on the STS average."
 
 
-def test_facts_that_all_runs_share_are_said_once() -> None:
+def test_metadata_that_all_runs_share_is_said_once() -> None:
     found = report((0, 8), transfer=TRANSFER)
     shared, (_, opened) = split_metadata(found)
     assert shared["versions"] == "bellm 0.4.0, torch 2.9.0, transformers 5.12.0"

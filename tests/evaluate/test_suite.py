@@ -59,8 +59,8 @@ def test_scores_are_spearman_with_an_interval_around(report: Report, tiny_encode
     assert score.n == 60
     assert run.averages == {}
     assert run.differences == {}
-    assert run.facts["evaluation"]["resamples"] == 200
-    assert run.facts["evaluation"]["versions"]["bellm"]
+    assert run.metadata["evaluation"]["resamples"] == 200
+    assert run.metadata["evaluation"]["versions"]["bellm"]
 
 
 def test_the_second_run_is_compared_with_the_first(report: Report) -> None:
@@ -120,7 +120,7 @@ def test_the_record(report: Report) -> None:
     assert "differences" not in found
     [other] = found["compared"]
     assert other["model"] == "all"
-    assert other["facts"]["open_layers"] == [0, 1, 2, 3]
+    assert other["metadata"]["open_layers"] == [0, 1, 2, 3]
     assert set(other["differences"]["STSBenchmark"]) == {"value", "low", "high", "p_value"}
 
 

@@ -89,10 +89,15 @@ def candidate(
 
 def record_of(found: Finding, source: str = "models/heron") -> dict[str, object]:
     """A record as `bellm layers` writes it, but for what the page does not read."""
-    facts = {"source": source, "prompt": "prompteol", "template": 'This sentence : "{text}" means:"', "pooling": "last"}
+    metadata = {
+        "source": source,
+        "prompt": "prompteol",
+        "template": 'This sentence : "{text}" means:"',
+        "pooling": "last",
+    }
     return {
         "model": source,
-        "facts": facts,
+        "metadata": metadata,
         "dev": found.dev,
         "seed": 0,
         "versions": {"bellm": "0.4.0", "torch": "2.9.0"},

@@ -180,7 +180,7 @@ def test_prepending_is_judged_beside_the_maps(tiny_encoder: Encoder, dev: STSPai
 def test_layers_are_looked_at_without_prepending(tiny_encoder: Encoder, dev: STSPairs, tmp_path: Path) -> None:
     prepending = tiny_encoder.replace(bidirectional="none", token_prepending=2)
     found = find_layers(prepending, dev, methods=["profile"], cache=tmp_path)
-    assert found.facts["token_prepending"] == 0
+    assert found.metadata["token_prepending"] == 0
     assert found.profile == find_layers(tiny_encoder, dev, methods=["profile"], cache=tmp_path).profile
 
 

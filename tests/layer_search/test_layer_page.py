@@ -218,12 +218,12 @@ def test_the_table_of_trained_maps_has_every_round(driver: Any, tmp_path: Path) 
 
 def test_what_it_takes_to_do_it_again(driver: Any, tmp_path: Path) -> None:
     open_page(driver, tmp_path, finding())
-    facts = {line.split("\n")[0]: line.split("\n")[1] for line in (each.text for each in find_all(driver, "dl div"))}
-    assert facts["source"] == "models/heron"
-    assert facts["dev"] == "STSBenchmark-dev"
-    assert facts["seed"] == "0"
-    assert facts["versions"] == "bellm 0.4.0, torch 2.9.0"
-    assert facts["template"] == 'This sentence : "{text}" means:"'
+    metadata = {line.split("\n")[0]: line.split("\n")[1] for line in (each.text for each in find_all(driver, "dl div"))}
+    assert metadata["source"] == "models/heron"
+    assert metadata["dev"] == "STSBenchmark-dev"
+    assert metadata["seed"] == "0"
+    assert metadata["versions"] == "bellm 0.4.0, torch 2.9.0"
+    assert metadata["template"] == 'This sentence : "{text}" means:"'
 
 
 @pytest.mark.parametrize("width", [360, 1280])
