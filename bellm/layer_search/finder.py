@@ -91,7 +91,7 @@ class Finding:
             "dev": self.dev,
             "seed": self.seed,
             "versions": package_versions(),
-            "verdict": self.summary,
+            "summary": self.summary,
             **{name: part for name, part in parts.items() if part},
             "seconds": round(self.seconds, 1),
         }

@@ -32,7 +32,7 @@ def test_tables_and_record(tiny_folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     found = json.loads(Path("out/layers.json").read_text())
-    for words in ("dependency", "causal", "no-op", "layer 2", *found["verdict"].split()[:5]):
+    for words in ("dependency", "causal", "no-op", "layer 2", *found["summary"].split()[:5]):
         assert words in result.stdout
     assert "out/layers.html shows it, out/layers.json has it all." in result.stdout
     assert found["model"] == str(tiny_folder)
@@ -84,7 +84,7 @@ def test_only_what_is_asked_for(tiny_folder: Path, methods: list[str], keys: set
     assert result.exit_code == 0, result.stderr
     found = json.loads(Path("out/layers.json").read_text())
     assert {"degradation", "profile", "candidates"} & set(found) == keys
-    assert words in found["verdict"]
+    assert words in found["summary"]
     assert words in " ".join(result.stdout.split())
     assert Path("out/layers.html").exists()
 
@@ -131,8 +131,8 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines() == [TO_THE_END]
     found = json.loads(Path("out/layers.json").read_text())
-    untrained, turning, trained = found["verdict"].splitlines()
-    assert (untrained, turning) == tuple(json.loads(bellm(*command, "--json").stdout)["verdict"].splitlines())
+    untrained, turning, trained = found["summary"].splitlines()
+    assert (untrained, turning) == tuple(json.loads(bellm(*command, "--json").stdout)["summary"].splitlines())
     assert re.match("After 2 steps of 4 rows, (best on STSBenchmark-dev is|no map beats causal on) ", trained)
     for words in ("trained", "steps", *trained.split()[:5]):
         assert words in result.stdout

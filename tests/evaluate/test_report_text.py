@@ -129,9 +129,9 @@ def compared(*differences: tuple[str, float, float]) -> Report:
     ],
     ids=["better", "worse", "unclear", "no average", "one task"],
 )
-def test_a_verdict_says_what_the_numbers_say(differences: list[tuple[str, float, float]], sign: str, text: str) -> None:
-    (verdict,) = compare_runs(compared(*differences))
-    assert (verdict.sign, verdict.text) == (sign, text)
+def test_a_sentence_says_what_the_numbers_say(differences: list[tuple[str, float, float]], sign: str, text: str) -> None:
+    (sentence,) = compare_runs(compared(*differences))
+    assert (sentence.sign, sentence.text) == (sign, text)
 
 
 def test_a_second_average_does_not_repeat_the_names() -> None:
@@ -142,16 +142,16 @@ def test_a_second_average_does_not_repeat_the_names() -> None:
         "transfer average": Difference(-1, -2, -0.5, 0.02),
     }
     other = dataclasses.replace(found.runs[1], differences=planted)
-    (verdict,) = compare_runs(Report((found.runs[0], other), found.results))
-    assert "on the STS average; worse by 1.0 points (0.5 to 2.0) on the transfer average; " in verdict.text
+    (sentence,) = compare_runs(Report((found.runs[0], other), found.results))
+    assert "on the STS average; worse by 1.0 points (0.5 to 2.0) on the transfer average; " in sentence.text
 
 
 def test_a_run_alone_says_what_it_reaches() -> None:
     found = report()
     score = found.runs[0].averages["STS average"]
-    (verdict,) = compare_runs(found)
+    (sentence,) = compare_runs(found)
     numbers = f"{score.value:.1f} points ({score.low:.1f} to {score.high:.1f})"
-    assert verdict.text == f"smollm2 reaches {numbers} on the STS average."
+    assert sentence.text == f"smollm2 reaches {numbers} on the STS average."
 
 
 def test_metadata_that_all_runs_share_is_said_once() -> None:

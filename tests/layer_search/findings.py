@@ -101,7 +101,7 @@ def record_of(found: Finding, source: str = "models/heron") -> dict[str, object]
         "dev": found.dev,
         "seed": 0,
         "versions": {"bellm": "0.4.0", "torch": "2.9.0"},
-        "verdict": found.summary,
+        "summary": found.summary,
         "candidates": [
             {"bidirectional": one.bidirectional} for one in (found.search.candidates if found.search else ())
         ],

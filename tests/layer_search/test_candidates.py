@@ -245,7 +245,7 @@ def planted(spec: str, value: float, p_value: float) -> Candidate:
     return Candidate(spec, parse_layers(spec, 30), Score("", value, 0, 0, 9), gain, gain, 0, None)
 
 
-def test_the_verdict_may_be_that_nothing_beats_causal() -> None:
+def test_the_summary_may_be_that_nothing_beats_causal() -> None:
     causal = planted("none", 60, 1)
     worse = CandidateScores("T", 30, (causal, planted("last:2", 59.2, 0.5), planted("all", 10, 0.001)))
     assert summarize_candidates(worse) == (
@@ -264,7 +264,7 @@ def test_the_verdict_may_be_that_nothing_beats_causal() -> None:
     )
 
 
-def test_the_verdict_says_what_prepending_is_and_how_to_use_it() -> None:
+def test_the_summary_says_what_prepending_is_and_how_to_use_it() -> None:
     prepending = replace(planted("none", 63, 0.04), prepending=8)
     found = CandidateScores("T", 30, (prepending, planted("all", 61, 0.3), planted("none", 60, 1)))
     assert summarize_candidates(found) == (

@@ -357,7 +357,7 @@ def halving(value: float, p_value: float) -> HalvingResult:
     return HalvingResult("T", ("ours",), "said before", (HalvingRound(4, 8), HalvingRound(3, 16)), 64, 42, maps)
 
 
-def test_the_verdict_says_what_it_is_worth() -> None:
+def test_the_summary_says_what_it_is_worth() -> None:
     assert summarize_training(halving(82, 0.04)) == (
         "After 16 steps of 64 rows, best on T is last:8: 82.0, +2.0 points over causal (95 % interval 1.0 to 3.0, p = "
         "0.040), corrected for 3 maps. Train with --bidirectional last:8. Each map was trained once, so that intervals "
