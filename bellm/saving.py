@@ -75,8 +75,8 @@ def write_saved(
     _mend_generation_config(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    settings = {"bellm": __version__, "base_model": saved.base_model, "dtype": saved.dtype}
-    settings |= {"num_layers": saved.num_layers, **saved.config.to_dict()}
+    model_settings = {"base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
+    settings = {"bellm": __version__, **model_settings, **saved.config.to_dict()}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     metadata = {"config": saved.config.digest(), "dtype": saved.dtype}
     save_file({"vectors": saved.fingerprint}, folder / FINGERPRINT_FILE, metadata=metadata)

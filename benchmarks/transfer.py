@@ -82,7 +82,7 @@ def data_folder() -> Path:
 
 
 def measure(task: LabeledTexts, embed: Callable[[list[str]], Vectors], folds: int) -> Row:
-    """Choose strengths and classify, for some of the outer folds where the task is cross-validated."""
+    """Choose C and classify, for some of the outer folds where the task is cross-validated."""
     vectors_ND = classification_task.pair_features(task, embed(classification_task.distinct_texts(task)))
     searches, grid = classification_task.make_grid_searches(task)[:folds], classification_task.C_grid(task)
     started = time.perf_counter()

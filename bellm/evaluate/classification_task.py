@@ -2,18 +2,18 @@
 
 Conneau & Kiela 2018, arXiv:1803.05449, and its code (github.com/facebookresearch/SentEval, `tools/validation.py`):
 
-- MR, CR, SUBJ, MPQA: ten stratified folds; within each, ten stratified folds of the rest choose the strength C.
+- MR, CR, SUBJ, MPQA: ten stratified folds; within each, ten stratified folds of the rest choose C.
 - SST2: the development part chooses. TREC, MRPC: ten stratified folds of the training part choose.
 - Pairs give |u - v| and u * v, side by side. Nothing is standardised, so that the scale of the vectors matters: those
-  of length 1 often take the largest strength.
+  of length 1 often take the largest C.
 
-SentEval has two classifiers: scikit-learn's logistic regression (liblinear at the time), and Adam on the same
-cross-entropy with weight decay, stopped early. This is the first one with the strengths of its grid, solved to its
-minimum (`logistic_regression.py`). It differs from what ran in 2018 in that TREC's six classes share a softmax, where
-liblinear told each class from the rest, and that the intercept is not penalised; both are scikit-learn's own way
-today. Adam's weight decay of 1e-5 to 1e-2 on the mean loss of N rows means strengths of 1 / (N * decay), so that on
-ten thousand rows it searches 0.01 to 10, where this one searches 0.25 to 8. Accuracy counts rows; SentEval's is the
-mean over folds, which are of equal size but for one row, and is given too.
+SentEval has two classifiers: scikit-learn's logistic regression (liblinear at the time), and Adam on the same cross-
+entropy with weight decay, stopped early. This is the first one with its grid of C, solved to its minimum
+(`logistic_regression.py`). It differs from what ran in 2018 in that TREC's six classes share a softmax, where liblinear
+told each class from the rest, and that the intercept is not penalised; both are scikit-learn's own way today. Adam's
+weight decay of 1e-5 to 1e-2 on the mean loss of N rows means C = 1 / (N * decay), so that on ten thousand rows it
+searches 0.01 to 10, where this one searches 0.25 to 8. Accuracy counts rows; SentEval's is the mean over folds, which
+are of equal size but for one row, and is given too.
 
 Shapes: N rows of a task, T distinct texts, D width.
 """
@@ -72,12 +72,11 @@ def distinct_texts(sentences: LabeledTexts) -> list[str]:
 
 
 def classify(sentences: LabeledTexts, vectors_TD: Vectors, *, folds: int = FOLDS, seed: int = SEED) -> TaskResult:
-    """Classify a task by a vector for each of `distinct_texts`; folds, drawn with a seed, score and choose a strength.
+    """Classify a task by a vector for each of `distinct_texts`; folds, drawn with a seed, score and choose C.
 
     The items say whether each row of the test part was classified right, or each row at all where the task is
     cross-validated, in the order of the task. Beside accuracy: the mean over folds, macro F1 (of pairs: F1 of
-    paraphrases), accuracy on the rows that chose the strength, and the strength (the median of those of the folds),
-    which alone is not in points.
+    paraphrases), accuracy on the rows that chose C, and C (the median over folds), which alone is not in points.
     """
     texts = len(distinct_texts(sentences))
     if vectors_TD.ndim != 2 or len(vectors_TD) != texts:
@@ -106,7 +105,7 @@ def classify(sentences: LabeledTexts, vectors_TD: Vectors, *, folds: int = FOLDS
         extra_metrics={
             "mean over folds": 100 * float(np.mean(fold_accuracies)),
             "development accuracy": float(np.mean([fit.accuracy for fit in fits])),
-            "strength": float(np.median([fit.C for fit in fits])),
+            "C": float(np.median([fit.C for fit in fits])),
             f1_name: 100 * float(f1_score(gold, predicted, average=average, zero_division=0.0)),
         },
     )
@@ -123,12 +122,12 @@ def pair_features(sentences: LabeledTexts, vectors_TD: Vectors) -> Vectors:
 
 
 def C_grid(sentences: LabeledTexts) -> tuple[float, ...]:
-    """The grid for a task: inverse strengths of the penalty, scikit-learn's C."""
+    """The values of C to try for a task, inverse strengths of the penalty as in scikit-learn."""
     return C_VALUES_WITHOUT_DEV if sentences.split.keys() == {"train", "test"} else C_VALUES
 
 
 def make_grid_searches(sentences: LabeledTexts, folds: int = FOLDS, seed: int = SEED) -> list[GridSearch]:
-    """Which rows choose a C, and which are then fitted and predicted."""
+    """Split a task's rows into those that choose C and those that are then fitted and predicted."""
     labels_N = sentences.labels_N
     draw = StratifiedKFold(folds, shuffle=True, random_state=seed)
 

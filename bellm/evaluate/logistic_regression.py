@@ -44,7 +44,7 @@ class Split(NamedTuple):
 
 
 class GridSearch(NamedTuple):
-    """The C with the best mean accuracy over the trials is the one of the final fit."""
+    """The splits of one search for C: the best mean accuracy over `trials` decides, `final` is fitted with it."""
 
     trials: tuple[Split, ...]
     final: Split
@@ -71,7 +71,7 @@ def grid_search(
     Args:
         vectors_ND: The features.
         labels_N: The classes, counted from 0.
-        searches: Which rows choose, and which are then fitted and predicted.
+        searches: The splits that choose C, and the one that is then fitted and predicted, of each search.
         C_values: Inverse strengths of the penalty, ascending: each fit starts from the solution for the one before.
     """
     splits = [split for search in searches for split in (*search.trials, search.final)]
@@ -220,10 +220,10 @@ def _scale(
 
 
 def _dot(left_DMK: Tensor, right_DMK: Tensor) -> Tensor:
-    """For each fit, shape (M,)."""
+    """Dot product of two arrays for each fit, shape (M,)."""
     return (left_DMK * right_DMK).sum((0, 2))
 
 
 def _ratio(over_M: Tensor, under_M: Tensor) -> Tensor:
-    """Shape (M, 1); 0 where a fit is solved and nothing is left to divide by."""
+    """Quotient for each fit, shape (M, 1); 0 where a fit is solved and nothing is left to divide by."""
     return torch.where(under_M > 0, over_M / under_M, 0)[:, None]

@@ -75,7 +75,7 @@ def test_cross_validation_is_that_of_scikit_learn(classes: int) -> None:
         accuracies.append(100 * model.best_score_)
     found = classification_task.classify(sentences, vectors, folds=5)
     np.testing.assert_array_equal(found.item_scores_N, hits)
-    assert found.extra_metrics["strength"] == np.median(C_values)
+    assert found.extra_metrics["C"] == np.median(C_values)
     assert found.extra_metrics["development accuracy"] == pytest.approx(np.mean(accuracies), abs=0.01)
     assert found.extra_metrics["mean over folds"] == pytest.approx(100 * hits.mean(), abs=0.5)
     assert 40 < 100 * hits.mean() < 90
@@ -83,7 +83,7 @@ def test_cross_validation_is_that_of_scikit_learn(classes: int) -> None:
 
 def test_the_training_part_chooses_where_there_is_no_development_part() -> None:
     sentences = task("train, test", classes=3)
-    vectors = planted(sentences.labels_N, 0.8)  # One strength is best, without a tie.
+    vectors = planted(sentences.labels_N, 0.8)  # One C is best, without a tie.
     draw = StratifiedKFold(10, shuffle=True, random_state=1111)
     model = GridSearchCV(
         LogisticRegression(tol=1e-8, max_iter=1000), {"C": [0.5, 1, 2, 4, 8, 16, 32]}, cv=draw, scoring="accuracy"
@@ -91,7 +91,7 @@ def test_the_training_part_chooses_where_there_is_no_development_part() -> None:
     predicted = model.fit(vectors[:300], sentences.labels_N[:300]).predict(vectors[300:])
     found = classification_task.classify(sentences, vectors)
     np.testing.assert_array_equal(found.item_scores_N, predicted == sentences.labels_N[300:])
-    assert found.extra_metrics["strength"] == model.best_params_["C"]
+    assert found.extra_metrics["C"] == model.best_params_["C"]
     assert found.extra_metrics["macro F1"] == pytest.approx(
         100 * f1_score(sentences.labels_N[300:], predicted, average="macro")
     )
@@ -106,9 +106,7 @@ def test_pairs_are_classified_by_their_difference_and_product() -> None:
     model = LogisticRegression(tol=1e-8, max_iter=1000)
     found = classification_task.classify(sentences, np.vstack([left, right]))
     predicted = (
-        model.set_params(C=found.extra_metrics["strength"])
-        .fit(rows[:300], sentences.labels_N[:300])
-        .predict(rows[300:])
+        model.set_params(C=found.extra_metrics["C"]).fit(rows[:300], sentences.labels_N[:300]).predict(rows[300:])
     )
     np.testing.assert_array_equal(found.item_scores_N, predicted == sentences.labels_N[300:])
     assert found.extra_metrics["F1"] == pytest.approx(100 * f1_score(sentences.labels_N[300:], predicted))

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score
 from bellm.evaluate.logistic_regression import GridSearch, Labels, Split, fit_logits, grid_search
 from bellm.types import Vectors
 
-STRENGTHS = (0.25, 2.0, 8.0)
+C_VALUES = (0.25, 2.0, 8.0)
 
 
 def drawn(rows: int = 600, width: int = 24, classes: int = 2, *, noise: float = 1.0) -> tuple[Vectors, Labels]:
@@ -45,7 +45,7 @@ def accuracy(vectors_ND: Vectors, labels_N: Labels, trial: Split, C: float) -> f
 def test_every_fit_is_that_of_scikit_learn(classes: int, noise: float) -> None:
     vectors_ND, labels_N = drawn(classes=classes, noise=noise)
     fits = [np.arange(400), np.arange(250, 600), np.arange(0, 600, 2)]
-    for C, logits_NMK in zip(STRENGTHS, fit_logits(vectors_ND, labels_N, fits, STRENGTHS), strict=True):
+    for C, logits_NMK in zip(C_VALUES, fit_logits(vectors_ND, labels_N, fits, C_VALUES), strict=True):
         for number, fit in enumerate(fits):
             model = reference(vectors_ND, labels_N, fit, C)
             expected = model.predict_proba(vectors_ND.astype(np.float64))
@@ -55,9 +55,9 @@ def test_every_fit_is_that_of_scikit_learn(classes: int, noise: float) -> None:
 def test_more_axes_than_rows() -> None:
     vectors_ND, labels_N = drawn(rows=60, width=200, classes=3)
     fit = np.arange(45)
-    *_, logits_NMK = fit_logits(vectors_ND, labels_N, [fit], STRENGTHS)
+    *_, logits_NMK = fit_logits(vectors_ND, labels_N, [fit], C_VALUES)
     # The line search of newton-cholesky is decided by rounding here, and not on every processor alike.
-    expected = reference(vectors_ND, labels_N, fit, STRENGTHS[-1], "newton-cg").predict_proba(
+    expected = reference(vectors_ND, labels_N, fit, C_VALUES[-1], "newton-cg").predict_proba(
         vectors_ND.astype(np.float64)
     )
     np.testing.assert_allclose(chances(logits_NMK[:, 0]), expected, atol=2e-4)
@@ -86,8 +86,8 @@ def test_rows_outside_a_fit_do_not_change_it(classes: int) -> None:
     other_ND[400:] = 3 * other_ND[400:][::-1] + 1
     other_N[400:] = (other_N[400:] + 1) % classes
     fit = np.arange(400)
-    *_, before_NMK = fit_logits(vectors_ND, labels_N, [fit], STRENGTHS)
-    *_, after_NMK = fit_logits(other_ND, other_N, [fit], STRENGTHS)
+    *_, before_NMK = fit_logits(vectors_ND, labels_N, [fit], C_VALUES)
+    *_, after_NMK = fit_logits(other_ND, other_N, [fit], C_VALUES)
     np.testing.assert_allclose(chances(after_NMK[:400, 0]), chances(before_NMK[:400, 0]), atol=2e-4)
 
 
@@ -113,14 +113,14 @@ def test_search_is_the_loop_written_out() -> None:
     assert len({choice.C for choice in found}) > 1
 
 
-def test_of_equal_strengths_the_first_is_chosen() -> None:
+def test_of_equal_C_values_the_first_is_chosen() -> None:
     vectors_ND = np.repeat(np.array([[-1.0], [1.0]], dtype=np.float32), 10, axis=0)
     rows, labels_N = np.arange(20), np.repeat([0, 1], 10)
-    (choice,) = grid_search(vectors_ND, labels_N, [GridSearch((Split(rows, rows),), Split(rows, rows))], STRENGTHS)
-    assert (choice.C, choice.accuracy) == (STRENGTHS[0], 100)
+    (choice,) = grid_search(vectors_ND, labels_N, [GridSearch((Split(rows, rows),), Split(rows, rows))], C_VALUES)
+    assert (choice.C, choice.accuracy) == (C_VALUES[0], 100)
 
 
 def test_the_same_again() -> None:
     vectors_ND, labels_N = drawn(classes=3)
-    first, again = ([*fit_logits(vectors_ND, labels_N, [np.arange(500)], STRENGTHS)] for _ in range(2))
+    first, again = ([*fit_logits(vectors_ND, labels_N, [np.arange(500)], C_VALUES)] for _ in range(2))
     np.testing.assert_array_equal(first, again)

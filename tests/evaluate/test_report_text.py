@@ -129,7 +129,9 @@ def compared(*differences: tuple[str, float, float]) -> Report:
     ],
     ids=["better", "worse", "unclear", "no average", "one task"],
 )
-def test_a_sentence_says_what_the_numbers_say(differences: list[tuple[str, float, float]], sign: str, text: str) -> None:
+def test_a_sentence_says_what_the_numbers_say(
+    differences: list[tuple[str, float, float]], sign: str, text: str
+) -> None:
     (sentence,) = compare_runs(compared(*differences))
     assert (sentence.sign, sentence.text) == (sign, text)
 

@@ -83,7 +83,7 @@ def test_the_page_renders_alone_and_without_complaint(
     assert all(section.is_displayed() for section in find_all(driver, "section"))
     assert len(find_all(driver, ".stack .plot > svg")) == panels
     assert len(find_all(driver, f"{ALL} tbody tr")) == len(found.search.candidates)
-    assert [line.text for line in find_all(driver, ".verdicts li")] == found.summary.splitlines()
+    assert [line.text for line in find_all(driver, ".summary li")] == found.summary.splitlines()
     assert bool(find_all(driver, "rect.reach, line.turn, line.opened")) == (found.degradation.rule is not None)
     assert complaints(driver) == []
     assert requests(driver) == [(tmp_path / "layers.html").as_uri()]
@@ -115,9 +115,9 @@ def test_what_was_not_asked_for_has_no_place(
     assert find_all(driver, "h1")[0].text == (heading or "Without training, layer 2 beats causal")
     assert len(find_all(driver, ".stack .plot > svg")) == panels
     assert len(find_all(driver, "section[aria-labelledby=layers] thead th")) == columns
-    assert [line.text for line in find_all(driver, ".verdicts li")] == found.summary.splitlines()
+    assert [line.text for line in find_all(driver, ".summary li")] == found.summary.splitlines()
     assert complaints(driver) == []
-    words = [line.text for line in find_all(driver, ".verdicts li")]
+    words = [line.text for line in find_all(driver, ".summary li")]
     assert any("was not tried" in line for line in words) == ("search" in left_out and "degradation" not in left_out)
 
 
@@ -243,7 +243,7 @@ def test_hostile_texts_are_shown_and_do_nothing(driver: Any, tmp_path: Path) -> 
     visit(driver, tmp_path / "layers.html")
     point_at(driver, find(driver, ".along .plot > svg"), 0.5)
     assert find(driver, ".kicker").get_property("textContent") == f"bellm layers: {HOSTILE[1]} on {HOSTILE[0]}"
-    assert HOSTILE[1] in find_all(driver, ".verdicts li")[1].get_property("textContent")
+    assert HOSTILE[1] in find_all(driver, ".summary li")[1].get_property("textContent")
     assert HOSTILE[3] in [row.get_property("textContent") for row in find_all(driver, f"{ALL} tbody th")]
     assert driver.title.endswith("bellm")
     assert len(find_all(driver, "script")) == 2
