@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -201,7 +201,7 @@ class Encoder:
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and sys.stderr.isatty()
         model = self.model
-        rows = (self.tokenize(part, input_type) for part in tokenization.chunk_texts(texts))
+        rows = map(self._tokenize_as(input_type), tokenization.chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             embed = partial(
                 embed_tokens,
@@ -231,10 +231,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
-        template = self.config.prompt.template_for(input_type)
-        prepends = has_token_prepending(self.model)
-        tokens = self._tokenizers.tokenize(texts, template, self.config.max_tokens - prepends)
-        return tokenization.with_placeholders(tokens) if prepends else tokens
+        return self._tokenize_as(input_type)(texts)
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:
@@ -343,6 +340,15 @@ class Encoder:
         values = self.describe()
         facts = ", ".join(f"{name}={values[name]}" for name in (*setting_names(), "num_layers", "embedding_dim"))
         return f"Encoder({self.name}, {facts}, {self.dtype_name} on {self.device})"
+
+    def _tokenize_as(self, input_type: InputType) -> Callable[[Sequence[str]], Tokens]:
+        """What puts texts into the template of an input type and tokenizes them."""
+        return partial(
+            self._tokenizers.tokenize,
+            template=self.config.prompt.template_for(input_type),
+            max_tokens=self.config.max_tokens,
+            prepends=has_token_prepending(self.model),
+        )
 
     def _opened(self, verify: bool) -> "Encoder":
         """This encoder on a shared copy of its model with the layers open that the settings say."""

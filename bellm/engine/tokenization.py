@@ -68,22 +68,26 @@ class OwnTokenizers:
         self._literal = copy.deepcopy(tokenizer)
         self._literal.split_special_tokens = True
 
-    def tokenize(self, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
+    def tokenize(self, texts: Sequence[str], template: str, max_tokens: int, *, prepends: bool = False) -> Tokens:
         """Tokenize; see `tokenize`. Special tokens are such in the template, and text in a text.
+
+        With `prepends` each text gets Token Prepending's placeholder, which counts as one of its tokens.
 
         Warns:
             BellmWarning: The template has special tokens, so that those in texts are read as such too.
         """
-        if not any(token in template for token in self._special):
-            return tokenize(self._literal, texts, template, max_tokens)
-        if count := sum(any(token in text for token in self._special) for text in texts):
-            warnings.warn(
-                f"{count} of {len(texts)} texts hold special tokens of the tokenizer, such as those of the prompt, and "
-                "they act as such. Remove them, or take a prompt without special tokens.",
-                BellmWarning,
-                stacklevel=4,
-            )
-        return tokenize(self._marked, texts, template, max_tokens)
+        tokenizer = self._literal
+        if any(token in template for token in self._special):
+            tokenizer = self._marked
+            if count := sum(any(token in text for token in self._special) for text in texts):
+                warnings.warn(
+                    f"{count} of {len(texts)} texts hold special tokens of the tokenizer, such as those of the prompt, "
+                    "and they act as such. Remove them, or take a prompt without special tokens.",
+                    BellmWarning,
+                    stacklevel=4,
+                )
+        tokens = tokenize(tokenizer, texts, template, max_tokens - prepends)
+        return with_placeholders(tokens) if prepends else tokens
 
     @cached_property
     def _marked(self) -> PreTrainedTokenizerBase:
