@@ -360,6 +360,16 @@ def test_nothing_half_written_stays_when_saving_fails(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_of_nan_is_not_saved(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    broken = copy.deepcopy(tiny_encoder)
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(BellmError, match="NaN") as caught:
+        broken.save_pretrained(tmp_path / "encoder")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folder_without_a_record_is_an_ordinary_model(saved: Path, tiny_encoder: Encoder) -> None:
     (saved / "bellm.json").unlink()
     loaded = Encoder.from_pretrained(saved, device="cpu", dtype="float32")
