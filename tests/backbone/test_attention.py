@@ -143,7 +143,9 @@ def test_opening_leaves_windows_to_the_position_encoding_and_closing_gives_trian
 
 
 @pytest.mark.parametrize("window", ["keep", "open"])
-@pytest.mark.parametrize("name", ["gemma3_text", "olmo3", "qwen3", "mistral", "phi3", "starcoder2"])
+@pytest.mark.parametrize(
+    "name", ["cohere2", "exaone4", "gemma3_text", "olmo3", "qwen3", "mistral", "phi3", "starcoder2"]
+)
 def test_kernels_that_read_no_mask_are_told_what_to_see(
     name: str, window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +167,22 @@ def test_kernels_that_read_no_mask_are_told_what_to_see(
     assert 4 in windows
     assert [causal for _, causal in told] == [True] * 4 + [False, False, True, True]
     assert [width for width, _ in told[4:]] == (windows if window == "keep" else [None, None, *windows[2:]])
+
+
+@pytest.mark.parametrize("window", ["keep", "open"])
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES} | {"cohere2", "exaone4", "smollm3"}))
+def test_nothing_that_a_module_reads_changes_but_its_direction(name: str, window: Window) -> None:
+    model = decoder(name, "eager")
+    opened = open_layers(model, openable(model), window=window)
+    for before, after in zip(model.modules(), opened.modules(), strict=True):
+        theirs, ours = (
+            {key: value for key, value in vars(module).items() if not key.startswith("_")} for module in (before, after)
+        )
+        assert theirs.keys() == ours.keys()
+        assert {key for key in theirs if isinstance(theirs[key], int | str | None) and theirs[key] != ours[key]} <= {
+            "is_causal"
+        }
+        assert vars(before).get("config") == vars(after).get("config")
 
 
 def test_layers_without_attention_cannot_open_alone() -> None:
