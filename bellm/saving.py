@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.backbone.architecture import get_decoder
+from bellm.backbone.architecture import MERGED, get_decoder
 from bellm.backbone.source_layouts import ADAPTER_FILE, SETTINGS_FILE, fetch_layout, load_adapted
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import FingerprintError, SourceError
@@ -128,7 +128,9 @@ def weights_digest(model: torch.nn.Module) -> str:
     Names and the language-model head do not count, because vectors do not depend on them. Empty where a weight is not
     in memory.
     """
-    return parameters_digest(get_decoder(model))
+    decoder = get_decoder(model)
+    is_merged = any(MERGED in vars(module) for module in (model, decoder))
+    return parameters_digest(decoder).replace(":", "+merged:" if is_merged else ":")
 
 
 def parameters_digest(module: torch.nn.Module) -> str:
@@ -146,7 +148,8 @@ def parameters_digest(module: torch.nn.Module) -> str:
 
 def weights_differ(known: str, other: str) -> bool:
     """Whether two digests of weights are of different ones; another dtype, or merged adapters, prove nothing."""
-    return known != other and known.partition(":")[0] == other.partition(":")[0] and bool(known)
+    form = known.partition(":")[0]
+    return known != other and form == other.partition(":")[0] and bool(form) and "merged" not in form
 
 
 def check_fingerprint(saved: SavedEncoder, fingerprint: Vectors, dtype: str, source: str) -> None:

@@ -425,3 +425,20 @@ def test_another_dtype_and_merged_adapters_prove_nothing(tiny_folder: Path, tiny
     adapted = weights_digest(get_peft_model(copy.deepcopy(tiny_encoder.model), LoraConfig(target_modules=["q_proj"])))
     assert (half.partition(":")[0], adapted.partition(":")[0]) == ("bfloat16", "float32+adapters")
     assert not any(weights_differ(*pair) for pair in ((digest, half), (digest, adapted), (digest, ""), ("", digest)))
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+def test_adapters_that_were_merged_at_loading_differ_by_rounding(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    tiny_encoder.save_pretrained(tmp_path / "base")
+    encoder = Encoder.from_pretrained(tmp_path / "base")
+    encoder.name = str(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    encoder.model = get_peft_model(encoder.model, config).eval()  # type: ignore[assignment]
+    encoder.save_pretrained(tmp_path / "adapter")
+    loaded = Encoder.from_pretrained(tmp_path / "adapter")
+    digest = weights_digest(loaded.replace(bidirectional="all").model)
+    assert digest.startswith("float32+merged:")
+    with torch.no_grad():
+        loaded.model.model.layers[0].self_attn.q_proj.weight.mul_(1 + 1e-7)  # As another device may round.
+    assert digest != weights_digest(loaded.model)
+    assert not weights_differ(digest, weights_digest(loaded.model))

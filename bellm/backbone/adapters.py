@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from bellm.backbone.architecture import get_layers
+from bellm.backbone.architecture import MERGED, get_layers
 from bellm.errors import BellmError, SourceError
 
 
@@ -71,7 +71,9 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())[:240]
         raise SourceError(f"The adapters in {folder} do not fit their base model: {reason}") from error
-    return merge_adapters(cast(PreTrainedModel, adapted))
+    merged = merge_adapters(cast(PreTrainedModel, adapted))
+    vars(merged)[MERGED] = True
+    return merged
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:

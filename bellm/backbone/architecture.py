@@ -16,6 +16,9 @@ from bellm.layer_spec import format_layers
 _ATTENTION = re.compile(r"(?<!Lightning)(?<!Delta)(Attention\d*|MLA)$")
 _MIXER = re.compile(r"(Mixer|Conv|DeltaNet|MambaLayer|RecurrentBlock|Attention)$")
 
+MERGED = "bellm_merged_adapters"
+"""Attribute of a model whose adapters were merged as it was loaded: what bits that gives depends on the device."""
+
 
 @dataclass(frozen=True)
 class DecoderLayer:

@@ -159,7 +159,7 @@ def build_index(out: str | Path, *, approximate: bool | None = None, progress: b
         is_approximate = rows > EXACT_ROWS if approximate is None else approximate
         _approximate(table, is_approximate)
         record = IndexRecord(version=table.version, rows=rows, is_approximate=is_approximate, shards=_digest(keys))
-        atomic.write_bytes(out / FOLDER / RECORD_FILE, (json.dumps(vars(record), indent=1) + "\n").encode())
+        atomic.write_json(out / FOLDER / RECORD_FILE, vars(record))
         # Remove versions that no search reads any more, and what killed processes left.
         table.optimize(cleanup_older_than=_OLD, delete_unverified=True)
         for path in (out / FOLDER).rglob(".tmp*"):

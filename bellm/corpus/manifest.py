@@ -112,7 +112,7 @@ def write_manifest(
             for shard in done
         ],
     )
-    atomic.write_bytes(out / MANIFEST_FILE, (json.dumps(vars(manifest), indent=1, ensure_ascii=False) + "\n").encode())
+    atomic.write_json(out / MANIFEST_FILE, vars(manifest))
     return manifest
 
 
