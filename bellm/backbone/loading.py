@@ -151,7 +151,8 @@ def reach(source: str, revision: str | None = None) -> str:
         return source
     if folder := cached_folder(source, revision=revision):
         return folder
-    raise SourceError(f"{source} is no folder here, and {problem}. Give the path of a folder, or try again.")
+    name = f"{source}@{revision}" if revision else source
+    raise SourceError(f"{name} is no folder here, and {problem}. Give the path of a folder, or try again.")
 
 
 def is_hub_id(source: str) -> bool:

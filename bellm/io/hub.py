@@ -22,7 +22,7 @@ def hub_problem(repo_id: str, *, repo_type: str = "model", revision: str | None 
     except errors.RepositoryNotFoundError:
         return "the Hub has none of that name for you (hf auth login opens private ones)"
     except errors.OfflineModeIsEnabled:
-        return "the Hub is not asked, because HF_HUB_OFFLINE is set"
+        return "the Hub is not asked while HF_HUB_OFFLINE is set"
     except Exception as error:  # What the Hub's client raises depends on its version.
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"the Hub cannot be reached ({reason[:120]})"
