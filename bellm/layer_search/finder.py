@@ -37,7 +37,7 @@ _FEWEST_PAIRS = 3
 _JUDGED_BY = (
     f"Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: columns sentence1, sentence2 and score."
 )
-_PROFILED = 200  # Texts of which each layer's statistics are the mean.
+_STATS_TEXTS = 200  # Texts of which each layer's statistics are the mean.
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Finding:
     dev: str
     num_layers: int
     degradation: Degradation | None
-    profile: LayerStats | None
+    layer_stats: LayerStats | None
     search: CandidateScores | None
     seed: int = 0
     """Of the bootstrap."""
@@ -70,7 +70,7 @@ class Finding:
     def tables(self) -> list[Table]:
         """A table for each kind of measurement."""
         found = (
-            degradation_table(self.degradation, self.profile) if self.degradation or self.profile else None,
+            degradation_table(self.degradation, self.layer_stats) if self.degradation or self.layer_stats else None,
             candidate_table(self.search) if self.search else None,
             halving_table(self.trained) if self.trained else None,
         )
@@ -81,7 +81,7 @@ class Finding:
         degradation, search = self.degradation, self.search
         parts = {
             "degradation": {**asdict(degradation), "rule": degradation.rule} if degradation else None,
-            "profile": asdict(self.profile) if self.profile else None,
+            "layer_stats": asdict(self.layer_stats) if self.layer_stats else None,
             "candidates": [asdict(candidate) for candidate in search.candidates] if search else None,
             "trained": asdict(self.trained) if self.trained else None,
         }
@@ -153,7 +153,7 @@ def find_layers(
     encoder = encoder() if callable(encoder) else encoder
     encoder = encoder.replace(bidirectional="none", token_prepending=0)
     metadata, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers
-    degradation = profile = search = trained = None
+    degradation = stats = search = trained = None
     if "degradation" in methods:
         num_done = 0
 
@@ -167,7 +167,7 @@ def find_layers(
     if "profile" in methods:
         progress("looking at layers", 0, 1)
         texts = list(dict.fromkeys((*dev.left, *dev.right)))
-        profile = measure_layers(encoder, texts[:: -(-len(texts) // _PROFILED)])
+        stats = measure_layers(encoder, texts[:: -(-len(texts) // _STATS_TEXTS)])
     rule = degradation.rule if degradation else None
     if "search" in methods:
         maps, depths = layer_sets(encoder, [rule] if rule else []), prepending_depths(encoder)
@@ -180,7 +180,7 @@ def find_layers(
         training.on_plan(plan)
         trained = run_halving(plan, training.recipe, training.sources, dev, training.folder, progress=progress)
     seconds = time.monotonic() - start
-    return Finding(dev.name, num_layers, degradation, profile, search, seed, trained, metadata, seconds)
+    return Finding(dev.name, num_layers, degradation, stats, search, seed, trained, metadata, seconds)
 
 
 def read_dev_set(name: str, data: Path | None = None, columns: Columns | str | None = None) -> STSPairs:

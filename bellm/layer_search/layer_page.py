@@ -100,7 +100,7 @@ def write_layer_page(finding: Finding, results: Mapping[str, Any], path: Path) -
         model=results["model"],
         finding=finding,
         search=search,
-        stats=finding.profile,
+        stats=finding.layer_stats,
         curve=degradation_curve(finding.degradation) if finding.degradation else None,
         stack=layer_plots(finding),
         forest=forest if forest and forest.rows else None,
@@ -132,7 +132,7 @@ def degradation_curve(degradation: Degradation) -> DegradationCurve:
 
 def layer_plots(finding: Finding) -> LayerPlots:
     """Draw what is known of each layer; a number that no layer has gets no panel."""
-    search, stats = finding.search, finding.profile
+    search, stats = finding.search, finding.layer_stats
     layers = range(finding.num_layers)
     across = make_axis((0, finding.num_layers - 1), least_step=1)
     opened = {it.open_layers[0]: it for it in search.candidates if len(it.open_layers) == 1} if search else {}

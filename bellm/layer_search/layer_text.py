@@ -94,20 +94,20 @@ def _gain_in_words(difference: Difference) -> str:
     )
 
 
-def degradation_table(degradation: Degradation | None, profile: LayerStats | None) -> Table:
-    """Score and profile by number of layers, all layers first, with the turning point marked; what there is of them."""
+def degradation_table(degradation: Degradation | None, stats: LayerStats | None) -> Table:
+    """Score and statistics by number of layers, all layers first, with the turning point marked; what there is of them."""
     columns: dict[str, Sequence[str]] = {}
     captions: list[str] = []
     if degradation:
         columns["score"] = [format_score(score) for score in degradation.scores]
         captions.append(_PLUS_MINUS)
-    if profile:
-        columns["dependency"] = [format_points(share) for share in profile.dependency]
-        columns["ahead"] = ["-" if share is None else format_points(share) for share in profile.looks_ahead]
+    if stats:
+        columns["dependency"] = [format_points(share) for share in stats.dependency]
+        columns["ahead"] = ["-" if share is None else format_points(share) for share in stats.looks_ahead]
         captions.append(
             "Dependency: what the last token has in common with the others after so many layers. Ahead: share of its "
             "attention that the last of these layers pays to later tokens if it alone is open. Both in percent, means "
-            f"over {profile.num_texts} texts."
+            f"over {stats.num_texts} texts."
         )
     if degradation:
         columns[""] = _bars(degradation)

@@ -73,8 +73,8 @@ def test_scores_are_those_of_evaluate(tiny_folder: Path) -> None:
     ("methods", "keys", "words"),
     [
         (["degradation"], {"degradation"}, "No turning point"),
-        (["profile"], {"profile"}, "a profile chooses nothing"),
-        (["search", "profile"], {"profile", "candidates"}, "causal"),
+        (["profile"], {"layer_stats"}, "a profile chooses nothing"),
+        (["search", "profile"], {"layer_stats", "candidates"}, "causal"),
     ],
     ids=str,
 )
@@ -83,7 +83,7 @@ def test_only_what_is_asked_for(tiny_folder: Path, methods: list[str], keys: set
     result = bellm("layers", tiny_folder, "--data=data", "-o", "out", *asked)
     assert result.exit_code == 0, result.stderr
     found = json.loads(Path("out/layers.json").read_text())
-    assert {"degradation", "profile", "candidates"} & set(found) == keys
+    assert {"degradation", "layer_stats", "candidates"} & set(found) == keys
     assert words in found["summary"]
     assert words in " ".join(result.stdout.split())
     assert Path("out/layers.html").exists()

@@ -181,7 +181,7 @@ def test_layers_are_looked_at_without_prepending(tiny_encoder: Encoder, dev: STS
     prepending = tiny_encoder.replace(bidirectional="none", token_prepending=2)
     found = find_layers(prepending, dev, methods=["profile"], cache=tmp_path)
     assert found.metadata["token_prepending"] == 0
-    assert found.profile == find_layers(tiny_encoder, dev, methods=["profile"], cache=tmp_path).profile
+    assert found.layer_stats == find_layers(tiny_encoder, dev, methods=["profile"], cache=tmp_path).layer_stats
 
 
 def test_the_depths_are_those_that_the_model_has(

@@ -33,9 +33,9 @@ def nothing_open() -> Finding:
     """A model with one layer that can be opened, which is a no-op."""
     found = finding(turning=STRAIGHT)
     some = [candidate("none", (), 0, 1), candidate("all", (0,), 0, 1, no_op="Only the last token is pooled.")]
-    nowhere = dataclasses.replace(found.profile, looks_ahead=(None,) * LAYERS)
+    nowhere = dataclasses.replace(found.layer_stats, looks_ahead=(None,) * LAYERS)
     search = CandidateScores(found.search.task, LAYERS, tuple(some))
-    return dataclasses.replace(found, profile=nowhere, search=search)
+    return dataclasses.replace(found, layer_stats=nowhere, search=search)
 
 
 def hostile() -> Finding:

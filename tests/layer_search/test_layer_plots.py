@@ -71,7 +71,7 @@ def test_all_figures_of_a_layer_stand_above_each_other_and_gaps_are_gaps() -> No
     assert [layer for layer, mark in enumerate(ahead.points) if mark is None] == [3, 5]
     assert [len(piece) for piece in corners(ahead.line)] == [3, 1, 6]
     assert [len(piece) for piece in corners(dependency.line)] == [LAYERS]
-    for panel, numbers in ((ahead, found.profile.looks_ahead), (dependency, found.profile.dependency)):
+    for panel, numbers in ((ahead, found.layer_stats.looks_ahead), (dependency, found.layer_stats.dependency)):
         for mark, number in zip(panel.points, numbers, strict=True):
             assert (mark is None) == (number is None)
             assert mark is None or value(panel.up, mark.y) == pytest.approx(number, abs=0.01)
@@ -103,8 +103,8 @@ def test_how_far_vectors_move_stands_between_powers_of_ten() -> None:
 
 def test_a_number_that_no_layer_has_gets_no_panel() -> None:
     found = finding()
-    profile = dataclasses.replace(found.profile, looks_ahead=(None,) * LAYERS)
-    panels = layer_page.layer_plots(dataclasses.replace(found, profile=profile)).panels
+    profile = dataclasses.replace(found.layer_stats, looks_ahead=(None,) * LAYERS)
+    panels = layer_page.layer_plots(dataclasses.replace(found, layer_stats=profile)).panels
     assert [bool(re.search("later tokens", panel.name)) for panel in panels] == [False, False]
     assert all(isinstance(mark, Point | None) for panel in panels for mark in panel.points)
 
