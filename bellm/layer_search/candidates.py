@@ -23,7 +23,7 @@ from bellm.types import Vectors
 CAUSAL, ALL = "none", "all"
 """The baselines of every map."""
 
-Maps = Mapping[str, tuple[int, ...]]
+LayerSets = Mapping[str, tuple[int, ...]]
 """Maps in the grammar of `bellm.layer_spec`, and the layers that they open."""
 
 _DECIMALS = 2  # Of points; scores that agree so far are equal.
@@ -87,7 +87,7 @@ class CandidateScores:
         return tuple(one for one in self.candidates if not one.is_causal and not one.no_op)
 
 
-def layer_sets(encoder: Encoder, more: Sequence[str] = ()) -> Maps:
+def make_layer_sets(encoder: Encoder, more: Sequence[str] = ()) -> LayerSets:
     """The maps to try: none, all, the last and first 1, 2, 4, ..., the middle third, every second, each layer alone.
 
     Layers without attention stay out. Of maps that open the same layers the first is tried; `more` come last.
@@ -119,7 +119,7 @@ def prepending_depths(encoder: Encoder) -> tuple[int, ...]:
 def score_candidates(
     encoder: Encoder,
     pairs: STSPairs,
-    maps: Maps,
+    layer_sets: LayerSets,
     cache: Path,
     *,
     depths: Sequence[int] = (),
@@ -132,7 +132,7 @@ def score_candidates(
     Args:
         encoder: Whose weights, prompt, pooling and variant are used.
         pairs: Development set, N rated pairs.
-        maps: The maps to try; no open layers first, and all among the others.
+        layer_sets: The maps to try; no open layers first, and all among the others.
         cache: Folder that keeps vectors; `bellm evaluate` shares it.
         depths: Depths of Token Prepending to try besides.
         resamples: Bootstrap replicates. No p-value is below 1 / resamples, and the correction multiplies it by up to
@@ -140,9 +140,9 @@ def score_candidates(
         seed: Of the bootstrap.
         progress: Called with the candidate that is next, how many are done, and how many there are.
     """
-    assert next(iter(maps)) == CAUSAL
+    assert next(iter(layer_sets)) == CAUSAL
     depth_of = {_prepending(depth): depth for depth in depths}
-    tried: Maps = {**maps, **dict.fromkeys(depth_of, ())}
+    tried: LayerSets = {**layer_sets, **dict.fromkeys(depth_of, ())}
     no_ops = {name: _no_op(encoder, layers) for name, layers in tried.items()}
     texts = list(dict.fromkeys((*pairs.left, *pairs.right)))
     results: dict[str, TaskResult] = {}

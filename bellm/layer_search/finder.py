@@ -11,7 +11,7 @@ from bellm.data.own_files import Columns
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError, check_choice
 from bellm.evaluate import default_cache_folder
-from bellm.layer_search.candidates import CandidateScores, layer_sets, prepending_depths, score_candidates
+from bellm.layer_search.candidates import CandidateScores, make_layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, plan_halving
 from bellm.layer_search.layer_stats import Degradation, LayerStats, measure_degradation, measure_layers
 from bellm.layer_search.layer_text import (
@@ -170,8 +170,8 @@ def find_layers(
         stats = measure_layers(encoder, texts[:: -(-len(texts) // _STATS_TEXTS)])
     rule = degradation.rule if degradation else None
     if "search" in methods:
-        maps, depths = layer_sets(encoder, [rule] if rule else []), prepending_depths(encoder)
-        search = score_candidates(encoder, dev, maps, cache, depths=depths, seed=seed, progress=progress)
+        layer_sets, depths = make_layer_sets(encoder, [rule] if rule else []), prepending_depths(encoder)
+        search = score_candidates(encoder, dev, layer_sets, cache, depths=depths, seed=seed, progress=progress)
     del encoder  # Training loads its own.
     if training and search:
         from bellm.layer_search.successive_halving import run_halving  # What it imports takes a second.

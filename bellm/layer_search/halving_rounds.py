@@ -1,4 +1,4 @@
-"""Rounds of successive halving: which layer sets train for how many steps, their scores, and who goes on."""
+"""Rounds of successive halving: which layer sets train for how many steps, their scores, and and which stay."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from bellm.layer_search.candidates import ALL, Candidate, CandidateScores
 from bellm.report.statistics import Difference, Score
 from bellm.train import Recipe
 
-_MAX_MAPS = 8  # The baselines among them.
+_MAX_CANDIDATES = 8  # The baselines among them.
 _FINALISTS = 2  # Besides the baselines.
 
 
@@ -17,7 +17,7 @@ _FINALISTS = 2  # Besides the baselines.
 class HalvingRound:
     """How many maps a round trains, and how far."""
 
-    maps: int
+    num_candidates: int
     steps: int
     """Steps of each map at the end of the round, earlier rounds included."""
 
@@ -26,7 +26,7 @@ class HalvingRound:
 class HalvingPlan:
     """Which maps are trained for how long; fixed before any training."""
 
-    maps: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     """Causal, all layers open, and those that may beat them."""
     rounds: tuple[HalvingRound, ...]
     batch_size: int
@@ -35,13 +35,19 @@ class HalvingPlan:
     def steps(self) -> int:
         """Training steps of all maps together."""
         stops = (0, *(part.steps for part in self.rounds))
-        return sum(part.maps * (stop - start) for part, (start, stop) in zip(self.rounds, pairwise(stops), strict=True))
+        return sum(
+            part.num_candidates * (stop - start)
+            for part, (start, stop) in zip(self.rounds, pairwise(stops), strict=True)
+        )
 
     @property
     def budget(self) -> str:
         """The plan in a sentence."""
         first, *others = self.rounds
-        rounds = [f"{first.maps} maps to step {first.steps}", *(f"{part.maps} to {part.steps}" for part in others)]
+        rounds = [
+            f"{first.num_candidates} maps to step {first.steps}",
+            *(f"{part.num_candidates} to {part.steps}" for part in others),
+        ]
         together = f"{self.steps} steps of {self.batch_size} rows"
         return f"{', '.join(rounds)} (causal and all open stay to the end): {together}"
 
@@ -60,7 +66,7 @@ class RoundResult:
 
 
 @dataclass(frozen=True)
-class TrainedMap:
+class TrainedCandidate:
     """A map and its scores, round by round."""
 
     name: str
@@ -89,18 +95,18 @@ class HalvingResult:
     rounds: tuple[HalvingRound, ...]
     batch_size: int
     seed: int
-    maps: tuple[TrainedMap, ...]
+    candidates: tuple[TrainedCandidate, ...]
     """Those that came furthest first, and of these the best; of equals the one with fewer open layers."""
 
     @property
-    def causal(self) -> TrainedMap:
+    def causal(self) -> TrainedCandidate:
         """The model without open layers."""
-        return next(trained for trained in self.maps if not trained.open_layers)
+        return next(trained for trained in self.candidates if not trained.open_layers)
 
     @property
-    def best(self) -> TrainedMap:
+    def best(self) -> TrainedCandidate:
         """The map that scored best at the end, the causal model aside."""
-        return next(trained for trained in self.maps if trained.open_layers and trained.left is None)
+        return next(trained for trained in self.candidates if trained.open_layers and trained.left is None)
 
 
 def plan_halving(search: CandidateScores, rule: str | None, recipe: Recipe) -> HalvingPlan:
@@ -114,18 +120,18 @@ def plan_halving(search: CandidateScores, rule: str | None, recipe: Recipe) -> H
         BellmError: No map can change the vectors, or the steps are too few to be halved.
     """
     assert recipe.max_steps
-    maps = (search.causal, search.find(ALL), *_likeliest(search, rule))
-    counts = [len(maps) - 2]
+    candidates = (search.causal, search.find(ALL), *_likeliest(search, rule))
+    counts = [len(candidates) - 2]
     while counts[-1] > _FINALISTS:
         counts.append(math.ceil(counts[-1] / 2))
     shares = [2**power for power in reversed(range(len(counts)))]
     if recipe.max_steps < shares[0]:
         raise BellmError(
-            f"{recipe.max_steps} steps cannot be halved for {len(counts)} rounds of {len(maps)} maps. Give "
+            f"{recipe.max_steps} steps cannot be halved for {len(counts)} rounds of {len(candidates)} maps. Give "
             f"{shares[0]} or more."
         )
     rounds = (HalvingRound(n + 2, math.ceil(recipe.max_steps / share)) for n, share in zip(counts, shares, strict=True))
-    return HalvingPlan(maps, tuple(rounds), recipe.batch_size)
+    return HalvingPlan(candidates, tuple(rounds), recipe.batch_size)
 
 
 def _likeliest(search: CandidateScores, rule: str | None) -> list[Candidate]:
@@ -137,11 +143,11 @@ def _likeliest(search: CandidateScores, rule: str | None) -> list[Candidate]:
     for candidate in able:
         if candidate.bidirectional != ALL:
             different.setdefault(_vectors_key(candidate), candidate)
-    maps = list(different.values())
-    by_rule = [c for c in maps if rule and _vectors_key(c) == _vectors_key(search.find(rule))]
-    best_of_kinds = {_kind(candidate): candidate for candidate in reversed(maps)}
-    chosen = {c.bidirectional: c for c in (*by_rule, *best_of_kinds.values(), *maps)}
-    return sorted(list(chosen.values())[: _MAX_MAPS - 2], key=maps.index)
+    candidates = list(different.values())
+    by_rule = [c for c in candidates if rule and _vectors_key(c) == _vectors_key(search.find(rule))]
+    best_of_kinds = {_kind(candidate): candidate for candidate in reversed(candidates)}
+    chosen = {c.bidirectional: c for c in (*by_rule, *best_of_kinds.values(), *candidates)}
+    return sorted(list(chosen.values())[: _MAX_CANDIDATES - 2], key=candidates.index)
 
 
 def _vectors_key(candidate: Candidate) -> tuple[float, float]:

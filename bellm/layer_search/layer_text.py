@@ -71,7 +71,7 @@ def summarize_training(halving: HalvingResult) -> str:
     The interval is over pairs; that another seed would train other weights is not in it.
     """
     best = halving.best
-    gain = f"{_gain_in_words(best.last.over_causal)}, corrected for {len(halving.maps) - 1} maps"
+    gain = f"{_gain_in_words(best.last.over_causal)}, corrected for {len(halving.candidates) - 1} maps"
     after = f"After {best.last.steps} steps of {halving.batch_size} rows"
     once = "Each map was trained once, so that intervals are over pairs and not over trainings"
     if significance_mark(best.last.over_causal) == BETTER:
@@ -146,7 +146,7 @@ def halving_table(halving: HalvingResult) -> Table:
     """Maps that were trained, those that came furthest first."""
     caption = (
         f"{_PLUS_MINUS} Differences to causal and to all open after as many steps; p after Holm's correction for "
-        f"{len(halving.maps) - 1} maps, triangles where it is below {SIGNIFICANT}."
+        f"{len(halving.candidates) - 1} maps, triangles where it is below {SIGNIFICANT}."
     )
     rows = [
         (
@@ -156,10 +156,10 @@ def halving_table(halving: HalvingResult) -> Table:
             *(_gain(one.last.over_causal) if one.open_layers else ("", "", "")),
             _signed(one.last.over_all),
         )
-        for one in halving.maps
+        for one in halving.candidates
     ]
     header = ("trained", "steps", "score", "over causal", "interval", "p", "over all")
-    return Table(header, rows, caption, styles=["" if one.open_layers else "bold" for one in halving.maps])
+    return Table(header, rows, caption, styles=["" if one.open_layers else "bold" for one in halving.candidates])
 
 
 def _over_causal(one: Candidate) -> tuple[str, str, str]:

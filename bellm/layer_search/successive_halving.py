@@ -20,7 +20,7 @@ from bellm.errors import SourceError
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate, compare_results, rank_key
-from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, RoundResult, TrainedMap
+from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, RoundResult, TrainedCandidate
 from bellm.train import Dataset, Recipe, train
 from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config, resumable_errors
 
@@ -68,22 +68,22 @@ def run_halving(
     with resumable_errors(output), lock_run_dir(output):
         _check_search(output, plan, recipe, sources, dev)
         runs = _Runs(plan, recipe, sources, dev, output, progress)
-        rounds_done: dict[str, list[RoundResult]] = {candidate.bidirectional: [] for candidate in plan.maps}
-        maps = plan.maps
+        rounds_done: dict[str, list[RoundResult]] = {candidate.bidirectional: [] for candidate in plan.candidates}
+        staying = plan.candidates
         for index, part in enumerate(plan.rounds):
-            maps = maps[: part.maps]
-            results = {candidate.bidirectional: runs.result(candidate, index) for candidate in maps}
-            compared = compare_results(results, num_gone=len(plan.maps) - len(maps), resamples=resamples)
+            staying = staying[: part.num_candidates]
+            results = {candidate.bidirectional: runs.result(candidate, index) for candidate in staying}
+            compared = compare_results(results, num_gone=len(plan.candidates) - len(staying), resamples=resamples)
             for spec, comparison in compared.items():
                 rounds_done[spec].append(RoundResult(part.steps, *comparison))
             # The baselines stay in front.
-            best_first = sorted(maps[2:], key=lambda c: rank_key(compared[c.bidirectional][0], c.open_layers))
-            maps = (*maps[:2], *best_first)
+            best_first = sorted(staying[2:], key=lambda c: rank_key(compared[c.bidirectional][0], c.open_layers))
+            staying = (*staying[:2], *best_first)
     trained = []
-    for candidate in plan.maps:
+    for candidate in plan.candidates:
         done = tuple(rounds_done[candidate.bidirectional])
         left = len(done) if len(done) < len(plan.rounds) else None
-        trained.append(TrainedMap(candidate.name, candidate.bidirectional, candidate.open_layers, done, left))
+        trained.append(TrainedCandidate(candidate.name, candidate.bidirectional, candidate.open_layers, done, left))
     trained.sort(key=lambda one: (-len(one.rounds_done), rank_key(one.last.score, one.open_layers)))
     return HalvingResult(
         task=dev.name,
@@ -92,7 +92,7 @@ def run_halving(
         rounds=plan.rounds,
         batch_size=plan.batch_size,
         seed=recipe.seed,
-        maps=tuple(trained),
+        candidates=tuple(trained),
     )
 
 
@@ -153,8 +153,8 @@ def _check_search(
         **{name: value for name, value in recipe.described().items() if name not in ("dev", "epochs")},
         "data": [[dataset.name, len(dataset), dataset.digest, weight] for dataset, weight in sources],
         "dev": [dev.name, hashlib.sha256(pairs.encode()).hexdigest()],
-        "maps": [candidate.bidirectional for candidate in plan.maps],
-        "rounds": [[part.maps, part.steps] for part in plan.rounds],
+        "candidates": [candidate.bidirectional for candidate in plan.candidates],
+        "rounds": [[part.num_candidates, part.steps] for part in plan.rounds],
     }
     wanted = json.loads(json.dumps(wanted))
     path = output / SEARCH

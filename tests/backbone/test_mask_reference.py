@@ -95,7 +95,7 @@ def reference(model: PreTrainedModel, opened: Sequence[int], window: Window) -> 
     return replaced
 
 
-def maps(name: str, model: PreTrainedModel) -> list[list[int]]:
+def layer_sets(name: str, model: PreTrainedModel) -> list[list[int]]:
     """The lowest layer that can open, all of them, and one at random."""
     layers = openable(model)
     drawn = random.Random(name).sample(layers, random.Random(name).randrange(1, len(layers) + 1))
@@ -111,7 +111,7 @@ def check(name: str, windows: Sequence[Window]) -> None:
     except RuntimeError:  # Experts have kernels of float32 alone.
         model, limit = model.float(), 1e-5
     for window in windows:
-        for opened in maps(name, model):
+        for opened in layer_sets(name, model):
             wanted = [alone(reference(model, opened, window), text) for text in TEXTS[:2]]
             found = open_layers(model, opened, window=window)
             assert apart([alone(found, text) for text in TEXTS[:2]], wanted) <= limit, (window, opened)
@@ -127,7 +127,7 @@ def test_windowed_layers_see_what_their_type_says(name: str) -> None:
 def test_packed_texts_see_the_same(name: str) -> None:
     model, rows = tiny(name, attention="sdpa"), Tokens([list(text) for text in TEXTS], [(0, 1)] * len(TEXTS), 0)
     for window in WINDOWS:
-        for opened in maps(name, model):
+        for opened in layer_sets(name, model):
             packed = check_packing(open_layers(model, opened, window=window))
             assert packed.packed_model is not None, packed.reason
             found = PackedRunner(packed.packed_model, rows, HiddenStateReadout("mean")).vectors(range(len(TEXTS)))

@@ -137,8 +137,8 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     for words in ("trained", "steps", *trained.split()[:5]):
         assert words in result.stdout
     assert f"{found['trained']['budget']}." == TO_THE_END
-    assert found["trained"]["rounds"] == [{"maps": 6, "steps": 1}, {"maps": 4, "steps": 2}]
-    ends = [one for one in found["trained"]["maps"] if one["left"] is None]
+    assert found["trained"]["rounds"] == [{"num_candidates": 6, "steps": 1}, {"num_candidates": 4, "steps": 2}]
+    ends = [one for one in found["trained"]["candidates"] if one["left"] is None]
     assert {"none", "all"} < {one["bidirectional"] for one in ends}
     assert all(len(one["rounds_done"]) == 2 for one in ends)
     for one in ends:

@@ -36,7 +36,7 @@ def vectors(model: PreTrainedModel, layer: int = -1) -> Tensor:
     return torch.cat([runner.vectors(group) for group in runner.batches(range(len(TOKENS)), 16)])
 
 
-def maps(model: PreTrainedModel) -> list[Sequence[int]]:
+def layer_sets(model: PreTrainedModel) -> list[Sequence[int]]:
     """From the bottom up, one that goes back, and one that is asked for again."""
     numbers = openable(model)
     return [[], numbers, *([number] for number in numbers), numbers[-2:], numbers[1:2], numbers[-1:]]
@@ -46,7 +46,7 @@ def maps(model: PreTrainedModel) -> list[Sequence[int]]:
 @torch.inference_mode()
 def test_vectors_of_every_map_are_the_same_bit_for_bit(name: str, attention: str) -> None:
     plain = decoder(name, attention)
-    models = [open_layers(plain, chosen, variant=variant) for variant in VARIANTS for chosen in maps(plain)]
+    models = [open_layers(plain, chosen, variant=variant) for variant in VARIANTS for chosen in layer_sets(plain)]
     wanted = [vectors(model) for model in models]
     with share_activations():
         assert all(torch.equal(vectors(model), alone) for model, alone in zip(models, wanted, strict=True))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.finder import Finding
-from bellm.layer_search.halving_rounds import HalvingResult, HalvingRound, RoundResult, TrainedMap
+from bellm.layer_search.halving_rounds import HalvingResult, HalvingRound, RoundResult, TrainedCandidate
 from bellm.layer_search.layer_stats import Degradation, LayerStats
 from bellm.layer_search.turning import TurningPoint
 from bellm.report.statistics import Difference, Score
@@ -45,21 +45,21 @@ def finding(*, turning: TurningPoint = TURNING, task: str = "STSBenchmark-dev") 
 def trained(*, data: str = "triplets.jsonl") -> Finding:
     """The same after two rounds of training, in which last:4 became better than causal and layer 2 went no further."""
     found = finding()
-    maps = (
-        trained_map("last:4", (8, 9, 10, 11), (1.0, 4.0), 0.01),
-        trained_map("none", (), (0.0, 0.0), 1),
-        trained_map("all", tuple(range(LAYERS)), (-20.0, -12.0), 0.001),
-        trained_map("2", (2,), (0.2,), 1, left=1),
+    candidates = (
+        trained_candidate("last:4", (8, 9, 10, 11), (1.0, 4.0), 0.01),
+        trained_candidate("none", (), (0.0, 0.0), 1),
+        trained_candidate("all", tuple(range(LAYERS)), (-20.0, -12.0), 0.001),
+        trained_candidate("2", (2,), (0.2,), 1, left=1),
     )
     budget = "4 maps to step 8, 3 to 16 (causal and all open stay to the end): 56 steps of 64 rows"
     rounds = (HalvingRound(4, 8), HalvingRound(3, 16))
-    halving = HalvingResult(found.search.task, (data,), budget, rounds, batch_size=64, seed=42, maps=maps)
+    halving = HalvingResult(found.search.task, (data,), budget, rounds, batch_size=64, seed=42, candidates=candidates)
     return replace(found, trained=halving)
 
 
-def trained_map(
+def trained_candidate(
     bidirectional: str, layers: tuple[int, ...], gains: tuple[float, ...], p_value: float, left: int | None = None
-) -> TrainedMap:
+) -> TrainedCandidate:
     """A map that is better than causal, which comes to 70 points, by some points at the end of each round."""
     rounds_done = tuple(
         RoundResult(
@@ -68,7 +68,7 @@ def trained_map(
         for number, gain in enumerate(gains, 1)
     )
     name = {"none": "causal", "2": "layer 2"}.get(bidirectional, bidirectional)
-    return TrainedMap(name, bidirectional, layers, rounds_done, left)
+    return TrainedCandidate(name, bidirectional, layers, rounds_done, left)
 
 
 def score(value: float) -> Score:

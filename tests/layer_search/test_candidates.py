@@ -14,7 +14,13 @@ from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import NoOpWarning
 from bellm.layer_search import find_layers
-from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, prepending_depths, score_candidates
+from bellm.layer_search.candidates import (
+    Candidate,
+    CandidateScores,
+    make_layer_sets,
+    prepending_depths,
+    score_candidates,
+)
 from bellm.layer_search.layer_stats import Degradation
 from bellm.layer_search.layer_text import summarize_candidates, summarize_turning_point
 from bellm.layer_search.turning import TurningPoint
@@ -35,7 +41,7 @@ def dev(tmp_path: Path) -> STSPairs:
 
 
 def test_the_maps_of_four_layers(tiny_encoder: Encoder) -> None:
-    assert layer_sets(tiny_encoder) == {
+    assert make_layer_sets(tiny_encoder) == {
         "none": (),
         "all": (0, 1, 2, 3),
         "last:1": (3,),
@@ -46,15 +52,15 @@ def test_the_maps_of_four_layers(tiny_encoder: Encoder) -> None:
         "every:2": (1, 3),
         "2": (2,),
     }
-    assert "last:3" not in layer_sets(tiny_encoder)
-    assert layer_sets(tiny_encoder, ["last:3"])["last:3"] == (1, 2, 3)
+    assert "last:3" not in make_layer_sets(tiny_encoder)
+    assert make_layer_sets(tiny_encoder, ["last:3"])["last:3"] == (1, 2, 3)
 
 
 def test_layers_without_attention_stay_out(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = copy.deepcopy(decoder("jamba"))
     model.resize_token_embeddings(len(tiny_tokenizer))
     encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer)
-    maps = layer_sets(encoder)
+    maps = make_layer_sets(encoder)
     openable = set(maps["all"])
     assert openable < set(range(encoder.num_layers))
     assert all(set(layers) <= openable and (layers or spec == "none") for spec, layers in maps.items())
@@ -76,7 +82,7 @@ def test_the_layer_that_helps_is_found(
         "bellm.encoder.check_open_layers", lambda *_: None
     )  # It sees that the other layers mix nothing.
     encoder = mixing_in(layer, tiny_model, tiny_tokenizer)
-    found = score_candidates(encoder, dev, layer_sets(encoder), tmp_path / "cache")
+    found = score_candidates(encoder, dev, make_layer_sets(encoder), tmp_path / "cache")
     best = found.candidates[0]
     assert best.open_layers == (layer,)
     assert best.score.value > 30

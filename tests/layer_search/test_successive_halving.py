@@ -13,13 +13,13 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import BellmError, SourceError
-from bellm.layer_search.candidates import Candidate, CandidateScores, layer_sets, score_candidates
+from bellm.layer_search.candidates import Candidate, CandidateScores, make_layer_sets, score_candidates
 from bellm.layer_search.halving_rounds import (
     HalvingPlan,
     HalvingResult,
     HalvingRound,
     RoundResult,
-    TrainedMap,
+    TrainedCandidate,
     plan_halving,
 )
 from bellm.layer_search.layer_text import halving_table, summarize_candidates, summarize_training
@@ -62,7 +62,7 @@ def steps(count: int) -> Recipe:
 
 
 def names(planned: HalvingPlan) -> list[str]:
-    return [one.name for one in planned.maps]
+    return [one.name for one in planned.candidates]
 
 
 def test_eight_maps_of_every_kind_the_rule_among_them() -> None:
@@ -164,7 +164,7 @@ def undisturbed(tried: Tried, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return out, tried.run(out)
 
 
-def folder_of(out: Path, one: TrainedMap) -> Path:
+def folder_of(out: Path, one: TrainedCandidate) -> Path:
     return out / one.name.replace(":", "-").replace(" ", "-")
 
 
@@ -175,18 +175,18 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def test_every_round_keeps_the_better_half_and_the_baselines(undisturbed: tuple[Path, HalvingResult]) -> None:
     out, found = undisturbed
     assert found.rounds == (HalvingRound(6, 3), HalvingRound(4, 6))
-    assert len(found.maps) == 6
-    assert {one.bidirectional for one in found.maps} == set(SPECS)
-    left = [one for one in found.maps if one.left]
-    assert [one.left for one in found.maps] == [None] * 4 + [1] * 2
-    assert {"none", "all"} <= {one.bidirectional for one in found.maps if not one.left}
-    stayed = [one for one in found.maps if not one.left and one.bidirectional not in ("none", "all")]
+    assert len(found.candidates) == 6
+    assert {one.bidirectional for one in found.candidates} == set(SPECS)
+    left = [one for one in found.candidates if one.left]
+    assert [one.left for one in found.candidates] == [None] * 4 + [1] * 2
+    assert {"none", "all"} <= {one.bidirectional for one in found.candidates if not one.left}
+    stayed = [one for one in found.candidates if not one.left and one.bidirectional not in ("none", "all")]
     assert min(one.rounds_done[0].score.value for one in stayed) >= max(one.last.score.value for one in left)
-    for group in (found.maps[:4], found.maps[4:]):
+    for group in (found.candidates[:4], found.candidates[4:]):
         values = [one.last.score.value for one in group]
         assert values == pytest.approx(sorted(values, reverse=True), abs=0.01)
-    assert found.best == next(one for one in found.maps if one.open_layers)
-    for one in found.maps:
+    assert found.best == next(one for one in found.candidates if one.open_layers)
+    for one in found.candidates:
         assert [round_result.steps for round_result in one.rounds_done] == [3, 6][: len(one.rounds_done)]
         assert len(metrics(folder_of(out, one))) == one.last.steps
         assert (folder_of(out, one) / MODEL).exists() == (one.left is None)
@@ -194,13 +194,13 @@ def test_every_round_keeps_the_better_half_and_the_baselines(undisturbed: tuple[
 
 def test_all_maps_have_the_same_budget(undisturbed: tuple[Path, HalvingResult]) -> None:
     out, found = undisturbed
-    records = [json.loads((folder_of(out, one) / "run.json").read_text()) for one in found.maps]
+    records = [json.loads((folder_of(out, one) / "run.json").read_text()) for one in found.candidates]
     maps = [record["encoder_options"].pop("bidirectional") for record in records]
     assert sorted(maps) == ["0", "0-1", "0-3", "1", "2", "none"]
     assert all(record == records[0] for record in records)
-    rates = [[record["learning_rate"] for record in metrics(folder_of(out, one))] for one in found.maps]
+    rates = [[record["learning_rate"] for record in metrics(folder_of(out, one))] for one in found.candidates]
     assert all(each == rates[0][: len(each)] for each in rates)
-    assert len({record[0]["loss"] for record in (metrics(folder_of(out, one)) for one in found.maps)}) == 6
+    assert len({record[0]["loss"] for record in (metrics(folder_of(out, one)) for one in found.candidates)}) == 6
 
 
 def test_who_comes_to_the_end_is_as_if_trained_alone(
@@ -223,12 +223,12 @@ def test_differences_are_to_baselines_of_as_many_steps_and_corrected_for_all_map
 ) -> None:
     out, found = undisturbed
 
-    def cosines(one: TrainedMap, steps: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def cosines(one: TrainedCandidate, steps: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.array(json.loads((folder_of(out, one) / f"dev-{steps}.json").read_text())["items"])
 
-    everything = next(one for one in found.maps if one.bidirectional == "all")
+    everything = next(one for one in found.candidates if one.bidirectional == "all")
     for number, steps in enumerate((3, 6)):
-        there = [one for one in found.maps if len(one.rounds_done) > number]
+        there = [one for one in found.candidates if len(one.rounds_done) > number]
         for baseline, name in ((found.causal, "over_causal"), (everything, "over_all")):
             alone = {
                 one.name: compare_scores(cosines(one, steps), cosines(baseline, steps), tried.dev.gold_N, resamples=200)
@@ -346,15 +346,15 @@ def round_result(steps: int, value: float, p_value: float) -> RoundResult:
 
 
 def halving(value: float, p_value: float) -> HalvingResult:
-    maps = (
-        TrainedMap(
+    candidates = (
+        TrainedCandidate(
             "last:8", "last:8", tuple(range(22, 30)), (round_result(8, 70, 1), round_result(16, value, p_value)), None
         ),
-        TrainedMap("causal", "none", (), (round_result(8, 70, 1), round_result(16, 80, 1)), None),
-        TrainedMap("all", "all", tuple(range(30)), (round_result(8, 60, 1), round_result(16, 60, 0.001)), None),
-        TrainedMap("layer 3", "3", (3,), (round_result(8, 75, 1),), 1),
+        TrainedCandidate("causal", "none", (), (round_result(8, 70, 1), round_result(16, 80, 1)), None),
+        TrainedCandidate("all", "all", tuple(range(30)), (round_result(8, 60, 1), round_result(16, 60, 0.001)), None),
+        TrainedCandidate("layer 3", "3", (3,), (round_result(8, 75, 1),), 1),
     )
-    return HalvingResult("T", ("ours",), "said before", (HalvingRound(4, 8), HalvingRound(3, 16)), 64, 42, maps)
+    return HalvingResult("T", ("ours",), "said before", (HalvingRound(4, 8), HalvingRound(3, 16)), 64, 42, candidates)
 
 
 def test_the_summary_says_what_it_is_worth() -> None:
@@ -380,7 +380,7 @@ def test_the_table_has_every_map_where_it_left() -> None:
     assert found[2] == f"causal 16 80.0 {half} +20.0"
     assert found[4] == f"layer 3 8 75.0 {half} {minus}5.0 {minus}6.0 to {minus}4.0 1.000 +15.0"
     assert "correction for 3 maps" in " ".join(found)
-    assert asdict(halving(82, 0.04))["maps"][3]["left"] == 1
+    assert asdict(halving(82, 0.04))["candidates"][3]["left"] == 1
 
 
 # The layer that a model was trained to look ahead in
@@ -395,7 +395,7 @@ def test_the_layer_that_was_trained_to_see_is_found(
     encoder.save_pretrained(tmp_path / "closed")
     write_topics(tmp_path / "data", 100, seed=99)
     dev = sts.read_sts("STSBenchmark-dev", tmp_path / "data")
-    untrained = score_candidates(encoder, dev, layer_sets(encoder), tmp_path / "cache")
+    untrained = score_candidates(encoder, dev, make_layer_sets(encoder), tmp_path / "cache")
     assert untrained.causal.score.value == 0
     best = untrained.candidates[0]
     assert best.open_layers == (2,)
