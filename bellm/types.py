@@ -1,7 +1,6 @@
-"""Types shared by every floor, and the protocol of whatever embeds texts."""
+"""Types shared by all packages, and the protocol of whatever embeds texts."""
 
 from collections.abc import Sequence
-from os import PathLike
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -9,8 +8,6 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 """Float32 matrix of shape (texts, width)."""
-
-Path = str | PathLike[str]
 
 Variant = Literal["sequential", "parallel"]
 """How the paper's equation is read: open layers in the stack, or as a branch of their own beside it."""

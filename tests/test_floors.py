@@ -100,13 +100,22 @@ def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     assert run([sys.executable, "-c", program]).returncode == 0
 
 
+def names_of(node: ast.stmt) -> list[str]:
+    """Names that a statement defines: a function, a class, or what is assigned to."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+
+
 def definitions() -> dict[str, list[str]]:
-    """Modules that define each public function or class at their top."""
+    """Modules that define each public name at their top."""
     found: dict[str, list[str]] = {}
     for path in FILES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+            for name in names_of(node):
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
     return found
 
 

@@ -19,7 +19,7 @@ from bellm.data import sources
 from bellm.data.sources import DataSource, TextLine
 from bellm.errors import SourceError
 
-Part = Literal["train", "dev", "test"]
+SplitName = Literal["train", "dev", "test"]
 
 _ADDRESS = (
     "SentEval (github.com/facebookresearch/SentEval): its data/downstream/get_transfer_data.bash fetches it into "
@@ -38,7 +38,7 @@ class LabeledTexts:
     """One column of N sentences, or two where pairs are classified."""
     labels_N: NDArray[np.int64]
     """Classes, counted from 0."""
-    split: Mapping[Part, range] = field(default_factory=dict)
+    split: Mapping[SplitName, range] = field(default_factory=dict)
     """The rows of each published part; empty where the task is cross-validated."""
 
 
@@ -64,7 +64,7 @@ def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
     path = sources.data_folder(folder, source)
     assert path is not None, "none of these is on the Hub"
     rows: list[_Row] = []
-    split: dict[Part, range] = {}
+    split: dict[SplitName, range] = {}
     for part, files in _FILES[name].items():
         part_rows = [row for file, parser in files.items() for row in _rows(path, file, parser, source)]
         if part:
@@ -119,7 +119,7 @@ def _malformed(line: TextLine, form: str) -> SourceError:
     return SourceError(f"{line.place}: {line.text[:40]!r} is not {form}.")
 
 
-_FILES: dict[str, dict[Part | None, dict[str, _Parser]]] = {
+_FILES: dict[str, dict[SplitName | None, dict[str, _Parser]]] = {
     "MR": {None: {"MR/rt-polarity.pos": _of_class(1), "MR/rt-polarity.neg": _of_class(0)}},
     "CR": {None: {"CR/custrev.pos": _of_class(1), "CR/custrev.neg": _of_class(0)}},
     "SUBJ": {None: {"SUBJ/subj.objective": _of_class(1), "SUBJ/subj.subjective": _of_class(0)}},

@@ -47,7 +47,7 @@ STS_SOURCES = {source.name: source for source in _SOURCES}
 """By the name of the set; copies on the Hub as mteb 2.26 pins them. Its copy of SICK does not tell the 4927 test pairs
 from the others."""
 
-PARTS = {
+STS_PARTS = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
     "STS13": ("FNWN", "headlines", "OnWN"),
     "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
@@ -128,8 +128,8 @@ def clean_text(text: str) -> str:
 
 def _from_folder(folder: Path, source: DataSource) -> Iterator[_Row]:
     name = source.name
-    if name in PARTS:
-        for part in PARTS[name]:
+    if name in STS_PARTS:
+        for part in STS_PARTS[name]:
             yield from _semeval(folder, f"sts/{name}-en-test", part, source)
     elif name.startswith("STSBenchmark"):
         split = name.removeprefix("STSBenchmark-") if "-" in name else "test"

@@ -21,7 +21,7 @@ from bellm.backbone.states import input_device
 from bellm.engine.activation_cache import ActivationCache
 from bellm.engine.readout import Readout
 from bellm.engine.tokenization import Tokens
-from bellm.tensors.packing import Index, Packing, TokenPath, common_prefix_length, split_by_length
+from bellm.tensors.packing import Indices, Packing, TokenPath, common_prefix_length, split_by_length
 
 
 class PackedRunner:
@@ -113,13 +113,13 @@ class PackedRunner:
         chosen = [path[index] for path, indices in zip(paths, positions, strict=True) for index in indices]
         return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
 
-    def _batch(self, rows: Sequence[Sequence[int]], last_only: bool) -> tuple[PackedBatch, list[Index]]:
+    def _batch(self, rows: Sequence[Sequence[int]], last_only: bool) -> tuple[PackedBatch, list[Indices]]:
         """Lay rows, sorted, end to end; returns also, for each row, the indices of its tokens among the states."""
         device = input_device(self._model.model)
         start = len(self._prefix_ids)  # Tokens computed before: the first of the decoder's input, of no layer's.
         ids, positions = list(self._prefix_ids), list(range(start))
         path, previous = np.arange(start), self._prefix_ids
-        paths: list[Index] = []
+        paths: list[Indices] = []
         shared_paths: list[TokenPath] = []
         for row in rows:
             num_common = common_prefix_length(previous, row) if self._shares_prefixes else 0

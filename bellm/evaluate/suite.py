@@ -32,7 +32,7 @@ STS, TRANSFER = (
 GROUPS = {"sts": STS, "transfer": TRANSFER}
 """Names that stand for several tasks."""
 
-Progress = Callable[[str, str, int, int], None]
+EvaluationProgress = Callable[[str, str, int, int], None]
 """Told the model, the task, and how many of how many texts are embedded."""
 
 
@@ -58,7 +58,7 @@ def evaluate(
     clean: bool = False,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    progress: EvaluationProgress = lambda *_: None,
 ) -> Report:
     """Score every model on every task; the first model is the baseline of the others.
 
@@ -168,7 +168,7 @@ def _complete_averages(tasks: Sequence[Task[Any]]) -> dict[str, tuple[str, ...]]
 
 
 def _score_tasks(
-    model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: Progress
+    model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: EvaluationProgress
 ) -> tuple[dict[str, TaskResult], dict[str, float]]:
     """The results of all tasks, and the geometry of the vectors of rated pairs."""
     if model.cache:
@@ -193,7 +193,7 @@ def _score_tasks(
     return results, measure_geometry(rated)
 
 
-def _embed_ahead(model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: Progress) -> None:
+def _embed_ahead(model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: EvaluationProgress) -> None:
     """Embed the texts of all tasks of a kind at once into the cache: sets share texts, and texts their beginnings."""
     groups: dict[tuple[str, InputType], list[str]] = {}
     for task in tasks:

@@ -12,9 +12,8 @@ from dataclasses import astuple, dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
-from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+from bellm.report.statistics import Numbers
 
 _KNEES = 3
 _FEWEST = 10  # Depths; three knees and their lines leave next to nothing over in a shorter curve.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Index = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 _BLOCK = 64
 """Queries of one product: their scores stay in a core's cache, and keys after the last visible one are left out."""
@@ -36,8 +36,8 @@ class MaskSpec:
 class TokenPath:
     """The tokens of one text, and those whose attention is computed for it."""
 
-    keys: Index  # Row of each of its tokens, by position.
-    queries: Index  # Rows of its queries: the end of the path; another path computes those of a shared prefix.
+    keys: Indices  # Row of each of its tokens, by position.
+    queries: Indices  # Rows of its queries: the end of the path; another path computes those of a shared prefix.
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from bellm.train.distributed import Distributed
     from bellm.train.embedded_batch import EmbeddedBatch
     from bellm.train.examples import Example
-    from bellm.train.loop import Progress, train
+    from bellm.train.loop import TrainProgress, train
     from bellm.train.metrics import TensorBoardLog
     from bellm.train.mining import mine_hard_negatives
     from bellm.train.objectives import GRL, AnglE, AutoObjective, CoSENT, Distillation, Espresso, InfoNCE, Needs
     from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe, load_recipe
 
 __all__ = ["GRL", "MNTP", "AnglE", "AutoObjective", "CoSENT", "Dataset", "Distillation", "Distributed"]
-__all__ += ["EmbeddedBatch", "Espresso", "Example", "FullFineTuning", "InfoNCE", "LoRA", "Needs", "Progress", "Recipe"]
-__all__ += ["TensorBoardLog", "load_dataset", "load_recipe", "mine_hard_negatives", "train"]
+__all__ += ["EmbeddedBatch", "Espresso", "Example", "FullFineTuning", "InfoNCE", "LoRA", "Needs", "Recipe"]
+__all__ += ["TensorBoardLog", "TrainProgress", "load_dataset", "load_recipe", "mine_hard_negatives", "train"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "train")

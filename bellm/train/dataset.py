@@ -29,8 +29,8 @@ from bellm.io.rows import RowFile, expand_inputs, parse_columns
 from bellm.io.streams import COMPRESSIONS, content_suffix
 from bellm.train.examples import (
     NLI_NUMBERS,
-    Columns,
     Example,
+    ExampleColumns,
     Part,
     Parts,
     join_nli,
@@ -42,7 +42,6 @@ from bellm.train.examples import (
     text_key,
     unread_columns,
 )
-from bellm.types import Path as PathLike
 
 _HEAD = 100  # Rows after which a source without a good one is given up.
 _KEPT = 100  # Rejections that are kept; the others are counted.
@@ -129,7 +128,7 @@ class Dataset:
         raise SourceError(f"No row of {self.name} can be read. {first.place}: {first.reason}")
 
 
-def load_dataset(source: PathLike, columns: Columns | str | None = None) -> Dataset:
+def load_dataset(source: str | os.PathLike[str], columns: ExampleColumns | str | None = None) -> Dataset:
     """Read a whole source; see `read_examples`. Columns may be named in a text too: `anchor=query,positive=passage`.
 
     Raises:
@@ -140,12 +139,14 @@ def load_dataset(source: PathLike, columns: Columns | str | None = None) -> Data
     """
     name = os.fspath(source)
     if isinstance(columns, str):
-        columns = cast("Columns", parse_columns(columns, get_args(Part)))
+        columns = cast("ExampleColumns", parse_columns(columns, get_args(Part)))
     # A run goes on where its file has the same content, wherever it is now.
     return Dataset(os.path.basename(name) if _is_file(name) else name, read_examples(name, columns))
 
 
-def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[Example | Rejection]:
+def read_examples(
+    source: str | os.PathLike[str], columns: ExampleColumns | None = None
+) -> Iterator[Example | Rejection]:
     """Read a source row by row, in memory that does not depend on its length.
 
     It is a table in one of the formats of `bellm.io`, compressed or not, or a pattern of such files (`pairs-*.csv`).
@@ -167,7 +168,7 @@ def read_examples(source: PathLike, columns: Columns | None = None) -> Iterator[
 class _Reader:
     """Rows of one or several files as examples, and what is only known at the end of them."""
 
-    def __init__(self, columns: Columns | None) -> None:
+    def __init__(self, columns: ExampleColumns | None) -> None:
         self._columns = columns
         self._match = functools.lru_cache(1024)(self._match_anew)  # The rows of most files have the same columns.
         self._unread: dict[str, None] = {}

@@ -23,7 +23,7 @@ from bellm.backbone.architecture import get_layers
 from bellm.errors import BellmError
 from bellm.train.gradients import Chunk
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 class Distributed:
@@ -82,7 +82,7 @@ class Distributed:
     def _all(self, own: int) -> Tensor:
         return torch.cat(self.all_gather(torch.tensor([own], device=self.device), [1] * self.world_size))
 
-    def broadcast(self, call: Callable[[], Result]) -> Result:
+    def broadcast(self, call: Callable[[], Value]) -> Value:
         """Call a function in the main process alone; its result, or its `BellmError`, comes in all of them."""
         if self.world_size == 1:
             return call()

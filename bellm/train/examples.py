@@ -35,7 +35,7 @@ from bellm.errors import SourceError
 from bellm.io.formats import quote_names, text_problem
 
 Part = Literal["anchor", "positive", "negative", "score", "texts"]
-Columns = Mapping[Part, str | Sequence[str]]
+ExampleColumns = Mapping[Part, str | Sequence[str]]
 """The column, or columns, of each part. Once it is given, no other column is read."""
 
 Parts = dict[Part, tuple[str, ...]]
@@ -99,7 +99,7 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), signed=True)
 
 
-def match_columns(names: Sequence[str], columns: Columns | None = None) -> Parts:
+def match_columns(names: Sequence[str], columns: ExampleColumns | None = None) -> Parts:
     """Match a table's columns to the parts of an example, by their names unless `columns` says which to read.
 
     >>> match_columns(["sent0", "sent1", "hard_neg", "source"])
@@ -220,7 +220,7 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _as_told(names: Sequence[str], columns: Columns) -> Parts:
+def _as_told(names: Sequence[str], columns: ExampleColumns) -> Parts:
     parts: Parts = {}
     for part, told in columns.items():
         if part not in get_args(Part):

@@ -19,7 +19,7 @@ from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
 from bellm.train import run_dir, trainable
 from bellm.train.batches import Batches
 from bellm.train.dataset import Dataset
-from bellm.train.distributed import Distributed, Result, gather_parameters
+from bellm.train.distributed import Distributed, Value, gather_parameters
 from bellm.train.examples import Example
 from bellm.train.metrics import MetricsLog, training_card
 from bellm.train.mining import read_mined_negatives, write_mined_negatives
@@ -28,7 +28,7 @@ from bellm.train.recipe import Recipe, user_errors
 from bellm.train.token_prediction import gradual_layers
 from bellm.train.train_step import StepResult, TrainStep
 
-Progress = Callable[[int, int, Mapping[str, Any]], None]
+TrainProgress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every step with its number, the total number of steps, and its record."""
 
 _RUNTIME_OPTIONS = {"device", "attention", "trust_remote_code"}
@@ -44,7 +44,7 @@ def train(
     output: str | Path,
     *,
     checkpoint_every: int = 50,
-    progress: Progress | None = None,
+    progress: TrainProgress | None = None,
     notify: Callable[[str], None] | None = None,
     until: int | None = None,
 ) -> Encoder:
@@ -146,7 +146,7 @@ class _Run:
             self.state = trainable.load_checkpoint(output / run_dir.CHECKPOINT, self.parameters, self.optimizer)
         self.metrics = distributed.broadcast(partial(MetricsLog, output / run_dir.METRICS, self.state["step"]))
 
-    def go(self, stop: int, checkpoint_every: int, progress: Progress | None) -> None:
+    def go(self, stop: int, checkpoint_every: int, progress: TrainProgress | None) -> None:
         """Take the remaining steps up to `stop`."""
         if self.state["step"] > stop:
             raise _past_pause(self.output, self.state["step"], stop)
@@ -242,7 +242,7 @@ class _Run:
             layers = gradual_layers(step, mntp.steps, layers)
         return self.train_step.adapt(examples, seed, mask_probability=mntp.mask_probability, layers=layers)
 
-    def _note(self, record: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+    def _note(self, record: dict[str, Any], progress: TrainProgress | None) -> dict[str, Any]:
         """Record a step; returns the state of the run."""
         self.metrics.add(record)
         if progress:
@@ -260,7 +260,7 @@ class _Run:
             self._save_state(run_dir.BEST, None)
         return score
 
-    def _with_encoder(self, call: Callable[[Encoder], Result]) -> Result:
+    def _with_encoder(self, call: Callable[[Encoder], Value]) -> Value:
         """Call a function of the encoder in the main process, which gathers it first where weights are sharded."""
         if not self.recipe.sharded:
             return self.distributed.broadcast(partial(call, self.encoder))

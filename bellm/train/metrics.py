@@ -40,7 +40,7 @@ class MetricsLog:
 
 
 class TensorBoardLog:
-    """Writes a run's metrics for TensorBoard, beside those of earlier starts; a `Progress` of `train`."""
+    """Writes a run's metrics for TensorBoard, beside those of earlier starts; a `TrainProgress` of `train`."""
 
     def __init__(self, folder: Path) -> None:
         """Begin a log; a SourceError says that TensorBoard is not installed."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bellm.data import sts
 from bellm.data.sources import DataSource
-from bellm.data.sts import PARTS, STSPairs, clean_text, read_sts
+from bellm.data.sts import STS_PARTS, STSPairs, clean_text, read_sts
 from bellm.errors import BellmError, SourceError
 
 COUNTS = {
@@ -32,7 +32,7 @@ def sts16(tmp_path: Path) -> Path:
     """A made-up STS16: in each part one rated pair and one that nobody rated."""
     folder = tmp_path / "sts" / "STS16-en-test"
     folder.mkdir(parents=True)
-    for number, part in enumerate(PARTS["STS16"]):
+    for number, part in enumerate(STS_PARTS["STS16"]):
         text = f'Rain "fell on {part}.\tIt rained\u2028there.\tsource\tother source\nUnrated.\tPair.\t\t\n'
         (folder / f"STS.input.{part}.txt").write_bytes(text.encode())
         (folder / f"STS.gs.{part}.txt").write_bytes(f"{number}\n\n".encode())
@@ -72,7 +72,7 @@ def test_sets_are_those_that_the_csv_module_reads(data: Path) -> None:
     assert_same(read_sts("SICK-R", data), [tuple(row[1:4]) for row in parts[0]])
     rows = [
         (*pair[:2], gold)
-        for part in PARTS["STS15"]
+        for part in STS_PARTS["STS15"]
         for pair, gold in zip(
             table(f"sts/STS15-en-test/STS.input.{part}.txt"),
             (data / f"sts/STS15-en-test/STS.gs.{part}.txt").read_text().split("\n"),
@@ -89,11 +89,11 @@ def assert_same(found: STSPairs, rows: list[tuple[str, ...]]) -> None:
 
 def test_parts_come_one_after_the_other_without_unrated_pairs(sts16: Path) -> None:
     found = read_sts("STS16", sts16)
-    assert found.left == tuple(f'Rain "fell on {part}.' for part in PARTS["STS16"])
+    assert found.left == tuple(f'Rain "fell on {part}.' for part in STS_PARTS["STS16"])
     assert found.right == ("It rained\u2028there.",) * 5
     assert found.gold_N.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert found.gold_N.dtype == np.float64
-    assert found.parts == PARTS["STS16"]
+    assert found.parts == STS_PARTS["STS16"]
 
 
 def test_the_two_sicks_are_two_sets(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from bellm.errors import MissingExtraError
 
 def test_every_exported_name_is_there() -> None:
     for name in bellm.train.__all__:
-        assert getattr(bellm.train, name).__module__.startswith("bellm.train.") or name == "Progress"
+        assert getattr(bellm.train, name).__module__.startswith("bellm.train.") or name == "TrainProgress"
     with pytest.raises(AttributeError, match=r"module 'bellm\.train' has no attribute 'tune'"):
         bellm.train.tune  # type: ignore[attr-defined]  # noqa: B018
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellm.errors import SourceError
-from bellm.train.examples import Columns, Example, mark_symmetric, match_columns, parse_example, text_key
+from bellm.train.examples import Example, ExampleColumns, mark_symmetric, match_columns, parse_example, text_key
 
 
-def made(row: dict[str, Any], columns: Columns | None = None) -> Example:
+def made(row: dict[str, Any], columns: ExampleColumns | None = None) -> Example:
     return parse_example(row, match_columns(list(row), columns))
 
 
