@@ -73,7 +73,7 @@ def index_command(
 def search_command(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     *,
-    place: Annotated[
+    source: Annotated[
         str,
         typer.Option(
             "--in",
@@ -103,20 +103,20 @@ def search_command(
     Example: bellm search "how do birds sleep" --in notes.txt --top 5 --prompt instruct
     """
     check_text("The query", query)
-    if os.path.isdir(place):
+    if os.path.isdir(source):
         if refused := [name.replace("_", "-") for name in options.given() if name not in options.relocation()]:
-            raise BellmError(f"--{refused[0]} was chosen when {place} was embedded: leave it out, or embed anew.")
+            raise BellmError(f"--{refused[0]} was chosen when {source} was embedded: leave it out, or embed anew.")
         from bellm.corpus import search_corpus
 
-        with status_line(f"loading the encoder of {place}"):
-            result = search_corpus(query, place, top=top, exact=exact, source=model, **options.relocation())
+        with status_line(f"loading the encoder of {source}"):
+            result = search_corpus(query, source, top=top, exact=exact, source=model, **options.relocation())
     else:
         from bellm.text_files import search_file
 
         result = search_file(
             partial(options.load, model or DEFAULT_MODEL),
             query,
-            place,
+            source,
             top=top,
             column=column,
             max_batch_tokens=max_batch_tokens,

@@ -121,7 +121,7 @@ def read_training_data(entries: Sequence[str], columns: str | None = None) -> "l
         first = Distributed().is_main
     for dataset, _ in sources if first else []:
         for rejection in dataset.rejections[:3]:
-            show_note(f"{rejection.place}: {rejection.reason}")
+            show_note(f"{rejection.location}: {rejection.reason}")
         if dataset.num_rejected:
             show_note(f"{dataset.num_rejected} rows of {dataset.name} are left out.")
     return sources

@@ -80,7 +80,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Name of the shard's file: the same for the same place in the corpus."""
+        """Name of the shard's file: the same for the same position in the corpus."""
         return shard_name(self.file, self.first)
 
     @property
@@ -96,7 +96,7 @@ def shard_name(file: str, first: int) -> str:
 
 
 def digest_rows(rows: Iterable[TextRow]) -> str:
-    """SHA-256 of ids and texts, row by row; of an unreadable row only its place counts."""
+    """SHA-256 of ids and texts, row by row; of an unreadable row only its position counts."""
     digest = hashlib.sha256()
     for row in rows:
         if row.text is None:
@@ -157,8 +157,8 @@ def read_missing_ranges(
 
 def in_order(files: Sequence[str], done: Iterable[Shard]) -> list[Shard]:
     """Shards in the order of the corpus: the files as they were named, then those that were named in earlier runs."""
-    place = {file: number for number, file in enumerate(files)}
-    return sorted(done, key=lambda shard: (place.get(shard.file, len(place)), shard.file, shard.first))
+    index = {file: number for number, file in enumerate(files)}
+    return sorted(done, key=lambda shard: (index.get(shard.file, len(index)), shard.file, shard.first))
 
 
 def _next_rows(rows: Iterator[TextRow], max_rows: int) -> list[TextRow]:

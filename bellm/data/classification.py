@@ -116,7 +116,7 @@ def _paraphrase(line: TextLine) -> _Row | None:
 
 
 def _malformed(line: TextLine, form: str) -> SourceError:
-    return SourceError(f"{line.place}: {line.text[:40]!r} is not {form}.")
+    return SourceError(f"{line.location}: {line.text[:40]!r} is not {form}.")
 
 
 _FILES: dict[str, dict[SplitName | None, dict[str, _Parser]]] = {

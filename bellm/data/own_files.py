@@ -72,10 +72,10 @@ def read_own_data(
     rows: list[tuple[str, dict[str, str | float]]] = []
     source = RowFile(path)
     for row in source.rows(select, strict=True, skip_blank=True):
-        place = f"{path}, {row.place}"
+        location = f"{path}, {row.location}"
         if not isinstance(row.cells, dict):
-            raise SourceError(f"{place}: {str(row.cells)[:40]!r} has no columns. {_NEEDED}")
-        rows.append((place, {part: _cell(place, part, row.cells[name]) for part, name in parts.items()}))
+            raise SourceError(f"{location}: {str(row.cells)[:40]!r} has no columns. {_NEEDED}")
+        rows.append((location, {part: _cell(location, part, row.cells[name]) for part, name in parts.items()}))
     if not rows:
         raise SourceError(f"{path} holds no rows. {_NEEDED}")
     warn_unread([source])
@@ -87,7 +87,7 @@ def read_own_data(
     rating = "score" if "score" in parts else "label"
     change = clean_text if clean else str
     left, right = (tuple(change(str(row[part])) for _, row in rows) for part in ("anchor", "positive"))
-    gold = [_rating(place, row[rating]) for place, row in rows]
+    gold = [_rating(location, row[rating]) for location, row in rows]
     return STSPairs(path, left, right, np.array(gold), (path,) * len(gold))
 
 
@@ -110,13 +110,13 @@ def _recognize(names: Sequence[str], part: str) -> list[str]:
     return [name for name in names if "".join(filter(str.isalnum, name.casefold())) in known]
 
 
-def _cell(place: str, part: str, value: object) -> str | float:
+def _cell(location: str, part: str, value: object) -> str | float:
     if part in ("anchor", "positive", "text"):
         if problem := text_problem(value):
-            raise SourceError(f"{place}: {problem}")
+            raise SourceError(f"{location}: {problem}")
         return str(value)
     if not isinstance(value, str | int | float) or value == "":
-        raise SourceError(f"{place}: {value!r} is no {part}. A task is scored by every row or by none.")
+        raise SourceError(f"{location}: {value!r} is no {part}. A task is scored by every row or by none.")
     return value
 
 
@@ -140,7 +140,7 @@ def _is_number(value: str | float) -> bool:
         return False
 
 
-def _rating(place: str, value: str | float) -> float:
+def _rating(location: str, value: str | float) -> float:
     if not _is_number(value):
-        raise SourceError(f"{place}: {value!r} is no rating. Give a number, higher for more alike.")
+        raise SourceError(f"{location}: {value!r} is no rating. Give a number, higher for more alike.")
     return float(value)

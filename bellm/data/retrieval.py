@@ -115,12 +115,12 @@ def _collection(
 def _texts(records: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     """Texts by id."""
     found: dict[str, str] = {}
-    for place, record in records:
+    for location, record in records:
         id, title, text = (record.get(field) for field in _FIELDS)
         if id is None or not isinstance(text, str):
-            raise SourceError(f"{place}: {str(record)[:60]} has no _id or no text.")
+            raise SourceError(f"{location}: {str(record)[:60]} has no _id or no text.")
         if str(id) in found:
-            raise SourceError(f"{place}: the id {id} is there twice.")
+            raise SourceError(f"{location}: the id {id} is there twice.")
         found[str(id)] = f"{title or ''} {text}".strip()
     return found
 
@@ -128,8 +128,8 @@ def _texts(records: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
 def _records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for row in RowFile(str(file)).rows(lambda names: [name for name in names if name in _FIELDS], strict=True):
         if not isinstance(row.cells, dict):
-            raise SourceError(f"{file}, {row.place}: {json.dumps(row.cells)[:40]!r} is no object with _id and text.")
-        yield f"{file}, {row.place}", row.cells
+            raise SourceError(f"{file}, {row.location}: {json.dumps(row.cells)[:40]!r} is no object with _id and text.")
+        yield f"{file}, {row.location}", row.cells
 
 
 def _judgements(found: Iterable[TextLine]) -> Iterator[tuple[str, str, int]]:
@@ -145,4 +145,4 @@ def _judgements(found: Iterable[TextLine]) -> Iterator[tuple[str, str, int]]:
             yield query, document, int(grade)
         except (IndexError, ValueError) as error:
             form = f"a header {' '.join(_HEADER)} and such lines, or lines of TREC's query, 0, document and grade"
-            raise SourceError(f"{line.place}: {line.text!r} is no judgement ({form}).") from error
+            raise SourceError(f"{line.location}: {line.text!r} is no judgement ({form}).") from error

@@ -32,7 +32,7 @@ class DataSource:
 class TextLine(NamedTuple):
     """A line of a file, and where it is, in words."""
 
-    place: str
+    location: str
     text: str
 
 
@@ -68,7 +68,7 @@ def require_file(folder: Path, path: str, source: DataSource) -> Path:
 def read_lines(file: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
     """Read lines without their ends, which are as in `RowFile.lines`; each must be in the encoding."""
     for row in RowFile(str(file)).lines(encoding, strict=True):
-        yield TextLine(f"{file}, {row.place}", row.cells)
+        yield TextLine(f"{file}, {row.location}", row.cells)
 
 
 def fetch_from_hub(source: DataSource, *, split: str, config: str | None = None) -> Any:
@@ -86,5 +86,5 @@ def fetch_from_hub(source: DataSource, *, split: str, config: str | None = None)
         return load_dataset(source.hub, config, split=split, revision=source.revision)
     except (OSError, ValueError) as error:  # No connection, no such repository, no such split.
         reason = str(error).partition("\n")[0]
-        place = f"{source.hub}, {split}"
-        raise SourceError(f"{source.name} cannot be fetched from the Hub ({place}): {reason} {advice}") from error
+        location = f"{source.hub}, {split}"
+        raise SourceError(f"{source.name} cannot be fetched from the Hub ({location}): {reason} {advice}") from error

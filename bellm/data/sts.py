@@ -141,7 +141,7 @@ def _from_folder(folder: Path, source: DataSource) -> Iterator[_Row]:
         for file in _SICK_FILES[:1] if name == "SICK-R" else _SICK_FILES:
             header, *rows = sources.read_lines(sources.require_file(folder, f"sick/{file}", source))
             if header.text.split("\t")[:4] != _SICK_COLUMNS:
-                raise SourceError(f"{header.place}: expected the columns {', '.join(_SICK_COLUMNS)}.")
+                raise SourceError(f"{header.location}: expected the columns {', '.join(_SICK_COLUMNS)}.")
             yield from (_row(line, (1, 2, 3), name) for line in rows)
 
 
@@ -154,7 +154,7 @@ def _semeval(folder: Path, path: str, part: str, source: DataSource) -> Iterator
     for pair, gold in zip(texts, golds, strict=True):
         if gold.text.strip():
             left, right = _cells(pair, (0, 1))
-            yield _Row(left, right, _rating(gold.place, gold.text), part)
+            yield _Row(left, right, _rating(gold.location, gold.text), part)
 
 
 def _conditional(file: Path) -> Iterator[_Row]:
@@ -168,7 +168,7 @@ def _conditional(file: Path) -> Iterator[_Row]:
     for row in RowFile(str(file)).rows(select, strict=True):
         *sentences, condition, label = (row.cells[column] for column in _CSTS_COLUMNS)
         left, right = (f"{sentence.strip()} {condition.strip()}" for sentence in sentences)
-        yield _Row(left, right, _rating(f"{file}, {row.place}", label, lowest=1), _CSTS)
+        yield _Row(left, right, _rating(f"{file}, {row.location}", label, lowest=1), _CSTS)
 
 
 def _from_hub(source: DataSource) -> Iterator[_Row]:
@@ -180,22 +180,22 @@ def _from_hub(source: DataSource) -> Iterator[_Row]:
 
 def _row(line: TextLine, columns: tuple[int, int, int], part: str) -> _Row:
     left, right, gold = _cells(line, columns)
-    return _Row(left, right, _rating(line.place, gold), part)
+    return _Row(left, right, _rating(line.location, gold), part)
 
 
 def _cells(line: TextLine, columns: tuple[int, ...]) -> list[str]:
     """Cells between tabs. Quotes are part of the text: many have no partner."""
     cells = line.text.split("\t")
     if len(cells) <= max(columns):
-        raise SourceError(f"{line.place}: {len(cells)} cells between tabs, at least {max(columns) + 1} are needed.")
+        raise SourceError(f"{line.location}: {len(cells)} cells between tabs, at least {max(columns) + 1} are needed.")
     return [cells[column] for column in columns]
 
 
-def _rating(place: str, cell: str | float | None, lowest: int = 0) -> float:
+def _rating(location: str, cell: str | float | None, lowest: int = 0) -> float:
     try:
         rating = float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         rating = math.nan
     if not lowest <= rating <= 5:
-        raise SourceError(f"{place}: {cell!r} is no rating from {lowest} to 5.")
+        raise SourceError(f"{location}: {cell!r} is no rating from {lowest} to 5.")
     return rating

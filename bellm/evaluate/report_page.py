@@ -20,7 +20,7 @@ from bellm.report.formatting import format_interval, significance_mark
 from bellm.report.report_files import check_results_folder, write_page
 from bellm.report.statistics import Difference
 
-RESULTS, PAGE, TABLE = "results.json", "report.html", "report.md"
+_RESULTS, _PAGE, _TABLE = "results.json", "report.html", "report.md"
 
 WORST, SHOWN = 10, 300
 """How many pairs of a task are highlighted and listed, and how many are drawn, those among them."""
@@ -48,7 +48,7 @@ def check_report_folder(folder: Path, models: Sequence[str], *, force: bool = Fa
         SourceError: It is a file, cannot be made, or holds results of other models and `force` is not given.
     """
     refusal = "holds results of {}. Choose another folder, or replace with --force."
-    check_results_folder(folder / RESULTS, models, refusal, force=force)
+    check_results_folder(folder / _RESULTS, models, refusal, force=force)
 
 
 def write_report(report: Report, folder: Path, *, force: bool = False, **more: Any) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def write_report(report: Report, folder: Path, *, force: bool = False, **more: A
     check_report_folder(folder, [run.model for run in report.runs], force=force)
     make_folder(folder)
     results = {**report.to_json(), **more}
-    write_bytes(folder / TABLE, score_table(report, metrics=True).to_markdown().encode())
-    write_json(folder / RESULTS, results)
-    write_report_page(report, folder / PAGE)
+    write_bytes(folder / _TABLE, score_table(report, metrics=True).to_markdown().encode())
+    write_json(folder / _RESULTS, results)
+    write_report_page(report, folder / _PAGE)
     return results
 
 

@@ -31,7 +31,7 @@ SelectColumns = Callable[[Sequence[str]], Sequence[str]]
 class Row(NamedTuple):
     """One row: where it is, in words, and its cells, or a problem that says why there are none."""
 
-    place: str
+    location: str
     cells: Any = None
     """Selected cells by column; a line of text, or a JSON value that is no object, as it is."""
     problem: str = ""
@@ -64,13 +64,13 @@ def text_problem(cell: object) -> str:
 def text_rows(stream: BinaryIO, select: SelectColumns | None = None, *, encoding: str = "utf-8") -> Iterator[Row]:
     """Rows of a text file."""
     for number, line in enumerate(_lines(stream), 1):
-        place = f"line {number}"
+        location = f"line {number}"
         try:
             text = None if line is None else line.removesuffix(b"\n").removesuffix(b"\r").decode(encoding)
         except UnicodeDecodeError as error:
-            yield Row(place, problem=_not_utf8(error.object[error.start]))
+            yield Row(location, problem=_not_utf8(error.object[error.start]))
         else:
-            yield Row(place, problem=_TOO_LONG) if text is None else Row(place, text)
+            yield Row(location, problem=_TOO_LONG) if text is None else Row(location, text)
 
 
 def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = False) -> Iterator[Row]:
@@ -82,9 +82,9 @@ def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = Fal
             try:
                 value = json.loads(row.cells)
             except (ValueError, RecursionError) as error:
-                yield Row(row.place, problem=f"not JSON ({error}). Each line holds one row.")
+                yield Row(row.location, problem=f"not JSON ({error}). Each line holds one row.")
             else:
-                yield _json_row(row.place, value, select)
+                yield _json_row(row.location, value, select)
 
 
 def json_document_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = False) -> Iterator[Row]:
@@ -132,14 +132,14 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
             cells, problem = next(reader, None), ""
         except csv.Error as error:
             cells, problem = [], f"{error}. {_QUOTES}"
-        place = f"line {number}" if first >= number else f"lines {first}-{number}"
+        location = f"line {number}" if first >= number else f"lines {first}-{number}"
         if header is None and problem:
-            raise SourceError(f"{place}: {problem}")
+            raise SourceError(f"{location}: {problem}")
         if header is None and cells != []:
             header = cells or []
             columns = {name: header.index(name) for name in select(header)}
         elif cells is not None and (cells or problem):
-            yield Row(place, problem=problem) if problem else _csv_row(place, cells, len(header or []), columns)
+            yield Row(location, problem=problem) if problem else _csv_row(location, cells, len(header or []), columns)
         if cells is None:
             return
 
@@ -193,23 +193,23 @@ def _separator(header: str, select: SelectColumns, usual: str) -> str:
     return usual
 
 
-def _csv_row(place: str, cells: list[str], width: int, columns: dict[str, int]) -> Row:
+def _csv_row(location: str, cells: list[str], width: int, columns: dict[str, int]) -> Row:
     if len(cells) != width:
         problem = f"{len(cells)} cells, but the header has {width}. Quote cells that hold the separator."
-        return Row(place, problem=problem)
+        return Row(location, problem=problem)
     selected = {name: cells[index] for name, index in columns.items()}
     try:
         "".join(selected.values()).encode()
     except UnicodeEncodeError as error:
-        return Row(place, problem=_not_utf8(ord(error.object[error.start]) - 0xDC00))
-    return Row(place, selected)
+        return Row(location, problem=_not_utf8(ord(error.object[error.start]) - 0xDC00))
+    return Row(location, selected)
 
 
-def _json_row(place: str, value: Any, select: SelectColumns) -> Row:
+def _json_row(location: str, value: Any, select: SelectColumns) -> Row:
     try:
-        return Row(place, {name: value[name] for name in select(list(value))} if isinstance(value, dict) else value)
+        return Row(location, {name: value[name] for name in select(list(value))} if isinstance(value, dict) else value)
     except SourceError as error:
-        return Row(place, problem=str(error))
+        return Row(location, problem=str(error))
 
 
 def _values(column: Any) -> list[object]:

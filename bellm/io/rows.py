@@ -65,19 +65,19 @@ class RowFile:
         return self._read(partial(text_rows, encoding=encoding), strict)
 
     def _read(self, reader: Callable[[BinaryIO], Iterator[Row]], strict: bool) -> Iterator[Row]:
-        place = ""
+        location = ""
         try:
             with open_stream(self.file) as (raw, size, content):
                 is_text = content_suffix(self.file) != ".parquet"
                 for row in reader(as_utf8(content) if is_text else content):
                     self.share = raw.tell() / size if size else 0.0
                     if strict and row.problem:
-                        place = f", {row.place}"
+                        location = f", {row.location}"
                         raise SourceError(row.problem)
                     yield row
                 self.share = float(size > 0)
         except SourceError as error:
-            raise SourceError(f"{self.title}{place}: {error}") from error
+            raise SourceError(f"{self.title}{location}: {error}") from error
         except STREAM_ERRORS as error:
             raise SourceError(f"{self.title} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -139,7 +139,7 @@ class TextFile(RowFile):
             if not problem and has_id and (isinstance(id, bool) or not isinstance(id, int)) and text_problem(id):
                 problem = f"{repr(id)[:60]} is not an id. Give a string or a whole number."
             if problem:
-                yield TextRow(number, "", None, f"{row.place}: {problem}"[:_LONGEST_REASON])
+                yield TextRow(number, "", None, f"{row.location}: {problem}"[:_LONGEST_REASON])
             elif has_id:
                 yield TextRow(number, str(id), text)
             else:

@@ -25,7 +25,7 @@ from bellm.report.figures import (
 from bellm.report.formatting import BETTER, WORSE, format_interval, format_metadata, significance_mark
 from bellm.report.report_files import check_results_folder, write_page
 
-RESULTS, PAGE = "layers.json", "layers.html"
+_RESULTS, _PAGE = "layers.json", "layers.html"
 
 _BESIDES = ("dev", "seed", "versions", "seconds")  # What a record says besides the encoder's metadata.
 
@@ -68,7 +68,7 @@ def check_finding_folder(folder: Path, source: str) -> None:
     Raises:
         SourceError: It is a file, cannot be written, or holds the finding of another model.
     """
-    check_results_folder(folder / RESULTS, [source], "is about {}. Choose another folder.")
+    check_results_folder(folder / _RESULTS, [source], "is about {}. Choose another folder.")
 
 
 def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
     """
     record = finding.to_json()
     make_folder(folder)
-    write_json(folder / RESULTS, record)
-    write_layer_page(finding, record, folder / PAGE)
+    write_json(folder / _RESULTS, record)
+    write_layer_page(finding, record, folder / _PAGE)
     return record
 
 

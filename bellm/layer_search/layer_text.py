@@ -95,7 +95,7 @@ def _gain_in_words(difference: Difference) -> str:
 
 
 def degradation_table(degradation: Degradation | None, stats: LayerStats | None) -> Table:
-    """Score and statistics by number of layers, all layers first, with the turning point marked; what there is of them."""
+    """Scores and statistics by number of layers, as far as given, all layers first, with the turning point marked."""
     columns: dict[str, Sequence[str]] = {}
     captions: list[str] = []
     if degradation:

@@ -102,10 +102,10 @@ def average_estimates(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstima
     """Mean over tasks whose items have nothing to do with each other.
 
     Replicates of one task meet those of the next in shuffled order, because tasks of one size draw the same item
-    numbers. The order depends on a task's place alone, so that two systems' averages over the same tasks stay paired.
+    numbers. The order depends only on a task's position, so that two systems' averages over the same tasks stay paired.
     """
     _check_together(estimates)
-    orders = [np.random.default_rng(place).permutation(len(one.resamples_R)) for place, one in enumerate(estimates)]
+    orders = [np.random.default_rng(index).permutation(len(one.resamples_R)) for index, one in enumerate(estimates)]
     replicates = [one.resamples_R[order_R] for one, order_R in zip(estimates, orders, strict=True)]
     return BootstrapEstimate(float(np.mean([one.value for one in estimates])), np.mean(replicates, axis=0))
 

@@ -1,6 +1,6 @@
 """Data sets of training examples, read from files and from the Hugging Face Hub as they come, small in memory.
 
-No row is dropped in silence: one that cannot be used comes as a `Rejection` with its place and the reason.
+No row is dropped in silence: one that cannot be used comes as a `Rejection` with its location and the reason.
 
 Shapes: R rows, T texts of all rows.
 """
@@ -53,7 +53,7 @@ _MIXED = "no score where the rows before have one, or the other way round. Put r
 class Rejection:
     """A row that is left out."""
 
-    place: str
+    location: str
     """File and line, in words."""
     reason: str
 
@@ -125,7 +125,7 @@ class Dataset:
         if not self.rejections:
             raise SourceError(f"{self.name} holds no rows.")
         first = self.rejections[0]
-        raise SourceError(f"No row of {self.name} can be read. {first.place}: {first.reason}")
+        raise SourceError(f"No row of {self.name} can be read. {first.location}: {first.reason}")
 
 
 def load_dataset(source: str | os.PathLike[str], columns: ExampleColumns | str | None = None) -> Dataset:
@@ -191,7 +191,7 @@ class _Reader:
                 if example := self._parse(row):
                     yield example
             except SourceError as error:
-                yield Rejection(f"{name}, {row.place}", str(error))
+                yield Rejection(f"{name}, {row.location}", str(error))
 
     def finish(self, name: str) -> Iterator[Example]:
         """What rows of NLI became, and a warning of all that is not read; refuses classes that look like scores."""

@@ -65,7 +65,7 @@ def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
 def test_lines_know_where_they_are(tmp_path: Path) -> None:
     file = tmp_path / "lines.txt"
     file.write_bytes(b"good\ncaf\xe9\n")
-    assert next(sources.read_lines(file)).place == f"{file}, line 1"
+    assert next(sources.read_lines(file)).location == f"{file}, line 1"
     with pytest.raises(SourceError, match=r"lines\.txt, line 2: byte 0xe9 is not UTF-8"):
         texts(file)
     assert texts(file, "latin-1") == ["good", "café"]

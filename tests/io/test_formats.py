@@ -35,7 +35,7 @@ def read(suffix: str, data: bytes, columns: TextColumns = PHRASE) -> list[Cells]
     found = []
     for row in FORMATS[suffix](io.BytesIO(data), columns.select):
         cells = row.cells if isinstance(row.cells, dict) else {columns.text: row.cells}
-        found.append(Cells(row.place, cells.get(columns.text), cells.get(columns.id), row.problem))
+        found.append(Cells(row.location, cells.get(columns.text), cells.get(columns.id), row.problem))
     return found
 
 
@@ -100,7 +100,7 @@ def test_csv_never_stops_at_a_bad_row(pieces: list[str]) -> None:
 
 def test_a_stray_quote_costs_the_lines_it_swallows_and_no_more() -> None:
     rows = read(".csv", b'n,phrase\n1,a\n2,"b\n3,c\n4,"d" d\n5,e\n6,f,f\n7,"g\n')
-    places = [(row.place, row.text) for row in rows]
+    places = [(row.location, row.text) for row in rows]
     assert places == [("line 2", "a"), ("lines 3-5", None), ("line 6", "e"), ("line 7", None), ("line 8", None)]
     assert rows[1].problem.endswith("Put quotes around a cell that holds quotes, and double those.")
     assert "3 cells, but the header has 2" in rows[3].problem

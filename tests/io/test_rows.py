@@ -157,7 +157,7 @@ def test_a_row_that_cannot_be_read_is_refused_by_all_and_by_its_place(
         read_texts(file, "text1")
     if suffix != ".txt" and len(unreadable) < len(rows):
         rejection = next(row for row in read_examples(file) if isinstance(row, Rejection))
-        assert rejection.place == f"{file}, {place}"
+        assert rejection.location == f"{file}, {place}"
         with pytest.raises(SourceError, match=message):
             read_dev_set(file)
 
@@ -204,7 +204,7 @@ def test_strict_rows_stop_at_the_first_that_cannot_be_read(tmp_path: Path) -> No
     assert next(rows).cells == {"b": "2"}
     with pytest.raises(SourceError, match=r"rows\.csv, line 3: 1 cells, but the header has 2"):
         next(rows)
-    assert [row.place for row in RowFile(file).rows(lambda _: ["b"])] == ["line 2", "line 3", "line 4"]
+    assert [row.location for row in RowFile(file).rows(lambda _: ["b"])] == ["line 2", "line 3", "line 4"]
 
 
 def test_standard_input_is_lines_for_strict_readers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_rejections_are_counted_and_the_first_kept() -> None:
     rows = [Example("a", ("b",)), *(Rejection(f"line {number}", "why") for number in range(250))]
     dataset = Dataset("some", rows)
     assert (len(dataset), dataset.num_rejected) == (1, 250)
-    assert [rejection.place for rejection in dataset.rejections] == [f"line {number}" for number in range(100)]
+    assert [rejection.location for rejection in dataset.rejections] == [f"line {number}" for number in range(100)]
 
 
 def test_a_source_without_a_good_row_is_an_error_at_once() -> None:

@@ -55,7 +55,7 @@ def zipped(path: Path) -> Path:
 
 
 def problems(rows: list[Example | Rejection]) -> dict[str, str]:
-    return {row.place: row.reason for row in rows if isinstance(row, Rejection)}
+    return {row.location: row.reason for row in rows if isinstance(row, Rejection)}
 
 
 @FORMATS
