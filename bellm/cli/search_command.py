@@ -57,7 +57,7 @@ def index_command(
     """Make a corpus searchable.
 
     The index lies in the corpus folder. Where the corpus has grown, the same command adds what is new; where it was
-    stopped, the same command goes on.
+    stopped, the same command resumes.
 
     Example: bellm index vectors/
     """
@@ -122,8 +122,10 @@ def search_command(
             max_batch_tokens=max_batch_tokens,
             progress=sys.stderr.isatty(),
         )
-    warning = "Approximate: a part of the rows was compared; --exact compares all."
-    print_result(result.to_json(), as_json, _hit_table(result), *[warning] * (not result.exact))
+    notes = ["Approximate: a part of the rows was compared; --exact compares all."] * (not result.exact)
+    if any(hit.text is None for hit in result.hits):
+        notes.append("This corpus has no texts to show: bellm embed --keep-text keeps them.")
+    print_result(result.to_json(), as_json, _hit_table(result), *notes)
 
 
 def _hit_table(result: "SearchResult") -> "Table":
@@ -132,8 +134,10 @@ def _hit_table(result: "SearchResult") -> "Table":
     from rich.text import Text
 
     of_corpus = any(hit.id is not None for hit in result.hits)
-    table = Table("rank", "score", "id" if of_corpus else "row", "text", box=box.SIMPLE_HEAD)
+    has_texts = any(hit.text is not None for hit in result.hits)
+    table = Table("rank", "score", "id" if of_corpus else "row", *["text"] * has_texts, box=box.SIMPLE_HEAD)
     for rank, hit in enumerate(result.hits, 1):
         name = Text(str(hit.id if of_corpus else hit.row), overflow="fold")
-        table.add_row(str(rank), f"{hit.score:.4f}", name, Text(hit.text or "", overflow="fold"))
+        texts = [Text(hit.text or "", overflow="fold")] * has_texts
+        table.add_row(str(rank), f"{hit.score:.4f}", name, *texts)
     return table

@@ -52,6 +52,15 @@ def test_search_of_an_approximate_index_says_so(corpus: Path) -> None:
     assert json.loads(bellm("search", "x", "--in", corpus, "--json").stdout)["exact"] is False
 
 
+def test_a_corpus_without_texts_shows_none_and_says_how_to_keep_them(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    assert bellm("embed", tiny_folder, tmp_path / "a.txt", "-o", tmp_path / "out").exit_code == 0
+    bellm("index", tmp_path / "out")
+    words = bellm("search", "white street", "--in", tmp_path / "out").stdout
+    assert words.split("\n")[1].split() == ["rank", "score", "id"]
+    assert words.endswith("This corpus has no texts to show: bellm embed --keep-text keeps them.\n")
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_exact_search_is_handed_on(corpus: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     bellm("index", corpus, "--approximate")
