@@ -82,18 +82,25 @@ def diagnose(encoder: Encoder, *, saved: SavedEncoder | None = None) -> Diagnosi
 @torch.inference_mode()
 def examine(model: PreTrainedModel, token_ids: TokenIds, pad_id: int) -> Diagnosis:
     """Examine a model without a tokenizer: what its layers see, and its invariances on texts of token ids."""
-    opened, trial = get_open_layers(model), _Trial(model, token_ids, pad_id)
+    opened, samples = get_open_layers(model), _SampleTexts(model, token_ids, pad_id)
     layers = tuple(
         LayerDiagnosis(layer.index, layer.kind, layer.index in opened, leakage)
         for layer, leakage in zip(get_layers(model), measure_leakage(model), strict=True)
     )
     leak = _open_layers_leak(layers, tolerances(model.dtype).leakage)
-    checks = (leak, *_batching(trial), _backends(trial), _packed(model), _closed(trial), _transformers_switch(trial))
+    checks = (
+        leak,
+        *_batching(samples),
+        _backends(samples),
+        _packed(model),
+        _closed(samples),
+        _transformers_switch(samples),
+    )
     return Diagnosis(type(model).__name__, layers, checks)
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _SampleTexts:
     """A model and some texts of different lengths to run it on."""
 
     model: PreTrainedModel
@@ -103,7 +110,7 @@ class _Trial:
     def states(
         self, model: PreTrainedModel, token_ids: TokenIds | None = None, *, left: bool = False, other_pad: bool = False
     ) -> list[Tensor]:
-        """States of the real tokens of each text, (L, D), run as one batch; all texts of the trial unless given."""
+        """States of the real tokens of each text, (L, D), run as one batch; all texts unless given."""
         pad_id = self.pad_id
         if other_pad:
             vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -112,7 +119,7 @@ class _Trial:
         hidden_BLD = token_states(model, ids_BL, mask_BL)
         return [hidden_LD[mask_L.bool()].float() for hidden_LD, mask_L in zip(hidden_BLD, mask_BL, strict=True)]
 
-    def alone(self, model: PreTrainedModel) -> list[Tensor]:
+    def run_unpadded(self, model: PreTrainedModel) -> list[Tensor]:
         """States of each text run by itself, without padding."""
         return [self.states(model, [ids])[0] for ids in self.token_ids]
 
@@ -148,65 +155,65 @@ def _open_layers_leak(layers: Sequence[LayerDiagnosis], limit: float) -> Check:
     return replace(check, value=leak, limit=limit)
 
 
-def _batching(trial: _Trial) -> Iterator[Check]:
-    model = trial.model
-    batch = trial.states(model)
-    yield trial.compare(
+def _batching(samples: _SampleTexts) -> Iterator[Check]:
+    model = samples.model
+    batch = samples.states(model)
+    yield samples.compare(
         "padding is never attended",
-        trial.states(model, other_pad=True),
+        samples.states(model, other_pad=True),
         batch,
         "other ids in the padding change no token",
         "The attention mask is lost on the way to a layer. Do not trust batches: embed with max_batch_tokens=1, and "
         "report the model.",
     )
-    yield trial.compare(
+    yield samples.compare(
         "alone equals in a batch",
         batch,
-        trial.alone(model),
+        samples.run_unpadded(model),
         "each text alone, without padding, against one padded batch",
         "Padded and unpadded batches take different paths: padding is attended, or an unpadded batch falls back to "
         "causal attention. Try attention='eager', and report the model.",
     )
     name, causal = "left padding equals right padding", causal_copy(model)
-    untouched = trial.compare(
+    untouched = samples.compare(
         name,
-        trial.states(causal, left=True),
-        trial.states(causal),
+        samples.states(causal, left=True),
+        samples.states(causal),
         "the untouched causal model differs already: not all of its layers skip padding on the left",
         "bellm pads on the right, so its vectors are safe. Do not pad on the left yourself.",
     )
     if untouched.status == "fail":
         yield replace(untouched, status="warn")
     else:
-        yield trial.compare(
+        yield samples.compare(
             name,
-            trial.states(model, left=True, other_pad=True),
+            samples.states(model, left=True, other_pad=True),
             batch,
             "the same batch padded on either side, with other ids",
             "Positions shift with the padding, or it is attended. Pad on the right, as bellm does, or pass "
             "position_ids.",
         )
-    yield trial.compare(
+    yield samples.compare(
         "order does not matter",
-        trial.states(model, trial.token_ids[::-1])[::-1],
+        samples.states(model, samples.token_ids[::-1])[::-1],
         batch,
         "the same batch in reverse",
         "A text's states depend on its neighbours in the batch. Embed with max_batch_tokens=1, and report the model.",
     )
 
 
-def _backends(trial: _Trial) -> Check:
+def _backends(samples: _SampleTexts) -> Check:
     name = "eager equals sdpa"
     runs = []
     for backend in ("eager", "sdpa"):
-        model = shared_copy(trial.model)
+        model = shared_copy(samples.model)
         try:
             model.set_attn_implementation(backend)
         except (ValueError, ImportError):
             return Check(name, "skip", f"{type(model).__name__} does not run with {backend}")
-        runs.append(trial.states(model))
+        runs.append(samples.states(model))
     advice = "The backends disagree: use attention='eager', the reference."
-    return trial.compare(name, runs[0], runs[1], "one batch on both", advice)
+    return samples.compare(name, runs[0], runs[1], "one batch on both", advice)
 
 
 def _packed(model: PreTrainedModel) -> Check:
@@ -217,10 +224,10 @@ def _packed(model: PreTrainedModel) -> Check:
     return Check(name, "pass", finding, "", check.distance, check.limit)
 
 
-def _closed(trial: _Trial) -> Check:
-    causal = causal_copy(trial.model)
+def _closed(samples: _SampleTexts) -> Check:
+    causal = causal_copy(samples.model)
     difference = 0.0
-    for ids, states_LD in zip(trial.token_ids, trial.alone(open_layers(causal, ())), strict=True):
+    for ids, states_LD in zip(samples.token_ids, samples.run_unpadded(open_layers(causal, ())), strict=True):
         ids_1L = torch.tensor([list(ids)], device=causal.device)
         direct_1LD = get_decoder(causal)(input_ids=ids_1L, use_cache=False).last_hidden_state
         difference = max(difference, (states_LD - direct_1LD[0].float()).abs().max().item())
@@ -234,10 +241,10 @@ def _closed(trial: _Trial) -> Check:
     )
 
 
-def _transformers_switch(trial: _Trial) -> Check:
+def _transformers_switch(samples: _SampleTexts) -> Check:
     name = "all open equals transformers' switch"
-    openable = [layer.index for layer in get_layers(trial.model) if layer.can_open]
-    switched = causal_copy(trial.model)
+    openable = [layer.index for layer in get_layers(samples.model) if layer.can_open]
+    switched = causal_copy(samples.model)
     config = get_text_config(switched)
     setattr(config, "is_causal", False)  # noqa: B010 - configurations are untyped
     if isinstance(window := getattr(config, "sliding_window", None), int):
@@ -245,14 +252,14 @@ def _transformers_switch(trial: _Trial) -> Check:
         setattr(config, "sliding_window", window - 1)  # noqa: B010
     try:
         leakages = measure_leakage(switched)
-        expected = trial.alone(switched)
+        expected = samples.run_unpadded(switched)
     except (AttributeError, TypeError, RuntimeError) as error:
         return Check(name, "skip", f"transformers' own is_causal=False fails here: {error}")
     if causal := [index for index in openable if leakages[index].future <= tolerances(switched.dtype).leakage]:
         return Check(name, "skip", f"transformers' own is_causal=False leaves layers {format_layers(causal)} causal")
-    return trial.compare(
+    return samples.compare(
         name,
-        trial.alone(open_layers(causal_copy(trial.model), openable)),
+        samples.run_unpadded(open_layers(causal_copy(samples.model), openable)),
         expected,
         "every attention layer open, texts alone, against config.is_causal=False",
         "bellm and transformers disagree on what bidirectional means here; report the model.",

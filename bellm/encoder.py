@@ -126,10 +126,10 @@ class Encoder:
         if folder is None or not (folder / SETTINGS_FILE).is_file():
             loaded, own = load_layout(source, folder, dtype=dtype, **options)
             resolved = resolve_config(None, {**own, **given}, loaded.model, loaded.tokenizer)
-            return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._opened(verify)
+            return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._with_open_layers(verify)
         saved = saving.read_saved(folder)
         loaded = saving.load_saved(folder, saved, dtype=saved.dtype if dtype == "auto" else dtype, **options)
-        encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._opened(verify)
+        encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._with_open_layers(verify)
         encoder.source = str(source)
         saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, encoder.source)
         return encoder.replace(**given, verify=verify) if given else encoder
@@ -145,7 +145,7 @@ class Encoder:
         """
         other = copy.copy(self)
         vars(other)["config"] = resolve_config(self.config, settings, self.model, self.tokenizer)
-        return other._opened(verify)
+        return other._with_open_layers(verify)
 
     def encode(
         self,
@@ -350,7 +350,7 @@ class Encoder:
             prepends=has_token_prepending(self.model),
         )
 
-    def _opened(self, verify: bool) -> "Encoder":
+    def _with_open_layers(self, verify: bool) -> "Encoder":
         """This encoder on a shared copy of its model with the layers open that the settings say."""
         config = self.config
         if config.token_prepending:

@@ -66,9 +66,10 @@ def embed_tokens(
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)
     with torch.inference_mode(), without_autocast(model):
-        runner: Runner = PaddedRunner(model, rows, readout, pad_id)
         if packed:
-            runner = PackedRunner(packed, rows, readout, cache=active_cache.get())
+            runner: Runner = PackedRunner(packed, rows, readout, cache=active_cache.get())
+        else:
+            runner = PaddedRunner(model, rows, readout, pad_id)
         groups = runner.batches(range(len(rows)), budget)
         concurrent = num_concurrent_batches(model) if isinstance(runner, PackedRunner) and len(groups) > 1 else 1
         while groups:
