@@ -26,7 +26,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 class Embedder(Protocol):
     """Anything that embeds texts: an `Encoder`, a sentence-transformers model, a file of vectors.
 
-    Corpora, search, evaluation and layer search ask for this and nothing else.
+    Corpora and evaluation ask for this and nothing else; layer search and text files need an `Encoder`.
     """
 
     @property

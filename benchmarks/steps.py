@@ -1,6 +1,6 @@
 """Where the time of a batch goes: matrix products, attention, element-wise work, calls.
 
-The workloads of benchmarks/encode.py on bellm alone, on a processor, under torch's profiler (which itself costs a few
+The workloads of benchmarks/encode.py on bellm alone, on a CPU, under torch's profiler (which itself costs a few
 percent). `shared` are tokens that need no computing since another text begins with them. Needs the research data
 (BELLM_DATA or ../shared/data).
 """

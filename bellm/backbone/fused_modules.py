@@ -168,7 +168,8 @@ def _fuse_mlp(mlp: nn.Module) -> nn.Module | None:
 
 
 def _fuse_lora(layer: Any) -> nn.Module | None:
-    """Not compared: a new adapter adds zeros, a trained one perhaps less than rounding."""
+    """Fuse a linear layer with its one plain adapter; None for other layers."""
+    # Not compared with the original: a new adapter adds zeros, a trained one perhaps less than rounding.
     lora = sys.modules.get("peft.tuners.lora.layer")
     if lora is None or type(layer) is not lora.Linear:
         return None

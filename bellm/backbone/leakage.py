@@ -124,7 +124,7 @@ def _measure_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 class FutureAttention:
-    """Measures one text at a time, with two copies that share the model's weights."""
+    """Measure how much attention each layer would pay to later tokens, a text at a time, on two shared copies."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Copy the model with eager attention, which returns its weights: causal, and with all layers open."""

@@ -86,7 +86,7 @@ def embed_command(
 
     A folder: for inputs of any size. It gets shards (Parquet) of id, file,
     row and vector, a manifest, and a list of rows that cannot be read.
-    Stopped at any moment, even by kill -9, the same command goes on where it
+    Stopped at any moment, even by kill -9, the same command resumes where it
     was; on inputs that have grown it embeds what is new.
 
     Example: bellm embed smollm2 sentences.txt -o vectors.npy --bidirectional last:8

@@ -56,25 +56,25 @@ def evaluate_command(
     Each score has an interval over the task's items. Every source after the
     first is compared with it on the same items; p-values are corrected for the
     number of tasks. Model options hold for all bellm encoders. Vectors are kept:
-    the same command scores again in seconds, and goes on where it was stopped.
+    the same command scores again in seconds, and resumes where it was stopped.
 
     Example: bellm evaluate smollm2 --tasks sts --data data/ -o report/
 
     Example: bellm evaluate smollm2 'smollm2?bidirectional=last:8' -o report/ --prompt raw --pooling mean
     """
-    from bellm import evaluate as door
+    from bellm import evaluate as evaluation
 
     folder = Path(output)
     named = list(dict.fromkeys([*sources, *(compare or [])]))
-    door.check_report_folder(folder, named, force=force)
+    evaluation.check_report_folder(folder, named, force=force)
     started = time.monotonic()
     with status_line(f"loading {', '.join(named)}"):
-        wanted = door.load_tasks(
+        wanted = evaluation.load_tasks(
             [task.strip() for task in tasks.split(",") if task.strip()], data, columns, clean=clean
         )
-        models = door.load_models(named, cache or door.default_cache_folder(), **options.given())
+        models = evaluation.load_models(named, cache or evaluation.default_cache_folder(), **options.given())
     with live_bars() as update:
-        report = door.evaluate(
+        report = evaluation.evaluate(
             models,
             wanted,
             clean=clean,
@@ -83,6 +83,6 @@ def evaluate_command(
             progress=lambda model, task, done, total: update(f"{model[:40]}: {task}", done, total, model),
         )
     seconds = time.monotonic() - started
-    results = door.write_report(report, folder, force=force, seconds=round(seconds, 1))
+    results = evaluation.write_report(report, folder, force=force, seconds=round(seconds, 1))
     end = f"{seconds:.0f} s. {folder / 'report.html'} shows it all; results.json and report.md lie beside it."
-    print_result(results, as_json, door.score_table(report), end)
+    print_result(results, as_json, evaluation.score_table(report), end)

@@ -76,7 +76,7 @@ def layers_command(
     compares each with the causal model on the same pairs; p-values are
     corrected for the number tried. The answer may be that nothing beats causal,
     and depends on prompt and pooling: ask again with others. Vectors are kept:
-    the same command goes on where it was stopped.
+    the same command resumes where it was stopped.
 
     A model that was trained causal suffers from open layers until it is trained
     with them. With --train some maps, causal and all open among them, get

@@ -1,4 +1,4 @@
-"""How commands speak: results on standard output; errors, notes and progress on standard error."""
+"""Console output: results on standard output; errors, notes and progress on standard error."""
 
 import contextlib
 import functools
@@ -41,7 +41,7 @@ class OneValueCommand(TyperCommand):
 
 
 class CommandGroup(TyperGroup):
-    """The place where a user's mistake becomes one line and an exit code."""
+    """Typer group that maps exceptions to one line on standard error and an exit code."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse what stands before the command."""

@@ -140,7 +140,7 @@ def embed_corpus(
     executor: Executor | None = None,
     progress: Callable[[CorpusProgress], None] = lambda _: None,
 ) -> CorpusReport:
-    """Embed every row of the inputs into a folder of shards; the same call goes on where an earlier one was stopped.
+    """Embed every row of the inputs into a folder of shards; the same call resumes where an earlier one was stopped.
 
     Rows that have a shard already are compared with it and not embedded again, so a second call on inputs that have
     grown embeds what is new.
@@ -205,7 +205,7 @@ def embed_corpus(
             described = {"source": source or description.get("name"), **description}
             manifest = write_manifest(out, described, vars(config), digest, in_order(files, [*done, *new]))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"finished shards are kept in {out}, and the same command goes on there.") from None
+        raise KeyboardInterrupt(f"finished shards are kept in {out}, and the same command resumes there.") from None
     warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
     check_contents(out, manifest, files)
     return CorpusReport(

@@ -18,7 +18,7 @@ VARIABLE = "BELLM_DATA"
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a user gets a set."""
+    """Where a data set is published: the address of its files, and its copy on the Hub."""
 
     name: str
     address: str

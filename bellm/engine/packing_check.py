@@ -27,7 +27,7 @@ _ROUNDINGS = 3
 """A distance of up to so many times the effect of one rounding is put down to rounding."""
 
 _UNEXPLAINED = 0.5
-"""A distance above this never is."""
+"""A distance above this is never put down to rounding."""
 
 _DRAWS = 3
 
@@ -36,7 +36,7 @@ _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 
 @dataclass(frozen=True)
 class PackingCheck:
-    """Outcome of the check."""
+    """The packed copy of a model, or the reason why there is none, and the distances measured."""
 
     packed_model: PackedModel | None  # The packed copy, where its vectors are those of padded batches.
     reason: str = ""  # Why there is none.

@@ -194,7 +194,7 @@ def _score_tasks(
 
 
 def _embed_ahead(model: EvaluatedModel, tasks: Sequence[Task[Any]], progress: EvaluationProgress) -> None:
-    """Embed the texts of all tasks of a kind at once into the cache: sets share texts, and texts their beginnings."""
+    """Embed the texts of all tasks of a kind at once into the cache: sets share texts, and texts their prefixes."""
     groups: dict[tuple[str, InputType], list[str]] = {}
     for task in tasks:
         for input_type, texts in task.texts(task.data).items():

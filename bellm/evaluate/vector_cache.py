@@ -2,7 +2,7 @@
 
 One SQLite file for each model, named by what decides its vectors. The file also holds the model's fingerprint, and is
 emptied when another model comes by the same name. Rows are committed part by part, so that an interrupted evaluation
-goes on where it stopped.
+resumes where it stopped.
 """
 
 import hashlib

@@ -125,7 +125,7 @@ def find_layers(
     """Measure the degradation curve and the statistics of each layer, then score maps of open layers.
 
     The map of the paper's rule is among them, and Token Prepending, backward flow without an open layer, is compared
-    too. Cosines and vectors are kept: a second run is quick, an interrupted one goes on.
+    too. Cosines and vectors are kept: a second run is quick, an interrupted one resumes.
 
     Args:
         encoder: Its weights, prompt, pooling and variant are used, whatever layers it opens; or a function that loads

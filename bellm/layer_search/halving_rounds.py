@@ -151,7 +151,7 @@ def _likeliest(search: CandidateScores, rule: str | None) -> list[Candidate]:
 
 
 def _vectors_key(candidate: Candidate) -> tuple[float, float]:
-    """The same for maps that differ in layers which nobody reads, as the last one with last-token pooling."""
+    """The same for maps that differ in layers whose states are not pooled, as the last one with last-token pooling."""
     return round(candidate.score.value, 3), round(candidate.moved, 5)
 
 

@@ -42,7 +42,7 @@ def run_halving(
     resamples: int = 4000,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> HalvingResult:
-    """Train the maps of a plan round by round, or go on where the search in this folder was stopped.
+    """Train the maps of a plan round by round, or resume where the search in this folder was stopped.
 
     All maps have the same data in the same order, the same seed and the same schedule. P-values are corrected (Holm)
     for all of them in every round: those that left were sorted out by the same pairs, and count as maps that could

@@ -1,1 +1,1 @@
-"""Statistics, tables, figures and pages: what the reports of all rooms are made of."""
+"""Statistics, tables, figures and pages: what the reports of all packages are made of."""

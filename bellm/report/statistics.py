@@ -17,7 +17,7 @@ from bellm.errors import BellmError
 Numbers = NDArray[np.float64]
 
 _FEWEST = 3  # Items; two have only three resamples.
-_CELLS = 2**18  # Numbers of a matrix at once: a few such matrices stay in the processor's cache.
+_CELLS = 2**18  # Numbers of a matrix at once: a few such matrices stay in the CPU's cache.
 _ROUNDING = 1e-9  # Points by which replicates that are equal on paper may differ.
 
 

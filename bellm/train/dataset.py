@@ -140,7 +140,7 @@ def load_dataset(source: str | os.PathLike[str], columns: ExampleColumns | str |
     name = os.fspath(source)
     if isinstance(columns, str):
         columns = cast("ExampleColumns", parse_columns(columns, get_args(Part)))
-    # A run goes on where its file has the same content, wherever it is now.
+    # A run resumes where its file has the same content, wherever it is now.
     return Dataset(os.path.basename(name) if _is_file(name) else name, read_examples(name, columns))
 
 

@@ -109,7 +109,7 @@ class Distributed:
                 raise
             raise BellmError(
                 f"Process {self.rank} of {self.world_size} ends because another one did: see what that one says. The "
-                "same command goes on from the last checkpoint."
+                "same command resumes from the last checkpoint."
             ) from error
 
 

@@ -160,7 +160,7 @@ class _Run:
                     self._save_state(run_dir.CHECKPOINT, self.optimizer)
                 if stops:
                     raise run_dir.Interrupted(
-                        f"step {step} of {self.total} is kept in {self.output}; the same command goes on."
+                        f"step {step} of {self.total} is kept in {self.output}; the same command resumes."
                     )
 
     def current_encoder(self) -> Encoder:

@@ -98,7 +98,7 @@ def resumable_errors(run_dir: Path) -> Iterator[None]:
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        raise Interrupted(f"what {run_dir} holds is kept; the same command goes on.") from None
+        raise Interrupted(f"what {run_dir} holds is kept; the same command resumes.") from None
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def test_ctrl_c_says_what_is_kept(tiny_folder: Path) -> None:
         shown = _read(ours)
         assert process.wait(timeout=LIMIT) == 130
     assert b"Traceback" not in shown
-    assert b"bellm: interrupted; finished shards are kept in out, and the same command goes on there." in shown
+    assert b"bellm: interrupted; finished shards are kept in out, and the same command resumes there." in shown
     kept = list(Path("out/shards").iterdir())
     assert kept
     assert all(path.suffix == ".parquet" for path in kept)

@@ -122,7 +122,7 @@ def test_with_training_it_goes_on_where_it_was_stopped(
     assert result.exit_code == 130
     assert result.stderr.splitlines() == [
         TO_THE_END,
-        "bellm: interrupted; what out/runs holds is kept; the same command goes on.",
+        "bellm: interrupted; what out/runs holds is kept; the same command resumes.",
     ]
     assert not Path("out/layers.json").exists()
     assert os.listdir("out/runs/causal").count("checkpoint.safetensors") == 1

@@ -282,7 +282,7 @@ def test_ctrl_c_between_two_trainings_is_said_to_be_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bellm.layer_search.successive_halving.score_sts", stop)
-    with pytest.raises(Interrupted, match=r"what .*/runs holds is kept; the same command goes on"):
+    with pytest.raises(Interrupted, match=r"what .*/runs holds is kept; the same command resumes"):
         tried.run(tmp_path / "runs")
 
 

@@ -138,7 +138,7 @@ def test_one_that_is_asked_to_stop_stops_all(forks: Forks, tiny_folder: Path, tm
     assert [forks.wait(process) for process in both] == [130, 130]
     steps = len((out / METRICS).read_bytes().splitlines())
     assert steps < 15
-    assert f"step {steps} of 15 is kept in {out}; the same command goes on." in (tmp_path / "0.log").read_text()
+    assert f"step {steps} of 15 is kept in {out}; the same command resumes." in (tmp_path / "0.log").read_text()
     assert [forks.wait(process) for process in start(forks, tmp_path, *arguments)] == [0, 0]
     assert len((out / METRICS).read_bytes().splitlines()) == 15
     assert [forks.wait(process) for process in start(forks, tmp_path, *arguments, "--seed=3")] == [1, 1]

@@ -1,4 +1,4 @@
-"""Training that is stopped in every way and goes on, and what decides when it ends."""
+"""Training that is stopped in every way and resumes, and what decides when it ends."""
 
 import json
 import math
@@ -151,7 +151,7 @@ def test_asked_to_stop_it_keeps_the_step_and_goes_on(
     assert step_of(out / CHECKPOINT) == step
     score, said = out.with_suffix(".log").read_text().splitlines()
     assert score.startswith("step 4: ")
-    assert said == f"bellm: interrupted; step {step} of {STEPS} is kept in {out}; the same command goes on."
+    assert said == f"bellm: interrupted; step {step} of {STEPS} is kept in {out}; the same command resumes."
     assert command.run(out) == 0
     assert_same_run(out, undisturbed)
 
@@ -320,7 +320,7 @@ def test_a_damaged_checkpoint_is_one_line(recipe: Recipe, tmp_path: Path) -> Non
         if step == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"what .*out holds is kept; the same command goes on"):
+    with pytest.raises(Interrupted, match=r"what .*out holds is kept; the same command resumes"):
         run(recipe, tmp_path / "out", checkpoint_every=1, progress=stop)
     path = tmp_path / "out" / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-100])
