@@ -131,6 +131,20 @@ class Batches:
             warnings.warn(message, BellmWarning, stacklevel=3)
 
 
+def weighted_sources(data: Dataset | Sequence[Dataset | tuple[Dataset, float]]) -> list[tuple[Dataset, float]]:
+    """Data sets with their weights, of which 1 may be left out."""
+    try:
+        given = [data] if isinstance(data, Dataset) else list(data)
+        pairs = [(each, 1.0) if isinstance(each, Dataset) else (each[0], float(each[1])) for each in given]
+    except (TypeError, ValueError, IndexError, KeyError):
+        pairs = []
+    if not pairs or not all(isinstance(dataset, Dataset) for dataset, _ in pairs):
+        raise BellmError(
+            f"{data!r:.60} is no data: give load_dataset(FILE), or a list of such, or of (dataset, weight)."
+        )
+    return pairs
+
+
 def describe_sources(sources: Sequence[tuple[Dataset, float]]) -> list[dict[str, Any]]:
     """Name, size, content and weight of each source, as plain values."""
     return [

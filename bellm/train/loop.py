@@ -17,7 +17,7 @@ from bellm.backbone import adapters
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
 from bellm.train import run_dir, trainable
-from bellm.train.batches import Batches
+from bellm.train.batches import Batches, weighted_sources
 from bellm.train.dataset import Dataset
 from bellm.train.distributed import Distributed, Value, gather_parameters
 from bellm.train.examples import Example
@@ -76,7 +76,7 @@ def train(
     """
     distributed, output = Distributed(), Path(output)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(model=recipe)
-    sources = _weighted_sources(data)
+    sources = weighted_sources(data)
     recipe = replace(recipe, sharded=recipe.sharded and distributed.world_size > 1)
     if until is not None and recipe.sharded:
         raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
@@ -270,19 +270,6 @@ class _Run:
     def _out_of_patience(self) -> bool:
         patience, since = self.recipe.patience, self.state["step"] - self.state["best_step"]
         return patience is not None and since >= patience * self.recipe.dev_every
-
-
-def _weighted_sources(data: Dataset | Sequence[Dataset | tuple[Dataset, float]]) -> list[tuple[Dataset, float]]:
-    try:
-        given = [data] if isinstance(data, Dataset) else list(data)
-        pairs = [(each, 1.0) if isinstance(each, Dataset) else (each[0], float(each[1])) for each in given]
-    except (TypeError, ValueError, IndexError, KeyError):
-        pairs = []
-    if not pairs or not all(isinstance(dataset, Dataset) for dataset, _ in pairs):
-        raise BellmError(
-            f"{data!r:.60} is no data: give load_dataset(FILE), or a list of such, or of (dataset, weight)."
-        )
-    return pairs
 
 
 def _past_pause(output: Path, step: int, stop: int) -> SourceError:
