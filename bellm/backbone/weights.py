@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from bellm.backbone.architecture import get_decoder
+from bellm.backbone.architecture import count_layers, get_decoder, get_text_config
 from bellm.errors import SourceError, SourceWarning
 
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -64,12 +64,13 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
         message = f"The weights of {source} were saved with a wrapper's prefix ({wrapped[0]}), which was taken off."
         warnings.warn(message, SourceWarning, 4)
-    head = model.get_output_embeddings()
-    head_names = {name for name, module in model.named_modules() if module is head}
-    missing = {name for name in info["missing_keys"] if name.rpartition(".")[0] not in head_names}
-    # Beside the decoder there may be other parts of a larger model, or another head.
-    decoder = next(name for name, module in model.named_modules() if module is get_decoder(model))
-    unplaced = {name for name in info["unexpected_keys"] if name.startswith(f"{decoder}." if decoder else "")}
+    # Beside the decoder there may be other parts of a larger model, which embed no text.
+    prefix = next(f"{name}." * bool(name) for name, module in model.named_modules() if module is get_decoder(model))
+    missing, unplaced = (
+        [name.removeprefix(prefix) for name in info[kind] if name.startswith(prefix)]
+        for kind in ("missing_keys", "unexpected_keys")
+    )
+    unplaced = _unplaced(model, unplaced)
     problem = ""
     if missing:
         problem = f"it lacks {_count(missing)} of the model ({_first(missing)}), which would be random"
@@ -81,8 +82,26 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
         problem = f"it has {_count(unplaced)} that its config.json gives no place ({_first(unplaced)})"
     if problem:
         raise SourceError(f"{source} cannot be loaded: {problem}. Restore config.json and weights of one model.")
-    has_head = not any(name.rpartition(".")[0] in head_names for name in info["missing_keys"])
-    return model if has_head else model.base_model
+    head = model.get_output_embeddings()
+    head_is_random = any(
+        f"{name}.weight" in info["missing_keys"] for name, part in model.named_modules() if part is head
+    )
+    return model.base_model if head_is_random else model
+
+
+def _unplaced(model: PreTrainedModel, unexpected: Collection[str]) -> list[str]:
+    """Weights that a decoder of the model's kind has, and this one has not: of more layers, or biases.
+
+    Others are harmless: tables of older versions, and layers that predict further tokens.
+    """
+    decoder = get_decoder(model)
+    alike = {re.sub(r"\d+", "#", name) for name, _ in decoder.named_parameters()}
+    slots = ((name, slot, value) for name, part in decoder.named_modules() for slot, value in part._parameters.items())
+    without = {f"{name}.{slot}" for name, slot, value in slots if value is None}
+    num_layers, num_ahead = count_layers(model), getattr(get_text_config(model), "num_nextn_predict_layers", 0) or 0
+    ahead = {str(index) for index in range(num_layers, num_layers + num_ahead)}
+    more = {name for name in unexpected if re.sub(r"\d+", "#", name) in alike and not ahead & set(name.split("."))}
+    return [name for name in unexpected if name in without | more]
 
 
 def _count(names: Collection[str]) -> str:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaForCausalLM, Pr
 
 from bellm import Encoder
 from bellm.backbone import loading
+from bellm.backbone.architecture import count_layers
 from bellm.backbone.states import check_lm_head
 from bellm.errors import BellmError, SourceError, SourceWarning
 
@@ -65,22 +66,33 @@ def test_known_wrappers_of_names_are_taken_off_with_a_note(
 @pytest.mark.parametrize("prefix", ["transformer.", "encoder.model."])
 def test_names_of_another_model_are_refused(folder: Path, prefix: str) -> None:
     rewrite(folder, lambda name: prefix + name)
-    assert "lacks 38 weights of the model (model.embed_tokens.weight" in refusal(folder)
+    assert "lacks 38 weights of the model (embed_tokens.weight" in refusal(folder)
 
 
 def test_a_missing_projection_is_named(folder: Path) -> None:
     rewrite(folder, lambda name: None if name == "model.layers.2.self_attn.q_proj.weight" else name)
-    assert "lacks 1 weight of the model (model.layers.2.self_attn.q_proj.weight)" in refusal(folder)
+    assert "lacks 1 weight of the model (layers.2.self_attn.q_proj.weight)" in refusal(folder)
 
 
 def test_a_config_of_more_layers_than_the_file_is_refused(folder: Path) -> None:
     configure(folder, num_hidden_layers=6)
-    assert "lacks 18 weights of the model (model.layers.4." in refusal(folder)
+    assert "lacks 18 weights of the model (layers.4." in refusal(folder)
 
 
 def test_a_config_of_fewer_layers_than_the_file_is_refused(folder: Path) -> None:
     configure(folder, num_hidden_layers=3)
-    assert "has 9 weights that its config.json gives no place (model.layers.3." in refusal(folder)
+    assert "has 9 weights that its config.json gives no place (layers.3." in refusal(folder)
+
+
+def test_layers_that_predict_further_tokens_are_no_layers_of_the_decoder(folder: Path) -> None:
+    configure(folder, num_hidden_layers=3, num_nextn_predict_layers=1)
+    assert count_layers(loading.load_pretrained(folder, dtype="float32", device="cpu").model) == 3
+
+
+def test_a_bias_that_the_config_leaves_out_is_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors") | {"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "has 1 weight that its config.json gives no place (layers.1.self_attn.q_proj.bias)" in refusal(folder)
 
 
 def test_a_config_of_other_widths_than_the_file_is_refused(folder: Path) -> None:
@@ -113,7 +125,9 @@ def test_what_is_missing_is_named_with_the_way_out(folder: Path, spoil: Any, sai
 
 def test_weights_beside_the_decoder_do_not_matter(folder: Path, tiny_model: LlamaForCausalLM) -> None:
     weights = load_file(folder / "model.safetensors")
-    save_file({**weights, "score.weight": torch.zeros(2, 32)}, folder / "model.safetensors", {"format": "pt"})
+    others = ("score.weight", "vision_tower.layers.0.fc1.weight", "model.layers.0.self_attn.masked_bias")
+    weights |= {name: torch.zeros(2, 32) for name in others}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
     assert torch.equal(logits(loaded.model), logits(tiny_model))
 

@@ -66,5 +66,5 @@ def test_a_source_that_lacks_weights_is_no_healthy_encoder(tiny_folder: Path, tm
     result = run(str(tmp_path))
     assert result.exit_code == 1
     assert "Healthy" not in result.output
-    assert "lacks 9 weights of the model (model.layers.4." in result.stderr
+    assert "lacks 9 weights of the model (layers.4." in result.stderr
     assert len(result.stderr.splitlines()) == 1
