@@ -7,7 +7,8 @@ gradient of the whole batch, however it is chunked; memory is that of one chunk.
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,28 +20,26 @@ Chunk = Callable[[], Tensor]
 """Computes some of the loss's inputs; deterministic but for dropout, which is seeded here."""
 
 
-def accumulate_gradients(
+@contextmanager
+def chunk_outputs(
     chunks: Sequence[Chunk],
-    loss: Callable[[Sequence[Tensor]], Tensor],
     *,
     seed: int,
     cached: bool,
     num_concurrent: int = 1,
     parameters: Sequence[nn.Parameter] = (),
-) -> Tensor:
-    """Add the gradient of the loss to every parameter that the chunks used.
+) -> Iterator[list[Tensor]]:
+    """Run chunks and give their outputs, in order; the block computes a loss of these and its backward pass.
+
+    After the block the gradient of that loss is added to every parameter that the chunks used.
 
     Args:
         chunks: Compute the inputs of the loss, in parts.
-        loss: Takes the outputs of all chunks, in order, and returns a scalar.
         seed: Of dropout; each chunk has its own, and the same both times.
         cached: Compute each chunk twice and hold one graph at a time, rather than once and hold all.
         num_concurrent: How many chunks run at once on a CPU, each with an equal share of its threads. More than one
             only where chunks draw nothing at random and keep no state. The gradient is the same bit by bit.
         parameters: Those that get a gradient, for more than one chunk at once.
-
-    Returns:
-        The loss, without a graph.
     """
 
     def run(index: int, *, graph: bool) -> Tensor:
@@ -68,8 +67,7 @@ def accumulate_gradients(
         outputs = list(run_all(partial(run, graph=not cached), indices))
         # Detached leaves cut the graph between the chunks and the loss, whose gradient then waits in `leaf.grad`.
         leaves = [output.detach().requires_grad_() for output in outputs]
-        value = loss(leaves)
-        value.backward()  # type: ignore[no-untyped-call]
+        yield leaves
         if num_concurrent == 1:
             for index in indices:
                 torch.autograd.backward(*output_and_gradient(index))
@@ -80,7 +78,6 @@ def accumulate_gradients(
                 for gradient, parameter in zip(gradients, parameters, strict=True):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return value.detach()
 
 
 def _trim_memory() -> None:

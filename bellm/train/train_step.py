@@ -24,7 +24,7 @@ from bellm.train.chunked_forward import ChunkedForward, Chunker
 from bellm.train.distributed import Distributed, FSDPRoot
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, check_response_rows, make_embedded_batch
 from bellm.train.examples import Example
-from bellm.train.gradients import accumulate_gradients
+from bellm.train.gradients import chunk_outputs
 from bellm.train.objectives import Objective, needs_of
 from bellm.train.recipe import defined_in, user_errors
 from bellm.train.token_prediction import reference_log_probs
@@ -167,25 +167,23 @@ class TrainStep:
         alone = adapters.has_dropout(self.encoder.model) or not all(forward.concurrent for forward in forwards)
         num_concurrent = 1 if alone else min(num_concurrent_batches(self.encoder.model), torch.get_num_threads())
 
-        def full_precision(outputs: Sequence[Tensor]) -> Tensor:
-            with torch.autocast(self.encoder.device.type, enabled=False):
-                value = loss(outputs[: len(own)])
-            # A process whose batch another one counts takes part in every collective, with a gradient of zero.
-            return value if counts else value.detach() + 0 * value
-
-        value = accumulate_gradients(
+        with chunk_outputs(
             chunks,
-            full_precision,
             # Processes drop out different inputs: a step has fewer chunks, and torch takes 32 bits of a seed.
             seed=seed + 1_000_003 * self.distributed.rank,
             cached=cached,
             num_concurrent=num_concurrent,
             parameters=list(self.parameters.values()),
-        )
+        ) as outputs:
+            with torch.autocast(self.encoder.device.type, enabled=False):
+                value = loss(outputs[: len(own)])
+            # A process whose batch another one counts takes part in every collective, with a gradient of zero.
+            value = value if counts else value.detach() + 0 * value
+            value.backward()  # type: ignore[no-untyped-call]
         if not self.sharded:
             self.distributed.sum_gradients(self.parameters.values())
         num_truncated = sum(forward.tokens.num_truncated for forward in forwards)
-        return StepResult(float(value), num_tokens * counts, num_truncated * counts)
+        return StepResult(float(value.detach()), num_tokens * counts, num_truncated * counts)
 
     def _loss(self, batch: EmbeddedBatch) -> Tensor:
         """The objective's loss, which has to be one number with a gradient."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bellm.train.gradients import Chunk, accumulate_gradients
+from bellm.train.gradients import Chunk, chunk_outputs
 
 ROWS_BW = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +42,13 @@ class Network(nn.Module):
 
     def gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+
+
+def accumulate_gradients(chunks: Sequence[Chunk], loss: Callable[[Sequence[Tensor]], Tensor], **options: Any) -> Tensor:
+    with chunk_outputs(chunks, **options) as outputs:
+        value = loss(outputs)
+        value.backward()  # type: ignore[no-untyped-call]
+    return value.detach()
 
 
 def apart(answers: Sequence[Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B rows, K candidates of a row, M hidden tokens.
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import pytest
@@ -23,7 +24,7 @@ from bellm.tensors.losses.contrastive import info_nce
 from bellm.train import train_step
 from bellm.train.embedded_batch import EmbeddedBatch
 from bellm.train.examples import Example
-from bellm.train.gradients import accumulate_gradients
+from bellm.train.gradients import chunk_outputs
 from bellm.train.objectives import GRL, CoSENT, InfoNCE
 from bellm.train.token_prediction import mask_tokens, masking_vocabulary
 from bellm.train.train_step import TrainStep
@@ -106,11 +107,11 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
     encoder = own if dropout is None else reference.with_lora(own, dropout=dropout)
     concurrent: list[int] = []
 
-    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+    def recorded(*args: Any, **kwargs: Any) -> AbstractContextManager[list[Tensor]]:
         concurrent.append(kwargs["num_concurrent"])
-        return accumulate_gradients(*args, **kwargs)
+        return chunk_outputs(*args, **kwargs)
 
-    monkeypatch.setattr(train_step, "accumulate_gradients", recorded)
+    monkeypatch.setattr(train_step, "chunk_outputs", recorded)
     threads, results = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
