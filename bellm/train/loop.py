@@ -23,10 +23,9 @@ from bellm.train.distributed import Distributed, Value, gather_parameters
 from bellm.train.examples import Example
 from bellm.train.metrics import MetricsLog, training_card
 from bellm.train.mining import read_mined_negatives, write_mined_negatives
-from bellm.train.objectives import check_objective
 from bellm.train.recipe import Recipe, user_errors
 from bellm.train.token_prediction import gradual_layers
-from bellm.train.train_step import StepResult, TrainStep
+from bellm.train.train_step import StepResult, TrainStep, check_objective
 
 TrainProgress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every step with its number, the total number of steps, and its record."""

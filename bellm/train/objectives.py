@@ -17,7 +17,7 @@ Shapes: B anchors, C candidates (positives, then negatives), K candidates of a r
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -28,13 +28,10 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError
 from bellm.tensors.losses import contrastive, nested, preferences, ranking
 from bellm.tensors.losses.loss_inputs import normalize
-from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, check_response_rows, make_embedded_batch
-from bellm.train.examples import Example
+from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs
 
 Objective = Callable[[EmbeddedBatch], Tensor]
 """The scalar that training minimizes."""
-
-_WIDTH = 8192  # Of random vectors: no model is wider, so that whatever width an objective asks for is there.
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,6 @@ def needs_of(objective: Objective) -> Needs:
     """What an objective declares; a plain function of a batch declares nothing."""
     needs: Needs = getattr(objective, "needs", Needs())
     return needs
-
-
-def check_objective(objective: Objective, examples: Sequence[Example]) -> None:
-    """Let an objective of this module refuse rows that it cannot take, by random vectors: before a model is loaded."""
-    needs = needs_of(objective)
-    if needs.response_prompt is not None:
-        check_response_rows(examples)
-    elif type(objective).__module__ == __name__:
-        rows = sum(len(example.texts) for example in examples)
-        shape = (rows, 2, _WIDTH) if needs.all_layers else (rows, _WIDTH)
-        vectors = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        objective(make_embedded_batch([(vectors, examples)]))
 
 
 class _WithTemperature:

@@ -29,6 +29,8 @@ from bellm.train.objectives import Objective, needs_of
 from bellm.train.recipe import defined_in, user_errors
 from bellm.train.token_prediction import reference_log_probs
 
+_WIDTH = 8192  # Of random vectors: no model is wider, so that whatever width an objective asks for is there.
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -230,6 +232,18 @@ class TrainStep:
             _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):
             yield
+
+
+def check_objective(objective: Objective, examples: Sequence[Example]) -> None:
+    """Let an objective of `bellm.train.objectives` refuse rows by random vectors, before a model is loaded."""
+    needs = needs_of(objective)
+    if needs.response_prompt is not None:
+        check_response_rows(examples)
+    elif type(objective).__module__ == needs_of.__module__:
+        rows = sum(len(example.texts) for example in examples)
+        shape = (rows, 2, _WIDTH) if needs.all_layers else (rows, _WIDTH)
+        vectors = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        objective(make_embedded_batch([(vectors, examples)]))
 
 
 @contextmanager
