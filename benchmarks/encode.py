@@ -174,7 +174,7 @@ class Bench:
         causal = "causal" if opened else ""
 
         def one_by_one() -> Vectors:
-            with patch("bellm.engine.resources._CONCURRENT_BATCHES", 1):
+            with patch("bellm.engine.concurrency._CONCURRENT_BATCHES", 1):
                 return encoder.encode(texts.bare, progress=False)
 
         ours = System("bellm", lambda: encoder.encode(texts.bare, progress=False), len(texts.bare))

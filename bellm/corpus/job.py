@@ -29,8 +29,8 @@ from bellm.corpus.manifest import (
 )
 from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
 from bellm.encoder import Encoder
+from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.resources import prefetch
 from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError, SourceError, check_choice
 from bellm.io import atomic

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.states import hidden_size, refuse_non_finite, without_autocast
 from bellm.engine.activation_cache import active_cache
+from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
+from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout
-from bellm.engine.resources import default_batch_tokens, num_concurrent_batches, parallel_map, prefetch
 from bellm.engine.tokenization import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning
 from bellm.types import Vectors

@@ -20,9 +20,9 @@ from bellm.backbone.leakage import FutureAttention
 from bellm.backbone.states import all_layer_states, with_early_exits
 from bellm.data import STSPairs
 from bellm.encoder import Encoder
+from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
-from bellm.engine.resources import default_batch_tokens
 from bellm.engine.tokenization import fallback_token_id
 from bellm.errors import BellmError
 from bellm.evaluate import open_cache

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bellm.engine.resources import parallel_map
+from bellm.engine.concurrency import parallel_map
 
 Chunk = Callable[[], Tensor]
 """Computes some of the loss's inputs; deterministic but for dropout, which is seeded here."""

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from bellm.backbone import adapters
 from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
+from bellm.engine.concurrency import num_concurrent_batches
+from bellm.engine.memory_budget import default_batch_tokens, max_graph_tokens
 from bellm.engine.packing_check import check_packing
-from bellm.engine.resources import default_batch_tokens, max_graph_tokens, num_concurrent_batches
 from bellm.errors import BellmError, NoOpWarning
 from bellm.train.chunked_forward import ChunkedForward, Chunker
 from bellm.train.distributed import Distributed, FSDPRoot

@@ -14,8 +14,8 @@ from bellm import Encoder
 from bellm.corpus import job, manifest, shards
 from bellm.corpus.corpus_config import read_corpus_config
 from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
+from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
-from bellm.engine.resources import prefetch
 from bellm.errors import BellmError, BellmWarning, CorpusWarning, SourceError, TruncationWarning
 from bellm.saving import FINGERPRINT_TEXTS
 

@@ -1,4 +1,4 @@
-"""Several batches at once, windows of texts, work one ahead, doubles, and how much suits the hardware."""
+"""Several batches at once, windows of texts, work one ahead, and doubles."""
 
 import threading
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from bellm.backbone.packed_model import PackedModel
+from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
 from bellm.engine.embedding import deduplicate, embed_tokens
 from bellm.engine.readout import HiddenStateReadout
-from bellm.engine.resources import default_batch_tokens, num_concurrent_batches, parallel_map, prefetch
 from bellm.engine.tokenization import Tokens, chunk_texts
 from bellm.types import Vectors
 
@@ -65,7 +65,7 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
         )
 
     two = vectors()
-    monkeypatch.setattr("bellm.engine.resources._CONCURRENT_BATCHES", 1)
+    monkeypatch.setattr("bellm.engine.concurrency._CONCURRENT_BATCHES", 1)
     torch.set_num_threads(1)
     assert (vectors() == two).all()
 
@@ -116,14 +116,3 @@ def test_rows_of_equal_ids_are_one_unless_their_spans_count() -> None:
     assert (rows.ids, where) == ([[1, 2], [3]], [0, 1, 0, 0])
     rows, where = deduplicate(tokens, by_span=True)
     assert (rows.spans, where) == ([(0, 2), (0, 1), (1, 2)], [0, 1, 0, 2])
-
-
-def test_wider_models_get_fewer_tokens(tiny_model: LlamaForCausalLM) -> None:
-    assert default_batch_tokens(tiny_model) == 4096
-    wide = decoder("llama")
-    width, wide.config.intermediate_size = wide.config.intermediate_size, 2048
-    try:
-        assert default_batch_tokens(wide) == 384
-        assert default_batch_tokens(wide.to(torch.bfloat16)) == 768
-    finally:
-        wide.to(torch.float32).config.intermediate_size = width
