@@ -24,7 +24,7 @@ from bellm.data.classification import LabeledTexts
 from bellm.data.retrieval import RetrievalData, read_beir_folder
 from bellm.data.sts import STSPairs, clean_text
 from bellm.errors import SourceError
-from bellm.io.formats import text_problem
+from bellm.io.formats import quote_names, text_problem
 from bellm.io.rows import RowFile, parse_columns, warn_unread
 
 PARTS = {
@@ -65,7 +65,7 @@ def read_own_data(
 
     def select(names: Sequence[str]) -> list[str]:
         if missing := [name for name in parts.values() if names.count(name) != 1]:
-            raise SourceError(f"no column {missing[0]!r}, unlike rows before. Columns: {', '.join(map(repr, names))}.")
+            raise SourceError(f"no column {missing[0]!r}, unlike rows before. Columns: {quote_names(names)}.")
         parts.update(parts or _match(names, columns))
         return list(parts.values())
 
@@ -96,13 +96,13 @@ def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:
     found = {part: _recognize(names, part) for part in PARTS} if columns is None else {**columns}
     for part, those in found.items():
         if len(those) > 1:
-            raise SourceError(f"more than one column could be the {part}: {', '.join(map(repr, those))}. {_NEEDED}")
+            raise SourceError(f"more than one column could be the {part}: {quote_names(those)}. {_NEEDED}")
         if missing := [name for name in those if names.count(name) != 1]:
-            raise SourceError(f"no column {missing[0]!r} for the {part}. Columns: {', '.join(map(repr, names))}.")
+            raise SourceError(f"no column {missing[0]!r} for the {part}. Columns: {quote_names(names)}.")
     for kind in _KINDS:
         if all(found.get(part) for part in kind):
             return {part: found[part][0] for part in kind}
-    raise SourceError(f"no task in the columns {', '.join(map(repr, names)) or 'of an empty file'}. {_NEEDED}")
+    raise SourceError(f"no task in the columns {quote_names(names) or 'of an empty file'}. {_NEEDED}")
 
 
 def _recognize(names: Sequence[str], part: str) -> list[str]:
