@@ -46,13 +46,19 @@ def lazy_exports(package: str, extra: str | None = None) -> tuple[Callable[[str]
         return {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def import_name(name: str) -> Any:
+        if package == "bellm" and name in _IMPORTS:
+            return import_module(f"bellm.{name}")
         if name not in sys.modules[package].__all__:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if extra:
             require_extra(extra)
         return getattr(import_module(modules()[name]), name)
 
-    return import_name, lambda: list(sys.modules[package].__all__)
+    def names() -> list[str]:
+        module = sys.modules[package]
+        return sorted({*module.__all__, *vars(module), *(_IMPORTS if package == "bellm" else ())})
+
+    return import_name, names
 
 
 def _is_missing(name: str) -> bool:

@@ -125,7 +125,7 @@ class CorpusReport:
 
 def embed_corpus(
     encoder: Embedder | Callable[[], Embedder],
-    inputs: Sequence[str],
+    inputs: Sequence[str | Path],
     out: str | Path,
     *,
     source: str | None = None,
@@ -178,6 +178,8 @@ def embed_corpus(
         raise BellmError("--devices belongs to --engine local: each worker of Ray takes the device that it is given.")
     for device in devices:
         resolve_device(device)
+    if not (callable(encoder) or hasattr(encoder, "describe")):
+        raise BellmError(f"{encoder!r:.60} is no encoder. Open one with Encoder.from_pretrained.")
     columns = TextColumns.parse(column, id_column)
     files = expand_inputs(inputs, skip=out)
     check_columns(files, columns)

@@ -116,13 +116,13 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(out: Path) -> Manifest:
+def read_manifest(out: str | Path) -> Manifest:
     """Read the manifest of a complete corpus folder.
 
     Raises:
         SourceError: The work is not done, or the manifest is damaged.
     """
-    path = out / MANIFEST_FILE
+    path = Path(out) / MANIFEST_FILE
     try:
         return Manifest(**json.loads(path.read_bytes()))
     except FileNotFoundError as error:

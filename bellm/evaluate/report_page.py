@@ -41,17 +41,18 @@ class PairScatter:
     """Of the worst by rating and by cosine, 1 for the most alike; ties have the middle of their ranks, rounded down."""
 
 
-def check_report_folder(folder: Path, models: Sequence[str], *, force: bool = False) -> None:
+def check_report_folder(folder: str | Path, models: Sequence[str], *, force: bool = False) -> None:
     """Make sure that a folder can take the report on these models.
 
     Raises:
         SourceError: It is a file, cannot be made, or holds results of other models and `force` is not given.
     """
+    folder = Path(folder)
     refusal = "holds results of {}. Choose another folder, or replace with --force."
     check_results_folder(folder / _RESULTS, models, refusal, force=force)
 
 
-def write_report(report: Report, folder: Path, *, force: bool = False, **more: Any) -> dict[str, Any]:
+def write_report(report: Report, folder: str | Path, *, force: bool = False, **more: Any) -> dict[str, Any]:
     """Write `results.json`, `report.html` and `report.md`; results of the same models are replaced.
 
     Args:
@@ -63,6 +64,7 @@ def write_report(report: Report, folder: Path, *, force: bool = False, **more: A
     Returns:
         What `results.json` holds; errors are those of `check_report_folder`.
     """
+    folder = Path(folder)
     check_report_folder(folder, [run.model for run in report.runs], force=force)
     make_folder(folder)
     results = {**report.to_json(), **more}
@@ -72,7 +74,7 @@ def write_report(report: Report, folder: Path, *, force: bool = False, **more: A
     return results
 
 
-def write_report_page(report: Report, path: Path) -> None:
+def write_report_page(report: Report, path: str | Path) -> None:
     """Write a report as one HTML file without links to anything else, whole or not at all.
 
     Raises:
@@ -86,7 +88,7 @@ def write_report_page(report: Report, path: Path) -> None:
     scatters = [pair_scatter(run, result) for run, result in results if result.gold_N is not None]
     shared, own = split_metadata(report)
     write_page(
-        path,
+        Path(path),
         Path(__file__).parent / "report_page.html.jinja",
         report=report,
         marks=run_marks(report),

@@ -68,6 +68,11 @@ class Report:
     results: tuple[Mapping[str, TaskResult], ...]
     """For each run its items by task, for what is shown pair by pair."""
 
+    def __str__(self) -> str:
+        from bellm.evaluate.report_text import score_table  # It shows what is defined here.
+
+        return str(score_table(self))
+
     @property
     def labels(self) -> list[str]:
         """Short names of runs: the end of each model's name, and the settings that tell it from others of its model."""

@@ -54,7 +54,7 @@ def evaluate(
     models: Sequence[EvaluatedModel | TextEncoder],
     tasks: Sequence[str | Path | Task[Any]],
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     clean: bool = False,
     resamples: int = 1000,
     seed: int = 0,
@@ -78,7 +78,7 @@ def evaluate(
     check_list("tasks", tasks)
     if resamples < 1:
         raise BellmError(f"resamples={resamples} is too small: give at least 1.")
-    loaded = load_tasks(tasks, data, clean=clean)
+    loaded = load_tasks(tasks, Path(data) if data else None, clean=clean)
     averages = _complete_averages(loaded)
     evaluation = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
     runs: list[Run] = []

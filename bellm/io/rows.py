@@ -210,7 +210,7 @@ def check_text(name: str, text: str) -> str:
     return text
 
 
-def expand_inputs(inputs: Sequence[str], skip: Path | None = None) -> list[str]:
+def expand_inputs(inputs: Sequence[str | Path], skip: Path | None = None) -> list[str]:
     """Name the files that are meant, in order and each once, with forward slashes.
 
     A folder stands for all files under it that bellm can read and a pattern for what it matches, both sorted; `-` is
@@ -219,7 +219,7 @@ def expand_inputs(inputs: Sequence[str], skip: Path | None = None) -> list[str]:
     check_list("inputs", inputs)
     files: dict[str, str] = {}
     skipped = skip and skip.resolve()
-    for entry in inputs:
+    for entry in map(str, inputs):
         for path in [STDIN] if entry == STDIN else _paths(entry):
             real = path if path == STDIN else os.path.realpath(path)
             if skipped is None or not Path(real).is_relative_to(skipped):

@@ -117,8 +117,8 @@ def find_layers(
     *,
     methods: Collection[Method] = ("degradation", "profile", "search"),
     training: HalvingTraining | None = None,
-    data: Path | None = None,
-    cache: Path | None = None,
+    data: str | Path | None = None,
+    cache: str | Path | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Finding:
@@ -146,10 +146,12 @@ def find_layers(
         check_choice("methods", method, Method)
     if training and "search" not in methods:
         raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
+    if not (isinstance(encoder, Encoder) or callable(encoder)):
+        raise BellmError(f"{encoder!r:.60} is no encoder. Open one with Encoder.from_pretrained.")
     if not isinstance(dev, str | STSPairs):
         raise BellmError(f"dev={dev!r:.60} is neither rated pairs, nor the name of a set or file.")
-    dev = read_dev_set(dev, data) if isinstance(dev, str) else dev
-    cache = cache or default_cache_folder()
+    dev = read_dev_set(dev, Path(data) if data else None) if isinstance(dev, str) else dev
+    cache = Path(cache) if cache else default_cache_folder()
     encoder = encoder() if callable(encoder) else encoder
     encoder = encoder.replace(bidirectional="none", token_prepending=0)
     metadata, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers

@@ -62,22 +62,22 @@ class LayerPlots:
     panels: list[LinePlot]
 
 
-def check_finding_folder(folder: Path, source: str) -> None:
+def check_finding_folder(folder: str | Path, source: str) -> None:
     """Make sure that a folder can take a finding; one for the same model may be replaced, that of another is kept.
 
     Raises:
         SourceError: It is a file, cannot be written, or holds the finding of another model.
     """
-    check_results_folder(folder / _RESULTS, [source], "is about {}. Choose another folder.")
+    check_results_folder(Path(folder) / _RESULTS, [source], "is about {}. Choose another folder.")
 
 
-def write_finding(finding: Finding, folder: Path) -> dict[str, Any]:
+def write_finding(finding: Finding, folder: str | Path) -> dict[str, Any]:
     """Write a finding as JSON and as a page; returns what the JSON file holds.
 
     Raises:
         SourceError: The disk refuses.
     """
-    record = finding.to_json()
+    folder, record = Path(folder), finding.to_json()
     make_folder(folder)
     write_json(folder / _RESULTS, record)
     write_layer_page(finding, record, folder / _PAGE)

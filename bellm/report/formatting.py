@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import rich.console
 import rich.table
 from rich.text import Text
 
@@ -111,6 +112,12 @@ class Table:
         for row, style in zip(self.rows, self.styles or [""] * len(self.rows), strict=True):
             table.add_row(*map(Text, row), style=style)
         return table
+
+    def __str__(self) -> str:
+        console = rich.console.Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
 
     def to_markdown(self) -> str:
         """The table for a model card, its caption below as a paragraph."""

@@ -97,6 +97,9 @@ class Dataset:
         self.key_ends_R: NDArray[np.int64] = np.array(key_ends_R, dtype=np.int64)
         """Where each row's keys end."""
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self)} rows)"
+
     def __len__(self) -> int:
         return len(self._ends_R)
 
