@@ -222,7 +222,10 @@ class Encoder:
         Raises:
             BellmError: They are of different widths, or hold NaN or infinity.
         """
-        left_ND, right_MD = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left_ND, right_MD))
+        try:
+            left_ND, right_MD = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left_ND, right_MD))
+        except (TypeError, ValueError) as error:
+            raise BellmError(f"similarity takes vectors, as encode gives them: {error}.") from error
         if left_ND.shape[1:] != right_MD.shape[1:]:
             raise BellmError(f"Vectors of shapes {left_ND.shape} and {right_MD.shape} have no cosines: widths differ.")
         if not (np.isfinite(left_ND).all() and np.isfinite(right_MD).all()):

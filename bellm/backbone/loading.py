@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -100,7 +101,7 @@ def load_pretrained(
         model = load_weights(path, config, str(source), **options, **weights)
     except BellmError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise SourceError(f"{source} cannot be loaded: {_brief(error)}") from error
     try:
         model = model if device_map is not None else model.to(target)
@@ -192,6 +193,8 @@ def locate(source: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _check_attention(attention: str, device: torch.device) -> None:
+    if not isinstance(attention, str):
+        raise SourceError(f"attention={attention!r} is not a name. Give eager, sdpa, flash_attention_2 or auto.")
     if attention == "flex_attention" and device.type == "cpu":
         raise SourceError(
             "attention='flex_attention' is for accelerators: on a CPU its kernels are compiled for minutes, or not at "

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,10 @@ def _with_revision(sources: Any, revision: str) -> Any:
     if sources is None:
         raise BellmError(f"--revision {revision} is of a model of the Hub: give that too, with --model owner/name.")
     source, mark, settings = sources.partition("?")
+    if os.path.exists(source):
+        raise BellmError(
+            f"--revision {revision} is of a model of the Hub (owner/name), and {source} is a file or folder."
+        )
     return f"{source}@{revision}{mark}{settings}"
 
 

@@ -85,11 +85,10 @@ def train(
 
         def lock_and_mine() -> None:
             run_dir.refuse_foreign_folder(output)
+            run_dir.check_config(output, described, begin=False)
             held.enter_context(run_dir.lock_run_dir(output))
-            if recipe.mine is not None:
-                run_dir.check_config(output, described, begin=False)
-                if (done := write_mined_negatives(recipe, sources, output)) and notify:
-                    notify(done)
+            if recipe.mine is not None and (done := write_mined_negatives(recipe, sources, output)) and notify:
+                notify(done)
 
         distributed.broadcast(lock_and_mine)
         if recipe.mine is not None:

@@ -177,7 +177,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         raise SourceError(f"There is no recipe {file}.")
     try:
         recipe = runpy.run_path(file).get("recipe")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(_error_in(file, error)) from error
     if not isinstance(recipe, Recipe):
         raise SourceError(f"{file} names no `recipe`. It should end with: recipe = Recipe(...).")
@@ -204,7 +204,7 @@ def defined_in(call: Any) -> tuple[str, int]:
     return (code.co_filename, code.co_firstlineno) if code else ("", 0)
 
 
-def _error_in(file: str, error: Exception, line: int | None = None) -> str:
+def _error_in(file: str, error: BaseException, line: int | None = None) -> str:
     """An error of a user's file in one line, with the number of the last line there that it came through."""
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename == file:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from bellm.config import changed_settings
 from bellm.errors import SourceError
 from bellm.io import atomic
 
-RUN, MINED, METRICS = "run.json", "mined.jsonl", "metrics.jsonl"
+RUN, MINED, METRICS, LOCK = "run.json", "mined.jsonl", "metrics.jsonl", ".lock"
 CHECKPOINT, BEST, MODEL = "checkpoint.safetensors", "best.safetensors", "model"
 """MODEL is the encoder; the other files of a run directory may go once it is there."""
-
 
 _OWN = {RUN, MINED, METRICS, CHECKPOINT, BEST, MODEL, "tensorboard"}
 
@@ -27,19 +26,34 @@ class Interrupted(KeyboardInterrupt):
     """Training stopped on request; the same call resumes it."""
 
 
-def lock_run_dir(run_dir: Path) -> AbstractContextManager[object]:
-    """Lock the folder against a second run; the system releases the lock however this one ends."""
+@contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Lock the folder against a second run, and leave it as it was if nothing was learned in it.
+
+    The system releases the lock however this run ends.
+    """
+    is_new = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock").acquire(timeout=0)
+        lock = FileLock(run_dir / LOCK).acquire(timeout=0)
         atomic.remove_drafts(run_dir)
         for draft in run_dir.glob(f".{MODEL}-*"):
             shutil.rmtree(draft)
-        return lock
     except Timeout as error:
         raise SourceError(f"Another run is training in {run_dir}.") from error
     except OSError as error:
         raise SourceError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
+    with lock:
+        try:
+            yield
+        finally:
+            kept = [run_dir / name for name in _OWN - {RUN}]
+            if not any(path.exists() and path.stat().st_size for path in kept):
+                for name in (RUN, METRICS, LOCK):
+                    (run_dir / name).unlink(missing_ok=True)
+                if is_new:
+                    with suppress(OSError):  # Somebody has put something there meanwhile.
+                        run_dir.rmdir()
 
 
 def refuse_foreign_folder(run_dir: Path) -> None:

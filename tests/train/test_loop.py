@@ -237,6 +237,8 @@ def test_a_score_with_an_interval_has_it_in_the_card(recipe: Recipe, tmp_path: P
 def test_a_run_that_kept_nothing_gives_way_to_a_corrected_one(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(BellmError, match="score"):
         run(replace(recipe, objective=CoSENT()), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / BEST).write_bytes(b"of that run")
     corrected = run(replace(recipe, learning_rate=1e-3, max_steps=2), tmp_path / "out")
     np.testing.assert_array_equal(

@@ -9,6 +9,7 @@ from bellm.errors import SourceError
 from bellm.train.run_dir import (
     BEST,
     CHECKPOINT,
+    METRICS,
     MODEL,
     RUN,
     check_config,
@@ -53,13 +54,25 @@ def test_a_file_of_the_same_name_is_left_alone(text: str, tmp_path: Path) -> Non
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    held = lock_run_dir(tmp_path)
-    with pytest.raises(SourceError, match="Another run is training in"):
-        lock_run_dir(tmp_path)
-    with held:
-        pass
+    other = lock_run_dir(tmp_path)
+    with lock_run_dir(tmp_path), pytest.raises(SourceError, match="Another run is training in"):
+        other.__enter__()
     with lock_run_dir(tmp_path):
         pass
+
+
+def test_a_folder_in_which_nothing_was_learned_is_left_as_it_was(tmp_path: Path) -> None:
+    with lock_run_dir(tmp_path / "new"):
+        check_config(tmp_path / "new", OURS)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with lock_run_dir(tmp_path / "old"):
+        check_config(tmp_path / "old", OURS)
+    assert list((tmp_path / "old").iterdir()) == []
+    with lock_run_dir(tmp_path / "old"):
+        check_config(tmp_path / "old", OURS)
+        (tmp_path / "old" / METRICS).write_text("{}\n")
+    assert {RUN, METRICS} <= {path.name for path in (tmp_path / "old").iterdir()}
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
