@@ -25,7 +25,7 @@ PHRASE = TextColumns("phrase")
 
 
 class Cells(NamedTuple):
-    place: str
+    location: str
     text: object = None
     id: object = None
     problem: str = ""
