@@ -165,7 +165,7 @@ def test_rated_rows_and_others_do_not_mix(tmp_path: Path) -> None:
         ("none/of/these", None, r"these: there is no such file or folder\.$"),
         ("rows.txt", b"a\n", r"its suffix is none of \.jsonl, .*\.csv, \.tsv, \.parquet, nor one of these and \.gz"),
         ("rows.csv.gz", b"no gzip", r"rows\.csv\.gz cannot be read: Not a gzipped file"),
-        ("rows.jsonl.gz", gzip.compress(b'["a", "b"]\n' * 9)[:-9], r"cannot be read: Compressed file ended"),
+        ("rows.jsonl.gz", gzip.compress(b'["a", "b"]\n' * 9, mtime=0)[:-9], r"cannot be read: Compressed file ended"),
         ("rows.parquet", b"PAR1", "cannot be read as Parquet"),
         ("rows.csv", b"", "no column for anchor or positive. Columns: none"),
         ("rows.csv", b'"anchor"x,positive\n', r"rows\.csv: line 1: .*expected after"),
