@@ -134,6 +134,8 @@ SOURCES = {
     "none/at/all": "none/at/all",
     "/none/at": "/none/at",
     "someone/nowhere": "someone/nowhere",
+    "someone/nowhere@main": "someone/nowhere",
+    "tiny@main": "tiny@main",
     "''": "An empty source names no model",
     "good.txt": "good.txt is a file, but not a GGUF file",
     "junk.gguf": "junk.gguf",
@@ -187,9 +189,6 @@ MODEL_COMMANDS = {
 }
 
 _NOT_INFO = [command for name, command in MODEL_COMMANDS.items() if name != "info"]
-
-NUMBERS = {name: command for name, command in MODEL_COMMANDS.items() if name not in ("info", "doctor")}
-"""Commands that write or print numbers: those of `nan_model` are none."""
 
 GOOD_WORK = (
     "embed tiny good.txt -o corpus",
@@ -400,6 +399,24 @@ OTHERS = {
         "BELLM_CACHE=good.txt evaluate tiny --tasks STSBenchmark-dev -o report": "good.txt",
         "BELLM_CACHE=good.txt layers tiny -o layers --method search": "good.txt",
     },
+    "columns": {
+        "embed tiny good.csv -o v.npy --columns text=nope": "nope",
+        "embed tiny good.csv -o v.npy --columns nonsense": "nonsense",
+        "embed tiny good.csv -o v.npy --columns poem=text": "poem",
+        "embed tiny good.csv -o vectors/ --columns text=nope": "nope",
+        "similarity good.csv good.csv --columns text=nope --model tiny": "nope",
+        "search hello --in good.csv --columns text=nope --model tiny": "nope",
+        "train tiny --data triplets.csv --columns anchor=nope,positive=positive -o run": "nope",
+        "train tiny --data triplets.csv --columns nonsense -o run": "nonsense",
+        "train tiny --data triplets.csv --columns poem=anchor -o run": "poem",
+        "evaluate tiny --tasks triplets.csv -o report": "triplets.csv",
+        "evaluate tiny --tasks equal.csv -o report": "equal.csv",
+        "evaluate tiny --tasks one_pair.csv -o report": "one_pair.csv",
+        "evaluate tiny --tasks equal.csv --columns score=nope -o report": "nope",
+        "layers tiny --dev classes.csv -o layers": "classes.csv",
+        "layers tiny --dev equal.csv -o layers": "equal.csv",
+        "train tiny --data triplets.csv --dev equal.csv -o run": "equal.csv",
+    },
     "late": {
         "train tiny --data one_anchor.csv -o run --batch-size 1": "a loss whose gradient is 0",
         "train tiny --data one_anchor.csv -o run --batch-size 4": "a loss whose gradient is 0",
@@ -434,6 +451,6 @@ def all_cases() -> list[Case]:
             Case("source", command.format(source), said)
             for (source, said), command in zip(SOURCES.items(), itertools.cycle(_NOT_INFO))
         ),
-        *(Case("numbers", command.format("nan_model"), "") for command in NUMBERS.values()),
+        *(Case("numbers", command.format("nan_model"), "NaN") for command in MODEL_COMMANDS.values()),
         *(Case(kind, command, said) for kind, cases in OTHERS.items() for command, said in cases.items()),
     ]
