@@ -259,7 +259,7 @@ CALLS: dict[str, tuple[Call, str]] = {
     "a corpus of no rows a shard": (lambda e: _embed_corpus(e, ["good.txt"], shard_rows=0), "shard_rows=0"),
     "a corpus of unknown precision": (lambda e: _embed_corpus(e, ["good.txt"], precision="int2"), "precision"),
     "a corpus of an unknown type": (lambda e: _embed_corpus(e, ["good.txt"], input_type="poem"), "poem"),
-    "a corpus by no encoder": (lambda e: _embed_corpus(5, ["good.txt"]), "5 is no Embedder"),
+    "a corpus by no encoder": (lambda e: _embed_corpus(5, ["good.txt"]), "5 is no encoder"),
 }
 
 

@@ -186,10 +186,6 @@ def embed_corpus(
     start = time.perf_counter()
     try:
         embedder = encoder() if callable(encoder) else encoder
-        if not hasattr(embedder, "describe"):
-            raise BellmError(
-                f"{embedder!r:.60} is no Embedder: it lacks describe. Give an Encoder, or load_model(source)."
-            )
         config = CorpusConfig.of(
             embedder,
             input_type=input_type,
