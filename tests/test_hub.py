@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -98,7 +99,10 @@ def hub(
         get_peft_model(copy.deepcopy(tiny_model), config).save_pretrained(adapters)
     settings = json.loads((adapters / "adapter_config.json").read_text())
     (adapters / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "someone/plain"}))
-    repositories = {"someone/encoder": tiny_folder, "someone/plain": plain, "someone/adapters": adapters}
+    coded = tmp_path_factory.mktemp("coded") / "encoder"
+    shutil.copytree(tiny_folder, coded)
+    (coded / "modeling_own.py").write_text("raise SystemExit('code of a source ran')\n")
+    repositories = {"someone/encoder": coded, "someone/plain": plain, "someone/adapters": adapters}
     with Hub(repositories) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -177,7 +181,8 @@ def test_repositories_come_down_and_give_the_same_vectors(hub: Hub, tiny_encoder
     assert (unplugged["encoder"] == pulled["encoder"]).all()
     assert (unplugged["plain"] == pulled["plain"]).all()
     assert "the Hub cannot be reached" in str(unplugged["refusal"])
-    assert any(asked.startswith("GET /someone/encoder/") and asked.endswith("/bellm.json") for asked in hub.asked)
+    for name in ("bellm.json", "modeling_own.py"):  # Code comes along; it runs where the user trusts it.
+        assert any(asked.startswith("GET /someone/encoder/") and asked.endswith(f"/{name}") for asked in hub.asked)
 
 
 def test_push_uploads_a_saved_folder_to_a_private_repository(

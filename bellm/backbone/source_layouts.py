@@ -26,8 +26,8 @@ ADAPTER_FILE = "adapter_config.json"
 MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"
 MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE)
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
-"""Files that are fetched from the Hub for a source with one of these; nothing else is."""
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
+"""Files that are fetched from the Hub for a source with one of these; code runs with `trust_remote_code` alone."""
 
 _POOLINGS = {"cls": "first", "max": "max", "mean": "mean", "weightedmean": "weighted-mean", "lasttoken": "last"}
 """Names of sentence-transformers; its older versions wrote them as `pooling_mode_cls_token: true`."""

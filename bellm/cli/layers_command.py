@@ -16,7 +16,7 @@ from bellm.cli.model_options import (
     with_model_options,
 )
 from bellm.cli.terminal import check_output, live_bars, print_result
-from bellm.cli.train_command import read_training_data
+from bellm.cli.train_command import COLUMNS_HELP, read_training_data
 from bellm.errors import BellmError
 
 
@@ -61,6 +61,7 @@ def layers_command(
             "round.",
         ),
     ] = None,
+    train_columns: Annotated[str | None, typer.Option(metavar="PART=COLUMN,...", help=COLUMNS_HELP)] = None,
     train_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the maps that come to the end; default 64.")
     ] = None,
@@ -95,9 +96,10 @@ def layers_command(
         if (value := options.settings.get(name)) is not None:
             flag = name.replace("_", "-")
             raise BellmError(f"bellm layers chooses the layers itself: leave out --{flag} {value} ({name}).")
-    if not train and (train_steps or train_batch_size):
+    if not train and (train_steps or train_batch_size or train_columns):
         raise BellmError(
-            "--train-steps and --train-batch-size say how to train on the rows of --train FILE: give it too."
+            "--train-steps, --train-batch-size and --train-columns say how to train on the rows of --train FILE: give "
+            "it too."
         )
     from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, read_dev_set, write_finding
 
@@ -106,7 +108,7 @@ def layers_command(
     pairs = read_dev_set(dev, data, columns)
     training = None
     if train:
-        sources = read_training_data([train])
+        sources = read_training_data([train], train_columns)
         from bellm.train import Recipe
 
         steps, rows = train_steps or 64, train_batch_size or 64

@@ -15,6 +15,8 @@ from bellm.errors import SourceError
 if TYPE_CHECKING:
     from bellm.train import Dataset, Recipe
 
+COLUMNS_HELP = "Which columns of the data are anchor, positive, negative, score or texts; no others are read."
+
 
 @with_model_options
 def train_command(
@@ -44,13 +46,7 @@ def train_command(
             "triplets.",
         ),
     ],
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART=COLUMN,...",
-            help="Which columns of the data are anchor, positive, negative, score or texts; no others are read.",
-        ),
-    ] = None,
+    columns: Annotated[str | None, typer.Option(metavar="PART=COLUMN,...", help=COLUMNS_HELP)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default 42.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop here; default by epochs.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to go through the data; default 1.")] = None,

@@ -177,6 +177,8 @@ def _ctrl_c(*_: object) -> None:
         ("MODEL --data nowhere -o out", "nowhere"),
         ("none/there --data data -o out", "none/there"),
         ("MODEL --data data -o out --train-steps 8", "give it too"),
+        ("MODEL --data data -o out --train-columns anchor=first", "give it too"),
+        ("MODEL --data data -o out --train few.jsonl --train-columns anchor=first,positive=second", "first"),
         ("MODEL --data data -o out --bidirectional last:2", "leave out --bidirectional last:2"),
         ("MODEL --data data -o taken", "taken is a file. Name a folder."),
         ("MODEL --data data -o known", "known/layers.json is about another. Choose another folder."),
