@@ -89,7 +89,7 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {each.name: kwargs.pop(each.name) for each in options}
         chosen = {name: value for name, value in given.items() if value is not None}
         if revision := chosen.pop("revision", None):  # Part of the source, wherever that is written down.
-            name = next(name for name in ("source", "sources", "model") if name in kwargs)
+            name = next(name for name in ("model", "source", "sources") if name in kwargs)
             kwargs[name] = _with_revision(kwargs[name], revision)
         settings = {name: chosen.pop(name) for name in setting_names() if name in chosen}
         check_settings(settings)  # Before anything slow is imported or loaded.

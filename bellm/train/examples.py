@@ -153,7 +153,9 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
 
     A neutral row has neither. `numbers` says whether 0, 1, 2 and -1 are classes too, where a column is the hypothesis.
     """
-    cell = nli_cell(cells[parts["score"][0]]) if "score" in parts else ""
+    if "score" not in parts:
+        return None
+    cell = nli_cell(cells[parts["score"][0]])
     numbers = numbers and _plain_name(parts["positive"][0]) == "hypothesis"
     classes = NLI_NUMBERS | _NLI if numbers else _NLI
     if cell not in classes:

@@ -176,12 +176,13 @@ def test_ctrl_c_ends_every_command_with_130_and_a_line(command: str, monkeypatch
 
     monkeypatch.setenv("BELLM_DATA", "data")
     write_pairs(Path("data"), "dev")
+    Path("MODEL").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", stop)
     result = bellm(command, *GOOD[command].split())
-    assert (result.exit_code, result.stdout) == (130, "")
+    assert (result.exit_code, result.stdout) == (130, ""), result.stderr
     [line] = result.stderr.splitlines()
     assert line.startswith("bellm: interrupted; ")
-    assert set(os.listdir()) <= {"t.txt", "t.csv", "data", "run"}
+    assert set(os.listdir()) <= {"t.txt", "t.csv", "data", "run", "MODEL"}
 
 
 def _not_to_be_called(*_: object, **__: object) -> None:

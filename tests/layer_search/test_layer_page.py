@@ -93,9 +93,9 @@ def test_the_page_renders_alone_and_without_complaint(
 @pytest.mark.parametrize(
     ("left_out", "heading", "sections", "panels", "columns"),
     [
-        (["profile", "search"], "The score breaks away below 8 of 12 layers", ["curve", "layers", "again"], 0, 2),
+        (["layer_stats", "search"], "The score breaks away below 8 of 12 layers", ["curve", "layers", "again"], 0, 2),
         (["degradation", "search"], "What the layers share, and where they look", ["layers", "again"], 2, 3),
-        (["degradation", "profile"], None, ["layers", "others", "candidates", "again"], 2, 3),
+        (["degradation", "layer_stats"], None, ["layers", "others", "candidates", "again"], 2, 3),
         (["search"], "The score breaks away below 8 of 12 layers", ["curve", "layers", "again"], 2, 4),
     ],
     ids=str,

@@ -297,3 +297,9 @@ def test_the_nli_triplets(data: Path) -> None:
         rows = list(csv.DictReader(file))
     assert (len(triplets), triplets.num_rejected) == (len(rows), 0) == (18942, 0)
     assert [row.texts for row in triplets] == [(row["sent0"], row["sent1"], row["hard_neg"]) for row in rows]
+
+
+def test_texts_that_say_the_same_and_pairs_may_stand_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"texts": ["a dog", "a hound"]}\n{"anchor": "snow", "positive": "ice"}\n')
+    rows = load_dataset(tmp_path / "rows.jsonl")
+    assert [rows[index].texts for index in range(2)] == [("a dog", "a hound"), ("snow", "ice")]
