@@ -68,9 +68,18 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             warnings.simplefilter("error", UserWarning)  # Adapters are missing, or match no module.
             warnings.simplefilter("ignore", FutureWarning)
             adapted = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UserWarning) as error:
+            # Which weights found no place is told by a second reading alone.
+            names = getattr(model, "_checkpoint_conversion_mapping", {})
+            unplaced = adapted.load_adapter(str(folder), adapted.active_adapter, key_mapping=names).unexpected_keys
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())[:240]
         raise SourceError(f"The adapters in {folder} do not fit their base model: {reason}") from error
+    if unplaced:
+        first = min(unplaced).removeprefix("base_model.model.") + ", ..." * (len(unplaced) > 1)
+        raise SourceError(
+            f"The adapters in {folder} do not fit their base model: {len(unplaced)} of their weights find no place "
+            f"({first}). Restore adapter_config.json and weights of one adapter, and name its base model there."
+        )
     merged = merge_adapters(cast(PreTrainedModel, adapted))
     vars(merged)[MERGED] = True
     return merged

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -110,6 +111,29 @@ def test_adapters_without_their_base_are_refused_in_one_line(
 ) -> None:
     adapted(base).save_pretrained(tmp_path / "adapter")
     change(tmp_path / "adapter" / "adapter_config.json", **values)
+    with pytest.raises(SourceError, match=said) as caught:
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"target_modules": ["q_proj"]}, r"8 of their weights find no place \(model.layers.0.mlp.down_proj.lora_A"),
+        ({"layers_to_transform": [0, 1, 2]}, r"4 of their weights find no place \(model.layers.3.mlp.down_proj"),
+        ({}, r"1 of their weights find no place \(model.layers.9.self_attn.q_proj.lora_A.weight\)"),
+    ],
+    ids=["targets", "layers", "deeper"],
+)
+def test_adapters_with_weights_that_find_no_place_are_refused(
+    base: Path, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    change(tmp_path / "adapter" / "adapter_config.json", **values)
+    if not values:
+        weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        weights["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.ones(2, 32)
+        save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(SourceError, match=said) as caught:
         Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
     assert "\n" not in str(caught.value)
