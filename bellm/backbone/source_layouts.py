@@ -89,10 +89,15 @@ def load_adapted(folder: Path, base: str | None = None, **options: Any) -> loadi
         from bellm.backbone import adapters
     except ImportError as error:
         raise SourceError(f"{folder} holds adapters, which need peft: pip install 'bellm[train]'.") from error
-    config = _read_json(folder / ADAPTER_FILE)
+    config = _read_object(folder / ADAPTER_FILE)
     base = base or config.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise SourceError(f"{folder / ADAPTER_FILE} names no base model. Name it there as base_model_name_or_path.")
+    if folder.resolve() in (Path(base).resolve(), (folder / base).resolve()):
+        raise SourceError(
+            f"{folder / ADAPTER_FILE} names its own folder as base model. Name there, as base_model_name_or_path, the "
+            "model that the adapters were trained on."
+        )
     if not options.get("tokenizer") and (folder / "tokenizer_config.json").is_file():
         try:
             options["tokenizer"] = AutoTokenizer.from_pretrained(folder)
@@ -129,9 +134,13 @@ def _in_memory(model: Any) -> PreTrainedModel:
         )
     if getattr(model, "is_loaded_in_8bit", False):
         raise SourceError(f"{name} is quantized to 8 bits, which bellm cannot run. Load it in bfloat16 or float32.")
-    if hasattr(model, "merge_and_unload"):
-        return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-    return model
+    merged: Any = copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+    if not isinstance(merged, PreTrainedModel):
+        raise SourceError(
+            f"{name} has adapters that cannot be merged into its weights, such as prompts. bellm takes LoRA and its "
+            "relatives: give the model without these adapters."
+        )
+    return merged
 
 
 def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -143,26 +152,27 @@ def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"it as it is: st:{folder}."
         )
 
-    model_folder, settings = folder, {"prompt": PROMPTS["raw"], "pooling": "mean", "normalize": False}
-    for module in sorted(_read_json(folder / MODULES_FILE), key=lambda module: int(module["idx"])):
+    model_folder, settings = folder, {"pooling": "mean", "normalize": False}
+    kinds = []
+    for module in _read_modules(folder / MODULES_FILE):
         library, _, kind = str(module["type"]).partition(".")
-        path, kind = folder / str(module["path"]), kind.rpartition(".")[2]
+        path, kind = folder / str(module.get("path", "")), kind.rpartition(".")[2]
         match kind if library == "sentence_transformers" else None:
             case "Transformer":
-                model_folder, config = path, _read_json(path / "sentence_bert_config.json")
+                model_folder, config = path, _read_object(path / "sentence_bert_config.json")
                 if config.get("do_lower_case"):
                     raise refuse("do_lower_case")
-                if "message" in config.get("modality_config", {}):
+                if "message" in (config.get("modality_config") or {}):
                     message = f"sentence-transformers wraps texts of {folder} in a chat template, and bellm does not."
                     warnings.warn(f"{message} Give prompt='chat' to do so.", BellmWarning, stacklevel=2)
-                settings["max_tokens"] = config.get("max_seq_length")
+                settings["max_tokens"] = _read_count(path / "sentence_bert_config.json", config, "max_seq_length")
             case "Pooling":
-                config = _read_json(path / "config.json")
+                config = _read_object(path / "config.json")
                 legacy = [name for name in config if name.startswith("pooling_mode_") and config[name]]
                 modes = config.get("pooling_mode") or [_OLD_NAME.sub("", name) for name in legacy]
-                modes = [modes] if isinstance(modes, str) else list(modes)
-                if len(modes) != 1 or modes[0] not in _POOLINGS:
-                    raise refuse(f"pooling {', '.join(modes)}")
+                modes = modes if isinstance(modes, list) else [modes]
+                if len(modes) != 1 or str(modes[0]) not in _POOLINGS:
+                    raise refuse(f"pooling {', '.join(map(str, modes))}")
                 if not config.get("include_prompt", True):
                     raise refuse("include_prompt=false in its pooling")
                 settings["pooling"] = _POOLINGS[modes[0]]
@@ -172,36 +182,62 @@ def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
                 continue  # Does nothing but in training.
             case _:
                 raise refuse(f"a module {module['type']}")
-    settings["prompt"] = _read_prompts(_read_json(folder / "config_sentence_transformers.json"))
+        kinds.append(kind)
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise refuse(
+            f"modules other than Transformer, Pooling and perhaps Normalize in this order ({', '.join(kinds)})"
+        )
+    path = folder / "config_sentence_transformers.json"
+    config = _read_object(path)
+    settings |= {"prompt": _read_prompts(path, config), "truncate_dim": _read_count(path, config, "truncate_dim")}
     return model_folder, settings
 
 
-def _read_prompts(config: dict[str, Any]) -> Prompt:
-    """The prompts that sentence-transformers puts before texts, queries and documents."""
-    prompts = config.get("prompts") or {}
+def _read_modules(path: Path) -> list[dict[str, Any]]:
+    """The modules in their order, each with its type."""
+    modules = _read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
+        raise SourceError(f"{path} is no list of objects with a type. Restore what sentence-transformers wrote.")
+    return modules
 
-    def template(*names: Any) -> str | None:
-        return next((f"{prompts[name] or ''}{SLOT}" for name in names if name in prompts), None)
 
-    default = template(config.get("default_prompt_name")) or SLOT
-    query, document = template("query"), template("document", "passage", "corpus")
-    return Prompt("sentence-transformers", default, query, document) if query or document else Prompt("raw", default)
+def _read_count(path: Path, config: dict[str, Any], name: str) -> int | None:
+    """A whole number of a file, or None."""
+    count = config.get(name)
+    if count is None or (type(count) is int and count > 0):
+        return count
+    raise SourceError(f"{path} has {name}={count!r}. Write a whole number from 1 on there, or null.")
+
+
+def _read_prompts(path: Path, config: dict[str, Any]) -> Prompt:
+    """The prompts that sentence-transformers puts before texts, queries and documents: nothing where it has none."""
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise SourceError(f"{path} has prompts that are no texts by name. Write an object of strings there.")
+    if default is not None and default not in ("query", "document", *prompts):
+        raise SourceError(
+            f"{path} has default_prompt_name={default!r}, which is not among its prompts. Write it there."
+        )
+    text, query, document = (f"{prompts.get(name) or ''}{SLOT}" for name in (default, "query", "document"))
+    return (
+        PROMPTS["raw"] if text == query == document == SLOT else Prompt("sentence-transformers", text, query, document)
+    )
 
 
 def _read_llm2vec(folder: Path) -> dict[str, Any]:
     """All layers open, and the pooling and length of LLM2Vec (arXiv 2404.05961)."""
-    config = _read_json(folder / LLM2VEC_FILE)
+    config = _read_object(folder / LLM2VEC_FILE)
     mode = config.get("pooling_mode", "mean")
-    if mode not in _LLM2VEC_POOLINGS:
+    if str(mode) not in _LLM2VEC_POOLINGS:
         raise SourceError(f"{folder / LLM2VEC_FILE} asks for pooling {mode}, which bellm does not have.")
-    base = str(_read_json(folder / ADAPTER_FILE).get("base_model_name_or_path", folder)).lower()
+    base = str(_read_object(folder / ADAPTER_FILE).get("base_model_name_or_path", folder)).lower()
     if any(part in base for part in _WRAPPED):
         message = f"LLM2Vec wraps texts for {base} as a turn of a chat, and bellm does not."
         warnings.warn(
             f"{message} Give prompt='[INST] {{text}} [/INST]', or what its chat has.", BellmWarning, stacklevel=2
         )
     pooling = "mean" if mode == "mean" and not config.get("skip_instruction", True) else _LLM2VEC_POOLINGS[mode]
-    limit = config.get("max_length")
+    limit = _read_count(folder / LLM2VEC_FILE, config, "max_length")
     return {"bidirectional": "all", "pooling": pooling, "prompt": PROMPTS["raw"], "max_tokens": limit}
 
 
@@ -211,3 +247,11 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object, and {} where there is no file."""
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise SourceError(f"{path} holds a {type(content).__name__}, not an object. Restore the file of its library.")
+    return content

@@ -104,6 +104,9 @@ def test_a_peft_model_is_copied_and_merged(base: Path, tiny_tokenizer: PreTraine
     [
         ({"base_model_name_or_path": "/no/where"}, "holds adapters, and their base model is not there: /no/where"),
         ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": 3}, "names no base model"),
+        ({"base_model_name_or_path": "."}, "names its own folder as base model"),
+        ({"lora_alpha": "x"}, "do not fit their base model"),
     ],
 )
 def test_adapters_without_their_base_are_refused_in_one_line(
@@ -139,10 +142,18 @@ def test_adapters_with_weights_that_find_no_place_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_adapters_that_cannot_be_merged_are_refused_in_one_line(base: Path, tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_merged_are_refused_in_one_line(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(SourceError, match="PROMPT_TUNING"):
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
+    with pytest.raises(SourceError, match="cannot be merged into its weights"):
+        Encoder.from_pretrained(model, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+    (tmp_path / "adapter" / "adapter_config.json").write_text("[]")
+    with pytest.raises(SourceError, match="holds a list, not an object"):
         Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
 
 
@@ -215,6 +226,56 @@ def test_what_bellm_has_not_is_refused_in_one_line(
         Encoder.from_pretrained(tmp_path / "st", device="cpu")
     assert "\n" not in str(caught.value)
     assert "st:" in str(caught.value)
+
+
+@pytest.mark.parametrize("prompts", [{}, {"topic": "Topic of "}, {"topic": "Topic of ", "passage": "Doc: "}], ids=str)
+def test_prompts_and_truncation_are_those_of_sentence_transformers(
+    base: Path, tmp_path: Path, prompts: dict[str, str]
+) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    default = "topic" if prompts else None
+    change(
+        tmp_path / "st" / "config_sentence_transformers.json",
+        prompts=prompts,
+        default_prompt_name=default,
+        truncate_dim=8,
+    )
+    model = SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    encoder = Encoder.from_pretrained(tmp_path / "st", device="cpu", dtype="float32")
+    for method in ("encode", "encode_query", "encode_document"):
+        found, wanted = getattr(encoder, method)(TEXTS), getattr(model, method)(TEXTS)
+        assert found.shape == (3, 8)
+        assert relative(found, wanted) < 1e-5, method
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("modules.json", {}, "no list of objects with a type"),
+        ("modules.json", [{"idx": 0}], "no list of objects with a type"),
+        ("1_Pooling/config.json", [], "holds a list, not an object"),
+        ("1_Pooling/config.json", {"pooling_mode": 3}, "with pooling 3"),
+        ("config_sentence_transformers.json", [], "holds a list, not an object"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts that are no texts"),
+        ("config_sentence_transformers.json", {"default_prompt_name": ["a"]}, "not among its prompts"),
+        (SENTENCE_CONFIG, {"max_seq_length": "24"}, "has max_seq_length='24'"),
+    ],
+)
+def test_spoilt_files_are_refused_in_one_line(base: Path, tmp_path: Path, name: str, content: Any, said: str) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    (tmp_path / "st" / name).write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=said) as caught:
+        Encoder.from_pretrained(tmp_path / "st", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (0, 1, 1), (0,), (1, 2)], ids=str)
+def test_modules_in_another_order_are_refused(base: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean", Normalize())
+    modules = json.loads((tmp_path / "st" / "modules.json").read_text())
+    (tmp_path / "st" / "modules.json").write_text(json.dumps([modules[index] for index in order]))
+    with pytest.raises(SourceError, match="modules other than Transformer, Pooling and perhaps Normalize"):
+        Encoder.from_pretrained(tmp_path / "st", device="cpu")
 
 
 def test_a_dense_layer_is_refused(base: Path, tmp_path: Path) -> None:
