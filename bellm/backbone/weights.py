@@ -1,15 +1,18 @@
 """Read a checkpoint's weights, and make sure that they are all those of a decoder."""
 
+import json
 import re
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from bellm.backbone.architecture import count_layers, get_decoder, get_text_config
+from bellm.backbone.architecture import count_layers, get_decoder, get_layers, get_text_config
 from bellm.errors import SourceError, SourceWarning
 
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -17,6 +20,12 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _WRAPPERS = r"^(?:base_model\.model\.|module\.|_orig_mod\.)+"
 """What PEFT, DistributedDataParallel and torch.compile put before the names of a model that is saved inside them."""
 
+_WEIGHT = re.compile(r"\.lora_|\.(weight|bias)$")
+_SCALE = re.compile(r"\.SCB$|weight_scale(_inv)?$")
+"""Beside quantized weights, in names of bitsandbytes and of weights of eight bits."""
+
+_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
+_INDEX = "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
 
 
@@ -42,6 +51,8 @@ def check_files(folder: Path, patterns: Collection[str]) -> None:
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS):
             raise SourceError(f"{path} is a pointer of Git LFS, not the file. Fetch it: git lfs pull.")
+    if "*.safetensors" in patterns:
+        _check_index(folder / _INDEX)
     pickles = sorted(path.name for path in folder.glob("*.bin") if "model" in path.name)
     if pickles and "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
         raise SourceError(
@@ -56,6 +67,9 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     Raises:
         SourceError: The checkpoint lacks weights of the decoder, or has some that the decoder has no place for.
     """
+    quantized = any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
+    if not quantized and not options.get("gguf_file"):
+        _check_integers(Path(path))
     names = config.architectures
     loader: Any = AutoModelForCausalLM if not names or names[0].endswith(_HEADS) else AutoModel
     options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -70,7 +84,7 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
         [name.removeprefix(prefix) for name in info[kind] if name.startswith(prefix)]
         for kind in ("missing_keys", "unexpected_keys")
     )
-    unplaced = _unplaced(model, unplaced)
+    unplaced = _unplaced(model, unplaced, quantized)
     problem = ""
     if missing:
         problem = f"it lacks {_count(missing)} of the model ({_first(missing)}), which would be random"
@@ -89,19 +103,56 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     return model.base_model if head_is_random else model
 
 
-def _unplaced(model: PreTrainedModel, unexpected: Collection[str]) -> list[str]:
-    """Weights that a decoder of the model's kind has, and this one has not: of more layers, or biases.
+def _unplaced(model: PreTrainedModel, unexpected: Collection[str], quantized: bool) -> list[str]:
+    """Weights that this decoder has no place for: in its layers, or as others of its kind have them.
 
     Others are harmless: tables of older versions, and layers that predict further tokens.
     """
     decoder = get_decoder(model)
     alike = {re.sub(r"\d+", "#", name) for name, _ in decoder.named_parameters()}
-    slots = ((name, slot, value) for name, part in decoder.named_modules() for slot, value in part._parameters.items())
+    parts = dict(decoder.named_modules())
+    layers = {id(layer.module) for layer in get_layers(model)}
+    inside = tuple(f"{name}." for name, part in parts.items() if id(part) in layers)
+    slots = ((name, slot, value) for name, part in parts.items() for slot, value in part._parameters.items())
     without = {f"{name}.{slot}" for name, slot, value in slots if value is None}
     num_layers, num_ahead = count_layers(model), getattr(get_text_config(model), "num_nextn_predict_layers", 0) or 0
     ahead = {str(index) for index in range(num_layers, num_layers + num_ahead)}
     more = {name for name in unexpected if re.sub(r"\d+", "#", name) in alike and not ahead & set(name.split("."))}
-    return [name for name in unexpected if name in without | more]
+    own = {name for name in unexpected if name.startswith(inside) and not _is_table(name, parts)}
+    own = {name for name in own if _WEIGHT.search(name) or (_SCALE.search(name) and not quantized)}
+    return [name for name in unexpected if name in without | more | own]
+
+
+def _is_table(name: str, parts: dict[str, nn.Module]) -> bool:
+    """Whether a name is that of a causal mask, which older versions saved as the bias of an attention module."""
+    owner, _, slot = name.rpartition(".")
+    return slot == "bias" and owner in parts and "weight" not in parts[owner]._parameters
+
+
+def _check_index(path: Path) -> None:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"weight_map": {}}
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise SourceError(f"{path} has no weight_map of weights to files. Restore the file, or save the model again.")
+
+
+def _check_integers(folder: Path) -> None:
+    """Raise a SourceError where a weight in the files of a folder is an integer."""
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118
+                integers = [name for name in names if file.get_slice(name).get_dtype() in _INTEGERS]
+        except (OSError, SafetensorError):
+            return  # Loading says what is wrong with the file.
+        if integers:
+            raise SourceError(
+                f"{path} holds {_count(integers)} in integers ({_first(integers)}), and config.json has no "
+                "quantization_config that says what they stand for. Restore that, or give weights in floating point."
+            )
 
 
 def _count(names: Collection[str]) -> str:

@@ -95,6 +95,36 @@ def test_a_bias_that_the_config_leaves_out_is_refused(folder: Path) -> None:
     assert "has 1 weight that its config.json gives no place (layers.1.self_attn.q_proj.bias)" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "self_attn.q_norm.weight",
+        "self_attn.q_proj.lora_A.default.weight",
+        "self_attn.q_proj.SCB",
+        "mlp.up_proj.weight_scale_inv",
+        "input_layernorm.bias",
+    ],
+)
+def test_a_weight_in_a_layer_without_place_is_refused(folder: Path, name: str) -> None:
+    weights = load_file(folder / "model.safetensors") | {f"model.layers.1.{name}": torch.ones(8)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert f"has 1 weight that its config.json gives no place (layers.1.{name})" in refusal(folder)
+
+
+def test_integers_without_a_quantization_are_refused(folder: Path) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: weights[name].to(torch.int8)}, folder / "model.safetensors", {"format": "pt"})
+    assert f"holds 1 weight in integers ({name}), and config.json has no quantization_config" in refusal(folder)
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": []}', '{"weight_map": {"a": 1}}', "[]", "{}", "{"])
+def test_an_index_without_a_map_of_files_is_refused(folder: Path, index: str) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json" in refusal(folder)
+
+
 def test_a_config_of_other_widths_than_the_file_is_refused(folder: Path) -> None:
     configure(folder, intermediate_size=48)
     said = refusal(folder)
@@ -126,6 +156,7 @@ def test_what_is_missing_is_named_with_the_way_out(folder: Path, spoil: Any, sai
 def test_weights_beside_the_decoder_do_not_matter(folder: Path, tiny_model: LlamaForCausalLM) -> None:
     weights = load_file(folder / "model.safetensors")
     others = ("score.weight", "vision_tower.layers.0.fc1.weight", "model.layers.0.self_attn.masked_bias")
+    others += ("model.layers.0.self_attn.bias", "model.layers.0.self_attn.rotary_emb.inv_freq")
     weights |= {name: torch.zeros(2, 32) for name in others}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
