@@ -8,6 +8,10 @@ import pytest
 import bellm
 import bellm.corpus
 import bellm.layer_search
+from bellm import BellmError, Encoder
+from bellm.config import parse_setting
+from bellm.evaluate import evaluate, write_report
+from bellm.train import load_dataset
 from tests.processes import run
 
 BLOCKED = """
@@ -82,3 +86,30 @@ def test_one_file_of_vectors_needs_no_extra(tiny_folder: Path, tmp_path: Path) -
 def test_packages_are_attributes_of_bellm_once_asked_for() -> None:
     code = "import bellm; print(bellm.train.Recipe.__name__, sorted({'train', 'corpus'} & set(dir(bellm))))"
     assert run([sys.executable, "-c", code]).stdout == "Recipe ['corpus', 'train']\n"
+
+
+def test_what_is_no_encoder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("snow\n")
+    for call in (
+        lambda: bellm.layer_search.find_layers("a name"),  # type: ignore[arg-type]
+        lambda: bellm.corpus.embed_corpus("a name", [tmp_path / "t.txt"], tmp_path / "out"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(BellmError, match="'a name' is no encoder"):
+            call()
+
+
+def test_paths_may_be_text_and_results_can_be_printed(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("snow\nice\n")
+    bellm.corpus.embed_corpus(tiny_encoder, [tmp_path / "t.txt"], str(tmp_path / "out"))
+    assert bellm.corpus.read_manifest(str(tmp_path / "out")).rows == 2
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(f"a {n}\tb\t{n}\n" for n in range(9)))
+    report = evaluate([tiny_encoder], [tmp_path / "pairs.tsv"], data=str(tmp_path))
+    write_report(report, str(tmp_path / "report"))
+    assert "pairs.tsv" in str(report)
+    (tmp_path / "pairs.csv").write_text("anchor,positive\nsnow,ice\n")
+    assert repr(load_dataset(tmp_path / "pairs.csv")) == "Dataset('pairs.csv', 1 rows)"
+
+
+def test_switches_in_text_are_true_or_false() -> None:
+    with pytest.raises(BellmError, match="normalize='maybe' is neither true nor false"):
+        parse_setting("normalize", "maybe")
