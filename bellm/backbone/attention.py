@@ -148,9 +148,8 @@ def _open(module: nn.Module, *, keep_window: bool) -> None:
     mask_position = list(parameters).index("attention_mask")
     hook = BidirectionalMaskHook(keep_window, mask_position, takes_is_causal, vars(module).get("is_causal"))
     if hook.was_causal is not None:
-        vars(module)["is_causal"] = (
-            False  # Says no more than a mask does; modules choose their position encoding by others.
-        )
+        # Says no more than a mask does; modules choose their position encoding by other attributes.
+        vars(module)["is_causal"] = False
     module.register_forward_pre_hook(hook, with_kwargs=True)
     if not keep_window:
         _let_kernels_ignore_windows()

@@ -71,8 +71,8 @@ def train_command(
 ) -> None:
     """Train an encoder with low-rank adapters, or as a recipe says.
 
-    the same command resumes wherever it was stopped, to the same weights. OUTPUT/model
-    is the encoder, OUTPUT/metrics.jsonl has one line for each step.
+    The same command resumes wherever it was stopped, to the same weights.
+    OUTPUT/model is the encoder, OUTPUT/metrics.jsonl has one line for each step.
 
     Example: bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8
 

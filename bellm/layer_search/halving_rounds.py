@@ -1,4 +1,4 @@
-"""Rounds of successive halving: which layer sets train for how many steps, their scores, and and which stay."""
+"""Rounds of successive halving: which layer sets train for how many steps, their scores, and which stay."""
 
 import math
 from dataclasses import dataclass
