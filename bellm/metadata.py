@@ -7,12 +7,13 @@ from bellm.encoder import Encoder
 from bellm.saving import weights_digest
 
 
-def encoder_identity(encoder: Encoder) -> str:
+def encoder_identity(encoder: Encoder, weights: str = "") -> str:
     """Name, settings and a digest of the weights: the same only where the vectors are.
 
-    Two trainings of one model may differ so little that their vectors look equal but for rounding.
+    Two trainings of one model may differ so little that their vectors look equal but for rounding. `weights` is that
+    digest where it is known already: to take it reads every weight.
     """
-    return f"{encoder.name} {encoder.config.digest()} {weights_digest(encoder.model)}"
+    return f"{encoder.name} {encoder.config.digest()} {weights or weights_digest(encoder.model)}"
 
 
 def package_versions() -> dict[str, str]:

@@ -66,11 +66,21 @@ class EvaluatedModel:
 
     @classmethod
     def of(
-        cls, model: "EvaluatedModel | TextEncoder", name: str | None = None, cache: Path | None = None
+        cls,
+        model: "EvaluatedModel | TextEncoder",
+        name: str | None = None,
+        cache: Path | None = None,
+        weights: str = "",
     ) -> "EvaluatedModel":
         """Name an embedder, and keep its vectors if a folder is given.
 
         Vectors of what has `encode` alone are never kept: nothing says when they change.
+
+        Args:
+            model: An embedder, or anything with `encode(texts)`.
+            name: Its name in tables; None for the one that it gives itself.
+            cache: Folder that keeps vectors.
+            weights: Digest of an encoder's weights, where it is known already.
         """
         if isinstance(model, EvaluatedModel):
             return model
@@ -82,7 +92,9 @@ class EvaluatedModel:
         metadata = {"source": name, **embedder.describe(), "fingerprint": digest}
         if isinstance(embedder, Encoder):
             metadata["batching_mode"] = embedder.batching_mode
-        return cls(name, embedder, metadata, open_cache(embedder, cache, fingerprint) if cache else None)
+        return cls(
+            name, embedder, metadata, open_cache(embedder, cache, fingerprint, weights=weights) if cache else None
+        )
 
     def vectors(
         self, texts: Sequence[str], input_type: InputType = "text", done: Callable[[int], None] = lambda _: None
@@ -152,7 +164,9 @@ def name_of(model: TextEncoder) -> str:
     return str(getattr(model, "name", type(model).__name__))
 
 
-def open_cache(embedder: Embedder, folder: Path, fingerprint: Vectors, what: str = "") -> VectorCache:
+def open_cache(
+    embedder: Embedder, folder: Path, fingerprint: Vectors, what: str = "", *, weights: str = ""
+) -> VectorCache:
     """Open the file of an embedder in a cache folder.
 
     Args:
@@ -160,10 +174,11 @@ def open_cache(embedder: Embedder, folder: Path, fingerprint: Vectors, what: str
         folder: Of the cache.
         fingerprint: Vectors of a few fixed texts, made in the same way: cached ones are dropped if it has changed.
         what: What is kept instead of the embedder's own vectors.
+        weights: Digest of an encoder's weights, where it is known already.
     """
     described = embedder.describe()
     if isinstance(embedder, Encoder):
-        identity = encoder_identity(embedder)
+        identity = encoder_identity(embedder, weights)
     else:
         model = getattr(embedder, "model", None)
         weights = saving.parameters_digest(model) if isinstance(model, torch.nn.Module) else ""

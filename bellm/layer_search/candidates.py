@@ -17,6 +17,7 @@ from bellm.errors import NoOpWarning
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.report import statistics
 from bellm.report.statistics import Difference, Score
+from bellm.saving import weights_digest
 from bellm.tensors.similarity import normalize_rows
 from bellm.types import Vectors
 
@@ -148,6 +149,7 @@ def score_candidates(
     results: dict[str, TaskResult] = {}
     moved: dict[str, float] = {}
     causal_ND: Vectors | None = None
+    weights = weights_digest(encoder.model)  # All candidates have the same.
     with share_activations():
         for number, name in enumerate(sorted(tried, key=lambda name: (name != CAUSAL, min(tried[name], default=0)))):
             progress(name, number, len(tried))
@@ -156,7 +158,7 @@ def score_candidates(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoOpWarning)  # Said of all layers that are alone beside the stack.
                 opened = encoder.replace(bidirectional=tried[name], token_prepending=depth_of.get(name, 0))
-            model = EvaluatedModel.of(opened, name, cache)
+            model = EvaluatedModel.of(opened, name, cache, weights)
             results[name] = score_sts(model, pairs)
             vectors_ND = normalize_rows(model.vectors(texts))
             causal_ND = vectors_ND if causal_ND is None else causal_ND

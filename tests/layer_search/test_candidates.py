@@ -13,6 +13,7 @@ from bellm import Encoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import NoOpWarning
+from bellm.evaluate import EvaluatedModel
 from bellm.layer_search import find_layers
 from bellm.layer_search.candidates import (
     Candidate,
@@ -26,6 +27,7 @@ from bellm.layer_search.layer_text import summarize_candidates, summarize_turnin
 from bellm.layer_search.turning import TurningPoint
 from bellm.layer_spec import parse_layers
 from bellm.report.statistics import Difference, Score
+from bellm.saving import parameters_digest
 from bellm.tensors.similarity import paired_cosine_similarity
 from tests.conftest import train_tokenizer
 from tests.decoders import decoder
@@ -306,3 +308,23 @@ def test_the_rule_of_the_paper_is_judged_too() -> None:
     assert (
         summarize_turning_point(straight, found) == "No turning point: it is straight. The paper's rule opens nothing."
     )
+
+
+def test_weights_are_identified_once_for_all_candidates(
+    tiny_encoder: Encoder, dev: STSPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+
+    def recorded(module: Any) -> str:
+        read.append(module)
+        return parameters_digest(module)
+
+    monkeypatch.setattr("bellm.saving.parameters_digest", recorded)
+    encoder = tiny_encoder.replace(pooling="mean")
+    maps = make_layer_sets(encoder)
+    score_candidates(encoder, dev, maps, tmp_path / "cache", depths=(2,), resamples=200)
+    assert len(read) == 1
+    files = {path.name for path in (tmp_path / "cache").iterdir()}
+    for layers in maps.values():  # The caches are those that `bellm evaluate` looks for.
+        EvaluatedModel.of(encoder.replace(bidirectional=layers), None, tmp_path / "cache")
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == files
