@@ -91,6 +91,15 @@ def read_own_data(
     return STSPairs(path, left, right, np.array(gold), (path,) * len(gold))
 
 
+def plain_name(name: str) -> str:
+    """A column's name without regard to case, spaces and punctuation, as `PARTS` has names.
+
+    >>> plain_name("Similarity_Score ")
+    'similarityscore'
+    """
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
 def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:
     """The column of each part."""
     found = {part: _recognize(names, part) for part in PARTS} if columns is None else {**columns}
@@ -107,7 +116,7 @@ def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:
 
 def _recognize(names: Sequence[str], part: str) -> list[str]:
     known = PARTS[part].split()
-    return [name for name in names if "".join(filter(str.isalnum, name.casefold())) in known]
+    return [name for name in names if plain_name(name) in known]
 
 
 def _cell(location: str, part: str, value: object) -> str | float:

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from bellm.data.own_files import PARTS
+from bellm.data.own_files import PARTS, plain_name
 from bellm.errors import SourceError
 from bellm.io.formats import quote_names, text_problem
 
@@ -47,7 +47,7 @@ _NAMES: dict[Part, tuple[str, ...]] = {
     "score": (*PARTS["score"].split(), "relevance", "label", "labels", "goldlabel", "isduplicate"),
     "texts": ("texts",),
 }
-"""In lower case and without spaces and punctuation."""
+"""As `plain_name` gives them."""
 
 _NUMBERED = re.compile(r"(hard)?neg(ative)?s?\d+")
 _LIKELY: dict[Part, re.Pattern[str]] = {
@@ -156,7 +156,7 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
     if "score" not in parts:
         return None
     cell = nli_cell(cells[parts["score"][0]])
-    numbers = numbers and _plain_name(parts["positive"][0]) == "hypothesis"
+    numbers = numbers and plain_name(parts["positive"][0]) == "hypothesis"
     classes = NLI_NUMBERS | _NLI if numbers else _NLI
     if cell not in classes:
         return None
@@ -204,22 +204,17 @@ def unread_columns(names: Iterable[str], parts: Parts) -> list[str]:
 def _by_name(names: Sequence[str]) -> Parts:
     parts: Parts = {}
     for part, known in _NAMES.items():
-        here = tuple(name for name in names if _plain_name(name) in known)
-        numbered = tuple(name for name in names if part == "negative" and _NUMBERED.fullmatch(_plain_name(name)))
+        here = tuple(name for name in names if plain_name(name) in known)
+        numbered = tuple(name for name in names if part == "negative" and _NUMBERED.fullmatch(plain_name(name)))
         if len(here) + bool(numbered) > 1:
             raise _unclear(f"more than one column could be the {part}: {quote_names(here + numbered)}", names)
         if here or numbered:
             parts[part] = here or numbered
     for part, likely in _LIKELY.items():
-        unread = [name for name in unread_columns(names, parts) if likely.search(_plain_name(name))]
+        unread = [name for name in unread_columns(names, parts) if likely.search(plain_name(name))]
         if unread and part not in parts:
             raise _unclear(f"{quote_names(unread)} may be the {part}, and would not be read", names)
     return parts
-
-
-def _plain_name(name: str) -> str:
-    """A column's name in lower case, without spaces and punctuation."""
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _as_told(names: Sequence[str], columns: ExampleColumns) -> Parts:
