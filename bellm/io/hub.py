@@ -1,4 +1,4 @@
-"""Ask the Hub, without retries, whether it has a repository: libraries ask for each file again and again, for a minute."""
+"""Ask the Hub, without retries, whether it has a repository: libraries ask for each file again for a minute."""
 
 import os
 from pathlib import Path
