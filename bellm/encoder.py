@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bellm import saving
 from bellm.backbone import loading
 from bellm.backbone.architecture import count_layers
-from bellm.backbone.attention import open_layers
+from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy
 from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout, load_layout
@@ -35,13 +35,21 @@ from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens, fallback_token_id
-from bellm.errors import BellmError, NoOpWarning, SourceError
+from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError
 from bellm.io.atomic import atomic_directory
+from bellm.layer_spec import format_layers
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import InputType, Vectors
 
 _causal: ContextVar[dict[int, PreTrainedModel]] = ContextVar("causal", default={})  # noqa: B039 - never mutated
+
+_FIXED = {
+    "config": "Write encoder = encoder.replace(...).",
+    "model": "Write encoder = Encoder.from_pretrained(model, tokenizer=..., bidirectional=..., ...).",
+    "tokenizer": "Write encoder = Encoder.from_pretrained(encoder.model, tokenizer=tokenizer, config=encoder.config).",
+}
+"""What to write instead of setting an attribute."""
 
 _PROGRESS_FROM = 512  # Number of texts from which a terminal shows a progress bar.
 
@@ -52,13 +60,16 @@ class Encoder:
     Load one with `Encoder.from_pretrained`; derive another on the same weights with `replace`.
     """
 
+    tokenizer: PreTrainedTokenizerBase
+    config: EncoderConfig
+    _model: PreTrainedModel
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig, name: str
     ) -> None:
         """Wrap a decoder that has the open layers of `config`; `name` is that of the base model."""
-        self._model = model
-        self.tokenizer = tokenizer
-        self.config = config
+        vars(self).update(_model=model, tokenizer=tokenizer, config=config)
+        self._tokenizers = tokenization.OwnTokenizers(tokenizer, model.get_input_embeddings().weight.shape[0])
         self.name = name
         self.source = name
         """What it was loaded from."""
@@ -146,6 +157,22 @@ class Encoder:
         other = copy.copy(self)
         vars(other)["config"] = resolve_config(self.config, settings, self.model, self.tokenizer)
         return other._with_open_layers(verify)
+
+    def with_model(self, model: PreTrainedModel) -> "Encoder":
+        """Give an encoder with the same settings on another form of its model, such as one with adapters.
+
+        Raises:
+            LayerError: The model's open layers are not those of the settings.
+        """
+        opened, prepends = get_open_layers(model), has_token_prepending(model)
+        if (opened, prepends) != (self.config.bidirectional, self.config.token_prepending > 0):
+            raise LayerError(
+                f"Model and settings differ in their open layers ({format_layers(opened)} and "
+                f"{format_layers(self.config.bidirectional)}) or in Token Prepending. {_FIXED['model']}"
+            )
+        other = copy.copy(self)
+        vars(other)["_model"] = model
+        return other
 
     def encode(
         self,
@@ -275,11 +302,11 @@ class Encoder:
         Raises:
             SourceError: Something is there already, or the disk refuses.
         """
-        merged = copy.copy(self)
+        merged = self
         if hasattr(self._model, "peft_config"):
             from bellm.backbone import adapters  # It needs peft, which brought these.
 
-            merged.model = adapters.merge_adapters(copy.deepcopy(self._model))
+            merged = self.with_model(adapters.merge_adapters(copy.deepcopy(self._model)))
         saved = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint())
         with atomic_directory(Path(path)) as draft:
             saving.write_saved(draft, causal_copy(self._model), self.tokenizer, saved, notes)
@@ -295,22 +322,16 @@ class Encoder:
             return saving.push_folder(Path(parent) / "encoder", repo_id, private=private, token=token)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse to change a setting in place: the model was opened for those that the encoder has."""
-        if name in setting_names() or (name == "config" and "config" in vars(self)):
-            how = "..." if name == "config" else f"{name}={value!r}"
-            raise BellmError(f"encoder.{name} cannot be set. Write encoder = encoder.replace({how}).")
+        """Refuse to change settings, model or tokenizer in place: the model was opened and checked for all of them."""
+        if name in setting_names() or name in _FIXED:
+            instead = _FIXED.get(name, f"Write encoder = encoder.replace({name}={value!r}).")
+            raise BellmError(f"encoder.{name} cannot be set. {instead}")
         super().__setattr__(name, value)
-        if name == "tokenizer":
-            self._tokenizers = tokenization.OwnTokenizers(value, self._model.get_input_embeddings().weight.shape[0])
 
     @property
     def model(self) -> PreTrainedModel:
         """The model as it embeds, with open layers; the plain one inside `causal()`."""
         return _causal.get().get(id(self), self._model)
-
-    @model.setter
-    def model(self, model: PreTrainedModel) -> None:
-        self._model = model
 
     @property
     def batching_mode(self) -> str:
@@ -365,5 +386,5 @@ class Encoder:
         if verify:
             check_open_layers(model)
         opened = copy.copy(self)
-        opened.model = model.eval()
+        vars(opened)["_model"] = model.eval()
         return opened

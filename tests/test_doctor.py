@@ -102,9 +102,8 @@ def test_a_closed_layer_that_sees_the_future_is_red(tiny_encoder: Encoder) -> No
 
 
 def test_settings_that_the_model_does_not_have_are_red(tiny_encoder: Encoder) -> None:
-    sick = Encoder(tiny_encoder.model, tiny_encoder.tokenizer, tiny_encoder.config, tiny_encoder.name)
     with tiny_encoder.causal() as plain:
-        sick.model = plain
+        sick = Encoder(plain, tiny_encoder.tokenizer, tiny_encoder.config, tiny_encoder.name)
     assert "the model is what the settings say" in failed(diagnose(sick))
 
 

@@ -262,7 +262,7 @@ def test_adapters_that_are_switched_off_and_on_count_each_time(
         texts
     )
     encoder = Encoder.from_pretrained(copy.deepcopy(tiny_model), tokenizer=tiny_tokenizer, bidirectional="last:2")
-    encoder.model = adapters.add_lora(encoder.model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+    encoder = encoder.with_model(adapters.add_lora(encoder.model, rank=2, alpha=4, dropout=0.0, targets="all-linear"))
     for name, weight in encoder.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)

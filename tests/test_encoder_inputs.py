@@ -110,10 +110,14 @@ def test_a_tokenizer_that_is_changed_later_changes_no_vector(tiny_model: LlamaFo
     assert np.array_equal(encoder.replace(normalize=True).replace(normalize=False).encode(TEXTS), wanted)
 
 
-def test_a_tokenizer_that_is_set_is_the_one_that_is_used(tiny_encoder: Encoder) -> None:
-    encoder, other = copy.copy(tiny_encoder), train_tokenizer()
+def test_another_tokenizer_makes_another_encoder(tiny_encoder: Encoder) -> None:
+    other = train_tokenizer()
     other.backend_tokenizer.post_processor = None  # type: ignore[assignment]
-    encoder.tokenizer = other
+    with pytest.raises(
+        BellmError, match=r"encoder\.tokenizer cannot be set. Write encoder = Encoder\.from_pretrained\("
+    ):
+        tiny_encoder.tokenizer = other
+    encoder = Encoder.from_pretrained(tiny_encoder.model, tokenizer=other, config=tiny_encoder.config)
     assert encoder.replace(prompt="raw").tokenize(["A heron."]).ids[0][0] != 1
     assert tiny_encoder.replace(prompt="raw").tokenize(["A heron."]).ids[0][0] == 1
 
@@ -171,6 +175,19 @@ def test_a_limit_is_said_with_whose_it_is(tiny_tokenizer: PreTrainedTokenizerFas
 def test_a_setting_is_not_changed_in_place(tiny_encoder: Encoder, name: str) -> None:
     with pytest.raises(BellmError, match=rf"encoder\.{name} cannot be set. Write encoder = encoder\.replace\("):
         setattr(tiny_encoder, name, getattr(tiny_encoder.config, name, tiny_encoder.config))
+
+
+def test_another_model_makes_another_encoder(tiny_encoder: Encoder) -> None:
+    with tiny_encoder.causal() as plain:
+        with pytest.raises(
+            BellmError, match=r"encoder\.model cannot be set. Write encoder = Encoder\.from_pretrained\("
+        ):
+            tiny_encoder.model = plain  # type: ignore[misc]
+        with pytest.raises(LayerError, match=r"open layers \(none and 2-3\) or .* Write encoder ="):
+            tiny_encoder.with_model(plain)
+    same = tiny_encoder.with_model(copy.deepcopy(tiny_encoder.model))
+    assert same.model is not tiny_encoder.model
+    assert np.array_equal(same.encode(TEXTS), tiny_encoder.encode(TEXTS))
 
 
 @pytest.mark.parametrize(

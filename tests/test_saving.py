@@ -99,7 +99,7 @@ def test_adapters_are_saved_merged_or_alone(tiny_folder: Path, tiny_encoder: Enc
     encoder.name = str(tmp_path / "base")
     tiny_encoder.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    encoder.model = get_peft_model(encoder.model, config).eval()  # type: ignore[assignment]
+    encoder = encoder.with_model(get_peft_model(encoder.model, config).eval())  # type: ignore[arg-type]
     adapted = encoder.encode(TEXTS)
     assert np.abs(adapted - tiny_encoder.encode(TEXTS)).max() > 1e-3
     encoder.save_pretrained(tmp_path / "adapter")
@@ -107,7 +107,7 @@ def test_adapters_are_saved_merged_or_alone(tiny_folder: Path, tiny_encoder: Enc
     alone = Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
     assert alone.config == encoder.config
     assert np.abs(alone.encode(TEXTS) - adapted).max() <= 1e-5 * np.abs(adapted).max()
-    encoder.model = encoder.model.merge_and_unload()  # type: ignore[operator]
+    encoder = encoder.with_model(encoder.model.merge_and_unload())  # type: ignore[operator]
     encoder.save_pretrained(tmp_path / "encoder")
     loaded = Encoder.from_pretrained(tmp_path / "encoder", device="cpu")
     assert np.abs(loaded.encode(TEXTS) - adapted).max() <= 1e-5 * np.abs(adapted).max()
@@ -433,7 +433,7 @@ def test_adapters_that_were_merged_at_loading_differ_by_rounding(tiny_encoder: E
     encoder = Encoder.from_pretrained(tmp_path / "base")
     encoder.name = str(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    encoder.model = get_peft_model(encoder.model, config).eval()  # type: ignore[assignment]
+    encoder = encoder.with_model(get_peft_model(encoder.model, config).eval())  # type: ignore[arg-type]
     encoder.save_pretrained(tmp_path / "adapter")
     loaded = Encoder.from_pretrained(tmp_path / "adapter")
     digest = weights_digest(loaded.replace(bidirectional="all").model)

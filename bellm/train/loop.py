@@ -164,8 +164,7 @@ class _Run:
     def current_encoder(self) -> Encoder:
         """The encoder with the weights so far, its adapters merged as when a saved one is loaded."""
         encoder = trainable.export_encoder(self.encoder, self.recipe)
-        encoder.model = adapters.merge_adapters(encoder.model)
-        return encoder
+        return encoder.with_model(adapters.merge_adapters(encoder.model))
 
     def finish(self, config: Mapping[str, Any]) -> None:
         """Save the encoder with the best weights."""

@@ -61,7 +61,7 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     asked = recipe.encoder_options.get("dtype", "auto")
     if isinstance(recipe.model, Encoder):
         asked = recipe.model.dtype_name
-        encoder.model = copy.deepcopy(encoder.model)
+        encoder = encoder.with_model(copy.deepcopy(encoder.model))
         if recipe.sharded:
             encoder.model.cpu()
         if full:
@@ -72,9 +72,10 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
         if lora.four_bit:
             adapters.quantize_4bit(encoder.model)
         torch.manual_seed(recipe.seed)
-        encoder.model = adapters.add_lora(
+        adapted = adapters.add_lora(
             encoder.model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets
         )
+        encoder = encoder.with_model(adapted)
     device = Distributed().device if recipe.sharded else encoder.device
     precision = resolve_dtype(asked, device) if full else encoder.model.dtype
     return encoder, None if precision == torch.float32 else precision
@@ -121,7 +122,7 @@ def export_encoder(encoder: Encoder, recipe: Recipe) -> Encoder:
         learned = {name: weight for name, weight in encoder.model.named_parameters() if weight.requires_grad}
         encoder = rebuild_encoder(replace(recipe, tuning=replace(tuning, four_bit=False)), learned)
     if isinstance(tuning, LoRA) and tuning.merged:
-        encoder.model = adapters.merge_adapters(encoder.model)
+        encoder = encoder.with_model(adapters.merge_adapters(encoder.model))
     return encoder
 
 

@@ -60,7 +60,7 @@ def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
     adapted = get_peft_model(encoder.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     changed = encoder.encode(TEXTS)
     assert abs(changed - before).max() > 1e-3
-    encoder.model = adapted.merge_and_unload()
+    encoder = encoder.with_model(adapted.merge_and_unload())
     assert abs(encoder.encode(TEXTS) - changed).max() < 1e-4
     assert encoder.batching_mode == "packed"
 

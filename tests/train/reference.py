@@ -24,7 +24,7 @@ def with_lora(encoder: Encoder, seed: int = 0, dropout: float = 0.0) -> Encoder:
     own.model.requires_grad_(False)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        own.model = adapters.add_lora(own.model, rank=4, alpha=8, dropout=dropout, targets="all-linear")
+        own = own.with_model(adapters.add_lora(own.model, rank=4, alpha=8, dropout=dropout, targets="all-linear"))
         for name, parameter in own.model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)

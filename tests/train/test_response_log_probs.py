@@ -235,8 +235,7 @@ def adapted(request: pytest.FixtureRequest, tiny_encoder: Encoder) -> Encoder:
     encoder.model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder.model = request.param(encoder.model)
-    return encoder
+        return encoder.with_model(request.param(encoder.model))
 
 
 def trainable(model: PreTrainedModel) -> list[Tensor]:
