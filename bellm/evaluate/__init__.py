@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bellm.evaluate.sts_task import STSTask, score_sts
     from bellm.evaluate.suite import DevEvaluator, evaluate, load_tasks
     from bellm.evaluate.task import Task
-    from bellm.evaluate.vector_cache import default_cache_folder
+    from bellm.io.cache import default_cache_folder
 
 __all__ = ["DevEvaluator", "EvaluatedModel", "MtebEncoder", "Report", "STSTask", "Task", "TaskResult"]
 __all__ += ["check_report_folder", "default_cache_folder", "evaluate", "load_model", "load_models", "load_tasks"]

@@ -6,7 +6,6 @@ resumes where it stopped.
 """
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +20,6 @@ from bellm.types import Vectors
 _PART = 2048  # Texts between two commits, in sorted order: those that begin alike are embedded together.
 _FETCH = 500  # Keys in one query; SQLite takes some 30 000.
 _FINGERPRINT = b"fingerprint"  # Its key; those of texts are digests.
-
-
-def default_cache_folder() -> Path:
-    """`BELLM_CACHE`, or `bellm` where the system keeps caches."""
-    given = os.environ.get("BELLM_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bellm"
 
 
 class VectorCache:

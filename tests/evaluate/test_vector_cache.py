@@ -102,11 +102,3 @@ def test_two_processes_may_write(tmp_path: Path) -> None:
     with sqlite3.connect(file) as database:
         assert database.execute("SELECT count(*) FROM vectors").fetchone() == (3,)
     database.close()
-
-
-def test_where_vectors_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("BELLM_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert vector_cache.default_cache_folder() == tmp_path / "bellm"
-    monkeypatch.setenv("BELLM_CACHE", "here")
-    assert vector_cache.default_cache_folder() == Path("here")
