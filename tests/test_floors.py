@@ -22,7 +22,7 @@ FLOORS = (
     {"metadata", "pool", "doctor"},
     {"text_files"},
     {"corpus", "evaluate", "train"},
-    {"layer_search"},
+    {"analyse", "layer_search"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

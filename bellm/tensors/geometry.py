@@ -27,7 +27,7 @@ def alignment(left_ND: Vectors, right_ND: Vectors) -> float:
     return float(((_unit(left_ND) - _unit(right_ND)) ** 2).sum(axis=1).mean())
 
 
-def uniformity(vectors_ND: Vectors) -> float:
+def uniformity(vectors_ND: NDArray[np.floating]) -> float:
     """How evenly vectors fill the sphere: 0 when all are parallel, near -4 when spread over many dimensions.
 
     log of the mean of exp(-2 ||u_i - u_j||^2) over the pairs of two different rows, equation 3 of Wang and Isola (2020,
@@ -91,7 +91,7 @@ def sentence_dependency(states_LD: Vectors, pivot: int = -1) -> float:
     return float(np.delete(unit_LD @ unit_LD[pivot], pivot).mean())
 
 
-def _unit(vectors_ND: Vectors, fewest: int = 1) -> NDArray[np.float64]:
+def _unit(vectors_ND: NDArray[np.floating], fewest: int = 1) -> NDArray[np.float64]:
     """Rows at length 1 in float64."""
     if len(vectors_ND) < fewest:
         raise BellmError(f"{len(vectors_ND)} vectors; {fewest} or more are needed.")

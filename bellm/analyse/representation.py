@@ -1,0 +1,236 @@
+"""One matrix of vectors, and what similarity measures need of it; two of them, and what measures share.
+
+A Gram matrix is N by N and a cross-product of coordinates C by C: whichever is smaller carries the same information, so
+vectors that are wider than there are texts are rotated to N coordinates first. No measure but PWCCA sees a rotation.
+
+Shapes: N texts, D width, C = min(N, D) coordinates, R rank, K nearest neighbors.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import rankdata
+
+from bellm.errors import BellmError
+from bellm.tensors.geometry import uniformity
+
+Floats = NDArray[np.float64]
+
+NEIGHBORS = 10
+"""Nearest neighbors of a text, by cosine."""
+
+FEWEST_TEXTS = NEIGHBORS + 2
+"""With one less, every other text would be a neighbor."""
+
+# What has a row for each text, and what has a row and a column.
+_ROWS = ("vectors_ND", "lengths_N", "centered_squares_N")
+_SQUARES = ("cosines_NN", "distance_ranks_NN", "centered_distances_NN")
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal basis of the columns of a matrix: coordinates (N, C) @ whitening (C, R)."""
+
+    whitening_CR: Floats
+    scales_R: Floats
+    """Singular values, largest first."""
+    axes_RC: Floats
+    """Right singular vectors."""
+
+
+class Representation:
+    """Vectors of some texts. What is computed of them is kept; in float64, whatever they are."""
+
+    def __init__(self, vectors_ND: NDArray[Any]) -> None:
+        """Take the vectors of N texts, (N, D), of any real dtype.
+
+        Raises:
+            BellmError: It is no matrix of finite numbers with `FEWEST_TEXTS` rows or more, or all rows are the same.
+        """
+        vectors_ND = np.asarray(vectors_ND)
+        if vectors_ND.ndim != 2 or vectors_ND.dtype.kind not in "fiub" or not vectors_ND.size:
+            raise BellmError(f"An array of shape {vectors_ND.shape} and {vectors_ND.dtype} is no matrix of vectors.")
+        if len(vectors_ND) < FEWEST_TEXTS:
+            raise BellmError(f"Vectors of {len(vectors_ND)} texts cannot be compared: give {FEWEST_TEXTS} or more.")
+        if not np.isfinite(vectors_ND).all():
+            raise BellmError("Vectors with NaN or infinity cannot be compared. Embed again with dtype='float32'.")
+        is_single = vectors_ND.dtype == np.float32
+        self.vectors_ND = vectors_ND if is_single else vectors_ND.astype(np.float64)
+        # Directions below the rounding of what came are none; CCA would take them for as good as any other.
+        self._epsilon = max(vectors_ND.shape) * np.finfo(self.vectors_ND.dtype).eps
+        if not len(self.centered.scales_R):
+            raise BellmError(f"All {len(vectors_ND)} vectors are the same: nothing can be compared.")
+
+    def __len__(self) -> int:
+        return len(self.vectors_ND)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.vectors_ND.shape[1])
+
+    def take(self, rows: NDArray[np.intp]) -> "Representation":
+        """Some of the texts; all is computed anew."""
+        return Representation(self.vectors_ND[rows])
+
+    def permuted(self, order_N: NDArray[np.intp]) -> "Representation":
+        """The same vectors in another order. What has been computed is put in order, not computed again."""
+        other = copy.copy(self)
+        known = vars(other)
+        known |= {name: known[name][order_N] for name in _ROWS if name in known}
+        is_rotated = self.coordinates_NC is not self.vectors_ND
+        known["coordinates_NC"] = self.coordinates_NC[order_N] if is_rotated else other.vectors_ND
+        known |= {name: known[name][order_N][:, order_N] for name in _SQUARES if name in known}
+        if "neighbors_NK" in known:
+            position_N = np.empty_like(order_N)
+            position_N[order_N] = np.arange(len(order_N))
+            known["neighbors_NK"] = position_N[self.neighbors_NK[order_N]]
+        return other
+
+    @cached_property
+    def _rotation_CD(self) -> Floats | None:
+        """Orthonormal rows that hold all vectors, where these are wider than there are texts."""
+        if self.width <= len(self):
+            return None
+        return np.asarray(np.linalg.svd(self.vectors_ND.astype(np.float64), full_matrices=False)[2])
+
+    @cached_property
+    def coordinates_NC(self) -> NDArray[Any]:
+        """The vectors, or their coordinates in the N directions that hold them all."""
+        rotation_CD = self._rotation_CD
+        return self.vectors_ND if rotation_CD is None else self.vectors_ND @ rotation_CD.T
+
+    @cached_property
+    def mean_C(self) -> Floats:
+        """Mean of the coordinates."""
+        return np.asarray(self.coordinates_NC.mean(axis=0, dtype=np.float64))
+
+    @cached_property
+    def raw(self) -> Basis:
+        """Of the coordinates as they are."""
+        return self._basis(self.coordinates_NC.astype(np.float64))
+
+    @cached_property
+    def centered(self) -> Basis:
+        """Of the coordinates less their mean."""
+        return self._basis(self.coordinates_NC - self.mean_C)
+
+    def _basis(self, matrix_NC: Floats) -> Basis:
+        triangle_CC = np.linalg.qr(matrix_NC, mode="r")
+        _, scales_C, axes_CC = np.linalg.svd(triangle_CC, full_matrices=False)
+        # Against the largest number that came, not the largest that is left after centering.
+        rank = int(np.count_nonzero(scales_C > self._epsilon * np.linalg.norm(self.coordinates_NC)))
+        axes_RC, scales_R = axes_CC[:rank], scales_C[:rank]
+        return Basis(axes_RC.T / scales_R, scales_R, axes_RC)
+
+    @cached_property
+    def loadings_RD(self) -> Floats:
+        """Products of the centered basis with every column of the vectors."""
+        loadings_RC = self.centered.scales_R[:, None] * self.centered.axes_RC
+        return loadings_RC if self._rotation_CD is None else loadings_RC @ self._rotation_CD
+
+    @cached_property
+    def centered_squares_N(self) -> Floats:
+        """Squared lengths of the centered vectors."""
+        return np.asarray(((self.coordinates_NC - self.mean_C) ** 2).sum(axis=1))
+
+    @cached_property
+    def lengths_N(self) -> Floats:
+        """Lengths of the vectors.
+
+        Raises:
+            BellmError: One is zero, and has no cosine.
+        """
+        lengths_N = np.linalg.norm(self.vectors_ND.astype(np.float64), axis=1)
+        if zeros := np.count_nonzero(lengths_N == 0):
+            raise BellmError(f"{zeros} of {len(self)} vectors are zero, and have no cosines. Leave these texts out.")
+        return np.asarray(lengths_N)
+
+    @cached_property
+    def cosines_NN(self) -> Floats:
+        """Cosines of all pairs of texts."""
+        unit_NC = self.coordinates_NC / self.lengths_N[:, None]
+        return np.asarray(unit_NC @ unit_NC.T)
+
+    @cached_property
+    def _distances_P(self) -> Floats:
+        """Euclidean distances of all pairs of two texts."""
+        return np.asarray(pdist(self.coordinates_NC.astype(np.float64)))
+
+    @cached_property
+    def distance_ranks_NN(self) -> Floats:
+        """Ranks of the distances, less their mean, of length 1 over the pairs; 0 on the diagonal."""
+        ranks_P = rankdata(self._distances_P) - (len(self._distances_P) + 1) / 2
+        return np.asarray(squareform(ranks_P / (np.linalg.norm(ranks_P) or 1.0)))
+
+    @cached_property
+    def centered_distances_NN(self) -> Floats:
+        """Distances less the means of rows and columns, of length 1."""
+        distances_NN = squareform(self._distances_P)
+        mean_N = distances_NN.mean(axis=0)
+        centered_NN = distances_NN - mean_N - mean_N[:, None] + mean_N.mean()
+        return np.asarray(centered_NN / np.linalg.norm(centered_NN))
+
+    @cached_property
+    def neighbors_NK(self) -> NDArray[np.intp]:
+        """The `NEIGHBORS` nearest other texts by cosine, nearest first."""
+        away_NN = -self.cosines_NN
+        np.fill_diagonal(away_NN, np.inf)
+        return np.argsort(away_NN, axis=1, kind="stable")[:, :NEIGHBORS]
+
+    @cached_property
+    def uniformity(self) -> float:
+        """How evenly directions fill the sphere; see `bellm.tensors.geometry`."""
+        return uniformity(self.vectors_ND)
+
+    @cached_property
+    def magnitude(self) -> float:
+        """Length of the mean vector."""
+        return float(np.linalg.norm(self.mean_C))
+
+    @cached_property
+    def concentricity(self) -> float:
+        """Mean cosine of the vectors with their mean; 0 where the mean is zero."""
+        cosines_N = self.coordinates_NC @ self.mean_C / self.lengths_N
+        return float(cosines_N.mean() / self.magnitude) if self.magnitude else 0.0
+
+
+class Pair:
+    """Two representations of the same texts, the same row for each."""
+
+    def __init__(self, left: Representation, right: Representation) -> None:
+        """Pair two representations.
+
+        Raises:
+            BellmError: They are of different numbers of texts.
+        """
+        if len(left) != len(right):
+            raise BellmError(f"{len(left)} vectors and {len(right)}: give those of the same texts, in the same order.")
+        self.left, self.right = left, right
+
+    @cached_property
+    def product_CC(self) -> Floats:
+        """Cross-product of the coordinates."""
+        left_NC, right_NC = (side.coordinates_NC.astype(np.float64) for side in (self.left, self.right))
+        return np.asarray(left_NC.T @ right_NC)
+
+    @cached_property
+    def centered_product_CC(self) -> Floats:
+        """Cross-product of the centered coordinates."""
+        return self.product_CC - len(self.left) * np.outer(self.left.mean_C, self.right.mean_C)
+
+    @cached_property
+    def overlap_RR(self) -> Floats:
+        """Cross-product of the orthonormal bases of the centered coordinates."""
+        left, right = self.left.centered, self.right.centered
+        return np.asarray(left.whitening_CR.T @ self.centered_product_CC @ right.whitening_CR)
+
+    @cached_property
+    def shared_NKK(self) -> NDArray[np.bool_]:
+        """Whether the left's k-th neighbor of a text is the right's l-th."""
+        return np.asarray(self.left.neighbors_NK[:, :, None] == self.right.neighbors_NK[:, None, :])
