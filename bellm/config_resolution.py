@@ -1,7 +1,6 @@
 """Resolve settings against a model: layer specs to layer numbers, prompt names to templates, limits checked."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from bellm.backbone.architecture import get_layers
 from bellm.backbone.hooks import is_bidirectional_by_config
 from bellm.backbone.states import hidden_size
 from bellm.config import EncoderConfig, given_settings, refuse_unknown, setting_names
-from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError
+from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError, warn
 from bellm.layer_spec import format_layers, parse_layers
 from bellm.prompts import PROMPTS, SLOT, Prompt, resolve_prompt
 
@@ -51,11 +50,10 @@ def _openable(spec: str | Sequence[int], model: PreTrainedModel) -> tuple[int, .
     closed = [layers[number] for number in chosen if not layers[number].can_open]
     if not closed or len(closed) == len(chosen):
         return chosen
-    warnings.warn(
+    warn(
         f"Layers {format_layers([layer.index for layer in closed])} have no attention to open "
         f"({', '.join(sorted({layer.kind for layer in closed}))}) and stay causal.",
         NoOpWarning,
-        stacklevel=4,
     )
     return tuple(number for number in chosen if layers[number].can_open)
 

@@ -4,7 +4,6 @@ import copy
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,7 +34,7 @@ from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens, fallback_token_id
-from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError
+from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, warn
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
 from bellm.progress import progress_bar
@@ -382,7 +381,7 @@ class Encoder:
         else:
             model = open_layers(self.model, config.bidirectional, variant=config.variant, window=config.window)
         if reason := config.no_op_reason(count_layers(model)):
-            warnings.warn(reason, NoOpWarning, stacklevel=3)
+            warn(reason, NoOpWarning)
         if verify:
             check_open_layers(model)
         opened = copy.copy(self)

@@ -1,8 +1,13 @@
 """Everything bellm raises or warns of on purpose, and the checks of arguments that many functions share."""
 
+import os
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
-from types import UnionType
+from contextvars import Context, ContextVar, copy_context
+from pathlib import Path
+from types import FrameType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -28,6 +33,10 @@ class FingerprintError(BellmError):
 
 class MissingExtraError(BellmError, ImportError):
     """The packages of an optional extra are not installed."""
+
+
+class UnknownAttributeError(BellmError, AttributeError):
+    """An object has no such attribute; the message names what to write instead, where there is something."""
 
 
 class MemoryLimitError(BellmError):
@@ -60,6 +69,37 @@ class CorpusWarning(BellmWarning):
 
 class MemoryWarning(BellmWarning):
     """Batches became smaller, because memory did not hold them."""
+
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
+_caller: ContextVar[FrameType | None] = ContextVar("caller", default=None)
+
+
+def warn(message: str, category: type[BellmWarning]) -> None:
+    """Give a warning that points to the line outside bellm that called it, through however many functions."""
+    frame = _caller_frame()
+    place = frame.f_code.co_filename, frame.f_lineno, str(frame.f_globals.get("__name__"))
+    warnings.warn_explicit(message, category, *place, frame.f_globals.setdefault("__warningregistry__", {}))
+
+
+def context_for_thread() -> Context:
+    """Copy the context for a thread of bellm's own, whose warnings then point to the caller of this thread."""
+    context = copy_context()
+    context.run(_caller.set, _caller_frame())
+    return context
+
+
+def _caller_frame() -> FrameType:
+    """The frame that called the outermost one of bellm; that one itself where nothing did."""
+    if inherited := _caller.get():
+        return inherited
+    frame: FrameType | None = sys._getframe()
+    caller = sys._getframe()
+    while frame:
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            caller = frame.f_back or frame
+        frame = frame.f_back
+    return caller
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -6,7 +6,6 @@ Their settings come by the names of `EncoderConfig`'s fields. What cannot be tak
 import copy
 import json
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from bellm.backbone import loading
-from bellm.errors import BellmWarning, SourceError
+from bellm.errors import BellmWarning, SourceError, warn
 from bellm.prompts import PROMPTS, SLOT, Prompt
 
 SETTINGS_FILE = "bellm.json"
@@ -164,7 +163,7 @@ def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
                     raise refuse("do_lower_case")
                 if "message" in (config.get("modality_config") or {}):
                     message = f"sentence-transformers wraps texts of {folder} in a chat template, and bellm does not."
-                    warnings.warn(f"{message} Give prompt='chat' to do so.", BellmWarning, stacklevel=2)
+                    warn(f"{message} Give prompt='chat' to do so.", BellmWarning)
                 settings["max_tokens"] = _read_count(path / "sentence_bert_config.json", config, "max_seq_length")
             case "Pooling":
                 config = _read_object(path / "config.json")
@@ -233,9 +232,7 @@ def _read_llm2vec(folder: Path) -> dict[str, Any]:
     base = str(_read_object(folder / ADAPTER_FILE).get("base_model_name_or_path", folder)).lower()
     if any(part in base for part in _WRAPPED):
         message = f"LLM2Vec wraps texts for {base} as a turn of a chat, and bellm does not."
-        warnings.warn(
-            f"{message} Give prompt='[INST] {{text}} [/INST]', or what its chat has.", BellmWarning, stacklevel=2
-        )
+        warn(f"{message} Give prompt='[INST] {{text}} [/INST]', or what its chat has.", BellmWarning)
     pooling = "mean" if mode == "mean" and not config.get("skip_instruction", True) else _LLM2VEC_POOLINGS[mode]
     limit = _read_count(folder / LLM2VEC_FILE, config, "max_length")
     return {"bidirectional": "all", "pooling": pooling, "prompt": PROMPTS["raw"], "max_tokens": limit}

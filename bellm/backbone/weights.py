@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from bellm.backbone.architecture import count_layers, get_decoder, get_layers, get_text_config
-from bellm.errors import SourceError, SourceWarning
+from bellm.errors import SourceError, SourceWarning, warn
 
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -77,7 +76,7 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     if wrapped := next(filter(None, (re.match(_WRAPPERS, name) for name in info["unexpected_keys"])), None):
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
         message = f"The weights of {source} were saved with a wrapper's prefix ({wrapped[0]}), which was taken off."
-        warnings.warn(message, SourceWarning, 4)
+        warn(message, SourceWarning)
     # Beside the decoder there may be other parts of a larger model, which embed no text.
     prefix = next(f"{name}." * bool(name) for name, module in model.named_modules() if module is get_decoder(model))
     missing, unplaced = (

@@ -6,7 +6,6 @@ version of it stays readable; `index.json` names the one that is complete, so th
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from bellm.corpus import manifest, shards
 from bellm.corpus.corpus_config import read_encoder_ref
 from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
-from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.errors import BellmError, CorpusWarning, SourceError, warn
 from bellm.io import atomic
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
@@ -84,7 +83,7 @@ class Index:
             table.checkout(record.version)
         if record.shards != _digest(_keys(out, complete)):
             message = f"{out} has changed since it was indexed; the index is searched as it was. Run: bellm index {out}"
-            warnings.warn(message, CorpusWarning, stacklevel=2)
+            warn(message, CorpusWarning)
         return cls(record, table)
 
     def search(self, query: Vectors, top: int = 10, *, exact: bool = False) -> list[Hit]:

@@ -1,7 +1,6 @@
 """What a corpus folder holds: a scan of its shards, and `manifest.json` and `rejected.jsonl` of a complete one."""
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from bellm.corpus import shards
 from bellm.corpus.row_ranges import SHARD_FOLDER, Shard
-from bellm.errors import CorpusWarning, SourceError
+from bellm.errors import CorpusWarning, SourceError, warn
 from bellm.io import atomic
 from bellm.version import __version__
 
@@ -64,7 +63,7 @@ def scan_shards(out: Path, config_digest: str) -> list[Shard]:
             # A manifest never names a shard that is not there.
             (out / MANIFEST_FILE).unlink(missing_ok=True)
             path.unlink()
-            warnings.warn(f"{error} Its rows are embedded again.", CorpusWarning, stacklevel=3)
+            warn(f"{error} Its rows are embedded again.", CorpusWarning)
             continue
         if shard.config_digest != config_digest or shard.name != path.name:
             raise SourceError(f"{path} does not belong to {out}: it comes from elsewhere. Move it away.")
@@ -164,7 +163,7 @@ def check_contents(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"{out} also holds {others[0]}{more}, embedded earlier and not named now.")
     for note in notes:
-        warnings.warn(note, CorpusWarning, stacklevel=3)
+        warn(note, CorpusWarning)
     if rejected := [file for file in files if file in readable and not readable[file]]:
         raise SourceError(f"No row of {', '.join(rejected)} can be read; {listed} The other files are embedded.")
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import has_dynamic_frequencies
 from bellm.backbone.states import input_device
+from bellm.errors import context_for_thread
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -60,8 +61,9 @@ def parallel_map(concurrent: int) -> Iterator[ParallelMap]:
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
     """Compute the next item in a thread while the caller uses this one."""
+    context, take = context_for_thread(), partial(next, items, _END)
     with ThreadPoolExecutor(1, "bellm") as thread:
-        following = thread.submit(next, items, _END)
+        following = thread.submit(context.run, take)
         while (item := following.result()) is not _END:
-            following = thread.submit(next, items, _END)
+            following = thread.submit(context.run, take)
             yield cast(Item, item)

@@ -1,6 +1,5 @@
 """Embed rows of token ids batch by batch, packed where the model allows it, else padded."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout
 from bellm.engine.tokenization import Tokens
-from bellm.errors import MemoryLimitError, MemoryWarning
+from bellm.errors import MemoryLimitError, MemoryWarning, warn
 from bellm.types import Vectors
 
 Runner = PackedRunner | PaddedRunner
@@ -132,5 +131,5 @@ def _halve(lengths: Sequence[int]) -> int:
         )
     budget = sum(lengths) // 2
     message = f"Memory does not hold {sum(lengths)} tokens at once: going on with {budget}; max_batch_tokens={budget} "
-    warnings.warn(f"{message}begins with so many.", MemoryWarning, 4)
+    warn(f"{message}begins with so many.", MemoryWarning)
     return budget

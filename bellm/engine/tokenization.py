@@ -1,7 +1,6 @@
 """Tokenize texts within their prompt, truncating the text and never the prompt."""
 
 import copy
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from bellm.backbone.token_prepending import PLACEHOLDER
-from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning
+from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning, warn
 from bellm.prompts import SLOT
 
 
@@ -80,11 +79,10 @@ class OwnTokenizers:
         if any(token in template for token in self._special):
             tokenizer = self._marked
             if count := sum(any(token in text for token in self._special) for text in texts):
-                warnings.warn(
+                warn(
                     f"{count} of {len(texts)} texts hold special tokens of the tokenizer, such as those of the prompt, "
                     "and they act as such. Remove them, or take a prompt without special tokens.",
                     BellmWarning,
-                    stacklevel=4,
                 )
         tokens = tokenize(tokenizer, texts, template, max_tokens - prepends)
         return with_placeholders(tokens) if prepends else tokens
@@ -152,7 +150,7 @@ def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
     if num_truncated:
         advice = "split them, or raise max_tokens if the model takes more"
         message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens: {advice}."
-        warnings.warn(message, TruncationWarning, stacklevel=3)
+        warn(message, TruncationWarning)
 
 
 def chunk_texts(

@@ -1,7 +1,6 @@
 """Open models by source string: bellm encoders, sentence-transformers models, files of vectors."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from bellm import saving
 from bellm.backbone.loading import locate, split_revision
 from bellm.config import check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
-from bellm.errors import BellmWarning, SourceError
+from bellm.errors import BellmWarning, SourceError, warn
 from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder, errors_naming
 from bellm.io.vectors import read_vectors
 from bellm.types import Embedder, InputType, Vectors
@@ -106,7 +105,7 @@ class SentenceTransformerEmbedder(WrappedEncoder):
         self.has_chat_template = has_template and num_tokens > len(model.tokenizer(text).input_ids)
         if self.has_chat_template:
             message = f"{source} wraps every text in its chat template, as sentence-transformers does."
-            warnings.warn(message, BellmWarning, stacklevel=2)
+            warn(message, BellmWarning)
 
     @property
     def embedding_dim(self) -> int:

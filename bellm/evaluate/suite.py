@@ -1,6 +1,5 @@
 """Evaluate models on tasks: scores with intervals, averages, and paired differences to the first model."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from bellm.data import LabeledTexts, RetrievalData, STSPairs, read_own_data
 from bellm.data.own_files import Columns
-from bellm.errors import BellmError, NoOpWarning, check_list
+from bellm.errors import BellmError, NoOpWarning, check_list, warn
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
 from bellm.evaluate.models import VectorFile
@@ -189,7 +188,7 @@ def _score_tasks(
     for tasks_hit, what in ((constant, same), (zero, "some texts of {} vectors of zeros, whose cosines count as 0.")):
         if tasks_hit:
             message = f"{model.name} gives {what.format(', '.join(tasks_hit))}"
-            warnings.warn(message, NoOpWarning, stacklevel=3)
+            warn(message, NoOpWarning)
     return results, measure_geometry(rated)
 
 

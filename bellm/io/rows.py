@@ -6,14 +6,13 @@ Every command reads its inputs here. But for .json memory does not depend on the
 import glob
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bellm.errors import BellmWarning, SourceError, check_list
+from bellm.errors import BellmWarning, SourceError, check_list, warn
 from bellm.io.formats import FORMATS, Row, SelectColumns, quote_names, text_problem, text_rows
 from bellm.io.streams import COMPRESSIONS, STDIN, STREAM_ERRORS, as_utf8, content_suffix, open_stream
 
@@ -184,7 +183,7 @@ def warn_unread(files: Sequence[RowFile]) -> None:
         titles = [file.title for file in files if file.unread]
         more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
         columns = "column" if len(names) == 1 else "columns"
-        warnings.warn(f"{titles[0]}{more}: not read: {columns} {quote_names(names)}.", BellmWarning, stacklevel=3)
+        warn(f"{titles[0]}{more}: not read: {columns} {quote_names(names)}.", BellmWarning)
 
 
 def parse_columns(text: str, parts: Sequence[str]) -> dict[str, list[str]]:

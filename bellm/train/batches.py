@@ -10,14 +10,13 @@ Shapes: R rows, T texts of all rows.
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bellm.errors import BellmError, BellmWarning
+from bellm.errors import BellmError, BellmWarning, warn
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 
@@ -128,7 +127,7 @@ class Batches:
                 f"the {len(dataset)} rows of {dataset.name} make {len(batches)} batches of {self.batch_size} or fewer, "
                 "because the same texts stand in many rows and a batch has each text once."
             )
-            warnings.warn(message, BellmWarning, stacklevel=3)
+            warn(message, BellmWarning)
 
 
 def weighted_sources(data: Dataset | Sequence[Dataset | tuple[Dataset, float]]) -> list[tuple[Dataset, float]]:

@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import tempfile
-import warnings
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
-from bellm.errors import BellmWarning, SourceError
+from bellm.errors import BellmWarning, SourceError, warn
 from bellm.io.formats import FORMATS, Row, quote_names
 from bellm.io.hub import refuse_missing_data
 from bellm.io.rows import RowFile, expand_inputs, parse_columns
@@ -200,7 +199,7 @@ class _Reader:
         """What rows of NLI became, and a warning of all that is not read; refuses classes that look like scores."""
         if self._unread:
             what = f"column{'s' if len(self._unread) > 1 else ''} {quote_names(self._unread)}"
-            warnings.warn(f"{name}: not read: {what}.", BellmWarning, stacklevel=2)
+            warn(f"{name}: not read: {what}.", BellmWarning)
         if self._labels <= {*NLI_NUMBERS} and ("2" in self._labels) != bool(self._nli):
             raise SourceError(
                 f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))} alone: are these classes or ratings? "
@@ -212,7 +211,7 @@ class _Reader:
             if not rows:
                 raise SourceError(f"{name}: no premise has an entailment, so that nothing belongs together.")
             kind = "triplets of premise, entailment and contradiction" if rows[0].negatives else "pairs"
-            warnings.warn(f"{name}: {len(self._nli)} rows of NLI make {len(rows)} {kind}.", BellmWarning, stacklevel=2)
+            warn(f"{name}: {len(self._nli)} rows of NLI make {len(rows)} {kind}.", BellmWarning)
             yield from rows
 
     def _match_anew(self, *names: str) -> Parts:

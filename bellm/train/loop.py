@@ -15,7 +15,7 @@ import torch
 
 from bellm.backbone import adapters
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError, warn
 from bellm.train import run_dir, trainable
 from bellm.train.batches import Batches, weighted_sources
 from bellm.train.dataset import Dataset
@@ -225,7 +225,7 @@ class _Run:
         if self.state["num_no_gradient"] == step and step + 1 >= min(self.total, _MOST_WITHOUT_GRADIENT):
             raise BellmError(f"{what} So it was with all steps before. {why} Give other data or another objective.")
         if not self.state["num_no_gradient"] and self.distributed.is_main:
-            warnings.warn(f"{what} {why}", BellmWarning, stacklevel=2)
+            warn(f"{what} {why}", BellmWarning)
         self.state["num_no_gradient"] += 1
 
     def _learn(self, step: int, examples: Sequence[Example]) -> StepResult:
