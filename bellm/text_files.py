@@ -16,7 +16,7 @@ from bellm.encoder import Encoder
 from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, SourceError
 from bellm.io.formats import FORMATS
-from bellm.io.rows import check_text, expand_inputs, read_texts, refuse_own_input
+from bellm.io.rows import check_query, check_text, expand_inputs, read_texts, refuse_own_input
 from bellm.io.streams import STDIN, content_suffix
 from bellm.io.vectors import new_vector_file
 from bellm.pool import EncoderPool
@@ -164,9 +164,9 @@ def search_file(
     The query gets the prompt's query template, the texts get its document template.
 
     Raises:
-        BellmError: The query is no text, the file cannot be read, or the encoder cannot be loaded.
+        BellmError: The query is no text or empty, the file cannot be read, or the encoder cannot be loaded.
     """
-    check_text("The query", query)
+    check_query(query)
     texts = read_texts(file, column)
     encoder = encoder() if callable(encoder) else encoder
     documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=progress)

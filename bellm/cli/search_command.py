@@ -9,8 +9,7 @@ import typer
 
 from bellm.cli.model_options import DEFAULT_MODEL, AsJson, BatchTokens, Column, ModelOptions, with_model_options
 from bellm.cli.terminal import print_result, status_line
-from bellm.errors import BellmError
-from bellm.io.rows import check_text
+from bellm.io.rows import check_query
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,14 +101,12 @@ def search_command(
 
     Example: bellm search "how do birds sleep" --in notes.txt --top 5 --prompt instruct
     """
-    check_text("The query", query)
+    check_query(query)
     if os.path.isdir(source):
-        if refused := [name.replace("_", "-") for name in options.given() if name not in options.relocation()]:
-            raise BellmError(f"--{refused[0]} was chosen when {source} was embedded: leave it out, or embed anew.")
         from bellm.corpus import search_corpus
 
         with status_line(f"loading the encoder of {source}"):
-            result = search_corpus(query, source, top=top, exact=exact, source=model, **options.relocation())
+            result = search_corpus(query, source, top=top, exact=exact, source=model, **options.given())
     else:
         from bellm.text_files import search_file
 

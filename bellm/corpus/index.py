@@ -17,12 +17,14 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
+from bellm.config import setting_names
 from bellm.corpus import manifest, shards
 from bellm.corpus.corpus_config import read_encoder_ref
 from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError, warn
 from bellm.io import atomic
+from bellm.io.rows import check_query
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.text_files import Hit, SearchResult
@@ -113,7 +115,7 @@ def search_corpus(
     """Find the rows of an indexed corpus that are nearest to a query, with the encoder that embedded it.
 
     Args:
-        query: A text; it gets the prompt's query template.
+        query: A text that is not empty; it gets the prompt's query template.
         corpus: A complete corpus folder with an index.
         top: Number of hits.
         exact: Compare every row, however many there are.
@@ -121,8 +123,12 @@ def search_corpus(
         loading: Options of `Encoder.from_pretrained` that leave the vectors alone.
 
     Raises:
-        BellmError: There is no corpus or no index, or the encoder is not the one that embedded it.
+        BellmError: There is no corpus or no index, an option belongs to the corpus, or the encoder is another.
     """
+    check_query(query)
+    if wrong := [name for name in loading if name == "dtype" or name in setting_names()]:
+        flag = wrong[0].replace("_", "-")
+        raise BellmError(f"{wrong[0]} (--{flag}) was chosen when {corpus} was embedded: leave it out, or embed anew.")
     index = Index.open(corpus)
     encoder_ref = read_encoder_ref(corpus, source)
     encoder = encoder_ref.load(**loading)

@@ -6,7 +6,7 @@ Columns are recognized by their names, whatever their case, spaces and underscor
 |----------|------------------------------------------------------------------------------------------|
 | anchor   | sentence1, sentence_a, text1, text_a, question1, premise, anchor, query, sent0           |
 | positive | sentence2, sentence_b, text2, text_b, question2, hypothesis, positive, answer, sent1     |
-| score    | score, similarity, similarity_score, rating, relatedness_score, gold_score               |
+| score    | score, similarity, similarity_score, sim, rating, relatedness_score, gold, gold_score    |
 | text     | text, sentence                                                                           |
 | label    | label, labels, gold_label, class, category, is_duplicate                                 |
 
@@ -14,7 +14,6 @@ Anchor, positive and score are rated pairs, as in STS; text and label are classi
 pairs is read as their score where it holds ratings, and refused where it holds classes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,17 +23,17 @@ from bellm.data.classification import LabeledTexts
 from bellm.data.retrieval import RetrievalData, read_beir_folder
 from bellm.data.sts import STSPairs, clean_text
 from bellm.errors import SourceError
-from bellm.io.formats import quote_names, text_problem
+from bellm.io.formats import find_column, parse_number, plain_name, quote_names, text_problem
 from bellm.io.rows import RowFile, parse_columns, warn_unread
 
 PARTS = {
     "anchor": "sentence1 sentencea text1 texta question1 premise anchor query sent0",
     "positive": "sentence2 sentenceb text2 textb question2 hypothesis positive answer sent1",
-    "score": "score similarity similarityscore rating relatednessscore goldscore",
+    "score": "score similarity similarityscore sim rating relatednessscore gold goldscore",
     "text": "text sentence",
     "label": "label labels goldlabel class category isduplicate",
 }
-"""The parts of a row, and how their columns may be called."""
+"""The parts of a row, and how their columns may be called, as `plain_name` gives names."""
 
 _KINDS = (("anchor", "positive", "score"), ("anchor", "positive", "label"), ("text", "label"))
 _MOST_CLASSES = 3  # Paraphrases have two classes, NLI has three; ratings by people have more steps.
@@ -91,23 +90,14 @@ def read_own_data(
     return STSPairs(path, left, right, np.array(gold), (path,) * len(gold))
 
 
-def plain_name(name: str) -> str:
-    """A column's name without regard to case, spaces and punctuation, as `PARTS` has names.
-
-    >>> plain_name("Similarity_Score ")
-    'similarityscore'
-    """
-    return "".join(filter(str.isalnum, name.casefold()))
-
-
 def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:
     """The column of each part."""
-    found = {part: _recognize(names, part) for part in PARTS} if columns is None else {**columns}
+    found = {part: _recognize(names, part) for part in PARTS}
+    if columns is not None:
+        found = {part: [find_column(names, name, part) for name in told] for part, told in columns.items()}
     for part, those in found.items():
         if len(those) > 1:
             raise SourceError(f"more than one column could be the {part}: {quote_names(those)}. {_NEEDED}")
-        if missing := [name for name in those if names.count(name) != 1]:
-            raise SourceError(f"no column {missing[0]!r} for the {part}. Columns: {quote_names(names)}.")
     for kind in _KINDS:
         if all(found.get(part) for part in kind):
             return {part: found[part][0] for part in kind}
@@ -131,10 +121,10 @@ def _cell(location: str, part: str, value: object) -> str | float:
 
 def _refuse_classes(path: str, name: str, values: set[str | float]) -> None:
     """Refuse labels of pairs that are words, or so few whole numbers that they are classes."""
-    if all(map(_is_number, values)):
-        numbers = {float(value) for value in values}
-        if len(numbers) > _MOST_CLASSES or not all(map(float.is_integer, numbers)):
-            return
+    numbers = [number for value in values if (number := parse_number(value)) is not None]
+    are_ratings = len(set(numbers)) > _MOST_CLASSES or not all(map(float.is_integer, numbers))
+    if are_ratings and len(numbers) == len(values):
+        return
     some = ", ".join(sorted(map(str, values))[:4])
     raise SourceError(
         f"{path}: the column {name!r} holds classes ({some}), not how alike the two texts are. Call it score if a "
@@ -142,14 +132,7 @@ def _refuse_classes(path: str, name: str, values: set[str | float]) -> None:
     )
 
 
-def _is_number(value: str | float) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
-
-
 def _rating(location: str, value: str | float) -> float:
-    if not _is_number(value):
-        raise SourceError(f"{location}: {value!r} is no rating. Give a number, higher for more alike.")
-    return float(value)
+    if (number := parse_number(value)) is None:
+        raise SourceError(f"{location}: {value!r} is no rating. Give a number, as in 0.5, higher for more alike.")
+    return number

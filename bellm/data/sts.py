@@ -11,7 +11,6 @@ utils/sts/dataset_preprocessing.py of its code), with a space in place of a mask
 Shapes: N pairs.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from bellm.data import sources
 from bellm.data.sources import DataSource, TextLine
 from bellm.errors import SourceError
+from bellm.io.formats import parse_number
 from bellm.io.rows import RowFile
 
 _SEMEVAL = "http://ixa2.si.ehu.eus/stswiki"
@@ -192,10 +192,7 @@ def _cells(line: TextLine, columns: tuple[int, ...]) -> list[str]:
 
 
 def _rating(location: str, cell: str | float | None, lowest: int = 0) -> float:
-    try:
-        rating = float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        rating = math.nan
-    if not lowest <= rating <= 5:
+    rating = parse_number(cell)
+    if rating is None or not lowest <= rating <= 5:
         raise SourceError(f"{location}: {cell!r} is no rating from {lowest} to 5.")
     return rating

@@ -10,16 +10,19 @@ import functools
 import io
 import itertools
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from bellm.errors import SourceError
-from bellm.io.streams import import_pyarrow
+from bellm.io.streams import CONVERT, import_pyarrow
 
 LONGEST = 2**24
 """Most bytes of a line and characters of a cell: longer ones would let memory depend on the input."""
 
 _TOO_LONG = f"longer than {LONGEST:,} characters. Split the text."
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _QUOTES = "Put quotes around a cell that holds quotes, and double those."
 _MOST_NAMES = 20  # Columns that a message lists.
 _BATCH = 1024  # Rows of a Parquet file that are in memory together.
@@ -58,7 +61,51 @@ def text_problem(cell: object) -> str:
         cell.encode()
     except UnicodeEncodeError as error:
         return f"{error.object[error.start]!r} is half a character. Write the text as UTF-8."
-    return ""
+    return f"it holds zero bytes, which no text does. {CONVERT.format('utf-16')}" if "\0" in cell else ""
+
+
+def plain_name(name: str) -> str:
+    """A column's name without regard to case, spaces and punctuation.
+
+    >>> plain_name("Similarity_Score ")
+    'similarityscore'
+    """
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def same_columns(names: Iterable[str], wanted: str) -> list[str]:
+    """Which columns one name means: those of exactly this name, or else those that differ in case or punctuation.
+
+    >>> same_columns(["ID", "Text"], "text"), same_columns(["text", "Text"], "text")
+    (['Text'], ['text'])
+    """
+    names = list(names)
+    exact = [name for name in names if name == wanted]
+    return exact or [name for name in names if plain_name(name) == plain_name(wanted) != ""]
+
+
+def find_column(names: Sequence[str], wanted: str, part: str) -> str:
+    """The column that a name means, for a part of a row; a SourceError where there is none, or more than one."""
+    found = same_columns(names, wanted)
+    if len(found) != 1:
+        count = "more than one" if found else "no"
+        raise SourceError(f"{count} column {wanted!r} for the {part}. Columns: {quote_names(names)}.")
+    return found[0]
+
+
+def parse_number(cell: object) -> float | None:
+    """A finite number as files write it, or None; what only Python reads, as 1_000, is none.
+
+    >>> parse_number("-2.5e3"), parse_number(True), parse_number("1_000"), parse_number(" 1"), parse_number("nan")
+    (-2500.0, 1.0, None, None, None)
+    """
+    if isinstance(cell, str) and not _NUMBER.fullmatch(cell):
+        return None
+    try:
+        number = float(cell)  # type: ignore[arg-type]  # whatever is no number raises
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def text_rows(stream: BinaryIO, select: SelectColumns | None = None, *, encoding: str = "utf-8") -> Iterator[Row]:
@@ -80,7 +127,7 @@ def json_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: bool = Fal
             yield row
         elif not (skip_blank and row.cells.strip() == ""):
             try:
-                value = json.loads(row.cells)
+                value = json.loads(row.cells, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 yield Row(row.location, problem=f"not JSON ({error}). Each line holds one row.")
             else:
@@ -91,7 +138,7 @@ def json_document_rows(stream: BinaryIO, select: SelectColumns, *, skip_blank: b
     """Rows of a JSON file, which holds a list of them; JSON Lines under this name are read as such."""
     data = stream.read()
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         yield from json_rows(io.BytesIO(data), select, skip_blank=skip_blank)
         return
@@ -205,9 +252,26 @@ def _csv_row(location: str, cells: list[str], width: int, columns: dict[str, int
     return Row(location, selected)
 
 
+class _Doubled(dict[str, Any]):
+    """An object of JSON with a name that stands more than once, as in the header of a table."""
+
+    names: Sequence[str] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        cells = _Doubled(cells)
+        cells.names = [name for name, _ in pairs]
+    return cells
+
+
 def _json_row(location: str, value: Any, select: SelectColumns) -> Row:
     try:
-        return Row(location, {name: value[name] for name in select(list(value))} if isinstance(value, dict) else value)
+        if isinstance(value, dict):
+            names = value.names if isinstance(value, _Doubled) else list(value)
+            value = {name: value[name] for name in select(names)}
+        return Row(location, value)
     except SourceError as error:
         return Row(location, problem=str(error))
 
@@ -228,4 +292,4 @@ def _value(cell: Any) -> object:
 
 
 def _not_utf8(byte: int) -> str:
-    return f"byte 0x{byte:02x} is not UTF-8. Convert the file, for instance with: iconv -f latin1 -t utf-8."
+    return f"byte 0x{byte:02x} is not UTF-8. {CONVERT.format('latin1')}"

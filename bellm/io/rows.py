@@ -6,14 +6,15 @@ Every command reads its inputs here. But for .json memory does not depend on the
 import glob
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from bellm.errors import BellmWarning, SourceError, check_list, warn
-from bellm.io.formats import FORMATS, Row, SelectColumns, quote_names, text_problem, text_rows
+from bellm.io.formats import FORMATS, Row, SelectColumns, quote_names, same_columns, text_problem, text_rows
 from bellm.io.streams import COMPRESSIONS, STDIN, STREAM_ERRORS, as_utf8, content_suffix, open_stream
 
 _LONGEST_REASON = 300
@@ -82,7 +83,7 @@ class RowFile:
 
 
 class TextColumns(NamedTuple):
-    """Which columns of a table hold texts and ids."""
+    """Which columns of a table hold texts and ids, by names that `same_columns` compares."""
 
     text: str = "text"
     id: str | None = None
@@ -105,10 +106,18 @@ class TextColumns(NamedTuple):
         if not names:
             return []
         for column, option, least in ((self.text, "--column", 1), (self.id, "--id-column", 0)):
-            if column is not None and not least <= names.count(column) <= 1:
-                count = "more than one" if column in names else "no"
-                raise SourceError(f"{count} column {column!r}. Columns: {quote_names(names)}. Choose with {option}.")
-        return [self.text, *(name for name in names if name == self.id)]
+            if column is not None and not least <= (count := len(same_columns(names, column))) <= 1:
+                many = "more than one" if count else "no"
+                raise SourceError(f"{many} column {column!r}. Columns: {quote_names(names)}. Choose with {option}.")
+        return [*same_columns(names, self.text), *(same_columns(names, self.id) if self.id is not None else [])]
+
+    def cells(self, cells: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Text and id of a row that was read with `select`, each None where there is none."""
+        return _cell(cells, self.text), None if self.id is None else _cell(cells, self.id)
+
+
+def _cell(cells: Mapping[str, Any], column: str) -> Any:
+    return next(map(cells.get, same_columns(cells, column)), None)
 
 
 class TextRow(NamedTuple):
@@ -131,8 +140,7 @@ class TextFile(RowFile):
     def texts(self) -> Iterator[TextRow]:
         """Read the rows, counted from 1; the id of one that has none is `FILE:ROW`. Errors as in `rows`."""
         for number, row in enumerate(self.rows(self.columns.select), 1):
-            cells = row.cells if isinstance(row.cells, dict) else {self.columns.text: row.cells}
-            text, id = cells.get(self.columns.text), cells.get(self.columns.id)
+            text, id = self.columns.cells(row.cells) if isinstance(row.cells, dict) else (row.cells, None)
             has_id = id is not None and bool(str(id).strip())
             problem = row.problem or text_problem(text)
             if not problem and has_id and (isinstance(id, bool) or not isinstance(id, int)) and text_problem(id):
@@ -152,7 +160,8 @@ def require_suffix(path: str) -> str:
         if not os.path.exists(path):
             raise SourceError(f"There is no file or folder {path}.")
         known = f"{', '.join(FORMATS)}, nor one of these and {', '.join(COMPRESSIONS)}"
-        raise SourceError(f"bellm cannot read {path}: its suffix is {suffix!r}, not one of {known}.")
+        twice = "it is compressed twice, unpack it once; " if suffix in COMPRESSIONS else ""
+        raise SourceError(f"bellm cannot read {path}: {twice}its suffix is {suffix!r}, not one of {known}.")
     return suffix
 
 
@@ -203,10 +212,17 @@ def parse_columns(text: str, parts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def check_text(name: str, text: str) -> str:
-    """Give a text back as it came; an error where it holds half a character, or is too long."""
+    """Give a text back as it came; an error where it holds half a character or a zero byte, or is too long."""
     if problem := text_problem(text):
         raise SourceError(f"{name}: {problem}")
     return text
+
+
+def check_query(query: str) -> str:
+    """Give a query back as it came; an error where it is no text, or empty."""
+    if not check_text("The query", query).strip():
+        raise SourceError("The query is empty: say what to look for.")
+    return query
 
 
 def expand_inputs(inputs: Sequence[str | Path], skip: Path | None = None) -> list[str]:
@@ -263,16 +279,52 @@ def _paths(entry: str) -> list[str]:
     if os.path.exists(entry) or not glob.has_magic(entry):
         require_suffix(entry)
         return [entry]
-    found = sorted(glob.glob(entry, recursive=True))
+    found = sorted(_matches(entry))
     if not found:
         raise SourceError(f"{entry} matches no file.")
     return [path for match in found for path in _paths(match)]
 
 
+def _matches(pattern: str) -> Iterator[str]:
+    """Files and folders that a pattern matches; `**` is every folder below, each once, which `glob` does not ensure."""
+    recursive = re.fullmatch(r"(.*?)(?<![^/])\*\*(?:/(.*))?", pattern)
+    if not recursive:
+        yield from glob.glob(pattern)
+        return
+    before, after = recursive.groups()
+    for top in glob.glob(before) if before else ["."]:
+        for folder, names in _folders(top):
+            below = os.path.normpath(folder)
+            if after:
+                yield from _matches(os.path.join(glob.escape(below), after) if below != "." else after)
+            else:
+                yield from (os.path.join(below, name) for name in names if not name.startswith("."))
+
+
+def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it that are not hidden, with their files; links lead to others, none comes twice."""
+    seen, tops = set(), [top]
+    while tops:  # Links come last: a folder has the name under which it lies.
+        links = []
+        for parent, folders, names in itertools.chain(*(os.walk(each, onerror=_unreadable) for each in tops)):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield parent, names
+            links += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+        tops = links
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+
 def _under(folder: str) -> list[str]:
     found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, names in _folders(folder):
         known = (name for name in names if content_suffix(name) in FORMATS and not name.startswith("."))
         found += [os.path.join(parent, name) for name in known]
     if not found:

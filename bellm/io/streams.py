@@ -1,4 +1,4 @@
-"""Files as streams of UTF-8: decompressed by their suffix, and decoded where they are UTF-16."""
+"""Files as streams of UTF-8: decompressed by their suffix, and decoded where they are UTF-16 or UTF-32."""
 
 import bz2
 import codecs
@@ -10,12 +10,32 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from bellm.errors import SourceError
 
 STDIN = "-"
+
+CONVERT = "Convert the file, for instance with: iconv -f {} -t utf-8."
+"""What to do about a file in another encoding."""
+
+_HEAD = 4096  # Bytes that show what a file is.
+_SOME = 64  # Of so many bytes one is zero, be it that of a space or the end of a line, where UTF-16 has no mark.
+_WITHOUT_MARK = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_MARKS = {  # The mark of UTF-32 begins with that of UTF-16.
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_MAGIC = {
+    "gzip": b"\x1f\x8b\x08",
+    "bzip2": b"BZh91AY&SY",
+    "xz": b"\xfd7zXZ\0",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "zip": b"PK\x03\x04",
+    "Parquet": b"PAR1",
+}
 
 STREAM_ERRORS = (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError)
 """What reading a stream raises where a file cannot be read."""
@@ -54,16 +74,24 @@ def open_stream(file: str) -> Iterator[OpenFile]:
 
 
 def as_utf8(stream: BinaryIO) -> BinaryIO:
-    """A stream of text that is UTF-16, by its first bytes, as UTF-8; any other as it is."""
+    """A stream of text that is UTF-16 or UTF-32, by its first bytes, as UTF-8; any other as it is.
+
+    Raises:
+        SourceError: It holds compressed data, or may be UTF-16 without a mark.
+    """
     if not hasattr(stream, "peek"):
         stream = io.BufferedReader(cast("Any", stream))
-    head = stream.peek(64)[:64]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return io.BufferedReader(_Recoded(stream, "utf-16"))
+    head = stream.peek(_HEAD)[:_HEAD]
+    if form := next((form for form, magic in _MAGIC.items() if head.startswith(magic)), None):
+        raise SourceError(f"there is {form} data in it where text should be. Unpack it first, or correct its suffix.")
+    if encoding := next((encoding for encoding, mark in _MARKS.items() if head.startswith(mark)), None):
+        return io.BufferedReader(_Recoded(stream, encoding))
     # Without a mark: every second byte of Latin letters is zero.
     for encoding, zeros, letters in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
-        if len(head) > 3 and all(letters) and not any(zeros):
+        if len(head) > 3 and all(letters[:32]) and not any(zeros[:32]):
             return io.BufferedReader(_Recoded(stream, encoding))
+    if head.count(0) * _SOME > len(head) and (encoding := next(filter(partial(_is_encoded, head), _WITHOUT_MARK), "")):
+        raise SourceError(f"it holds zero bytes, as {encoding} without a mark does. {CONVERT.format(encoding)}")
     return stream
 
 
@@ -71,6 +99,14 @@ def content_suffix(path: str) -> str:
     """Suffix of a file in lower case, that before .gz and the like where it is compressed."""
     name = Path(path.lower())
     return Path(name.stem).suffix if name.suffix in _DECOMPRESS else name.suffix
+
+
+def _is_encoded(head: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeError:
+        return False
+    return True
 
 
 class _Recoded(io.RawIOBase):

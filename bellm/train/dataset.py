@@ -13,7 +13,7 @@ import mmap
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
 from urllib.parse import parse_qsl
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellm.errors import BellmWarning, SourceError, warn
-from bellm.io.formats import FORMATS, Row, quote_names
+from bellm.io.formats import FORMATS, Row, parse_number, quote_names
 from bellm.io.hub import refuse_missing_data
 from bellm.io.rows import RowFile, expand_inputs, parse_columns
 from bellm.io.streams import COMPRESSIONS, content_suffix
@@ -32,10 +32,12 @@ from bellm.train.examples import (
     ExampleColumns,
     Part,
     Parts,
+    is_label,
     join_nli,
     mark_symmetric,
     match_columns,
     nli_cell,
+    numbers_are_classes,
     parse_example,
     parse_nli,
     text_key,
@@ -178,6 +180,7 @@ class _Reader:
         self._nli: list[Example] = []
         self._labels: set[str] = set()  # Some of what stands in a column that is called label.
         self._label = ""
+        self._may_be_nli = False
 
     def read(self, name: str) -> Iterator[Example | Rejection]:
         """Examples of a file, but for rows of NLI, which are kept."""
@@ -194,18 +197,16 @@ class _Reader:
                     yield example
             except SourceError as error:
                 yield Rejection(f"{name}, {row.location}", str(error))
+            if self._label and self._is_mixed():
+                raise self._unclear(name)
 
     def finish(self, name: str) -> Iterator[Example]:
         """What rows of NLI became, and a warning of all that is not read; refuses classes that look like scores."""
         if self._unread:
             what = f"column{'s' if len(self._unread) > 1 else ''} {quote_names(self._unread)}"
             warn(f"{name}: not read: {what}.", BellmWarning)
-        if self._labels <= {*NLI_NUMBERS} and ("2" in self._labels) != bool(self._nli):
-            raise SourceError(
-                f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))} alone: are these classes or ratings? "
-                f"Name the columns of ratings (--columns anchor=NAME,positive=NAME,score={self._label}), or write "
-                "classes of NLI as entailment, neutral and contradiction."
-            )
+        if self._labels and self._labels <= {*NLI_NUMBERS} and ("2" in self._labels) != bool(self._nli):
+            raise self._unclear(name, " alone")
         if self._nli:
             rows = list(join_nli(self._nli))
             if not rows:
@@ -220,6 +221,28 @@ class _Reader:
             self._unread |= dict.fromkeys(unread_columns(names, parts))
         return parts
 
+    def _look_at_label(self, cells: Mapping[str, object], parts: Parts) -> None:
+        label = parts.get("score", ("",))[0]
+        if self._columns is None and is_label(label) and len(self._labels) < 5:
+            self._label, self._may_be_nli = label, numbers_are_classes(parts)
+            self._labels.add(nli_cell(cells[label]))
+
+    def _is_mixed(self) -> bool:
+        """Whether numbers of classes stand beside other numbers, where they are read as NLI."""
+        others = self._labels - {*NLI_NUMBERS}
+        return (
+            self._may_be_nli
+            and len(others) < len(self._labels)
+            and any(parse_number(label) is not None for label in others)
+        )
+
+    def _unclear(self, name: str, alone: str = "") -> SourceError:
+        return SourceError(
+            f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))}{alone}: are these classes or ratings? "
+            f"Name the columns of ratings (--columns anchor=NAME,positive=NAME,score={self._label}), or write "
+            "classes of NLI as entailment, neutral and contradiction."
+        )
+
     def _parse(self, row: Row) -> Example | None:
         if row.problem:
             raise SourceError(row.problem)
@@ -228,12 +251,9 @@ class _Reader:
             example = mark_symmetric(row.cells)
         elif isinstance(row.cells, dict):
             parts = self._match(*row.cells)
+            self._look_at_label(row.cells, parts)
             nli = parse_nli(row.cells, parts, numbers=self._columns is None)
             example = nli or parse_example(row.cells, parts)
-            label = parts.get("score", ("",))[0]
-            if self._columns is None and "label" in label.lower() and len(self._labels) < 5:
-                self._label = label
-                self._labels.add(nli_cell(row.cells[label]))
         else:
             raise SourceError(f"{repr(row.cells)[:60]} is neither an object nor a list of texts.")
         kind = "NLI" if nli else "rated" if example.score is not None else "not rated"

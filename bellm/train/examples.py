@@ -10,29 +10,30 @@ These column names are recognized, in capitals or with spaces too; any other is 
 |          | question2, hypothesis                                                         |                      |
 | negative | negative, negatives, neg, hard_neg, hard_negatives, or negative_1,            | nothing, one, a list |
 |          | negative_2, ... together                                                      |                      |
-| score    | score, label, labels, similarity, similarity_score, relatedness_score,        | a number, or an NLI  |
-|          | relevance, rating, is_duplicate, gold_label                                   | class                |
+| score    | score, label, labels, similarity, similarity_score, sim, relatedness_score,   | a number, or an NLI  |
+|          | relevance, rating, is_duplicate, gold, gold_label, gold_score                 | class                |
 | texts    | texts (in a file of JSON Lines also a bare list)                              | texts that say the   |
 |          |                                                                               | same                 |
 
 A row is an anchor and its positives, with negatives or with the pair's score; or it is `texts`. Where the score is
-entailment, neutral or contradiction, or the number of such a class beside premise and hypothesis (0, 1, 2; -1 for
-none), rows of one premise are joined to triplets of it, what follows and what contradicts; see `join_nli`. Columns
-that are not read are named, and one that may be a score or negatives is refused.
+entailment, neutral or contradiction, or a label beside premise and hypothesis that is the number of such a class
+(0, 1, 2; -1 for none), rows of one premise are joined to triplets of it, what follows and what contradicts; see
+`join_nli`. A list of texts in a cell of CSV is written as JSON. Columns that are not read are named, and one that may
+be a score, negatives or another text of the row is refused.
 """
 
 import hashlib
 import itertools
-import math
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from bellm.data.own_files import PARTS, plain_name
+from bellm.data.own_files import PARTS
 from bellm.errors import SourceError
-from bellm.io.formats import quote_names, text_problem
+from bellm.io.formats import find_column, parse_number, plain_name, quote_names, text_problem
 
 Part = Literal["anchor", "positive", "negative", "score", "texts"]
 ExampleColumns = Mapping[Part, str | Sequence[str]]
@@ -51,9 +52,16 @@ _NAMES: dict[Part, tuple[str, ...]] = {
 
 _NUMBERED = re.compile(r"(hard)?neg(ative)?s?\d+")
 _LIKELY: dict[Part, re.Pattern[str]] = {
-    "score": re.compile("score|label|rating|similarity|relatedness|relevance|duplicate"),
-    "negative": re.compile("neg"),
+    "negative": re.compile(
+        r"neg|distract|wrong|incorrect|irrelevan|non ?relevan|unrelated|reject|contradict|\b(hard|hn|bad|false|worse)\b"
+    ),
+    "score": re.compile(
+        "score|label|rating|simil|relat(?:ed|ion)|relevan|duplicat|gold|target|distan|grade|judg|cosin|equivalen|quality|match|"
+        r"entail|correct|class|logit|proba?b|confiden|weight|\b(sim|rel|dist|gs|stars?|y|value|mean|rank|is .*)\b"
+    ),
 }
+"""Words of columns that may be a part, in lower case, with spaces between; negatives first, as scores share some."""
+_LIST = re.compile(r"""\s*\[\s*((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s,]*)*\]\s*""", re.DOTALL)
 _NLI: dict[str, "Part | None"] = {"entailment": "positive", "contradiction": "negative", "neutral": None, "-": None}
 NLI_NUMBERS: dict[str, "Part | None"] = {"0": "positive", "1": None, "2": "negative", "-1": None}
 """What makes of a hypothesis the number of its class, as the data sets of the Hub number them."""
@@ -156,7 +164,7 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
     if "score" not in parts:
         return None
     cell = nli_cell(cells[parts["score"][0]])
-    numbers = numbers and plain_name(parts["positive"][0]) == "hypothesis"
+    numbers = numbers and numbers_are_classes(parts)
     classes = NLI_NUMBERS | _NLI if numbers else _NLI
     if cell not in classes:
         return None
@@ -165,6 +173,16 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
     return Example(
         pair.anchor, pair.positives if part == "positive" else (), pair.positives if part == "negative" else ()
     )
+
+
+def is_label(column: str) -> bool:
+    """Whether a column of this name may hold classes instead of scores."""
+    return "label" in plain_name(column) or plain_name(column) == "gold"
+
+
+def numbers_are_classes(parts: Parts) -> bool:
+    """Whether the numbers of a row's score are classes of NLI: labels beside a hypothesis."""
+    return "score" in parts and is_label(parts["score"][0]) and plain_name(parts["positive"][0]) == "hypothesis"
 
 
 def nli_cell(value: object) -> str:
@@ -210,11 +228,24 @@ def _by_name(names: Sequence[str]) -> Parts:
             raise _unclear(f"more than one column could be the {part}: {quote_names(here + numbered)}", names)
         if here or numbered:
             parts[part] = here or numbered
+    unread = unread_columns(names, parts)
     for part, likely in _LIKELY.items():
-        unread = [name for name in unread_columns(names, parts) if likely.search(plain_name(name))]
-        if unread and part not in parts:
-            raise _unclear(f"{quote_names(unread)} may be the {part}, and would not be read", names)
+        if part not in parts and (those := [name for name in unread if likely.search(_words(name))]):
+            raise _unclear(f"{quote_names(those)} may be the {part}, and would not be read", names)
+    read = {_stem(name) for part, those in parts.items() if part != "score" for name in those}
+    if those := [name for name in unread if _stem(name) in read]:
+        raise _unclear(f"{quote_names(those)} may be another text of the row, and would not be read", names)
     return parts
+
+
+def _words(name: str) -> str:
+    """The words of a column's name, with a space between: `isDuplicate`, `is_duplicate` and `is duplicate` alike."""
+    return " ".join(re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))).casefold()
+
+
+def _stem(name: str) -> str:
+    """What columns have in common that are numbered, or have a letter: sentence1, sentence_3 and SentenceB."""
+    return re.sub(r"(?<=..)(\d+|[\W_]+[a-d]|(?<=[a-z])[A-D])$", "", name.strip()).rstrip("_- ").casefold()
 
 
 def _as_told(names: Sequence[str], columns: ExampleColumns) -> Parts:
@@ -222,10 +253,7 @@ def _as_told(names: Sequence[str], columns: ExampleColumns) -> Parts:
     for part, told in columns.items():
         if part not in get_args(Part):
             raise SourceError(f"{part!r} is no part of an example. Parts: {', '.join(get_args(Part))}.")
-        parts[part] = (told,) if isinstance(told, str) else tuple(told)
-        if wrong := [name for name in parts[part] if names.count(name) != 1]:
-            count = "more than one" if wrong[0] in names else "no"
-            raise SourceError(f"{count} column {wrong[0]!r} for the {part}. Columns: {quote_names(names)}.")
+        parts[part] = tuple(find_column(names, name, part) for name in ([told] if isinstance(told, str) else told))
         if part in ("anchor", "score") and len(parts[part]) != 1:
             raise SourceError(f"{len(parts[part])} columns for the {part}, which has one.")
     return parts
@@ -238,8 +266,18 @@ def _unclear(what: str, names: Sequence[str]) -> SourceError:
 
 def _texts(cells: Mapping[str, object], names: Sequence[str]) -> list[str]:
     """Texts of some cells; a cell that is empty or null holds none."""
-    values = [cells[name] for name in names if cells[name] not in (None, "")]
+    values = [_listed(cells[name]) for name in names if cells[name] not in (None, "")]
     return [_text(text) for value in values for text in (value if isinstance(value, list) else [value])]
+
+
+def _listed(value: object) -> object:
+    """A cell, and one that is a list of texts written as JSON as that list; as Python writes them they are refused."""
+    if not isinstance(value, str) or not _LIST.fullmatch(value):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise SourceError(f'{value[:60]!r} is a list, and not as JSON has it: write ["one", "two"].') from error
 
 
 def _text(value: object) -> str:
@@ -253,10 +291,6 @@ def _text(value: object) -> str:
 
 
 def _score(value: object) -> float:
-    try:
-        score = float(value)  # type: ignore[arg-type]  # whatever is no number raises
-    except (TypeError, ValueError) as error:
-        raise SourceError(f"The score {repr(value)[:60]} is not a number.") from error
-    if not math.isfinite(score):
-        raise SourceError(f"The score {score} is not finite.")
+    if (score := parse_number(value)) is None:
+        raise SourceError(f"The score {repr(value)[:60]} is not a finite number, as in 0.5.")
     return score

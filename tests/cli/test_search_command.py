@@ -7,7 +7,9 @@ from typer.testing import CliRunner, Result
 
 from bellm import Encoder
 from bellm.cli import app
+from bellm.corpus import build_index, search_corpus
 from bellm.corpus.index import Index
+from bellm.errors import BellmError
 from bellm.tensors.similarity import cosine_similarity
 
 TEXTS = ["A heron stands in the shallow water.", "Snow fell all night.", "The invoice was paid twice."]
@@ -82,9 +84,9 @@ def test_the_model_may_have_moved(corpus: Path, tiny_folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt=raw"], "--prompt was chosen when"),
-        (["--max-tokens=50", "--device=cpu"], "--max-tokens was chosen when"),
-        (["--dtype=float32"], "--dtype was chosen when"),
+        (["--prompt=raw"], "prompt (--prompt) was chosen when"),
+        (["--max-tokens=50", "--device=cpu"], "max_tokens (--max-tokens) was chosen when"),
+        (["--dtype=float32"], "dtype (--dtype) was chosen when"),
         (["--model=none/there"], "none/there"),
         (["--device=nowhere"], "nowhere"),
         ([], "has no index yet: bellm index "),
@@ -98,6 +100,24 @@ def test_search_that_is_refused(corpus: Path, arguments: list[str], message: str
     assert result.stderr.startswith("bellm: ")
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_function_takes_what_the_command_takes(corpus: Path) -> None:
+    build_index(corpus)
+    for wrong in ({"dtype": "float32"}, {"max_tokens": 50}):
+        with pytest.raises(BellmError, match=rf"^{next(iter(wrong))} \(--.*\) was chosen when .* was embedded"):
+            search_corpus("x", corpus, **wrong)
+    assert len(search_corpus("x", corpus, device="cpu").hits) == 3
+
+
+@pytest.mark.parametrize("query", ["", " \n"])
+def test_an_empty_query_is_refused(corpus: Path, query: str) -> None:
+    build_index(corpus)
+    for place in (corpus, corpus.parent / "a.txt"):
+        result = bellm("search", query, "--in", place)
+        assert (result.exit_code, result.stderr) == (1, "bellm: The query is empty: say what to look for.\n")
+    with pytest.raises(BellmError, match="The query is empty"):
+        search_corpus(query, corpus)
 
 
 def test_what_is_no_corpus(tmp_path: Path) -> None:

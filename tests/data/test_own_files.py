@@ -30,6 +30,8 @@ def table(header: str, *rows: str, name: str = "own.tsv") -> str:
         "anchor|positive|score",
         "sentence_A|sentence_B|relatedness_score",
         "question1|question2|label",
+        "text_a|text_b|Gold",
+        "premise|hypothesis|sim",
     ],
 )
 def test_rated_pairs_are_known_by_their_columns(header: str) -> None:
@@ -101,6 +103,10 @@ def test_json_lines_and_a_folder_in_beirs_format() -> None:
         ),
         ("sentence1|sentence2|score", ["a|b|high"], "own.tsv, line 2: 'high' is no rating. Give a number"),
         ("sentence1|sentence2|score", ["a|b|nan"], "line 2: 'nan' is no rating"),
+        ("sentence1|sentence2|score", ["a|b|1_000"], "line 2: '1_000' is no rating"),
+        ("sentence1|sentence2|score", ["a|b| 1"], "line 2: ' 1' is no rating"),
+        ("sentence1|sentence2|score", ["a|b|\u0661"], "is no rating. Give a number, as in 0.5"),
+        ("sentence1|sentence2|label", ["a|b|1", "a|b|2", "a|b|3", "a|b|1_0"], "holds classes (1, 1_0, 2, 3)"),
         ("sentence1|sentence2|score", ["a|1"], "own.tsv, line 2: 2 cells, but the header has 3"),
         ("sentence1|sentence2|score", [], "own.tsv holds no rows"),
     ],

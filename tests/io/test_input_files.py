@@ -44,6 +44,23 @@ def test_each_file_comes_once_and_where_it_was_named_first(tmp_path: Path) -> No
     assert expand_inputs(["b.txt", "d", str(tmp_path / "d/a.txt"), "./b.txt"]) == ["b.txt", "d/a.txt"]
 
 
+def test_links_to_folders_are_followed_and_no_folder_comes_twice(tmp_path: Path) -> None:
+    files("d/z.txt", "d/m/x.txt", "other/y.txt", "other/deep/er/w.txt")
+    for name, target in (("d/again", "d"), ("d/a", "d/m"), ("d/far", "other"), ("other/back", "d"), ("d/m/up", ".")):
+        os.symlink(tmp_path / target, name)
+    below = ["d/far/deep/er/w.txt", "d/far/y.txt", "d/m/x.txt", "d/z.txt"]
+    assert expand_inputs(["d"]) == expand_inputs(["d/**/*.txt"]) == expand_inputs(["d/**"]) == below
+    assert expand_inputs(["d/**/er/*.txt"]) == expand_inputs(["d/**/deep/**/w.txt"]) == below[:1]
+    assert expand_inputs([f"{tmp_path}/d/**/z.txt"]) == [f"{tmp_path}/d/z.txt"]
+    assert expand_inputs(["**/d/z.txt"]) == ["d/z.txt"]
+    assert expand_inputs(["d/far"]) == [f"d/far/{name}.txt" for name in ("back/m/x", "back/z", "deep/er/w", "y")]
+
+
+def test_names_with_magic_are_found_below_a_pattern() -> None:
+    files("d/[a]*/x.txt", "d/a/y.txt")
+    assert expand_inputs(["d/**/*.txt"]) == ["d/[a]*/x.txt", "d/a/y.txt"]
+
+
 def test_what_was_written_is_no_input(tmp_path: Path) -> None:
     files("a.txt", "out/shards/s.parquet", "out/rejected.jsonl")
     assert expand_inputs(["."], skip=Path("out")) == ["a.txt"]

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -239,6 +240,104 @@ def test_encodings_that_windows_writes(tmp_path: Path, suffix: str, encoding: st
     file = written(tmp_path, suffix, (mark + text).encode(encoding.removesuffix("-mark")))
     with told_of_unread(suffix):
         assert read_texts(file, "text1") == LINES[:3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".json", ".txt.gz"])
+@pytest.mark.parametrize(
+    "text", ["\u0447\u0430\u0439", "\u0938\u0930\u0947", "\u4f60\u597d", "caf\xe9 \N{EN DASH} tea", "tea"]
+)
+def test_other_encodings_are_read_by_their_mark_and_never_as_garbage(
+    tmp_path: Path, text: str, suffix: str, encoding: str
+) -> None:
+    """Without a mark Latin letters are known as UTF-16, and all else is refused."""
+    pairs = [(f"{text} {number}" if number else text, text, "1") for number in range(3)]
+    content = WRITERS[Path(f"rows{suffix}").suffixes[0]](pairs).decode()
+    file = written(tmp_path, suffix, content.encode(encoding))
+    known = encoding in ("utf-16", "utf-32") or ("utf-16" in encoding and content.isascii())
+    message = rf"^{re.escape(file)}(, \w+ \d+)?: .*iconv -f [^\n]*$"
+    with told_of_unread(suffix) if known else pytest.raises(SourceError, match=message):
+        assert read_texts(file, "text1") == [pair[0] for pair in pairs]
+
+
+def test_a_mark_decides_the_byte_order(tmp_path: Path) -> None:
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        file = written(tmp_path, ".txt", "\ufeff\u0447\u0430\u0439\n".encode(encoding))
+        assert read_texts(file) == ["\u0447\u0430\u0439"]
+
+
+def test_a_zero_byte_costs_its_row(tmp_path: Path) -> None:
+    for suffix, data in ((".txt", b"even\nod\0d\nfine" + b"\n" * 99), (".jsonl", b'"even"\n"od\\u0000d"\n"fine"\n')):
+        file = written(tmp_path, suffix, data)
+        assert [row.text for row in TextFile(file).texts()][:3] == ["even", None, "fine"]
+        with pytest.raises(SourceError, match=r", line 2: it holds zero bytes, which no text does\. Convert the file"):
+            read_texts(file)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".csv", ".jsonl.bz2", ".json"])
+@pytest.mark.parametrize(
+    ("form", "pack"),
+    [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress), ("zstd", COMPRESS[".zst"])],
+)
+def test_what_is_still_compressed_is_named(
+    tmp_path: Path, suffix: str, form: str, pack: Callable[[bytes], bytes]
+) -> None:
+    file = written(tmp_path, suffix, pack(b"one\n"))
+    with pytest.raises(
+        SourceError, match=rf"rows{suffix}: there is {form} data in it where text should be\. Unpack it"
+    ):
+        read_texts(file)
+
+
+def test_a_suffix_that_stands_twice_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, ".txt.gz.gz", gzip.compress(b"one\n"))
+    with pytest.raises(SourceError, match=r"it is compressed twice, unpack it once; its suffix is '\.gz'"):
+        expand_inputs([file])
+
+
+DOUBLED = b'{"text1": "a", "text1": "b", "text2": "c", "score": 1}\n'
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_key_that_stands_twice_in_a_row_is_a_column_that_does(tmp_path: Path, suffix: str) -> None:
+    file = written(tmp_path, suffix, DOUBLED)
+    for read in (lambda file: read_texts(file, "text1"), load_dataset, read_dev_set):
+        with pytest.raises(SourceError, match=r"more than one column .*'text1'"):
+            read(file)
+    with pytest.warns(BellmWarning, match="not read: columns 'text1', 'score'"):
+        assert read_texts(file, "text2") == ["c"]
+    file = written(tmp_path, suffix, b'{"text": "a", "metadata": {"x": 1, "x": 2}}')
+    with pytest.warns(BellmWarning, match="not read: column 'metadata'"):
+        assert read_texts(file) == ["a"]
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_names_of_columns_are_compared_in_one_way_by_all(tmp_path: Path, suffix: str) -> None:
+    """Without regard to case and punctuation; the very name comes first."""
+    file = Path(written(tmp_path, suffix, WRITERS[suffix](PAIRS[:3])))
+    if suffix == ".parquet":
+        pq.write_table(pq.read_table(file).rename_columns(["Text 1", "TEXT2", "Score"]), file)
+    else:
+        content = file.read_bytes()
+        for name, other in ((b"text1", b"Text 1"), (b"text2", b"TEXT2"), (b"score", b"Score")):
+            content = content.replace(name, other)
+        file.write_bytes(content)
+    with pytest.warns(BellmWarning, match="not read: columns 'TEXT2', 'Score'"):
+        assert read_texts(str(file), "text1") == LINES[:3]
+    rows = list(TextFile(str(file), TextColumns("text1", "Text2")).texts())
+    assert [(row.text, row.id) for row in rows] == [pair[:2] for pair in PAIRS[:3]]
+    told = {"anchor": "text1", "positive": "text2", "score": "score"}
+    for dataset in (load_dataset(file), load_dataset(file, told)):  # type: ignore[arg-type]
+        assert [(*row.texts, str(row.score)) for row in dataset] == PAIRS[:3]
+    for dev in (read_dev_set(str(file)), read_dev_set(str(file), columns="anchor=text1,positive=text2,score=score")):
+        assert list(dev.left) == LINES[:3]
+
+
+def test_the_very_name_of_a_column_comes_first(tmp_path: Path) -> None:
+    with pytest.warns(BellmWarning, match="not read: column 'Text'"):
+        assert read_texts(written(tmp_path, ".csv", b"Text,text\na,b\n")) == ["b"]
+    with pytest.raises(SourceError, match="more than one column 'text'"):
+        read_texts(written(tmp_path, ".csv", b"Text,TEXT\na,b\n"))
 
 
 def test_a_torn_character_of_utf_16_is_one_line(tmp_path: Path) -> None:

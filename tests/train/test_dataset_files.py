@@ -78,9 +78,10 @@ def test_bad_rows_are_named(tmp_path: Path, suffix: str, write: Callable[..., No
     write(path, rows)
     found = list(read_examples(path))
     word, first = {".jsonl": ("line", 1), ".parquet": ("row", 1)}.get(suffix, ("line", 2))
+    infinity = "'inf'" if suffix in (".csv", ".tsv") else "inf"
     assert problems(found) == {
         f"{path}, {word} {first + 1}": "no anchors. A row has one.",
-        f"{path}, {word} {first + 2}": "The score inf is not finite.",
+        f"{path}, {word} {first + 2}": f"The score {infinity} is not a finite number, as in 0.5.",
         f"{path}, {word} {first + 4}": "A text is empty.",
     }
     assert [row.score for row in found if isinstance(row, Example)] == [0, 3, 5]
@@ -250,6 +251,33 @@ def test_classes_are_no_ratings(tmp_path: Path) -> None:
     for ratings in ([0, 1], [0, 1, 2, 3], [0, 1, 2, 0.5]):
         as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at} for at in ratings])
         assert [row.score for row in load_dataset(path)] == ratings
+
+
+@pytest.mark.parametrize("name", ["label", "gold_label", "gold"])
+def test_numbers_beside_a_hypothesis_are_classes_or_ratings_and_never_both(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.csv"
+    for ratings, few in (([0, 2, 5], 150), ([5, 0, 2], 0), ([0.5, 1], 0)):
+        values = ratings[:1] * few + ratings[few > 0 :] * 150
+        as_csv(path, [{"premise": f"a {at}", "hypothesis": "b", name: value} for at, value in enumerate(values)])
+        with pytest.raises(SourceError, match=rf"'{name}' holds [\d., ]+: are these classes or ratings\?") as caught:
+            load_dataset(path)
+        assert f"score={name}" in str(caught.value)
+        told = load_dataset(path, f"anchor=premise,positive=hypothesis,score={name}")
+        assert [row.score for row in told] == values
+
+
+@pytest.mark.parametrize("ratings", [[0, 2, 5], [0, 1, 2], [0, 0.5, 1]])
+def test_a_score_beside_a_hypothesis_is_a_score(tmp_path: Path, ratings: list[float]) -> None:
+    path = tmp_path / "rows.csv"
+    as_csv(path, [{"premise": f"a {at}", "hypothesis": "b", "score": at} for at in ratings])
+    assert [row.score for row in load_dataset(path)] == ratings
+
+
+def test_words_of_nli_in_named_columns_are_nli(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    as_csv(path, [dict(zip("abc", row, strict=True)) for row in NLI])
+    with pytest.warns(BellmWarning, match="8 rows of NLI make 2 triplets"):
+        assert list(load_dataset(path, "anchor=a,positive=b,score=c")) == TRIPLETS
 
 
 def test_a_pattern_is_all_files_that_it_matches(tmp_path: Path) -> None:

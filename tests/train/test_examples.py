@@ -38,6 +38,10 @@ def made(row: dict[str, Any], columns: ExampleColumns | None = None) -> Example:
             Example("a", ("p",), ("m", "n")),
         ),
         ({"premise": "a", "hypothesis": "p", "labels": 0.5}, Example("a", ("p",), score=0.5)),
+        ({"sentence1": "a", "sentence2": "p", "gold": "4.5"}, Example("a", ("p",), score=4.5)),
+        ({"text_a": "a", "text_b": "p", "sim": "-1e-1"}, Example("a", ("p",), score=-0.1)),
+        ({"query": "a", "pos": '["p", "q"]', "neg": "[]"}, Example("a", ("p", "q"))),
+        ({"query": "[1] a", "pos": '["p!" she said]', "neg": "[n]"}, Example("[1] a", ('["p!" she said]',), ("[n]",))),
     ],
 )
 def test_the_names_of_the_field(row: dict[str, Any], wanted: Example) -> None:
@@ -70,6 +74,24 @@ def test_named_columns_are_read_and_no_others() -> None:
         (["query", "pos", "score_by_hand"], None, "^'score_by_hand' may be the score, and would not be read"),
         (["query", "pos", "Label text", "id"], None, "^'Label text' may be the score"),
         (["query", "pos", "negs_of_bm25"], None, "^'negs_of_bm25' may be the negative"),
+        *(
+            (["question", "answer", "id", name], None, f"^'{name}' may be the score")
+            for name in ("target", "distance", "cosine", "rel", "relation", "y", "Quality", "isAnswered", "pos_scores")
+        ),
+        *(
+            (["question", "answer", "id", name], None, f"^'{name}' may be the negative")
+            for name in ("distractors", "Distractor1", "wrong answer", "incorrect", "hn", "rejected", "irrelevantDocs")
+        ),
+        *(
+            ([first, second, third, "url"], None, f"^'{third}' may be another text of the row, and would not be read")
+            for first, second, third in (
+                ("sentence1", "sentence2", "sentence3"),
+                ("sent0", "sent1", "sent2"),
+                ("sentence_a", "sentence_b", "sentence_c"),
+                ("text1", "text2", "Text 3"),
+                ("query", "positive", "positive_2"),
+            )
+        ),
         (["a"], {"anchor": "a"}, "^no column for positive"),
         (["query", "pos", "neg", "score"], None, "both negatives and a score"),
         (["texts", "anchor"], None, "texts and anchor in one row"),
@@ -100,11 +122,23 @@ def test_unclear_columns_are_named(names: list[str], columns: Any, message: str)
         ({"positive": ["p", "q"], "score": 1}, "more than one positive"),
         ({"negative": "THE  anchor"}, "'THE  anchor' is a negative, and the anchor or a positive as well"),
         ({"negative": ["n", "the positive"]}, "is a negative"),
-        ({"score": math.nan}, "nan is not finite"),
-        ({"score": "inf"}, "inf is not finite"),
-        ({"score": "high"}, "'high' is not a number"),
-        ({"score": None}, "None is not a number"),
-        ({"score": [1]}, "is not a number"),
+        ({"score": math.nan}, "nan is not a finite number"),
+        ({"score": "inf"}, "'inf' is not a finite number"),
+        ({"score": "high"}, "'high' is not a finite number, as in 0.5"),
+        ({"score": None}, "None is not a finite number"),
+        ({"score": [1]}, "is not a finite number"),
+        *(
+            ({"score": cell}, "is not a finite number")
+            for cell in ("1_000", " 1 ", "1\n", "\u0661", "0x1", "1,5", "1e999")
+        ),
+        ({"score": 10**400}, "is not a finite number"),
+        ({"anchor": "a zero\0byte"}, "zero bytes"),
+        (
+            {"positive": "['p', 'q']"},
+            r"\['p', 'q'\]\" is a list, and not as JSON has it: write \[\"one\", \"two\"\]\.$",
+        ),
+        ({"negative": "['m' 'n']"}, "is a list, and not as JSON has it"),
+        ({"anchor": '["a", "b"]'}, "^2 anchors"),
     ],
 )
 def test_cells_that_are_not_what_they_should_be(change: dict[str, Any], message: str) -> None:
