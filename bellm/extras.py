@@ -13,7 +13,7 @@ from bellm.errors import MissingExtraError
 
 _IMPORTS = {
     "train": ("peft", "accelerate", "datasets", "filelock", "pyarrow"),
-    "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval", "statsmodels"),
+    "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
 }
 """What each extra of pyproject.toml makes importable."""

@@ -7,6 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads that wait for each other by spinning take a core from those they wait for: on a busy machine, thirtyfold time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# numpy's and scipy's BLAS has no such setting, and nothing here is large enough to gain by its threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path

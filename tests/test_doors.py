@@ -22,7 +22,7 @@ class Forbid:
             raise ModuleNotFoundError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Forbid())
 """
-PACKAGES = {"corpus": ("pyarrow", "lancedb"), "evaluate": ("scipy", "sklearn", "jinja2", "statsmodels")}
+PACKAGES = {"corpus": ("pyarrow", "lancedb"), "evaluate": ("scipy", "sklearn", "jinja2")}
 
 
 def without(extra: str, program: str, *arguments: object) -> list[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from statsmodels.stats.multitest import multipletests
 
 from bellm.errors import BellmError
 
@@ -146,13 +145,13 @@ def paired_difference(one: BootstrapEstimate, other: BootstrapEstimate) -> Diffe
 
 def holm_correction(differences: Mapping[str, Difference]) -> dict[str, Difference]:
     """The differences with p-values after Holm (1979): the chance of one false alarm in all of them stays 5 %."""
-    if not differences:
-        return {}
-    _, p_values, _, _ = multipletests([one.p_value for one in differences.values()], method="holm")
-    return {
-        task: replace(one, p_value=float(p_value))
-        for (task, one), p_value in zip(differences.items(), p_values, strict=True)
-    }
+    p_values: dict[str, float] = {}
+    corrected = 0.0
+    for position, task in enumerate(sorted(differences, key=lambda task: differences[task].p_value)):
+        # Each counts for as many tests as are left, and is no smaller than those before it.
+        corrected = min(1.0, max(corrected, differences[task].p_value * (len(differences) - position)))
+        p_values[task] = corrected
+    return {task: replace(one, p_value=p_values[task]) for task, one in differences.items()}
 
 
 def _draws(n: int, resamples: int, seed: int) -> Iterator[Numbers]:

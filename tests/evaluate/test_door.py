@@ -13,7 +13,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("scipy", "sklearn", "statsmodels", "jinja2", "pytrec_eval"):
+        if name.partition(".")[0] in ("scipy", "sklearn", "jinja2", "pytrec_eval"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())

@@ -115,6 +115,12 @@ def test_holm_by_hand() -> None:
     assert holm_correction({}) == {}
 
 
+def test_holm_keeps_the_order_of_p_values_and_none_is_above_one() -> None:
+    p_values = [0.02, 0.6, 0.02, 0.021, 0.5, 1.0]
+    adjusted = holm_correction({str(task): Difference(1, 0, 2, p) for task, p in enumerate(p_values)})
+    assert [one.p_value for one in adjusted.values()] == pytest.approx([0.12, 1, 0.12, 0.12, 1, 1])
+
+
 def test_trainings_that_agree_leave_the_spread_of_items() -> None:
     one = bootstrap_estimate(ITEMS, GOLD)
     both = average_over_seeds([one, one])
