@@ -24,7 +24,7 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy
 from bellm.backbone.leakage import check_open_layers
-from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout, load_layout
+from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout
 from bellm.backbone.states import hidden_size, input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
@@ -133,12 +133,13 @@ class Encoder:
                 raise SourceError(f"revision={revision!r} is for a model of the Hub (owner/name), not for {source}.")
             source = f"{source}@{revision}"
         folder = fetch_layout(source) if isinstance(source, str) else None
-        if folder is None or not (folder / SETTINGS_FILE).is_file():
-            loaded, own = load_layout(source, folder, dtype=dtype, **options)
+        saved = saving.read_saved(folder) if folder and (folder / SETTINGS_FILE).is_file() else None
+        if saved and dtype == "auto":
+            dtype = saved.dtype
+        loaded, own = saving.load_source(source, folder, dtype=dtype, **options)
+        if not saved:
             resolved = resolve_config(None, {**own, **given}, loaded.model, loaded.tokenizer)
             return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._with_open_layers(verify)
-        saved = saving.read_saved(folder)
-        loaded = saving.load_saved(folder, saved, dtype=saved.dtype if dtype == "auto" else dtype, **options)
         encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._with_open_layers(verify)
         encoder.source = str(source)
         saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, encoder.source)
