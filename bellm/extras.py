@@ -18,6 +18,9 @@ _IMPORTS = {
 }
 """What each extra of pyproject.toml makes importable."""
 
+_PACKAGES = ("analyse", "corpus", "data", "evaluate", "layer_search", "train")
+"""Public packages, which are attributes of `bellm` once asked for."""
+
 
 def require_extra(extra: str) -> None:
     """Make sure that an extra is installed; nothing is imported.
@@ -46,7 +49,7 @@ def lazy_exports(package: str, extra: str | None = None) -> tuple[Callable[[str]
         return {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def import_name(name: str) -> Any:
-        if package == "bellm" and name in _IMPORTS:
+        if package == "bellm" and name in _PACKAGES:
             return import_module(f"bellm.{name}")
         if name not in sys.modules[package].__all__:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
@@ -56,7 +59,8 @@ def lazy_exports(package: str, extra: str | None = None) -> tuple[Callable[[str]
 
     def names() -> list[str]:
         module = sys.modules[package]
-        return sorted({*module.__all__, *vars(module), *(_IMPORTS if package == "bellm" else ())})
+        special = (name for name in vars(module) if name.startswith("__"))
+        return sorted({*module.__all__, *special, *(_PACKAGES if package == "bellm" else ())})
 
     return import_name, names
 

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"extras", "tensors", "layer_spec", "prompts", "io", "progress"},
+    {"extras", "tensors", "layer_spec", "prompts", "io", "progress", "hints"},
     {"config", "backbone", "data", "report"},
-    {"engine", "saving", "config_resolution"},
+    {"engine", "saving", "config_resolution", "encode_options"},
     {"encoder"},
     {"metadata", "pool", "doctor"},
     {"text_files"},
