@@ -21,7 +21,7 @@ FLOORS = (
     {"encoder"},
     {"metadata", "pool", "doctor"},
     {"text_files"},
-    {"corpus", "evaluate", "train"},
+    {"corpus", "evaluate", "train", "integrations"},
     {"analyse", "layer_search"},
     {"cli"},
 )
