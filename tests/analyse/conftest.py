@@ -1,4 +1,4 @@
-"""One thread for products of tiny matrices: on a busy machine, threads that wait for each other take forty times as long."""
+"""One thread for products of tiny matrices: on a busy machine, several take forty times as long."""
 
 from collections.abc import Iterator
 
