@@ -16,7 +16,7 @@ from torch import multiprocessing
 
 from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder
-from bellm.engine.embedding import EncodeResult
+from bellm.engine.embedding import EncodeResult, warn_degenerate
 from bellm.engine.tokenization import chunk_texts, list_texts, warn_truncated
 from bellm.errors import BellmError, check_list
 from bellm.progress import progress_bar
@@ -61,8 +61,10 @@ class EncoderPool:
         Raises:
             BellmError: `texts` are not strings, a device is not there, or a process was killed.
         """
+        texts = list_texts(texts)
         result = self.encode_with_stats(texts, input_type=input_type)
         warn_truncated(result.num_truncated, len(result.vectors), self._encoder.config.max_tokens)
+        warn_degenerate(texts, result.vectors, self._encoder.dtype_name)
         return result.vectors
 
     def encode_with_stats(self, texts: Iterable[str], *, progress: bool = False, **options: Any) -> EncodeResult:

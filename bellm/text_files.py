@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bellm.encoder import Encoder
+from bellm.engine.embedding import warn_degenerate
 from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, SourceError
 from bellm.io.formats import FORMATS
@@ -123,6 +124,7 @@ def embed_file(
                 texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
             )
         warn_truncated(result.num_truncated, len(texts), encoder.config.max_tokens)
+        warn_degenerate(texts, result.vectors, encoder.dtype_name)
         seconds = round(time.perf_counter() - start, 3)
         write(texts, result.vectors)
     return EmbeddedFile(len(texts), encoder.embedding_dim, output, _describe(encoder), seconds)

@@ -16,7 +16,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder, EncoderPool
+from bellm.corpus import embed_corpus
 from bellm.errors import BellmError, BellmWarning, LayerError, NoOpWarning, PromptError, SourceError
+from bellm.text_files import embed_file
 from tests.conftest import train_tokenizer
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]
@@ -263,13 +265,62 @@ def test_vectors_that_cannot_depend_on_the_text_are_warned_about(
 ) -> None:
     with pytest.warns(NoOpWarning, match=said):
         encoder = tiny_encoder.replace(**settings)
-    vectors = encoder.encode(TEXTS)
+    with pytest.warns(NoOpWarning, match="All texts have the same vector, although they differ"):
+        vectors = encoder.encode(TEXTS)
     assert np.abs(vectors - vectors[0]).max() < 1e-6
 
 
 def test_the_first_token_of_open_layers_is_no_reason_to_warn(tiny_encoder: Encoder) -> None:
     encoder = tiny_encoder.replace(pooling="first")
     assert np.abs(encoder.encode(TEXTS)[1] - encoder.encode(TEXTS)[0]).max() > 1e-3
+
+
+def zero_the_last_norm(model: LlamaForCausalLM) -> None:
+    model.model.norm.weight.zero_()
+
+
+def make_all_tokens_alike(model: LlamaForCausalLM) -> None:
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight[5:6].clone())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (zero_the_last_norm, "Some texts have vectors of zeros, which have no cosines"),
+        (make_all_tokens_alike, "All texts have the same vector, although they differ"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_give_one_vector_or_zeros_are_warned_about(
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    spoil: Callable[[LlamaForCausalLM], None],
+    said: str,
+    dtype: str,
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        spoil(model)
+    encoder = Encoder.from_pretrained(model.to(getattr(torch, dtype)), tokenizer=tiny_tokenizer)
+    with pytest.warns(NoOpWarning, match=f"{said}.*bellm doctor"):
+        encoder.encode(["A heron.", "Snow."])
+    (tmp_path / "t.txt").write_text("A heron.\nSnow.\n")
+    with pytest.warns(NoOpWarning, match=said):
+        embed_file(encoder, [str(tmp_path / "t.txt")], str(tmp_path / "v.npy"))
+    with pytest.warns(NoOpWarning, match=said):
+        embed_corpus(encoder, [tmp_path / "t.txt"], tmp_path / "corpus")
+
+
+def test_vectors_of_one_text_or_of_long_texts_that_differ_in_a_word_are_no_reason_to_warn(
+    tiny_encoder: Encoder,
+) -> None:
+    tiny_encoder.encode([])
+    tiny_encoder.encode(["A heron."])
+    tiny_encoder.encode(["A heron.", "A heron."])
+    long = "a " * 80
+    vectors = tiny_encoder.replace(pooling="mean", bidirectional="none").encode([f"{long}a", f"{long}b"])
+    assert np.abs(vectors[0] - vectors[1]).max() < 0.05
 
 
 # Similarity

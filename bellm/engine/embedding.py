@@ -18,7 +18,8 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout
 from bellm.engine.tokenization import Tokens
-from bellm.errors import MemoryLimitError, MemoryWarning, warn
+from bellm.errors import MemoryLimitError, MemoryWarning, NoOpWarning, warn
+from bellm.tensors.similarity import is_constant, tolerances
 from bellm.types import Vectors
 
 Runner = PackedRunner | PaddedRunner
@@ -42,7 +43,6 @@ def embed_tokens(
     packed: PackedModel | None,
     readout: Readout,
     max_batch_tokens: int | None,
-    batch_size: int | None = None,
     pad_id: int,
     done: Callable[[int], object],
 ) -> Vectors:
@@ -57,7 +57,6 @@ def embed_tokens(
         packed: The model's packed copy; None for padded batches.
         readout: What turns token states into vectors.
         max_batch_tokens: Most tokens of one forward pass; None for the hardware's default.
-        batch_size: A second limit: no more tokens than so many padded rows have.
         pad_id: Token that fills padding.
         done: Called with the number of rows embedded, after each batch.
     """
@@ -67,8 +66,6 @@ def embed_tokens(
     if not len(rows):
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)
-    if batch_size:
-        budget = min(budget, batch_size * max(map(len, rows.ids)))
     with torch.inference_mode(), without_autocast(model):
         if packed:
             runner: Runner = PackedRunner(packed, rows, readout, cache=active_cache.get())
@@ -102,6 +99,21 @@ def embed_chunks(chunks: Iterator[Tokens], embed: Callable[[Tokens], Vectors], w
         num_tokens += sum(map(len, tokens.ids))
         num_truncated += tokens.num_truncated
     return EncodeResult(np.concatenate(vectors), num_tokens, num_truncated)
+
+
+def warn_degenerate(texts: Sequence[str], vectors_ND: Vectors, dtype: str) -> None:
+    """Say to the caller of bellm where vectors of different texts are all the same, or some are zeros.
+
+    Long texts that differ in a word are close to each other: only rounding counts as the same.
+    """
+    problem = ""
+    if len(texts) and not vectors_ND.any(axis=1).all():
+        problem = "Some texts have vectors of zeros, which have no cosines"
+    elif len(set(texts)) > 1 and is_constant(vectors_ND, min(tolerances(dtype).states, 1e-3)):
+        problem = "All texts have the same vector, although they differ"
+    if problem:
+        advice = "Take another model if its weights are broken (bellm doctor), or pool another token or layer."
+        warn(f"{problem}. {advice}", NoOpWarning)
 
 
 def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:

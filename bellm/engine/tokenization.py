@@ -33,7 +33,7 @@ class Tokens:
 def list_texts(texts: Iterable[str]) -> list[str]:
     """The strings of any iterable (list, generator, set, array, column) in its order; a BellmError for all else."""
     if isinstance(texts, str):
-        raise BellmError("A list of texts is asked for, and got one string. Write [text].")
+        raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
     if isinstance(texts, Mapping | bytes) or hasattr(texts, "columns") or getattr(texts, "ndim", 1) != 1:
         raise BellmError(f"encode takes texts one after the other, and got a {type(texts).__name__}. Give one column.")
     if not isinstance(texts, Iterable):
@@ -84,7 +84,7 @@ class OwnTokenizers:
                     "and they act as such. Remove them, or take a prompt without special tokens.",
                     BellmWarning,
                 )
-        tokens = tokenize(tokenizer, texts, template, max_tokens - prepends)
+        tokens = tokenize(tokenizer, texts, template, max_tokens, num_reserved=int(prepends))
         return with_placeholders(tokens) if prepends else tokens
 
     @cached_property
@@ -94,7 +94,9 @@ class OwnTokenizers:
         return tokenizer
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int) -> Tokens:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int, *, num_reserved: int = 0
+) -> Tokens:
     """Put each text in the template and tokenize it to at most `max_tokens` token ids.
 
     A row that is too long loses tokens from the end of its text, never from the prompt. A row without any token (an
@@ -106,6 +108,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template:
         texts: Any number of texts.
         template: Prompt template with its slot.
         max_tokens: Longest row; a PromptError where the prompt leaves no room for the text.
+        num_reserved: How many of these are for Token Prepending's placeholder.
     """
     prefix, suffix = template.split(SLOT)
     if not texts:
@@ -122,12 +125,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template:
     num_truncated = 0
     for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         start, end = _span(offsets, len(prefix), len(prefix) + len(text))
-        surplus = len(ids) - max_tokens
+        surplus = len(ids) + num_reserved - max_tokens
         if surplus > 0:
             if surplus >= end - start:
                 raise PromptError(
                     f"max_tokens={max_tokens} leaves no room for the text: the prompt alone takes "
-                    f"{len(ids) - (end - start)} tokens. Raise max_tokens or shorten the prompt."
+                    f"{len(ids) - (end - start)} tokens{' and Token Prepending 1' * num_reserved}. Raise max_tokens or "
+                    "shorten the prompt."
                 )
             ids = ids[: end - surplus] + ids[end:]
             end -= surplus

@@ -19,10 +19,10 @@ def normalize_rows(vectors_ND: Vectors) -> Vectors:
     return np.asarray(vectors_ND / np.maximum(norm_N1, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
-def is_constant(vectors_ND: Vectors) -> bool:
+def is_constant(vectors_ND: Vectors, limit: float = 1e-3) -> bool:
     """Whether there are several rows and all are the same but for rounding, so that no cosine tells texts apart."""
     apart_N = np.linalg.norm(vectors_ND - vectors_ND[:1], axis=1)
-    return len(vectors_ND) > 1 and bool((apart_N <= 1e-3 * np.linalg.norm(vectors_ND[:1])).all())
+    return len(vectors_ND) > 1 and bool((apart_N <= limit * np.linalg.norm(vectors_ND[:1])).all())
 
 
 def cosine_similarity(left_ND: Vectors, right_MD: Vectors) -> Vectors:
