@@ -117,6 +117,12 @@ def check_list(name: str, value: object) -> None:
         raise BellmError(f"{name} is empty: give at least one.")
 
 
+def check_encoder(value: object, kind: type) -> None:
+    """Raise a BellmError unless a value is an encoder of a kind, or a function that loads one."""
+    if not (isinstance(value, kind) or callable(value)):
+        raise BellmError(f"{value!r:.60} is no encoder. Open one with Encoder.from_pretrained.")
+
+
 def check_fields(instance: Any) -> None:
     """Raise a BellmError unless the fields of a dataclass are of their annotated types, as far as these can be seen."""
     for name, hint in get_type_hints(type(instance)).items():

@@ -1,7 +1,7 @@
 """Types shared by all packages, and the protocol of whatever embeds texts."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "ma
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """Anything that embeds texts: an `Encoder`, a sentence-transformers model, a file of vectors.
 

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"extras", "tensors", "layer_spec", "prompts", "io", "progress", "hints"},
+    {"extras", "tensors", "layer_spec", "prompts", "io", "progress"},
     {"config", "backbone", "data", "report"},
-    {"engine", "saving", "config_resolution", "encode_options"},
+    {"engine", "saving", "run_dir", "config_resolution"},
     {"encoder"},
     {"metadata", "pool", "doctor"},
     {"text_files"},
-    {"corpus", "evaluate", "train", "integrations"},
+    {"corpus", "evaluate", "train"},
     {"analyse", "layer_search"},
     {"cli"},
 )

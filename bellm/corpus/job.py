@@ -30,9 +30,9 @@ from bellm.corpus.manifest import (
 from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
 from bellm.encoder import Encoder
 from bellm.engine.concurrency import prefetch
-from bellm.engine.embedding import EncodeResult
+from bellm.engine.embedding import EncodeResult, warn_degenerate
 from bellm.engine.tokenization import chunk_texts, warn_truncated
-from bellm.errors import BellmError, SourceError, check_choice
+from bellm.errors import BellmError, SourceError, check_choice, check_encoder
 from bellm.io import atomic
 from bellm.io.rows import TextColumns, check_columns, expand_inputs
 from bellm.io.streams import STDIN
@@ -168,6 +168,7 @@ def embed_corpus(
     Warns:
         TruncationWarning: Texts were cut to fit.
         CorpusWarning: Rows cannot be read, a damaged shard was replaced, or the folder holds other files as well.
+        NoOpWarning: Some hundred different texts have the same vector, or some have a vector of zeros.
     """
     out = Path(out)
     check_choice("precision", precision, Precision)
@@ -178,8 +179,7 @@ def embed_corpus(
         raise BellmError("--devices belongs to --engine local: each worker of Ray takes the device that it is given.")
     for device in devices:
         resolve_device(device)
-    if not (callable(encoder) or hasattr(encoder, "describe")):
-        raise BellmError(f"{encoder!r:.60} is no encoder. Open one with Encoder.from_pretrained.")
+    check_encoder(encoder, Embedder)
     columns = TextColumns.parse(column, id_column)
     files = expand_inputs(inputs, skip=out)
     check_columns(files, columns)
@@ -253,6 +253,7 @@ def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) 
             raise BellmError(
                 f"{row_range.file}, row {row}: its vector is not finite{computed}. Load the model with dtype float32."
             )
+        warn_degenerate(texts, part.vectors, str(job.config.encoder.get("dtype", "float32")))
         first += len(texts)
         yield part
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -235,13 +236,14 @@ class DevEvaluator:
                 f"{names[0]} is a test set, and cannot test weights that are chosen by it. Take STSBenchmark-dev, or a "
                 "file of your own."
             )
-        self._load()
+        assert self._loaded
 
     def __call__(self, encoder: Embedder) -> Score:
         """The score in points, higher is better, with its interval."""
-        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), self._load())
+        result = score_task(EvaluatedModel(name_of(encoder), as_embedder(encoder)), self._loaded)
         return result.to_score(statistics.bootstrap_estimate(result.item_scores_N, result.gold_N))
 
-    def _load(self) -> Task[Any]:
+    @cached_property
+    def _loaded(self) -> Task[Any]:
         [task] = load_tasks([self.task], Path(self.data) if self.data else None)
         return task

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from bellm.data import STSPairs, read_own_data, read_sts
 from bellm.data.own_files import Columns
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError, check_choice
+from bellm.errors import BellmError, SourceError, check_choice, check_encoder
 from bellm.evaluate import default_cache_folder
 from bellm.layer_search.candidates import CandidateScores, make_layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, plan_halving
@@ -146,8 +146,7 @@ def find_layers(
         check_choice("methods", method, Method)
     if training and "search" not in methods:
         raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
-    if not (isinstance(encoder, Encoder) or callable(encoder)):
-        raise BellmError(f"{encoder!r:.60} is no encoder. Open one with Encoder.from_pretrained.")
+    check_encoder(encoder, Encoder)
     if not isinstance(dev, str | STSPairs):
         raise BellmError(f"dev={dev!r:.60} is neither rated pairs, nor the name of a set or file.")
     dev = read_dev_set(dev, Path(data) if data else None) if isinstance(dev, str) else dev

@@ -21,8 +21,8 @@ from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate, compare_results, rank_key
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, RoundResult, TrainedCandidate
+from bellm.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config, resumable_errors
 from bellm.train import Dataset, Recipe, train
-from bellm.train.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config, resumable_errors
 
 SEARCH = "search.json"
 """File with the configuration of the search that a folder of runs belongs to."""

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from bellm.errors import BellmError
 from bellm.io import atomic
+from bellm.run_dir import CHECKPOINT, MINED, MODEL, refuse_other_config
 from bellm.tensors.similarity import normalize_rows
 from bellm.train.batches import describe_sources
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example, text_key
 from bellm.train.recipe import Recipe
-from bellm.train.run_dir import CHECKPOINT, MINED, MODEL, refuse_other_config
 from bellm.train.trainable import load_untrained
 from bellm.types import Vectors
 

@@ -24,9 +24,9 @@ from bellm.backbone.loading import resolve_dtype
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
+from bellm.run_dir import MODEL
 from bellm.train.distributed import Distributed, gather_parameters, local_shard
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
-from bellm.train.run_dir import MODEL
 
 _WEIGHT, _MOMENT = "weight:", "moment:"
 _SMALL = 2**26  # Bytes that are written in a moment: a disk that refuses them does so soon enough.

@@ -185,6 +185,14 @@ def test_a_dev_score_is_that_of_an_evaluation(tiny_encoder: Encoder, tmp_path: P
     assert score == run.scores["STSBenchmark-dev"]
 
 
+def test_dev_data_is_read_once(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "own.tsv").write_text(OWN)
+    dev = DevEvaluator(str(tmp_path / "own.tsv"))
+    first = dev(tiny_encoder)
+    (tmp_path / "own.tsv").unlink()
+    assert dev(tiny_encoder) == first
+
+
 def test_a_dev_set_is_one_task_that_is_there_and_no_test_set(tmp_path: Path) -> None:
     with pytest.raises(BellmError, match="sts stands for several tasks"):
         DevEvaluator("sts")

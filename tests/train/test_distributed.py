@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from bellm import Encoder
+from bellm.run_dir import CHECKPOINT, METRICS, MODEL
 from bellm.train.loop import train
 from bellm.train.objectives import InfoNCE
-from bellm.train.run_dir import CHECKPOINT, METRICS, MODEL
 from bellm.train.train_step import TrainStep
 from tests.processes import run
 from tests.train import reference

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from bellm import Encoder
 from bellm.errors import BellmError
+from bellm.run_dir import BEST, CHECKPOINT, METRICS, MODEL
 from bellm.train.loop import train
 from bellm.train.objectives import GRL, InfoNCE
 from bellm.train.recipe import MNTP, LoRA, Recipe
-from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL
 from bellm.train.train_step import TrainStep
 from tests.train import reference
 from tests.train.conftest import Forks

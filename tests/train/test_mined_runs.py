@@ -10,9 +10,9 @@ import pytest
 
 from bellm import Encoder
 from bellm.errors import BellmError, SourceError
+from bellm.run_dir import CHECKPOINT, METRICS, MINED, RUN
 from bellm.train import Dataset, Example, LoRA, Recipe, mine_hard_negatives, train
 from bellm.train.examples import mark_symmetric
-from bellm.train.run_dir import CHECKPOINT, METRICS, MINED, RUN
 from tests.train.rows import triplets
 
 # A text may hold what other formats take for the end of a line.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bellm import Encoder
+from bellm.run_dir import METRICS
 from bellm.train.loop import train
 from bellm.train.objectives import GRL, AnglE, InfoNCE
 from bellm.train.recipe import MNTP, LoRA, Recipe
-from bellm.train.run_dir import METRICS
 from tests.train.rows import dataset
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bellm.errors import SourceError
-from bellm.train.run_dir import (
+from bellm.run_dir import (
     BEST,
     CHECKPOINT,
     METRICS,
