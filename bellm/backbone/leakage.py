@@ -63,7 +63,14 @@ def check_open_layers(model: PreTrainedModel) -> None:
     if any(math.isnan(leakage.future) for leakage in measured):
         refuse_non_finite(model)
     seen = {index for index, leakage in enumerate(measured) if leakage.future > tolerances(model.dtype).leakage}
-    if blind := opened - seen:
+    blind = opened - seen
+    if stuck := [index for index in sorted(blind) if measured[index].past <= tolerances(model.dtype).leakage]:
+        raise LayerError(
+            f"Layers {format_layers(stuck)} of {name} see no other token, neither before nor after: their weights are "
+            "constant, or so large that nothing else counts, as after a training that diverged. Load other weights, or "
+            "train with a lower learning rate."
+        )
+    if blind:
         raise LayerError(
             f"Layers {format_layers(sorted(blind))} of {name} were opened but still do not see the future: this "
             "attention does not heed its mask (a built-in triangle, for instance). bellm will not pass it off as "

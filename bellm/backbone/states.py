@@ -14,6 +14,9 @@ from bellm.backbone.architecture import count_layers, forward_parameters, get_de
 from bellm.backbone.hooks import causal_copy
 from bellm.errors import BellmError, NonFiniteError
 
+_SANE = 1e6
+"""No weight of a working model is larger."""
+
 
 def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer: int = -1) -> Tensor:
     """Run the decoder without cache or head and return the states after a layer, (B, L, D).
@@ -51,10 +54,14 @@ def refuse_non_finite(model: PreTrainedModel) -> NoReturn:
     if name := next(broken, None):
         cause, advice = f"its weights hold them ({name})", "Load the checkpoint again, or take another."
     else:
+        size, name = max((float(weight.detach().abs().max()), name) for name, weight in model.named_parameters())
         cause = f"{dtype} overflows" if dtype == "float16" else f"in {dtype}, from finite weights"
         advice = {"float16": "Load it with dtype='bfloat16' or 'float32'.", "float32": "Report the model."}.get(
             dtype, "Load it with dtype='float32'."
         )
+        if size > _SANE:
+            cause = f"its weights are as large as {size:.0e} ({name})"
+            advice = "Load the checkpoint of an earlier step, or train with a lower learning rate."
     raise NonFiniteError(f"{type(model).__name__} gives NaN or infinity: {cause}. {advice}")
 
 

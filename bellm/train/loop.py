@@ -13,10 +13,14 @@ from typing import Any, SupportsFloat
 
 import torch
 
+from bellm import run_dir
 from bellm.backbone import adapters
+from bellm.backbone.leakage import check_open_layers
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError, warn
-from bellm.train import run_dir, trainable
+from bellm.errors import BellmError, BellmWarning, LayerError, NonFiniteError, NoOpWarning, SourceError, warn
+from bellm.saving import FINGERPRINT_TEXTS
+from bellm.tensors.similarity import is_constant
+from bellm.train import trainable
 from bellm.train.batches import Batches, weighted_sources
 from bellm.train.dataset import Dataset
 from bellm.train.distributed import Distributed, Value, gather_parameters
@@ -30,7 +34,7 @@ from bellm.train.train_step import StepResult, TrainStep, check_objective
 TrainProgress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every step with its number, the total number of steps, and its record."""
 
-_RUNTIME_OPTIONS = {"device", "attention", "trust_remote_code"}
+_RUNTIME_OPTIONS = {"device", "attention", "trust_remote_code", "verify"}
 """Options of an encoder that are not saved with it."""
 
 _MOST_WITHOUT_GRADIENT = 10
@@ -70,7 +74,8 @@ def train(
 
     Raises:
         SourceError: The folder holds another run, or is in use or past the pause, or the disk refuses.
-        BellmError: The recipe does not suit the data, or the gradient is no longer finite.
+        BellmError: The recipe does not suit the data, or training diverges: loss, gradient or vectors are no longer
+            finite, all texts come to the same vector, or open layers to seeing nothing. Earlier checkpoints are kept.
         Interrupted: Ctrl-C or SIGTERM; the state was written.
     """
     distributed, output = Distributed(), Path(output)
@@ -139,7 +144,7 @@ class _Run:
         weights = self.parameters.values()
         self.optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.state: dict[str, Any] = {"step": 0, "best": None, "best_interval": [None, None], "best_step": 0}
-        self.state |= {"num_truncated": 0, "num_no_gradient": 0}
+        self.state |= {"num_truncated": 0, "num_no_gradient": 0, "has_varied": False}
         if distributed.broadcast((output / run_dir.CHECKPOINT).exists):
             self.state = trainable.load_checkpoint(output / run_dir.CHECKPOINT, self.parameters, self.optimizer)
         self.metrics = distributed.broadcast(partial(MetricsLog, output / run_dir.METRICS, self.state["step"]))
@@ -155,6 +160,8 @@ class _Run:
                 self.state = self.distributed.broadcast(partial(self._note, record, progress))
                 step, stops = self.state["step"], self.distributed.any(signals)
                 if step % checkpoint_every == 0 or step == stop or stops:
+                    if not self.recipe.sharded:  # These are gathered at the end.
+                        self._with_encoder(self._check_trained)
                     self._save_state(run_dir.CHECKPOINT, self.optimizer)
                 if stops:
                     raise run_dir.Interrupted(
@@ -177,6 +184,7 @@ class _Run:
         notes = training_card(config, self.state, self.metrics.records())
         path = self.output / run_dir.MODEL
         try:
+            self._check_trained(encoder)
             trainable.export_encoder(encoder, self.recipe).save_pretrained(path, notes=notes)
         except BellmError:
             raise
@@ -186,6 +194,27 @@ class _Run:
                 f"All steps are taken and kept in {self.output}, but the encoder cannot be saved: {reason} Mend this "
                 "and give the same command again."
             ) from error
+
+    def _check_trained(self, encoder: Encoder) -> None:
+        """Refuse weights of which no encoder could be loaded, or one that gives all texts the same vector."""
+        what = ""
+        try:
+            if self.recipe.encoder_options.get("verify", True):
+                check_open_layers(encoder.model)
+            if is_constant(encoder.encode_with_stats(FINGERPRINT_TEXTS).vectors) and self.state["has_varied"]:
+                what = "the weights give all texts the same vector"
+        except NonFiniteError:
+            what = "the weights give NaN or infinity"
+        except LayerError:
+            what = "the open layers no longer see what follows a token"
+        if what:
+            raise self._diverged(f"after step {self.state['step']} {what}")
+
+    def _diverged(self, what: str) -> BellmError:
+        return BellmError(
+            f"Training diverged: {what}. No encoder is written. Train in another folder with a learning rate below "
+            f"{self.recipe.learning_rate:g}."
+        )
 
     def _save_state(self, name: str, optimizer: torch.optim.Optimizer | None) -> None:
         trainable.save_checkpoint(self.output / name, self.parameters, optimizer, self.state, self.distributed)
@@ -203,6 +232,9 @@ class _Run:
                 f"Step {step + 1} has a loss of {result.loss} and a gradient of length {float(norm)}: nothing can "
                 "be learned from that. Lower the learning rate, or train in float32."
             )
+        if result.is_constant and self.state["has_varied"]:
+            raise self._diverged(f"step {step + 1} begins with the same vector for all texts")
+        self.state["has_varied"] |= result.is_constant is False
         if norm == 0:
             self._note_no_gradient(step)
         self.optimizer.step()

@@ -21,6 +21,7 @@ from bellm.engine.concurrency import num_concurrent_batches
 from bellm.engine.memory_budget import default_batch_tokens, max_graph_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.errors import BellmError, NoOpWarning
+from bellm.tensors.similarity import is_constant
 from bellm.train.chunked_forward import ChunkedForward, Chunker
 from bellm.train.distributed import Distributed, FSDPRoot
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs, check_response_rows, make_embedded_batch
@@ -42,6 +43,8 @@ class StepResult:
     num_tokens: int
     """Of all rows of this process; 0 where another one counts them."""
     num_truncated: int
+    is_constant: bool | None = None
+    """Whether different texts of the batch all have the same vector; None where no vectors are made."""
 
 
 class TrainStep:
@@ -107,7 +110,7 @@ class TrainStep:
             pass  # That model is used outside the block, in which `encoder.model` would be it too.
         with self._training(self.encoder.model, causal):
             texts = self.chunker.texts(own, all_layers=needs.all_layers)
-            forwards, responses, reference_R = [texts], None, None
+            forwards, responses, reference_R, constant = [texts], None, None, False
             if prompt is not None:
                 responses = self.chunker.responses(causal, prompt, own)
                 reference_R = reference_log_probs(causal, responses.tokens, max_batch_tokens=self.chunker.chunk_tokens)
@@ -115,7 +118,9 @@ class TrainStep:
 
             def loss(outputs: Sequence[Tensor]) -> Tensor:
                 num_chunks = len(texts.chunks)
+                nonlocal constant
                 vectors = self.distributed.all_gather(texts.in_row_order(outputs[:num_chunks]), num_texts)
+                constant = _all_the_same(vectors, examples)
                 log_probs = None
                 if responses is not None and reference_R is not None:
                     sum_R = responses.in_row_order(outputs[num_chunks:])
@@ -126,7 +131,7 @@ class TrainStep:
                     log_probs = ResponseLogProbs(*gathered_R3.view(len(examples), -1, 3).unbind(2))
                 return self._loss(make_embedded_batch(list(zip(vectors, parts, strict=True)), log_probs))
 
-            return self._accumulate(forwards, loss, seed, parts)
+            return replace(self._accumulate(forwards, loss, seed, parts), is_constant=constant)
 
     def adapt(
         self, examples: Sequence[Example], seed: int, *, mask_probability: float, layers: Sequence[int]
@@ -233,6 +238,12 @@ class TrainStep:
             _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):
             yield
+
+
+def _all_the_same(vectors: Sequence[Tensor], examples: Sequence[Example]) -> bool:
+    """Whether all vectors (rows, D), or those of the last layer (rows, J, D), are the same, and their texts are not."""
+    rows = torch.cat([part.detach() if part.dim() == 2 else part[:, -1].detach() for part in vectors])
+    return len({text for example in examples for text in example.texts}) > 1 and is_constant(rows.float().cpu().numpy())
 
 
 def check_objective(objective: Objective, examples: Sequence[Example]) -> None:

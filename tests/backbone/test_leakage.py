@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_built_in_triangle_is_not_passed_off_as_bidirectional() -> None:
     model = open_layers(tiny("gpt_neo"), (2, 3))
     with pytest.raises(LayerError, match="Layers 2-3 of GPTNeoForCausalLM were opened but still do not see"):
         check_open_layers(model)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e12])
+def test_layers_whose_weights_are_at_fault_are_not_put_down_to_their_mask(size: float) -> None:
+    model = copy.deepcopy(decoder("llama", "eager"))
+    with torch.no_grad():
+        for layer in get_layers(model):
+            layer.module.self_attn.v_proj.weight.mul_(0 if size == 0 else 1)
+            layer.module.mlp.down_proj.weight.mul_(size)
+    with pytest.raises(LayerError, match=r"Layers 1-2 of LlamaForCausalLM see no other token.*training that diverged"):
+        check_open_layers(open_layers(model, (1, 2)))
 
 
 def test_hook_that_does_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from bellm import Encoder
 from bellm.errors import BellmError, BellmWarning, SourceError
 from bellm.report.statistics import Score
+from bellm.run_dir import BEST, CHECKPOINT, METRICS, MODEL, Interrupted
 from bellm.train.dataset import Dataset
 from bellm.train.examples import Example
 from bellm.train.loop import train
 from bellm.train.objectives import GRL, AnglE, CoSENT, Espresso, InfoNCE, Objective
 from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe
-from bellm.train.run_dir import BEST, CHECKPOINT, METRICS, MODEL, Interrupted
 from tests.train.conftest import Forks
 from tests.train.rows import dataset, triplets, write
 
@@ -356,6 +356,38 @@ def test_what_is_no_number_ends_training(recipe: Recipe, tmp_path: Path) -> None
     with pytest.raises(BellmError, match="Step 1 has a loss of nan and a gradient of length nan"):
         run(wild, tmp_path / "out")
     assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "said"),
+    [
+        (1e6, 9, "step 2 begins with the same vector for all texts"),
+        (1e6, 1, "after step 1 the open layers no longer see what follows a token"),
+        (1e30, 1, "after step 1 the weights give NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("tuning", [LoRA(rank=2), FullFineTuning()])
+def test_a_training_that_diverges_ends_in_one_line_without_an_encoder(
+    recipe: Recipe, tmp_path: Path, rate: float, steps: int, said: str, tuning: LoRA | FullFineTuning
+) -> None:
+    wild = replace(recipe, learning_rate=rate, max_steps=steps, epochs=9, tuning=tuning)
+    with pytest.raises(BellmError, match=rf"Training diverged: {said}\. No encoder .* below 1e\+") as refusal:
+        run(wild, tmp_path / "out")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out" / MODEL).exists()
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+def test_a_training_that_diverges_later_keeps_the_checkpoint_before(recipe: Recipe, tmp_path: Path) -> None:
+    wild = replace(recipe, learning_rate=1e3, warmup=1.0, max_steps=50, epochs=50)
+    said = set()
+    for _ in range(2):
+        with pytest.raises(BellmError, match="Training diverged") as refusal:
+            run(wild, tmp_path / "out", checkpoint_every=1)
+        said.add(str(refusal.value))
+    assert len(said) == 1
+    assert (tmp_path / "out" / CHECKPOINT).exists()
+    assert len(records(tmp_path / "out")) > 1
 
 
 def test_a_paused_run_goes_on_as_if_there_had_been_no_pause(recipe: Recipe, tmp_path: Path) -> None:
