@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from bellm.errors import BellmError, SourceError
-from bellm.layer_spec import format_layers, parse_layers
+from bellm.layer_spec import format_layers, parse_layers, parse_states
 from bellm.prompts import PROMPTS, Prompt, resolve_prompt
-from bellm.types import PoolingName, Variant, Window
+from bellm.types import PoolingName, ReadoutName, Variant, Window
 
 _MANY_LAYERS = 1 << 20
 
@@ -44,7 +44,16 @@ class EncoderConfig:
         "with a {text} slot; default prompteol",
     ]
     pooling: Annotated[PoolingName, "last, mean, mean-text, weighted-mean, first or max over the tokens; default last"]
-    layer: Annotated[int, "State to pool: 0 embeddings, k after layer k, -1 the final one; default -1"] = -1
+    layer: Annotated[
+        int | str,
+        "State to pool: 0 embeddings, k after layer k, -1 the final one; several of length 1 side by side (-1,-6) or "
+        "their mean (mean:-1,-6); default -1",
+    ] = -1
+    readout: Annotated[
+        ReadoutName,
+        "hidden: pooled states; routing: pooled routing weights of all experts in every layer of a mixture of experts; "
+        "default hidden",
+    ] = "hidden"
     max_tokens: Annotated[int, "Longest input with its prompt; longer texts are cut; default the model's limit"]
     token_prepending: Annotated[
         int, "Token Prepending in the first K layers of a causal model (arXiv 2412.11556); default 0, off"
@@ -66,6 +75,21 @@ class EncoderConfig:
         for name, least in (("max_tokens", 1), ("token_prepending", 0), ("truncate_dim", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise SourceError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
+        states, is_mean = parse_states(self.layer)
+        written = f"{'mean:' * is_mean}{','.join(map(str, states))}"
+        object.__setattr__(self, "layer", written if len(states) > 1 else states[0])  # One way of writing it.
+        if self.readout == "routing" and self.layer != -1:
+            raise SourceError(f"readout='routing' reads every layer that has experts: layer={self.layer} does not fit.")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """States that vectors are read from."""
+        return parse_states(self.layer)[0]
+
+    @property
+    def averages_layers(self) -> bool:
+        """Whether a vector is the mean of several states, not these side by side."""
+        return parse_states(self.layer)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as flat JSON values, with `open_layers` as numbers besides; `from_dict` reads them back."""
@@ -99,7 +123,8 @@ class EncoderConfig:
         last; these reach the last token through the next layer, and the last layer has none. In the sequential variant
         the vectors are then the causal model's; in the parallel one the open layers still leave the stack.
         """
-        opened, pooled = format_layers(self.bidirectional), self.layer % (num_layers + 1)
+        opened = format_layers(self.bidirectional)
+        pooled = max(layer % (num_layers + 1) for layer in self.layers)
         effective = [index for index in self.bidirectional if index < pooled]
         if self.pooling == "first" and not effective:
             return (

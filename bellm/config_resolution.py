@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bellm.backbone import loading
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.hooks import is_bidirectional_by_config
-from bellm.backbone.states import hidden_size
 from bellm.config import EncoderConfig, given_settings, refuse_unknown, setting_names
 from bellm.errors import BellmError, LayerError, NoOpWarning, PromptError, warn
 from bellm.layer_spec import format_layers, parse_layers
@@ -60,18 +59,15 @@ def _openable(spec: str | Sequence[int], model: PreTrainedModel) -> tuple[int, .
 
 def _refuse_misfits(config: EncoderConfig, model: PreTrainedModel, limit: int) -> None:
     num_layers = len(get_layers(model))
-    if not -num_layers - 1 <= config.layer <= num_layers:
+    if missing := [layer for layer in config.layers if not -num_layers - 1 <= layer <= num_layers]:
         raise BellmError(
-            f"layer={config.layer} does not exist: the model has states 0 (embeddings) to {num_layers}, or -1 to "
+            f"layer={missing[0]} does not exist: the model has states 0 (embeddings) to {num_layers}, or -1 to "
             f"{-num_layers - 1} from the end."
         )
     if config.max_tokens > limit:
         of_tokenizer = f"tokenizer's {limit} tokens (model_max_length)"
         whose = f"model's {limit} positions" if limit == loading.max_positions(model) else of_tokenizer
         raise BellmError(f"max_tokens={config.max_tokens} is more than the {whose}.")
-    width = hidden_size(model)
-    if config.truncate_dim and config.truncate_dim > width:
-        raise BellmError(f"truncate_dim={config.truncate_dim} is more than the {width} numbers of the model's vectors.")
     if config.token_prepending and config.bidirectional:
         raise LayerError(
             f"Token Prepending is for a causal model, and layers {format_layers(config.bidirectional)} are open. Set "

@@ -25,14 +25,14 @@ from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy
 from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout, load_layout
-from bellm.backbone.states import hidden_size, input_device
+from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
 from bellm.config_resolution import resolve_config
 from bellm.engine import tokenization
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens, warn_degenerate
 from bellm.engine.packing_check import check_packing
-from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.readout import check_readout, make_readout
 from bellm.engine.tokenization import Tokens, fallback_token_id
 from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, warn
 from bellm.io.atomic import atomic_directory
@@ -229,19 +229,19 @@ class Encoder:
             raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and sys.stderr.isatty()
-        model = self.model
+        model, readout = self.model, make_readout(self.config)
         rows = map(self._tokenize_as(input_type), tokenization.chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             embed = partial(
                 embed_tokens,
                 model,
                 packed=check_packing(model).packed_model if texts else None,
-                readout=HiddenStateReadout(self.config.pooling, self.config.layer),
+                readout=readout,
                 max_batch_tokens=max_batch_tokens,
                 pad_id=fallback_token_id(self.tokenizer),
                 done=done,
             )
-            result = embed_chunks(rows, embed, hidden_size(model))
+            result = embed_chunks(rows, embed, readout.width(model))
         vectors = result.vectors[:, : self.config.truncate_dim]
         return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
 
@@ -344,7 +344,7 @@ class Encoder:
     @property
     def embedding_dim(self) -> int:
         """Width of the vectors."""
-        return self.config.truncate_dim or hidden_size(self.model)
+        return self.config.truncate_dim or make_readout(self.config).width(self.model)
 
     @property
     def num_layers(self) -> int:
@@ -383,6 +383,7 @@ class Encoder:
             model = with_token_prepending(self.model, config.token_prepending, fallback_token_id(self.tokenizer))
         else:
             model = open_layers(self.model, config.bidirectional, variant=config.variant, window=config.window)
+        check_readout(config, model)
         if reason := config.no_op_reason(count_layers(model)):
             warn(reason, NoOpWarning)
         if verify:

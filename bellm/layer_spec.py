@@ -1,4 +1,4 @@
-"""Layer specs: parse and format which layers are bidirectional.
+"""Layer specs: parse and format which layers are bidirectional, and which states are read.
 
 Grammar: `none`, `all`, `last:K`, `first:K`, `every:K`, and lists of numbers and ranges such as `0-7` or
 `3,5,28-29`. Layers count from 0. `every:K` takes each K-th layer: K-1, 2K-1, ...
@@ -55,6 +55,24 @@ def format_layers(layers: Sequence[int]) -> str:
         else:
             runs.append([layer, layer])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
+
+
+def parse_states(spec: int | str) -> tuple[tuple[int, ...], bool]:
+    """Numbers of the states that a vector is read from, and whether it is their mean; otherwise they stand in a row.
+
+    >>> parse_states(-1)
+    ((-1,), False)
+    >>> parse_states("mean:-1,-6")
+    ((-1, -6), True)
+    """
+    read = re.fullmatch(r"(mean:)?(-?\d+(?:\s*,\s*-?\d+)*)", str(spec).strip())
+    states = tuple(map(int, read[2].split(","))) if read else ()
+    if not read or isinstance(spec, bool) or len(set(states)) < len(states) or (read[1] and len(states) == 1):
+        raise LayerError(
+            f"layer={spec!r} cannot be read. Write one state as -1, several side by side as -1,-6, or their mean as "
+            "mean:-1,-6."
+        )
+    return states, bool(read[1])
 
 
 def _counted(word: str, count: int, num_layers: int) -> tuple[int, ...]:

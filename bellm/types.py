@@ -20,6 +20,9 @@ InputType = Literal["text", "query", "document"]
 
 PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "max"]
 
+ReadoutName = Literal["hidden", "routing"]
+"""What of a forward pass becomes a vector: the states of layers, or the routing weights of a mixture of experts."""
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -9,7 +9,8 @@ Shapes: M tokens of the decoder's input, N tokens of a layer's input, P tokens o
 that take logits, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -29,8 +30,11 @@ from bellm.backbone.packed_pass import (
     PackedBatch,
     SharedPrefix,
     StopForward,
+    TapKey,
+    Tapped,
     current_pass,
 )
+from bellm.backbone.routing import find_routers, routing_weights
 from bellm.backbone.states import check_lm_head, select_states
 from bellm.backbone.token_prepending import has_token_prepending
 
@@ -55,15 +59,20 @@ class PackedModel:
         for layer in get_layers(self.model):
             layer.module.forward = _LayerForward(layer, self, is_open=layer.index in opened)
         get_decoder(self.model).register_forward_hook(_select_logit_rows)
+        self.num_routers = len(routers := find_routers(self.model))
+        for number, router in enumerate(routers):
+            router.module.register_forward_hook(partial(_tap_router, number, router.output))
 
-    def prefill(self, batch: PackedBatch, stop: int) -> SharedPrefix:
+    def prefill(self, batch: PackedBatch, stop: int, taps: Collection[TapKey] = ()) -> SharedPrefix:
         """Compute the prefix of all texts, given as a batch of one text, up to layer `stop`."""
-        run = ForwardPass(batch, None, min(self.num_shared, stop), batch.shared)
+        run = ForwardPass(batch, None, min(self.num_shared, stop), batch.shared, taps=frozenset(taps))
         states_PD = self._run(run)
         keys, values = zip(*run.key_values, strict=True) if run.key_values else ((), ())
         if stop > self.num_shared:
-            return SharedPrefix(keys, values, states_PD, run.other_branch_ND)
-        return SharedPrefix(keys, values, run.add_branches(states_PD), None)
+            return SharedPrefix(keys, values, states_PD, run.other_branch_ND, run.tapped)
+        states_PD = run.add_branches(states_PD)
+        run.tap(("state", stop), states_PD)
+        return SharedPrefix(keys, values, states_PD, None, run.tapped)
 
     def states(
         self, batch: PackedBatch, prefix: SharedPrefix | None, stop: int, resume: LayerState | None = None
@@ -84,6 +93,12 @@ class PackedModel:
             run.start, run.start_states_ND = resume.layer, resume.states_ND
         states = run.add_branches(self._run(run))
         return states, None if run.first_open_input_ND is None else LayerState(self.num_shared, run.first_open_input_ND)
+
+    def tapped(self, batch: PackedBatch, prefix: SharedPrefix | None, stop: int, taps: Collection[TapKey]) -> Tapped:
+        """What is tapped of a pass that stops before layer `stop`, each (rows of the last layer range, width)."""
+        run = ForwardPass(batch, prefix, stop, batch.shared, taps=frozenset(taps))
+        run.tap(("state", stop), run.add_branches(self._run(run)))
+        return run.tapped
 
     def logits(self, batch: PackedBatch, rows_C: Tensor) -> Tensor:
         """Logits at some rows of the last layer range, (C, V), with whatever the model does around its head."""
@@ -113,6 +128,13 @@ def _select_logit_rows(decoder: nn.Module, args: tuple[Any, ...], output: Any) -
     """Forward hook of the decoder: its head gets only the rows that take logits."""
     rows_C = current_pass.get().logit_rows_C
     return output if rows_C is None else select_states(output, (0, rows_C))
+
+
+def _tap_router(number: int, output_index: int | None, router: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook of a router."""
+    run = current_pass.get()
+    if ("router", number) in run.taps and not run.stop_at_keys:
+        run.tap(("router", number), routing_weights(router, args, output, output_index))
 
 
 class _LayerForward:
@@ -160,6 +182,10 @@ class _LayerForward:
             if run.other_branch_ND is not None:
                 other_PD = prefix.other_branch_PD if prefix else None
                 run.other_branch_ND = _whole_texts(run, other_PD, run.other_branch_ND)
+            for key, values_ND in run.tapped.items():
+                run.tapped[key] = _whole_texts(run, prefix.tapped[key] if prefix else None, values_ND)
+        if ("state", self._index) in run.taps and self._index < run.stop:
+            run.tap(("state", self._index), run.add_branches(states))
         if self._index == run.stop:
             raise StopForward(states)
         if run.other_branch_ND is not None and self._is_open == run.other_branch_is_open:
@@ -173,6 +199,7 @@ class _LayerForward:
             pooled_N = run.current.rows_N
             states = _rows(states, pooled_N)
             run.other_branch_ND = None if run.other_branch_ND is None else _rows(run.other_branch_ND, pooled_N)
+            run.tapped = {key: _rows(values_ND, pooled_N) for key, values_ND in run.tapped.items()}
             rows_N = pooled_N if rows_N is None else _rows(rows_N, pooled_N)
         return _on_states(call, states, rows_N)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,13 @@ class PackedBatch:
     pooled: LayerRange | None  # Queries of the last layer; None where all states are read.
 
 
+TapKey = tuple[Literal["state", "router"], int]
+"""Number of a state, or of a router among all routers."""
+
+Tapped = dict[TapKey, Tensor]
+"""What is read of a pass besides its last states, a row for each token of the current layer range."""
+
+
 @dataclass(frozen=True)
 class SharedPrefix:
     """Prefix of all texts, computed once: in causal layers nothing after it changes it."""
@@ -50,6 +57,7 @@ class SharedPrefix:
     values: tuple[Tensor, ...]
     states_PD: Tensor  # Input of the first open layer; the last states where no layer is open.
     other_branch_PD: Tensor | None  # The same of the other branch; None without branches or open layers.
+    tapped: "Tapped"  # What was tapped of its tokens, each (P, width).
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class ForwardPass:
     key_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # Of the layers so far, without the prefix's.
     all_key_values: tuple[Tensor, Tensor] | None = None  # Of all rows, while only pooled rows have queries.
     stop_at_keys: bool = False
+    taps: frozenset[TapKey] = frozenset()
+    tapped: Tapped = field(default_factory=dict)
     logit_rows_C: Tensor | None = None  # Last states that the language-model head gets; None without a head.
     start: int = 0  # First layer to run.
     start_states_ND: Tensor | None = None  # Its input; None for the token embeddings.
@@ -84,6 +94,11 @@ class ForwardPass:
     def add_branches(self, states_ND: Tensor) -> Tensor:
         """Sum of both branches' states."""
         return states_ND if self.other_branch_ND is None else states_ND + self.other_branch_ND
+
+    def tap(self, key: TapKey, values_ND: Tensor) -> None:
+        """Keep values of the current layer range if they are asked for."""
+        if key in self.taps:
+            self.tapped[key] = values_ND
 
 
 class StopForward(Exception):  # noqa: N818 - control flow, not an error

@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens, D width, K layers, M chosen positions, V vocabulary.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -33,6 +34,16 @@ def token_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layer:
     if layer < depth:
         return all_layer_states(model, ids_BL, mask_BL)[layer]
     return _sum_branches(_run(model, ids_BL, mask_BL).last_hidden_state, ids_BL)
+
+
+def states_after(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """States after each of several layers, as `token_states` gives them, of one forward pass."""
+    depth = count_layers(model)
+    if all(layer % (depth + 1) == depth for layer in layers):
+        states_BLD = token_states(model, ids_BL, mask_BL)
+        return [states_BLD for _ in layers]
+    states = all_layer_states(model, ids_BL, mask_BL)
+    return [states[layer] for layer in layers]
 
 
 def all_layer_states(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:

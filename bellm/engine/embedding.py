@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bellm.backbone.packed_model import PackedModel
-from bellm.backbone.states import hidden_size, refuse_non_finite, without_autocast
+from bellm.backbone.states import refuse_non_finite, without_autocast
 from bellm.engine.activation_cache import active_cache
 from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
 from bellm.engine.memory_budget import default_batch_tokens
@@ -62,7 +62,7 @@ def embed_tokens(
     """
     rows, inverse = deduplicate(tokens, by_span=readout.needs_spans)
     copies = np.bincount(inverse, minlength=len(rows))
-    vectors = np.empty((len(rows), hidden_size(model)), dtype=np.float32)
+    vectors = np.empty((len(rows), readout.width(model)), dtype=np.float32)
     if not len(rows):
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)

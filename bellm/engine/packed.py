@@ -8,6 +8,7 @@ V vocabulary.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bellm.backbone.architecture import longrope_short_context
 from bellm.backbone.packed_model import PackedModel
-from bellm.backbone.packed_pass import LayerRange, PackedBatch, SharedPrefix
+from bellm.backbone.packed_pass import LayerRange, PackedBatch, SharedPrefix, TapKey
 from bellm.backbone.states import input_device
 from bellm.engine.activation_cache import ActivationCache
-from bellm.engine.readout import Readout
+from bellm.engine.readout import Readout, Tap
 from bellm.engine.tokenization import Tokens
 from bellm.tensors.packing import Indices, Packing, TokenPath, common_prefix_length, split_by_length
 
@@ -46,9 +47,11 @@ class PackedRunner:
                 for itself, as a graph of its own to autograd.
             cache: Activations of encoders on the same weights that ran the same batches before.
         """
-        self._model, self._tokens, self._readout, self._cache = model, tokens, readout, cache
-        assert readout.layer is not None
-        self._stop = stop = readout.layer % (model.depth + 1)
+        self._model, self._tokens, self._readout = model, tokens, readout
+        self._keys = [_tap_keys(tap, model) for tap in readout.taps]
+        self._stop = stop = max(number if kind == "state" else model.depth for kind, number in chain(*self._keys))
+        # Cached activations are those of one layer, and lack what was tapped below.
+        self._cache = cache if self._keys == [[("state", stop)]] else None
         self._shares_prefixes = min(model.num_shared, stop) > 0
         # From the first open layer on, if there are layers below it, every text has all of its rows.
         self._expands = 0 < model.num_shared < stop
@@ -67,7 +70,7 @@ class PackedRunner:
             length = min(common_prefix_length(rows[0], rows[-1]), min(self._lengths) - 1)
             if length:
                 batch, _ = self._batch([rows[0][:length]], last_only=False)
-                self._prefix_ids, self._prefix = rows[0][:length], model.prefill(batch, stop)
+                self._prefix_ids, self._prefix = rows[0][:length], model.prefill(batch, stop, [*chain(*self._keys)])
 
     def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group neighboring rows, so that no layer runs on more than `max_tokens`; largest groups first."""
@@ -89,21 +92,29 @@ class PackedRunner:
         return groups
 
     def vectors(self, rows: Sequence[int]) -> Tensor:
-        """Vectors of some rows, in the order of `batches`, float32 (B, D)."""
+        """Vectors of some rows, in the order of `batches`, float32 (B, W)."""
         last_only = self._readout.last_token_only and self._stop > 0
         batch, paths = self._batch([self._tokens.ids[row] for row in rows], last_only)
-        if self._cache is None:
-            states, _ = self._model.states(batch, self._prefix, self._stop)
+        tapped = self._tapped(batch, last_only)
+        if last_only:  # One token of each text.
+            mask_BL = torch.ones(len(rows), 1, dtype=torch.bool, device=tapped[0].device)
+            return self._readout([values_BD[:, None] for values_BD in tapped], mask_BL, [(0, 1)] * len(rows))
+        indices = [torch.from_numpy(path).to(tapped[0].device) for path in paths]
+        padded = [pad_sequence([values_ND[path] for path in indices], True) for values_ND in tapped]
+        lengths_B = torch.tensor([len(path) for path in paths], device=tapped[0].device)
+        mask_BL = torch.arange(padded[0].shape[1], device=lengths_B.device) < lengths_B[:, None]
+        return self._readout(padded, mask_BL, [self._tokens.spans[row] for row in rows])
+
+    def _tapped(self, batch: PackedBatch, last_only: bool) -> list[Tensor]:
+        """What the readout taps, a row for each token that `_batch` numbers, or for each text's last token."""
+        if self._cache:
+            found = {self._keys[0][0]: self._cache.states(self._model, batch, self._prefix, self._stop)}
         else:
-            states = self._cache.states(self._model, batch, self._prefix, self._stop)
-        if last_only:
-            return states.float()
-        if self._prefix and not self._expands:
-            states = torch.cat([self._prefix.states_PD, states])
-        hidden_BLD = pad_sequence([states[torch.from_numpy(path).to(states.device)] for path in paths], True)
-        lengths_B = torch.tensor([len(path) for path in paths], device=states.device)
-        mask_BL = torch.arange(hidden_BLD.shape[1], device=states.device) < lengths_B[:, None]
-        return self._readout(hidden_BLD, mask_BL, [self._tokens.spans[row] for row in rows])
+            found = self._model.tapped(batch, self._prefix, self._stop, [*chain(*self._keys)])
+        if self._prefix and not (self._expands or last_only):
+            prefix = self._prefix.tapped
+            found = {key: torch.cat([prefix[key], values_ND]) for key, values_ND in found.items()}
+        return [torch.cat([found[key] for key in keys], -1) for keys in self._keys]
 
     def logits(self, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
         """Logits (C, V) at some positions of each row, row after row; needs the last layer and no shared prefix."""
@@ -142,3 +153,9 @@ class PackedRunner:
             pooled = LayerRange(ends_B, Packing.of(last_paths, device))
         ids_M, positions_M = (torch.tensor(table, device=device) for table in (ids, positions))
         return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths
+
+
+def _tap_keys(tap: Tap, model: PackedModel) -> list[TapKey]:
+    if tap == "routing":
+        return [("router", number) for number in range(model.num_routers)]
+    return [("state", tap % (model.depth + 1))]

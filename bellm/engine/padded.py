@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import longrope_short_context
-from bellm.backbone.states import all_layer_states, input_device, token_states
+from bellm.backbone.routing import RoutingRecorder
+from bellm.backbone.states import input_device, states_after
 from bellm.engine.readout import Readout
 from bellm.engine.tokenization import Tokens
 from bellm.tensors.packing import split_by_length
@@ -20,6 +21,7 @@ class PaddedRunner:
     def __init__(self, model: PreTrainedModel, tokens: Tokens, readout: Readout, pad_id: int) -> None:
         """Take all rows to embed; `pad_id` fills padding."""
         self._model, self._tokens, self._readout, self._pad_id = model, tokens, readout, pad_id
+        self._recorder = RoutingRecorder(model) if "routing" in readout.taps else None
         self._context = longrope_short_context(model)
 
     def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -35,14 +37,20 @@ class PaddedRunner:
         return groups
 
     def vectors(self, rows: Sequence[int]) -> Tensor:
-        """Vectors of some rows, float32 (B, D), or (B, layers + 1, D) where the readout takes every layer."""
+        """Vectors of some rows, float32 (B, W), as the readout gives them."""
         device = input_device(self._model)
         ids_BL, mask_BL = pad_rows([self._tokens.ids[row] for row in rows], self._pad_id, device)
-        spans, layer = [self._tokens.spans[row] for row in rows], self._readout.layer
-        if layer is None:
-            states = all_layer_states(self._model, ids_BL, mask_BL)
-            return torch.stack([self._readout(hidden_BLD, mask_BL.bool(), spans) for hidden_BLD in states], 1)
-        return self._readout(token_states(self._model, ids_BL, mask_BL, layer), mask_BL.bool(), spans)
+        tapped = self._tapped(ids_BL, mask_BL)
+        return self._readout(tapped, mask_BL.bool(), [self._tokens.spans[row] for row in rows])
+
+    def _tapped(self, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
+        layers = [tap for tap in self._readout.taps if tap != "routing"]
+        if self._recorder is None:
+            return states_after(self._model, ids_BL, mask_BL, layers)
+        with self._recorder.recording(ids_BL) as weights:
+            states = iter(states_after(self._recorder.model, ids_BL, mask_BL, layers or [-1]))
+        routing_BLF = torch.cat(weights, -1)
+        return [routing_BLF if tap == "routing" else next(states) for tap in self._readout.taps]
 
 
 def pad_rows(

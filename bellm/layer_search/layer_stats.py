@@ -22,7 +22,7 @@ from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.readout import all_states_readout
 from bellm.engine.tokenization import fallback_token_id
 from bellm.errors import BellmError
 from bellm.evaluate import open_cache
@@ -112,7 +112,7 @@ def _cosines_by_depth(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vec
 
 def _vectors_by_depth(encoder: Encoder, texts: Sequence[str]) -> Vectors:
     model, tokens = with_early_exits(encoder.model), encoder.tokenize(texts)
-    readout = HiddenStateReadout(encoder.config.pooling, None)
+    readout = all_states_readout(encoder.config.pooling, encoder.num_layers)
     runner = PaddedRunner(model, tokens, readout, fallback_token_id(encoder.tokenizer))
     # States of all layers are alive at once.
     budget = max(default_batch_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)

@@ -17,7 +17,7 @@ from bellm.engine.embedding import Runner
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.readout import HiddenStateReadout, Readout, all_states_readout, make_readout
 from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize
 from bellm.prompts import SLOT
 from bellm.train.embedded_batch import split_texts
@@ -69,7 +69,8 @@ class Chunker:
         Of all layers they are (T, J, D), and come from padded batches.
         """
         tokens, config = _tokenize_examples(self.encoder, examples), self.encoder.config
-        readout = HiddenStateReadout(config.pooling, None if all_layers else config.layer)
+        num_layers = self.encoder.num_layers
+        readout = all_states_readout(config.pooling, num_layers) if all_layers else make_readout(config)
         runner = self._runner(tokens, readout, packs=self.packs and not all_layers)
         groups = runner.batches(range(len(tokens)), self.chunk_tokens)
         chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
@@ -124,7 +125,7 @@ class Chunker:
         order = torch.arange(sum(map(len, masked.positions)))
         return ChunkedForward(own, chunks, order, isinstance(runner, PackedRunner))
 
-    def _runner(self, tokens: Tokens, readout: HiddenStateReadout, *, packs: bool) -> Runner:
+    def _runner(self, tokens: Tokens, readout: Readout, *, packs: bool) -> Runner:
         packed = check_packing(self.encoder.model).packed_model if packs else None
         if packed:
             return PackedRunner(packed, tokens, readout, share_prefix=False)

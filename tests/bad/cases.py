@@ -82,8 +82,12 @@ OUTPUTS = {
 
 OPTIONS = {
     "--layer 40": "layer=40 does not exist",
+    "--layer=-1,x": "layer='-1,x' cannot be read",
+    "--layer=-1,40": "layer=40 does not exist",
+    "--readout routing": "mixture of experts, and LlamaForCausalLM has none",
+    "--readout states": "readout='states' is not one of hidden, routing",
     "--layer=-40": "layer=-40 does not exist",
-    "--layer x": "valid integer",
+    "--layer x": "layer='x' cannot be read",
     "--bidirectional last:five": "Direction map 'last:five'",
     "--bidirectional last:": "last:",
     "--bidirectional last:9": "last:9",
@@ -288,7 +292,7 @@ OTHERS = {
         "evaluate tiny --tasks STSBenchmark-dev -o report --compare ./none": "./none is no folder",
         "evaluate tiny 'tiny?poolin=last' --tasks STSBenchmark-dev -o report": "Did you mean pooling?",
         "evaluate 'tiny?pooling=middle' --tasks STSBenchmark-dev -o report": "pooling='middle' is not one of",
-        "evaluate 'tiny?layer=x' --tasks STSBenchmark-dev -o report": "layer='x' is no whole number",
+        "evaluate 'tiny?layer=x' --tasks STSBenchmark-dev -o report": "layer='x' cannot be read",
         "evaluate 'tiny?normalize=maybe' --tasks STSBenchmark-dev -o report": "neither true nor false",
         "evaluate vectors:none.jsonl --tasks STSBenchmark-dev -o report": "none.jsonl cannot be read",
         "evaluate vectors:good.txt --tasks STSBenchmark-dev -o report": "its suffix is '.txt'",

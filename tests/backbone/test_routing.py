@@ -1,0 +1,87 @@
+"""Routers of transformers' mixtures of experts, and the weights that they give each token."""
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import MixtralForCausalLM, MixtralModel, PreTrainedModel
+
+from bellm.backbone.architecture import get_decoder
+from bellm.backbone.routing import RoutingRecorder, count_experts, dense_layers, find_routers, get_routers
+from bellm.backbone.states import states_after
+from bellm.engine.padded import pad_rows
+from bellm.errors import BellmError
+
+from ..decoders import CPU, TEXTS, decoder
+
+EXPERTS = ["olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "deepseek_v3", "gpt_oss"]
+DENSE = {"qwen2_moe": "0,2", "qwen3_moe": "0", "deepseek_v3": "0"}
+
+
+def record(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
+    recorder = RoutingRecorder(model)
+    with torch.inference_mode(), recorder.recording(ids_BL) as weights:
+        states_after(recorder.model, ids_BL, mask_BL, [-1])
+    return weights
+
+
+def attention_of(name: str) -> str:
+    return "eager" if name == "gpt_oss" else "sdpa"
+
+
+@pytest.mark.parametrize("name", [*EXPERTS, "llama4_text", "jetmoe", "longcat_flash"])
+def test_weights_are_the_softmax_of_what_transformers_calls_router_logits(name: str) -> None:
+    model = decoder(name, attention_of(name))
+    ids_BL, mask_BL = pad_rows(TEXTS[:1], 0, CPU)
+    with torch.inference_mode():
+        logits = get_decoder(model)(ids_BL, use_cache=False, output_router_logits=True).router_logits
+    weights = record(model, ids_BL, mask_BL)
+    wanted = [logits_NE.float().softmax(-1) for logits_NE in logits]
+    if name == "jetmoe":  # transformers records the routers of its attention twice.
+        wanted = [one for layer in range(4) for one in wanted[3 * layer + 1 : 3 * layer + 3]]
+    assert len(weights) == len(wanted) == len(find_routers(model))
+    for found_BLE, wanted_NE in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(found_BLE[0], wanted_NE, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found_BLE.sum(-1), torch.ones(1, len(wanted_NE)))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_padding_on_either_side_and_batch_mates_change_no_weight(name: str) -> None:
+    model = decoder(name, attention_of(name))
+    alone = [torch.cat(record(model, *pad_rows([text], 0, CPU)), -1)[0] for text in TEXTS]
+    for left in (False, True):
+        ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU, left=left)
+        weights_BLF = torch.cat(record(model, ids_BL, mask_BL), -1)
+        for row, wanted_LF in enumerate(alone):
+            torch.testing.assert_close(weights_BLF[row][mask_BL[row].bool()], wanted_LF, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_counted_and_dense_layers_named(name: str) -> None:
+    model = decoder(name, attention_of(name))
+    num_routers = {"qwen2_moe": 2, "qwen3_moe": 3, "deepseek_v3": 3}.get(name, 4)
+    assert count_experts(model) == 4 * num_routers
+    assert dense_layers(model) == DENSE.get(name, "none")
+
+
+class UndeclaredMixtralModel(MixtralModel):
+    """A decoder as others write them: it does not say which of its modules are routers."""
+
+    _can_record_outputs: ClassVar[Any] = {}
+
+
+def test_undeclared_routers_are_found_by_name_and_shape() -> None:
+    declared = decoder("mixtral")
+    model = MixtralForCausalLM(declared.config).eval()
+    model.model = UndeclaredMixtralModel(declared.config).eval()
+    model.load_state_dict(declared.state_dict())
+    assert {router.output for router in get_routers(model)} == {None}
+    batch = pad_rows(TEXTS, 0, CPU)
+    for found, wanted in zip(record(model, *batch), record(declared, *batch), strict=True):
+        torch.testing.assert_close(found[batch[1].bool()], wanted[batch[1].bool()], rtol=0, atol=1e-6)
+
+
+def test_a_dense_model_has_no_routers() -> None:
+    with pytest.raises(BellmError, match=r"mixture of experts, and LlamaForCausalLM has none\. Take readout='hidden'"):
+        get_routers(decoder("llama"))

@@ -1,0 +1,78 @@
+"""`readout` and `layer` as settings of an encoder: vectors, widths, folders, sources and refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bellm import BellmError, Encoder
+from bellm.errors import NoOpWarning
+from bellm.evaluate import load_model
+
+TEXTS = ["A heron waits.", "The invoice was paid twice.", "Why does bread rise?"]
+
+
+def tiny_experts(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model of experts that knows the tokens of the tests' tokenizer."""
+    model = tiny(name)
+    model.resize_token_embeddings(len(tokenizer))
+    return model
+
+
+@pytest.fixture(scope="module")
+def experts(tiny_tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    model = tiny_experts("olmoe", tiny_tokenizer)
+    return Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="last:2")
+
+
+def test_routing_has_a_number_for_every_expert_of_every_layer(experts: Encoder) -> None:
+    routing = experts.replace(readout="routing")
+    vectors = routing.encode(TEXTS)
+    assert vectors.shape == (3, 16) == (3, routing.embedding_dim)
+    np.testing.assert_allclose(vectors.reshape(3, 4, 4).sum(-1), 1, atol=1e-6)
+    assert np.abs(vectors - experts.replace(readout="routing", pooling="mean").encode(TEXTS)).max() > 1e-3
+    assert routing.replace(truncate_dim=4).encode(TEXTS).shape == (3, 4)
+    np.testing.assert_allclose(np.linalg.norm(routing.replace(normalize=True).encode(TEXTS), axis=1), 1, rtol=1e-6)
+    with routing.causal():
+        assert np.array_equal(routing.encode(TEXTS), routing.replace(bidirectional="none").encode(TEXTS))
+    with pytest.raises(BellmError, match="truncate_dim=17 is more than the 16 numbers"):
+        routing.replace(truncate_dim=17)
+
+
+def test_several_layers_stand_side_by_side_or_are_averaged(experts: Encoder) -> None:
+    experts = experts.replace(pooling="mean")
+    parts = [experts.replace(layer=layer, normalize=True).encode(TEXTS) for layer in (-1, -2)]
+    beside, mean = experts.replace(layer="-1,-2"), experts.replace(layer="mean:-1,-2")
+    assert (beside.embedding_dim, mean.embedding_dim) == (64, 32)
+    np.testing.assert_allclose(beside.encode(TEXTS), np.concatenate(parts, 1), atol=1e-6)
+    np.testing.assert_allclose(mean.encode(TEXTS), sum(parts) / 2, atol=1e-6)
+    with pytest.raises(BellmError, match="layer=-6 does not exist"):
+        experts.replace(layer="-1,-6")
+
+
+@pytest.mark.parametrize("settings", [{"readout": "routing"}, {"layer": "-1,-2", "pooling": "mean"}], ids=str)
+def test_readouts_are_saved_and_are_settings_of_a_source(
+    experts: Encoder, settings: dict[str, str], tmp_path: Path
+) -> None:
+    wanted = experts.replace(**settings).encode(TEXTS)
+    experts.replace(**settings).save_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(Encoder.from_pretrained(tmp_path / "saved").encode(TEXTS), wanted, atol=1e-6)
+    experts.save_pretrained(tmp_path / "plain")
+    source = f"{tmp_path / 'plain'}?{'&'.join(f'{name}={value}' for name, value in settings.items())}"
+    np.testing.assert_allclose(load_model(source).encode(TEXTS), wanted, atol=1e-6)
+
+
+def test_dense_layers_are_named(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_experts("deepseek_v3", tiny_tokenizer)
+    with pytest.warns(NoOpWarning, match=r"Layers 0 have no experts: .* \(12 experts\)"):
+        encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, readout="routing")
+    assert encoder.embedding_dim == 12
+
+
+def test_a_dense_model_has_no_routing(tiny_encoder: Encoder) -> None:
+    with pytest.raises(BellmError) as caught:
+        tiny_encoder.replace(readout="routing")
+    assert "LlamaForCausalLM has none. Take readout='hidden'" in str(caught.value)
+    assert "\n" not in str(caught.value)
