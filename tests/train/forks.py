@@ -9,14 +9,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from bellm.cli import app
 from tests import jobs
 
+LATE = ("bellm.train.loop", "peft.tuners.lora", "transformers.models.llama.modeling_llama", "torch.utils.tensorboard")
+"""What commands import late, for seconds: imported before the forks, it is there for all of them."""
+
 
 def main() -> None:
     jobs.prepare()
+    for module in LATE:
+        import_module(module)
     for wish in jobs.wishes():
         if "start" in wish:
             jobs.tell(start(wish))
