@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError, check_fields
+from bellm.errors import BellmError, SourceError, UnknownAttributeError, check_fields
 from bellm.saving import weights_digest
 from bellm.train.objectives import AutoObjective, Objective, needs_of
 
@@ -191,7 +191,8 @@ def user_errors(call: Any) -> Iterator[None]:
         yield
     except Exception as error:
         file, line = defined_in(call)
-        if isinstance(error, BellmError) or not file or Path(file).is_relative_to(Path(__file__).parents[1]):
+        said = isinstance(error, BellmError) and not isinstance(error, UnknownAttributeError)
+        if said or not file or Path(file).is_relative_to(Path(__file__).parents[1]):
             raise
         raise BellmError(_error_in(file, error, line)) from error
 

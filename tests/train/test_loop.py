@@ -545,7 +545,7 @@ def fails(batch: Any) -> Any:
             "this one gave one of shape (), without a gradient.",
         ),
         ({"objective": fails}, "AttributeError: 'EmbeddedBatch' object has no attribute 'anchors'"),
-        ({"dev": lambda encoder: encoder.nothing, "dev_every": 1}, "AttributeError: 'Encoder' object has no attribute"),
+        ({"dev": lambda encoder: encoder.nothing, "dev_every": 1}, "An Encoder has no 'nothing'."),
         ({"dev": lambda _: None, "dev_every": 1}, "TypeError: float() argument"),
         ({"dev": lambda _: math.nan, "dev_every": 1}, "The dev score is nan"),
     ],
