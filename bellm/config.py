@@ -4,7 +4,6 @@ Keyword arguments, command-line options, `source?name=value`, saved encoders, mo
 its fields: a new setting is one field here and one use.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from bellm.errors import BellmError, SourceError
+from bellm.hints import LOADING_HINTS, SETTING_HINTS, unknown_names
 from bellm.layer_spec import format_layers, parse_layers, parse_states
 from bellm.prompts import PROMPTS, Prompt, resolve_prompt
 from bellm.types import PoolingName, ReadoutName, Variant, Window
@@ -216,11 +216,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
     """Refuse names that are no settings, and say which were meant."""
     known = list(known)
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise BellmError(f"{name!r} is no setting of an encoder.{hint} Settings: {', '.join(known)}.")
+    if unknown := [name for name in names if name not in known]:
+        raise unknown_names(unknown, "setting of an encoder", known, SETTING_HINTS | LOADING_HINTS)
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

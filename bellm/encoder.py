@@ -2,16 +2,16 @@
 
 import copy
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
+from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -22,23 +22,25 @@ from bellm import saving
 from bellm.backbone import loading
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
-from bellm.backbone.hooks import causal_copy
+from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
-from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout, load_layout
+from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
 from bellm.config_resolution import resolve_config
+from bellm.encode_options import EncodeHabits, EncodeOptions, read_habits
 from bellm.engine import tokenization
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens, warn_degenerate
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import check_readout, make_readout
 from bellm.engine.tokenization import Tokens, fallback_token_id
 from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, warn
+from bellm.hints import unknown_attribute
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
-from bellm.progress import progress_bar
-from bellm.tensors.similarity import cosine_similarity, normalize_rows
+from bellm.progress import can_show_bars, progress_bar
+from bellm.tensors.similarity import cosine_similarity, normalize_rows, paired_cosine_similarity
 from bellm.types import InputType, Vectors
 
 _causal: ContextVar[dict[int, PreTrainedModel]] = ContextVar("causal", default={})  # noqa: B039 - never mutated
@@ -47,10 +49,13 @@ _FIXED = {
     "config": "Write encoder = encoder.replace(...).",
     "model": "Write encoder = Encoder.from_pretrained(model, tokenizer=..., bidirectional=..., ...).",
     "tokenizer": "Write encoder = Encoder.from_pretrained(encoder.model, tokenizer=tokenizer, config=encoder.config).",
+    "device": "Write encoder.to(device).",
+    "dtype": "Write encoder.to(dtype).",
+    "max_seq_length": "Write encoder = encoder.replace(max_tokens=...).",
 }
 """What to write instead of setting an attribute."""
 
-_PROGRESS_FROM = 512  # Number of texts from which a terminal shows a progress bar.
+_PROGRESS_FROM = 512  # Number of texts from which a terminal or a notebook shows a progress bar.
 
 
 class Encoder:
@@ -62,6 +67,12 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     config: EncoderConfig
     _model: PreTrainedModel
+
+    def __new__(cls, *arguments: Any, **named: Any) -> "Encoder":
+        """Refuse a source, which other libraries load here."""
+        if arguments and isinstance(arguments[0], str | PathLike):
+            raise BellmError(f"Write Encoder.from_pretrained({str(arguments[0])!r}), which loads a model.")
+        return super().__new__(cls)
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig, name: str
@@ -133,12 +144,13 @@ class Encoder:
                 raise SourceError(f"revision={revision!r} is for a model of the Hub (owner/name), not for {source}.")
             source = f"{source}@{revision}"
         folder = fetch_layout(source) if isinstance(source, str) else None
-        if folder is None or not (folder / SETTINGS_FILE).is_file():
-            loaded, own = load_layout(source, folder, dtype=dtype, **options)
+        saved = saving.read_saved(folder) if folder and (folder / SETTINGS_FILE).is_file() else None
+        if saved and dtype == "auto":
+            dtype = saved.dtype
+        loaded, own = saving.load_source(source, folder, dtype=dtype, **options)
+        if not saved:
             resolved = resolve_config(None, {**own, **given}, loaded.model, loaded.tokenizer)
             return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._with_open_layers(verify)
-        saved = saving.read_saved(folder)
-        loaded = saving.load_saved(folder, saved, dtype=saved.dtype if dtype == "auto" else dtype, **options)
         encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._with_open_layers(verify)
         encoder.source = str(source)
         saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, encoder.source)
@@ -173,47 +185,112 @@ class Encoder:
         vars(other)["_model"] = model
         return other
 
+    @overload
     def encode(
         self,
-        texts: Iterable[str],
+        texts: str | Iterable[str],
+        *,
+        input_type: InputType = "text",
+        convert_to_tensor: Literal[False] = False,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors: ...
+
+    @overload
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        input_type: InputType = "text",
+        convert_to_tensor: Literal[True],
+        **options: Unpack[EncodeOptions],
+    ) -> torch.Tensor: ...
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
         *,
         input_type: InputType = "text",
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         progress: bool | None = None,
-    ) -> Vectors:
-        """Embed texts, in their order, as float32 of shape (len(texts), embedding_dim).
+        convert_to_tensor: bool = False,
+        **habits: Unpack[EncodeHabits],
+    ) -> Vectors | torch.Tensor:
+        """Embed texts, in their order, as float32 of shape (len(texts), embedding_dim); one string as (embedding_dim,).
 
         An empty text is its prompt alone; without a prompt it is the tokenizer's BOS (or EOS) token. Special tokens
         that are written in a text are text.
 
         Args:
-            texts: Any iterable of strings, also of none: a list, generator, set, or column of a table.
+            texts: A string, or any iterable of strings, also of none: a list, generator, set, or column of a table.
             input_type: Which of the prompt's templates the texts are put into: `text`, `query` or `document`.
             max_batch_tokens: Most tokens in one forward pass; None takes what suits the hardware.
-            progress: Show a progress bar; None shows it for long work at a terminal.
+            batch_size: No forward pass has more tokens than so many of the longest text. It is seldom needed.
+            progress: Show a progress bar; None shows it for long work at a terminal or in a notebook.
+            convert_to_tensor: Give a tensor of torch, on the encoder's device, and not an array.
+            **habits: Keywords of sentence-transformers, see `EncodeHabits`: `prompt`, `truncate_dim` and `normalize`
+                are those of `replace` for this call alone, `show_progress_bar` is `progress`, and `prompt_name` and
+                `task` are `input_type`.
 
         Raises:
-            BellmError: `texts` are not strings, or the prompt leaves no room for text.
+            BellmError: `texts` are not strings, a keyword is not known, or the prompt leaves no room for text.
 
         Warns:
             TruncationWarning: Texts were cut to `max_tokens`; the prompt never is.
             NoOpWarning: Different texts all have the same vector, or some have a vector of zeros.
         """
-        texts = tokenization.list_texts(texts)
-        result = self.encode_with_stats(
-            texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
+        call = read_habits(habits, input_type, progress, self.device, convert_to_tensor)
+        encoder = self._with_settings(call.settings) if call.settings else self
+        rows = [texts] if isinstance(texts, str) else tokenization.list_texts(texts)
+        result = encoder.encode_with_stats(
+            rows,
+            input_type=call.input_type,
+            max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
+            progress=call.progress,
         )
         tokenization.warn_truncated(result.num_truncated, len(result.vectors), self.config.max_tokens)
-        warn_degenerate(texts, result.vectors, self.dtype_name)
-        return result.vectors
+        warn_degenerate(rows, result.vectors, self.dtype_name)
+        vectors = result.vectors[0] if isinstance(texts, str) else result.vectors
+        return torch.from_numpy(vectors).to(self.device) if convert_to_tensor else vectors
 
-    def encode_query(self, texts: Iterable[str], **options: Any) -> Vectors:
+    @overload
+    def encode_query(
+        self,
+        texts: str | Iterable[str],
+        *,
+        convert_to_tensor: Literal[False] = False,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors: ...
+
+    @overload
+    def encode_query(
+        self, texts: str | Iterable[str], *, convert_to_tensor: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> torch.Tensor: ...
+
+    def encode_query(self, texts: str | Iterable[str], **options: Any) -> Vectors | torch.Tensor:
         """Embed queries, with the prompt's query template where it has one; see `encode`."""
-        return self.encode(texts, input_type="query", **options)
+        vectors: Vectors | torch.Tensor = self.encode(texts, input_type="query", **options)
+        return vectors
 
-    def encode_document(self, texts: Iterable[str], **options: Any) -> Vectors:
+    @overload
+    def encode_document(
+        self,
+        texts: str | Iterable[str],
+        *,
+        convert_to_tensor: Literal[False] = False,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors: ...
+
+    @overload
+    def encode_document(
+        self, texts: str | Iterable[str], *, convert_to_tensor: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> torch.Tensor: ...
+
+    def encode_document(self, texts: str | Iterable[str], **options: Any) -> Vectors | torch.Tensor:
         """Embed documents, with the prompt's document template where it has one; see `encode`."""
-        return self.encode(texts, input_type="document", **options)
+        vectors: Vectors | torch.Tensor = self.encode(texts, input_type="document", **options)
+        return vectors
 
     def encode_with_stats(
         self,
@@ -221,14 +298,16 @@ class Encoder:
         *,
         input_type: InputType = "text",
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         progress: bool | None = False,
     ) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
         texts = tokenization.list_texts(texts)
-        if max_batch_tokens is not None and not (isinstance(max_batch_tokens, int) and max_batch_tokens >= 1):
-            raise BellmError(f"max_batch_tokens={max_batch_tokens} is too small: give at least 1.")
+        for name, limit in (("max_batch_tokens", max_batch_tokens), ("batch_size", batch_size)):
+            if limit is not None and not (isinstance(limit, int) and limit >= 1):
+                raise BellmError(f"{name}={limit} is too small: give at least 1.")
         if progress is None:
-            progress = len(texts) >= _PROGRESS_FROM and sys.stderr.isatty()
+            progress = len(texts) >= _PROGRESS_FROM and can_show_bars()
         model, readout = self.model, make_readout(self.config)
         rows = map(self._tokenize_as(input_type), tokenization.chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
@@ -238,6 +317,7 @@ class Encoder:
                 packed=check_packing(model).packed_model if texts else None,
                 readout=readout,
                 max_batch_tokens=max_batch_tokens,
+                batch_size=batch_size,
                 pad_id=fallback_token_id(self.tokenizer),
                 done=done,
             )
@@ -245,21 +325,26 @@ class Encoder:
         vectors = result.vectors[:, : self.config.truncate_dim]
         return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
 
-    def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
+    def similarity(self, left_ND: Vectors | torch.Tensor, right_MD: Vectors | torch.Tensor) -> Vectors:
         """Cosine of every left vector with every right vector, (N, M); one vector counts as a row.
 
         Raises:
             BellmError: They are of different widths, or hold NaN or infinity.
         """
-        try:
-            left_ND, right_MD = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left_ND, right_MD))
-        except (TypeError, ValueError) as error:
-            raise BellmError(f"similarity takes vectors, as encode gives them: {error}.") from error
-        if left_ND.shape[1:] != right_MD.shape[1:]:
-            raise BellmError(f"Vectors of shapes {left_ND.shape} and {right_MD.shape} have no cosines: widths differ.")
-        if not (np.isfinite(left_ND).all() and np.isfinite(right_MD).all()):
-            raise BellmError("Vectors with NaN or infinity have no cosines. Embed again with dtype='float32'.")
-        return cosine_similarity(left_ND, right_MD)
+        return cosine_similarity(*_matrices(left_ND, right_MD))
+
+    def similarity_pairwise(self, left_ND: Vectors | torch.Tensor, right_ND: Vectors | torch.Tensor) -> Vectors:
+        """Cosine of each left vector with the right vector of the same row, (N,); one vector counts as a row.
+
+        Raises:
+            BellmError: They are of different shapes, or hold NaN or infinity.
+        """
+        left_ND, right_ND = _matrices(left_ND, right_ND)
+        if len(left_ND) != len(right_ND):
+            raise BellmError(
+                f"{len(left_ND)} and {len(right_ND)} vectors are no pairs. similarity compares all of them."
+            )
+        return paired_cosine_similarity(left_ND, right_ND)
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
@@ -323,12 +408,66 @@ class Encoder:
             self.save_pretrained(Path(parent) / "encoder")
             return saving.push_folder(Path(parent) / "encoder", repo_id, private=private, token=token)
 
+    def to(
+        self,
+        device: str | int | torch.device | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> "Encoder":
+        """Move this encoder to a device, to another dtype, or both, and return it.
+
+        As in PyTorch this encoder changes; others on the same weights keep theirs, and so does a model that was given.
+
+        Raises:
+            SourceError: torch does not know the device or dtype, or the weights are quantized or on several devices.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if isinstance(device, int):
+            device = f"cuda:{device}"
+        target = self.device if device is None else loading.resolve_device(str(device))
+        kind = self._model.dtype if dtype is None else loading.resolve_dtype(dtype, target)
+        try:
+            target = torch.empty(0, device=target).device  # With its index.
+        except (AssertionError, RuntimeError) as error:
+            raise SourceError(f"{target} cannot be used: {str(error).splitlines()[0]}") from error
+        if (target, kind) != (self.device, self._model.dtype):
+            vars(self)["_model"] = moved_copy(self._model, target, kind)
+        return self
+
+    def cpu(self) -> "Encoder":
+        """Move this encoder to the CPU, see `to`."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | str = "cuda") -> "Encoder":
+        """Move this encoder to a GPU, see `to`."""
+        return self.to(device)
+
+    def half(self) -> "Encoder":
+        """Change the weights of this encoder to float16, see `to`."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> "Encoder":
+        """Change the weights of this encoder to bfloat16, see `to`."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> "Encoder":
+        """Change the weights of this encoder to float32, see `to`."""
+        return self.to(torch.float32)
+
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse to change settings, model or tokenizer in place: the model was opened and checked for all of them."""
+        """Refuse to set what decides vectors, for which the model was opened and checked, and what does not exist."""
         if name in setting_names() or name in _FIXED:
             instead = _FIXED.get(name, f"Write encoder = encoder.replace({name}={value!r}).")
             raise BellmError(f"encoder.{name} cannot be set. {instead}")
+        if name not in vars(self) and name not in ("_tokenizers", "name", "source"):
+            raise unknown_attribute(name, (*setting_names(), *dir(self)))
         super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # Type checkers would take every attribute for one that is there.
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is written here for an attribute that encoders of other libraries have."""
+            raise unknown_attribute(name)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -345,6 +484,11 @@ class Encoder:
     def embedding_dim(self) -> int:
         """Width of the vectors."""
         return self.config.truncate_dim or make_readout(self.config).width(self.model)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Longest input in tokens, its prompt included: the setting `max_tokens`."""
+        return self.config.max_tokens
 
     @property
     def num_layers(self) -> int:
@@ -366,6 +510,20 @@ class Encoder:
         values = self.describe()
         facts = ", ".join(f"{name}={values[name]}" for name in (*setting_names(), "num_layers", "embedding_dim"))
         return f"Encoder({self.name}, {facts}, {self.dtype_name} on {self.device})"
+
+    def _repr_html_(self) -> str:
+        """What `describe` says, as a table for notebooks."""
+        rows = (
+            f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in self.describe().items()
+        )
+        return f"<table><caption>Encoder</caption>{''.join(rows)}</table>"
+
+    def _with_settings(self, settings: Mapping[str, Any]) -> "Encoder":
+        """This encoder with other settings, of those that leave the model as it is."""
+        other = copy.copy(self)
+        config = resolve_config(self.config, settings, self.model, self.tokenizer)
+        vars(other).update(config=config, _model=self.model)  # Within `causal()` that is the plain one.
+        return other
 
     def _tokenize_as(self, input_type: InputType) -> Callable[[Sequence[str]], Tokens]:
         """What puts texts into the template of an input type and tokenizes them."""
@@ -391,3 +549,17 @@ class Encoder:
         opened = copy.copy(self)
         vars(opened)["_model"] = model.eval()
         return opened
+
+
+def _matrices(*sides: Vectors | torch.Tensor) -> tuple[Vectors, ...]:
+    """Vectors as rows of float32 matrices of one width."""
+    try:
+        arrays = (side.detach().cpu().float() if isinstance(side, torch.Tensor) else side for side in sides)
+        left_ND, right_MD = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in arrays)
+    except (TypeError, ValueError) as error:
+        raise BellmError(f"Cosines are those of vectors, as encode gives them: {error}.") from error
+    if left_ND.shape[1:] != right_MD.shape[1:]:
+        raise BellmError(f"Vectors of shapes {left_ND.shape} and {right_MD.shape} have no cosines: widths differ.")
+    if not (np.isfinite(left_ND).all() and np.isfinite(right_MD).all()):
+        raise BellmError("Vectors with NaN or infinity have no cosines. Embed again with dtype='float32'.")
+    return left_ND, right_MD

@@ -1,8 +1,9 @@
 """Check that the packages of an optional extra are installed, before a package of bellm needs them."""
 
 import ast
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,9 @@ _IMPORTS = {
 }
 """What each extra of pyproject.toml makes importable."""
 
+_PACKAGES = ("analyse", "corpus", "data", "evaluate", "integrations", "layer_search", "train")
+"""Public packages, which are attributes of `bellm` once asked for."""
+
 
 def require_extra(extra: str) -> None:
     """Make sure that an extra is installed; nothing is imported.
@@ -32,11 +36,13 @@ def require_extra(extra: str) -> None:
         )
 
 
-def lazy_exports(package: str, extra: str | None = None) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_exports(
+    package: str, extra: str | None = None, needs: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make `__getattr__` and `__dir__` of a package that imports its public names when they are first asked for.
 
     Which module defines a name is read from the package's own imports under `if TYPE_CHECKING:`, the list that type
-    checkers and editors read too.
+    checkers and editors read too. `needs` names the package of another library that a name needs, for some names.
     """
 
     @cache
@@ -46,17 +52,23 @@ def lazy_exports(package: str, extra: str | None = None) -> tuple[Callable[[str]
         return {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def import_name(name: str) -> Any:
-        if package == "bellm" and name in _IMPORTS:
+        if package == "bellm" and name in _PACKAGES:
             return import_module(f"bellm.{name}")
         if name not in sys.modules[package].__all__:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if extra:
             require_extra(extra)
+        if needs and _is_missing(needs[name]):
+            install = {"haystack": "haystack-ai"}.get(needs[name], re.sub("[._]", "-", needs[name]))
+            raise MissingExtraError(
+                f"{package}.{name} needs {needs[name]}, which is not installed: pip install {install}."
+            )
         return getattr(import_module(modules()[name]), name)
 
     def names() -> list[str]:
         module = sys.modules[package]
-        return sorted({*module.__all__, *vars(module), *(_IMPORTS if package == "bellm" else ())})
+        special = (name for name in vars(module) if name.startswith("__"))
+        return sorted({*module.__all__, *special, *(_PACKAGES if package == "bellm" else ())})
 
     return import_name, names
 

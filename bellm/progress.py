@@ -2,11 +2,17 @@
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
+
+
+def can_show_bars() -> bool:
+    """Whether somebody watches: standard error is a terminal, or the process the kernel of a notebook."""
+    return sys.stderr.isatty() or "ipykernel.zmqshell" in sys.modules
 
 
 @contextmanager

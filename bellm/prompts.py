@@ -86,5 +86,5 @@ def resolve_prompt(prompt: str | Prompt) -> Prompt:
         return Prompt("custom", prompt)
     raise PromptError(
         f"Prompt {prompt!r} is not known. Give {', '.join(PROMPTS)}, instruct:TASK, chat, or a template of your own "
-        f"with a {SLOT} slot."
+        f"with a {SLOT} slot, such as {prompt + SLOT!r}."
     )

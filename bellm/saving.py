@@ -1,10 +1,11 @@
-"""Save and load encoders: weights, tokenizer, settings, and a fingerprint that ties them together."""
+"""Load sources with their settings; save encoders, with a fingerprint that ties weights, tokenizer and settings."""
 
 import hashlib
+import importlib.util
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,17 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bellm.backbone import loading
 from bellm.backbone.architecture import MERGED, get_decoder
-from bellm.backbone.source_layouts import ADAPTER_FILE, SETTINGS_FILE, fetch_layout, load_adapted
+from bellm.backbone.source_layouts import (
+    ADAPTER_FILE,
+    SETTINGS_FILE,
+    fetch_layout,
+    in_memory,
+    merge_folder,
+    own_tokenizer,
+    read_layout,
+)
 from bellm.config import EncoderConfig, setting_names
-from bellm.errors import FingerprintError, SourceError
+from bellm.errors import BellmWarning, FingerprintError, SourceError, warn
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
@@ -112,14 +121,60 @@ def read_saved(folder: Path) -> SavedEncoder:
     return SavedEncoder(config, *known, vectors)
 
 
-def load_saved(folder: Path, saved: SavedEncoder, **options: Any) -> loading.LoadedModel:
-    """Load a saved encoder's model and tokenizer; where only adapters were saved, merge them into the base model.
+def load_source(
+    source: Any, folder: Path | None, *, above: tuple[Path, ...] = (), **options: Any
+) -> tuple[loading.LoadedModel, dict[str, Any]]:
+    """Load any source, its adapters merged into their base model, and the settings that its files ask for.
 
-    Options are those of `loading.load_pretrained`.
+    Args:
+        source: As users give it.
+        folder: What `fetch_layout` gave for it.
+        above: Folders of adapters on this base model, outermost first.
+        options: Those of `loading.load_pretrained`.
     """
-    if (folder / ADAPTER_FILE).is_file():
-        return load_adapted(folder, saved.base_model, **options)
-    return loading.load_pretrained(folder, **options)
+    if not isinstance(source, str | Path):
+        return loading.load_pretrained(in_memory(source), **options), {}
+    if folder is None:
+        return loading.load_pretrained(source, **options), {}
+    saved = read_saved(folder) if (folder / SETTINGS_FILE).is_file() else None
+    layout = read_layout(folder)
+    settings = dict(vars(saved.config)) if saved else layout.settings
+    options["tokenizer"] = options.get("tokenizer") or own_tokenizer(layout, options.get("trust_remote_code", False))
+    if layout.base is None:
+        loaded = loading.load_pretrained(layout.model_folder, **options)
+    else:
+        loaded, below = _load_base(layout.base, (*above, layout.model_folder.resolve()), **options)
+        settings = below | settings
+        loaded = merge_folder(loaded, layout.model_folder)
+    if layout.settings and loaded.tokenizer.truncation_side == "left":
+        raise SourceError(
+            f"{layout.model_folder} has a tokenizer that cuts texts at their beginning (truncation_side), and bellm "
+            "cuts them at their end. Where your texts are short enough, write right there."
+        )
+    if limit := settings.pop("max_tokens", None):
+        if limit > (positions := loading.max_positions(loaded.model)):
+            message = f"{folder} takes texts of {limit} tokens, and its model has {positions} positions"
+            warn(f"{message}: texts are cut to these.", BellmWarning)
+        settings["max_tokens"] = min(limit, loading.max_positions(loaded.model, loaded.tokenizer))
+    return replace(loaded, name=str(source)), settings
+
+
+def _load_base(base: str, above: tuple[Path, ...], **options: Any) -> tuple[loading.LoadedModel, dict[str, Any]]:
+    """Load the base model of a folder of adapters, the last of those above it."""
+    if importlib.util.find_spec("peft") is None:
+        raise SourceError(f"{above[-1]} holds adapters, which need peft: pip install 'bellm[train]'.")
+    base = str(above[-1] / base) if (above[-1] / base).is_dir() else base
+    folder = fetch_layout(base)
+    if (place := (folder or Path(base)).resolve()) in above:
+        chain = " -> ".join(map(str, (*above[above.index(place) :], place)))
+        raise SourceError(
+            f"{place / ADAPTER_FILE}: the adapter rests on itself ({chain}). Name the model that it was trained on "
+            "there, as base_model_name_or_path."
+        )
+    try:
+        return load_source(base, folder, above=above, **options)
+    except SourceError as error:
+        raise SourceError(f"{above[-1]} holds adapters, and their base model cannot be loaded: {error}") from error
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -94,9 +94,11 @@ def test_normalised_vectors_have_length_one_and_keep_their_direction(tiny_encode
     assert relative(unit * lengths, plain) <= 1e-6
 
 
-def test_one_string_is_refused(tiny_encoder: Encoder) -> None:
-    with pytest.raises(BellmError, match=r"got one string\. Write encode\(\[text\]\)"):
-        tiny_encoder.encode("A heron.")
+def test_one_string_has_one_vector_and_is_no_list(tiny_encoder: Encoder) -> None:
+    for encode in (tiny_encoder.encode, tiny_encoder.encode_query, tiny_encoder.encode_document):
+        assert np.array_equal(encode("A heron."), encode(["A heron."])[0])
+    with pytest.raises(BellmError, match=r"got one string\. Write \[text\]"):
+        tiny_encoder.encode_with_stats("A heron.")
 
 
 @pytest.mark.parametrize(("other", "kind"), [(None, "NoneType"), (3, "int"), (b"A", "bytes"), (["A"], "list")])

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "bellm"
 
 FLOORS = (
     {"errors", "types", "version"},
-    {"extras", "tensors", "layer_spec", "prompts", "io", "progress"},
+    {"extras", "tensors", "layer_spec", "prompts", "io", "progress", "hints"},
     {"config", "backbone", "data", "report"},
-    {"engine", "saving", "run_dir", "config_resolution"},
+    {"engine", "saving", "run_dir", "config_resolution", "encode_options"},
     {"encoder"},
     {"metadata", "pool", "doctor"},
     {"text_files"},
-    {"corpus", "evaluate", "train"},
+    {"corpus", "evaluate", "train", "integrations"},
     {"analyse", "layer_search"},
     {"cli"},
 )

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
@@ -98,11 +100,26 @@ def hub(
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks for gradient checkpointing by its old name.
         get_peft_model(copy.deepcopy(tiny_model), config).save_pretrained(adapters)
     settings = json.loads((adapters / "adapter_config.json").read_text())
-    (adapters / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "someone/plain"}))
+    settings |= {"base_model_name_or_path": "someone/plain", "revision": "v2"}
+    (adapters / "adapter_config.json").write_text(json.dumps(settings))
     coded = tmp_path_factory.mktemp("coded") / "encoder"
     shutil.copytree(tiny_folder, coded)
     (coded / "modeling_own.py").write_text("raise SystemExit('code of a source ran')\n")
     repositories = {"someone/encoder": coded, "someone/plain": plain, "someone/adapters": adapters}
+    weights = load_file(plain / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    spoilt = {
+        "integers": lambda folder: save_file(
+            weights | {name: weights[name].to(torch.int8)}, folder / "model.safetensors", {"format": "pt"}
+        ),
+        "index": lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
+        "twice": lambda folder: save_file(
+            weights | {f"module.{name}": weights[name] + 1}, folder / "model.safetensors", {"format": "pt"}
+        ),
+    }
+    for kind, spoil in spoilt.items():
+        repositories[f"someone/{kind}"] = shutil.copytree(plain, tmp_path_factory.mktemp(kind) / "model")
+        spoil(repositories[f"someone/{kind}"])
     with Hub(repositories) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -124,6 +141,19 @@ try:
 except SourceError as error:
     refusal = str(error)
 numpy.savez(sys.argv[1], encoder=encoder.encode(texts), plain=plain.encode(texts), refusal=refusal)
+"""
+
+REFUSALS = """
+import json, sys
+from bellm import Encoder
+from bellm.errors import SourceError
+refusals = []
+for source in sys.argv[1:]:
+    try:
+        Encoder.from_pretrained(source, device="cpu")
+    except SourceError as error:
+        refusals.append(str(error))
+print(json.dumps(refusals))
 """
 
 REVISIONS = """
@@ -159,6 +189,30 @@ def test_revisions_and_adapters_come_down_with_their_base(hub: Hub, tiny_encoder
     assert done.returncode == 0, done.stderr
     assert np.abs(np.load(tmp_path / "adapted.npy") - tiny_encoder.encode(TEXTS)).max() > 1e-3
     assert any("/v2" in asked for asked in hub.asked if "someone/plain" in asked)
+
+
+def test_adapters_take_their_base_at_the_revision_that_they_name(hub: Hub, tmp_path: Path) -> None:
+    hub.asked.clear()
+    code = 'import bellm, sys; print(bellm.Encoder.from_pretrained("someone/adapters").model.name_or_path)'
+    done = run([sys.executable, "-c", code], env=environment(hub, tmp_path))
+    assert (done.returncode, done.stdout.split()) == (0, ["someone/plain"]), done.stderr
+    asked = [line for line in hub.asked if "someone/plain" in line]
+    assert asked
+    assert not [line for line in asked if "/main" in line]
+
+
+def test_weights_of_the_hub_are_checked_as_those_of_a_folder(hub: Hub, tmp_path: Path) -> None:
+    said = {
+        "someone/integers": "holds 1 weight in integers",
+        "someone/index": "has no weight_map of weights to files",
+        "someone/twice": "holds 1 weight under two names",
+    }
+    done = run([sys.executable, "-c", REFUSALS, *said], env=environment(hub, tmp_path))
+    refusals = json.loads(done.stdout)
+    assert len(refusals) == 3, done.stderr
+    for refusal, part in zip(refusals, said.values(), strict=True):
+        assert part in refusal
+        assert "\n" not in refusal
 
 
 def test_repositories_come_down_and_give_the_same_vectors(hub: Hub, tiny_encoder: Encoder, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_no_texts_and_wrong_texts(causal: Encoder) -> None:
     prepending = causal.replace(token_prepending=4)
     assert prepending.encode([]).shape == (0, causal.embedding_dim)
     with pytest.raises(BellmError, match="got one string"):
-        prepending.encode("A heron")
+        prepending.encode_with_stats("A heron")
 
 
 def test_an_encoder_with_open_layers_is_refused(tiny_encoder: Encoder) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
+    from bellm.analyse.agreement import Agreement, measure_agreement
+    from bellm.analyse.comparison import ComparedPair, Measured, compare_vectors
     from bellm.analyse.measures import MEASURES, Measure
 
-__all__ = ["MEASURES", "Measure"]
+__all__ = ["MEASURES", "Agreement", "ComparedPair", "Measure", "Measured", "compare_vectors", "measure_agreement"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "evaluate")

@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellm.analyse.representation import NEIGHBORS, Pair, Representation
+from bellm.types import Vectors
 
 Invariance = Literal["orthogonal", "scaling", "translation", "linear"]
 """Maps of either side that change nothing: rotations and reflections, a factor, a shift, any invertible matrix."""
 
 _SVCCA_VARIANCE = 0.99
+_NEAR = 0.1  # A squared distance below which errors of 1e-7 show.
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Measure:
     """Whether it matters which row of one is which row of the other."""
     is_symmetric: bool = True
     """Whether left and right may change places."""
+    is_slow: bool = False
+    """Whether it decomposes the cross-product of each pair, which takes D^3 steps, slow ones."""
 
     def __call__(self, left_ND: NDArray[Any], right_NE: NDArray[Any]) -> float:
         """Compare vectors of the same texts, in the same order.
@@ -87,15 +91,25 @@ def _measure(
     "Schönemann 1966; Ding et al. 2021, arXiv 2108.01661",
     high=math.sqrt(2),
     is_distance=True,
+    is_slow=True,
 )
 def procrustes(pair: Pair) -> float:
     """Distance after the best rotation: sqrt(2 - 2 ||X'Y||_*), both centered and at Frobenius norm 1."""
     norms = np.linalg.norm(pair.left.centered.scales_R) * np.linalg.norm(pair.right.centered.scales_R)
-    nuclear = np.linalg.svd(pair.centered_product_CC, compute_uv=False).sum()
-    return float(np.sqrt(max(2 - 2 * nuclear / norms, 0)))
+    squared = 2 - 2 * _singular_values(pair.centered_product_CC).sum() / norms
+    if squared < _NEAR:
+        squared = 2 - 2 * np.linalg.svd(pair.centered_product_CC, compute_uv=False).sum() / norms
+    return math.sqrt(max(squared, 0))
 
 
-@_measure("aligned cosine", "orthogonal scaling", "Hamilton et al. 2016, arXiv 1605.09096", low=-1.0)
+def _singular_values(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Singular values to 1e-7 of the largest, by the eigenvalues of the smaller product: three times as fast."""
+    product = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    values = np.linalg.eigvalsh(product)
+    return np.sqrt(np.where(values > len(values) * np.finfo(np.float64).eps * values[-1], values, 0))
+
+
+@_measure("aligned cosine", "orthogonal scaling", "Hamilton et al. 2016, arXiv 1605.09096", low=-1.0, is_slow=True)
 def aligned_cosine(pair: Pair) -> float:
     """Mean cosine of a text's two vectors after the best rotation of one; neither centered nor scaled before."""
     left_CM, _, right_MC = np.linalg.svd(pair.product_CC, full_matrices=False)
@@ -127,7 +141,11 @@ def rsm_difference(pair: Pair) -> float:
 )
 def rsa(pair: Pair) -> float:
     """Spearman's correlation of the Euclidean distances of two texts, ties at their average rank."""
-    return float(np.vdot(pair.left.distance_ranks_NN, pair.right.distance_ranks_NN) / 2)
+    return _dot(pair.left.distance_ranks_NN, pair.right.distance_ranks_NN)
+
+
+def _dot(left_NN: Vectors, right_NN: Vectors) -> float:
+    return float(np.einsum("nm,nm->n", left_NN, right_NN).sum(dtype=np.float64))
 
 
 @_measure("linear CKA", "orthogonal scaling translation", "Kornblith et al. 2019, arXiv 1905.00414")
@@ -221,15 +239,14 @@ def rank_similarity(pair: Pair) -> float:
 )
 def distance_correlation(pair: Pair) -> float:
     """Correlation of double-centered Euclidean distances, its square root. Biased upwards where texts are few."""
-    product = float(np.vdot(pair.left.centered_distances_NN, pair.right.centered_distances_NN))
-    return math.sqrt(max(product, 0))
+    return math.sqrt(max(_dot(pair.left.centered_distances_NN, pair.right.centered_distances_NN), 0))
 
 
-@_measure("SVCCA", "orthogonal scaling translation", "Raghu et al. 2017, arXiv 1706.05806")
+@_measure("SVCCA", "orthogonal scaling translation", "Raghu et al. 2017, arXiv 1706.05806", is_slow=True)
 def svcca(pair: Pair) -> float:
     """Mean canonical correlation of the principal components that hold 99 % of each variance."""
     left, right = (_num_components(side.centered.scales_R) for side in (pair.left, pair.right))
-    return float(np.linalg.svd(pair.overlap_RR[:left, :right], compute_uv=False).mean())
+    return float(_singular_values(pair.overlap_RR[:left, :right]).mean())
 
 
 def _num_components(scales_R: NDArray[np.float64]) -> int:
@@ -237,14 +254,17 @@ def _num_components(scales_R: NDArray[np.float64]) -> int:
     return int(np.searchsorted(shares_R, _SVCCA_VARIANCE * shares_R[-1])) + 1
 
 
-@_measure("PWCCA", "scaling translation", "Morcos et al. 2018, arXiv 1806.05759", is_symmetric=False)
+@_measure("PWCCA", "scaling translation", "Morcos et al. 2018, arXiv 1806.05759", is_symmetric=False, is_slow=True)
 def pwcca(pair: Pair) -> float:
     """Canonical correlations, weighted by how much of the left's columns each left direction holds.
 
     Centered. A rotation of the left changes which columns there are. 1 as soon as D + E reaches N.
     """
-    left_RM, correlations_M, _ = np.linalg.svd(pair.overlap_RR, full_matrices=False)
+    squares_M, left_RM = np.linalg.eigh(pair.overlap_RR @ pair.overlap_RR.T)
+    correlations_M = np.sqrt(np.maximum(squares_M, 0))
     weights_M = np.linalg.norm(left_RM.T @ pair.left.loadings_RD, ord=1, axis=1)
+    # Where the right has fewer directions, the left's others correlate with nothing and have no weight.
+    weights_M[: max(len(squares_M) - pair.overlap_RR.shape[1], 0)] = 0
     return float(np.average(correlations_M, weights=weights_M))
 
 

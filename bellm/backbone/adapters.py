@@ -1,10 +1,11 @@
 """LoRA adapters (arXiv 2106.09685) on a decoder, through PEFT, and 4-bit base weights."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -85,6 +86,45 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged
 
 
+def merged_copy(model: nn.Module) -> nn.Module:
+    """Copy of a model with adapters, of PEFT or inside it, those merged that act in a forward pass, and no others."""
+    merged: Any = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Some are merged already.
+        for layer in _adapted_modules(merged):
+            is_merged = isinstance(layer, BaseTunerLayer) and layer.merged
+            if layer.disable_adapters and is_merged:
+                layer.unmerge()
+            if layer.disable_adapters or is_merged:  # Merged adapters act alone, whatever is active besides.
+                layer.set_adapter([])
+        if hasattr(merged, "merge_and_unload"):
+            return cast(nn.Module, merged.merge_and_unload())
+        _unload_inside(merged)
+    return cast(nn.Module, merged)
+
+
+def _unload_inside(model: nn.Module) -> None:
+    """Merge active adapters inside a model that is not PEFT's, and leave nothing of PEFT in it."""
+    adapted = {id(module) for module in _adapted_modules(model)}
+    for parent in list(model.modules()):
+        children: list[tuple[str, Any]] = list(parent.named_children())
+        for name, child in children:
+            if id(child) not in adapted or id(parent) in adapted:
+                continue
+            if hasattr(child, "unload_and_optionally_merge_module"):
+                whole = child.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            else:
+                child.merge()
+                whole = child.get_base_layer()
+            setattr(parent, name, whole)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        vars(model).pop(name, None)
+
+
+def _adapted_modules(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """Merge a model's adapters, if it has any, into its weights."""
     return cast(PreTrainedModel, model.merge_and_unload()) if isinstance(model, PeftModel) else model
@@ -114,7 +154,7 @@ def has_dropout(model: nn.Module) -> bool:
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
     """Inside, the model runs without PEFT's adapters; afterwards they and `requires_grad` are as before."""
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    adapted = _adapted_modules(model)
     if not adapted:
         raise BellmError(
             "The model has no adapter to switch off, and would be its own reference. Train with LoRA, or compute the "

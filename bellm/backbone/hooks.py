@@ -3,10 +3,12 @@
 import copy
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_layers, get_text_config
+from bellm.errors import SourceError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -28,6 +30,27 @@ def shared_copy(model: Model) -> Model:
     """Copy a model with its hooks; both share every parameter and buffer."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
+
+
+def moved_copy(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+    """Copy a model with its hooks to a device and dtype, as if it had been loaded so.
+
+    Buffers that no checkpoint holds, such as rotary frequencies, keep their precision.
+
+    Raises:
+        SourceError: The weights are quantized, or on several devices.
+    """
+    if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise SourceError(
+            "A model with quantized weights, or on several devices, cannot be moved. Load it with the device or dtype."
+        )
+    saved = set(map(id, model.state_dict(keep_vars=True).values()))
+    moved: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        is_converted = tensor.is_floating_point() and id(tensor) in saved
+        other = tensor.detach().to(device, dtype if is_converted else None)
+        moved[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
+    return copy.deepcopy(model, moved)
 
 
 def causal_copy(model: Model) -> Model:

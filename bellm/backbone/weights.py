@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -24,6 +26,7 @@ _SCALE = re.compile(r"\.SCB$|weight_scale(_inv)?$")
 """Beside quantized weights, in names of bitsandbytes and of weights of eight bits."""
 
 _INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
+_WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
 
@@ -45,13 +48,26 @@ def check_kind(config: PreTrainedConfig, source: str) -> None:
     raise SourceError(f"{source} is {kind} ({config.model_type}); bellm opens decoder-only language models. {advice}")
 
 
+def check_class(config: PreTrainedConfig, source: str) -> None:
+    """Raise a SourceError where a configuration is of one model, and the class that it names is of another."""
+    name = (config.architectures or [""])[0]
+    own = getattr(getattr(transformers, name, None), "config_class", None)  # None for classes of others.
+    if isinstance(own, type) and not (isinstance(config, own) or issubclass(own, type(config))):
+        raise SourceError(
+            f"{source} has model_type {config.model_type!r} and architectures {config.architectures}, which are of two "
+            "models, and one of them computes other vectors. Restore its config.json."
+        )
+
+
 def check_files(folder: Path, patterns: Collection[str]) -> None:
-    """Raise a SourceError where a folder holds pointers of Git LFS or, for weights, pickles."""
+    """Raise a SourceError where a folder holds pointers of Git LFS or, for weights, pickles or two sets of them."""
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS):
             raise SourceError(f"{path} is a pointer of Git LFS, not the file. Fetch it: git lfs pull.")
     if "*.safetensors" in patterns:
         _check_index(folder / _INDEX)
+        if (folder / _INDEX).is_file() and (folder / _WHOLE).is_file():
+            raise SourceError(f"{folder} holds {_WHOLE} and {_INDEX}, two sets of weights. Remove one of them.")
     pickles = sorted(path.name for path in folder.glob("*.bin") if "model" in path.name)
     if pickles and "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
         raise SourceError(
@@ -74,6 +90,7 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = loader.from_pretrained(path, **options)
     if wrapped := next(filter(None, (re.match(_WRAPPERS, name) for name in info["unexpected_keys"])), None):
+        _check_names(Path(path))
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
         message = f"The weights of {source} were saved with a wrapper's prefix ({wrapped[0]}), which was taken off."
         warn(message, SourceWarning)
@@ -138,20 +155,37 @@ def _check_index(path: Path) -> None:
         raise SourceError(f"{path} has no weight_map of weights to files. Restore the file, or save the model again.")
 
 
+def _check_names(folder: Path) -> None:
+    """Raise a SourceError where a weight is in the files of a folder with and without a wrapper's prefix."""
+    counts = Counter(re.sub(_WRAPPERS, "", name) for names in _headers(folder).values() for name in names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise SourceError(
+            f"{folder} holds {_count(twice)} under two names ({_first(twice)}), with a wrapper's prefix and without or "
+            "with another. Remove those that are not the model's."
+        )
+
+
 def _check_integers(folder: Path) -> None:
     """Raise a SourceError where a weight in the files of a folder is an integer."""
-    for path in sorted(folder.glob("model*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118
-                integers = [name for name in names if file.get_slice(name).get_dtype() in _INTEGERS]
-        except (OSError, SafetensorError):
-            return  # Loading says what is wrong with the file.
+    for path, dtypes in _headers(folder).items():
+        integers = [name for name, dtype in dtypes.items() if name.endswith(".weight") and dtype in _INTEGERS]
         if integers:
             raise SourceError(
                 f"{path} holds {_count(integers)} in integers ({_first(integers)}), and config.json has no "
                 "quantization_config that says what they stand for. Restore that, or give weights in floating point."
             )
+
+
+def _headers(folder: Path) -> dict[Path, dict[str, str]]:
+    """Dtypes of the weights in the files of a folder, by name; files that cannot be read are left to the loading."""
+    headers = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                headers[path] = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue
+    return headers
 
 
 def _count(names: Collection[str]) -> str:

@@ -79,7 +79,8 @@ def read_own_data(
         raise SourceError(f"{path} holds no rows. {_NEEDED}")
     warn_unread([source])
     if "text" in parts:
-        _, labels_N = np.unique([str(row["label"]) for _, row in rows], return_inverse=True)
+        names, labels_N = np.unique([str(row["label"]) for _, row in rows], return_inverse=True)
+        _refuse_alike(path, names.tolist())
         return LabeledTexts(path, (tuple(str(row["text"]) for _, row in rows),), labels_N.astype(np.int64))
     if "label" in parts:
         _refuse_classes(path, parts["label"], {row["label"] for _, row in rows})
@@ -130,6 +131,18 @@ def _refuse_classes(path: str, name: str, values: set[str | float]) -> None:
         f"{path}: the column {name!r} holds classes ({some}), not how alike the two texts are. Call it score if a "
         "higher number means more alike."
     )
+
+
+def _refuse_alike(path: str, classes: Sequence[str]) -> None:
+    """Refuse classes that are likely one, written in two ways."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(name.strip().casefold().removesuffix(".0"), name)
+        if other != name:
+            raise SourceError(
+                f"{path}: {other!r} and {name!r} would be two classes. Write a class in one way, without spaces around "
+                "it."
+            )
 
 
 def _rating(location: str, value: str | float) -> float:

@@ -43,6 +43,7 @@ def embed_tokens(
     packed: PackedModel | None,
     readout: Readout,
     max_batch_tokens: int | None,
+    batch_size: int | None = None,
     pad_id: int,
     done: Callable[[int], object],
 ) -> Vectors:
@@ -57,6 +58,7 @@ def embed_tokens(
         packed: The model's packed copy; None for padded batches.
         readout: What turns token states into vectors.
         max_batch_tokens: Most tokens of one forward pass; None for the hardware's default.
+        batch_size: A second limit: no more tokens than so many padded rows have.
         pad_id: Token that fills padding.
         done: Called with the number of rows embedded, after each batch.
     """
@@ -66,6 +68,8 @@ def embed_tokens(
     if not len(rows):
         return vectors
     budget = max_batch_tokens or default_batch_tokens(model)
+    if batch_size:
+        budget = min(budget, batch_size * max(map(len, rows.ids)))
     with torch.inference_mode(), without_autocast(model):
         if packed:
             runner: Runner = PackedRunner(packed, rows, readout, cache=active_cache.get())

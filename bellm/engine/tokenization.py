@@ -33,7 +33,7 @@ class Tokens:
 def list_texts(texts: Iterable[str]) -> list[str]:
     """The strings of any iterable (list, generator, set, array, column) in its order; a BellmError for all else."""
     if isinstance(texts, str):
-        raise BellmError("encode takes a list of texts, and got one string. Write encode([text]).")
+        raise BellmError("A list of texts is asked for, and got one string. Write [text].")
     if isinstance(texts, Mapping | bytes) or hasattr(texts, "columns") or getattr(texts, "ndim", 1) != 1:
         raise BellmError(f"encode takes texts one after the other, and got a {type(texts).__name__}. Give one column.")
     if not isinstance(texts, Iterable):

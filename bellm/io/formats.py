@@ -186,6 +186,7 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
             header = cells or []
             columns = {name: header.index(name) for name in select(header)}
         elif cells is not None and (cells or problem):
+            problem = problem or _swallowed(cells, separator)
             yield Row(location, problem=problem) if problem else _csv_row(location, cells, len(header or []), columns)
         if cells is None:
             return
@@ -238,6 +239,13 @@ def _separator(header: str, select: SelectColumns, usual: str) -> str:
         except (SourceError, csv.Error):
             continue
     return usual
+
+
+def _swallowed(cells: list[str], separator: str) -> str:
+    """Why a cell may be rows that a stray quote has swallowed: between tabs, texts of several lines hold no tab."""
+    if separator == "\t" and any("\n" in cell and "\t" in cell for cell in cells):
+        return f"a cell holds several lines and tabs, as if a quote were not closed. {_QUOTES}"
+    return ""
 
 
 def _csv_row(location: str, cells: list[str], width: int, columns: dict[str, int]) -> Row:

@@ -1,6 +1,7 @@
-"""Ask the Hub, without retries, whether it has a repository: libraries ask for each file again for a minute."""
+"""Ask the Hub, without retries, whether it has a repository (libraries ask for a minute), and fetch its files."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -35,6 +36,15 @@ def cached_folder(repo_id: str, *, revision: str | None = None) -> str | None:
         if isinstance(path := huggingface_hub.try_to_load_from_cache(repo_id, name, revision=revision), str):
             return str(Path(path).parent)
     return None
+
+
+def fetch_files(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Folder of a model's files on the Hub that match one of the patterns, fetched where necessary."""
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        name = f"{repo_id}@{revision}" if revision else repo_id
+        raise SourceError(f"{name} cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
 
 
 def refuse_missing_data(repo_id: str, revision: str | None = None) -> None:

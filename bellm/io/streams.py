@@ -84,6 +84,8 @@ def as_utf8(stream: BinaryIO) -> BinaryIO:
     head = stream.peek(_HEAD)[:_HEAD]
     if form := next((form for form, magic in _MAGIC.items() if head.startswith(magic)), None):
         raise SourceError(f"there is {form} data in it where text should be. Unpack it first, or correct its suffix.")
+    if b"\r" in head[:-1] and b"\n" not in head:
+        raise SourceError("its lines end in carriage returns alone. Convert it, for instance with: tr '\\r' '\\n'.")
     if encoding := next((encoding for encoding, mark in _MARKS.items() if head.startswith(mark)), None):
         return io.BufferedReader(_Recoded(stream, encoding))
     # Without a mark: every second byte of Latin letters is zero.

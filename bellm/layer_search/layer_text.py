@@ -118,7 +118,7 @@ def degradation_table(degradation: Degradation | None, stats: LayerStats | None)
 def _bars(degradation: Degradation) -> list[str]:
     highest = max(score.value for score in degradation.scores)
     scale = _BAR / highest if highest > 0 else 0
-    bars = ["\N{FULL BLOCK}" * round(scale * max(score.value, 0)) for score in degradation.scores]
+    bars = ["\N{FULL BLOCK}" * round(scale * score.value) for score in degradation.scores]
     if degradation.turning.depth is not None:
         bars[degradation.turning.depth - 1] += " \N{LEFTWARDS ARROW} turning point"
     return bars

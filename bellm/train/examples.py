@@ -120,6 +120,8 @@ def match_columns(names: Sequence[str], columns: ExampleColumns | None = None) -
         raise _unclear(f"no column for {' or '.join(missing)}", names)
     if "score" in parts and "negative" in parts:
         raise _unclear("both negatives and a score, which no loss takes together", names)
+    if columns is None:
+        _refuse_likely(names, parts)
     return parts
 
 
@@ -228,6 +230,11 @@ def _by_name(names: Sequence[str]) -> Parts:
             raise _unclear(f"more than one column could be the {part}: {quote_names(here + numbered)}", names)
         if here or numbered:
             parts[part] = here or numbered
+    return parts
+
+
+def _refuse_likely(names: Sequence[str], parts: Parts) -> None:
+    """Refuse columns that may belong to the row, by their names, and would not be read."""
     unread = unread_columns(names, parts)
     for part, likely in _LIKELY.items():
         if part not in parts and (those := [name for name in unread if likely.search(_words(name))]):
@@ -235,7 +242,6 @@ def _by_name(names: Sequence[str]) -> Parts:
     read = {_stem(name) for part, those in parts.items() if part != "score" for name in those}
     if those := [name for name in unread if _stem(name) in read]:
         raise _unclear(f"{quote_names(those)} may be another text of the row, and would not be read", names)
-    return parts
 
 
 def _words(name: str) -> str:

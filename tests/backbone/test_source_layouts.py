@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -16,9 +16,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.errors import BellmError, BellmWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, SourceError, TruncationWarning
 
 SENTENCE_CONFIG = "sentence_bert_config.json"
+TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 TEXTS = ["A heron.", "Snow fell all night in the street.", "Why does it rise?"]
 
 pytestmark = pytest.mark.filterwarnings(
@@ -52,7 +53,7 @@ def adapted(base: Path, *, head: bool = True, seed: int = 0) -> Any:
 
 def vectors_of(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
     """Last-token states by transformers alone."""
-    decoder = model.base_model.model
+    decoder = model.base_model.model if isinstance(model, PeftModel) else model
     decoder = getattr(decoder, "model", decoder)
     with torch.inference_mode():
         states = [decoder(tokenizer(text, return_tensors="pt").input_ids).last_hidden_state[0, -1] for text in TEXTS]
@@ -90,22 +91,84 @@ def test_adapters_on_adapters_are_merged_in_their_order(
     assert relative(encoder.encode(TEXTS), vectors_of(second, tiny_tokenizer)) < 1e-5
 
 
-def test_a_peft_model_is_copied_and_merged(base: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def with_two(base: Path) -> Any:
+    """A PEFT model with two adapters on the same and on different modules, the first of them active."""
     model = adapted(base)
-    wanted = vectors_of(model, tiny_tokenizer)
+    model.add_adapter("two", LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    return model
+
+
+def with_whole(base: Path) -> Any:
+    """A PEFT model with an adapter and a whole module of its own."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    with torch.no_grad():
+        model.base_model.model.model.norm.modules_to_save["default"].weight *= torch.linspace(0.5, 2, 32)
+    return model
+
+
+def query(model: Any) -> Any:
+    return model.base_model.model.model.layers[1].self_attn.q_proj
+
+
+def injected(base: Path) -> Any:
+    """A transformers model with two adapters inside, both of them active."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False), "one")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), "two")
+    model.set_adapter(["one", "two"])
+    return model.eval()
+
+
+STATES = {
+    "one": (adapted, lambda model: None),
+    "first": (with_two, lambda model: None),
+    "second": (with_two, lambda model: model.set_adapter("two")),
+    "both": (with_two, lambda model: model.base_model.set_adapter(["default", "two"])),
+    "none": (with_two, lambda model: model.base_model.set_adapter([])),
+    "merged": (adapted, lambda model: model.merge_adapter()),
+    "disabled": (adapted, lambda model: model.base_model.disable_adapter_layers()),
+    "disabled and merged": (adapted, lambda model: (model.merge_adapter(), model.base_model.disable_adapter_layers())),
+    "merged and second": (with_two, lambda model: (model.merge_adapter(), query(model).set_adapter(["two"]))),
+    "layer by layer": (with_two, lambda model: query(model).set_adapter(["two"])),
+    "all but one layer": (adapted, lambda model: query(model).enable_adapters(False)),
+    "whole modules": (with_whole, lambda model: None),
+    "whole modules, disabled": (with_whole, lambda model: model.base_model.disable_adapter_layers()),
+    "inside": (injected, lambda model: None),
+    "inside, one": (injected, lambda model: model.set_adapter("two")),
+    "inside, disabled": (injected, lambda model: model.disable_adapters()),
+    "inside, of peft": (lambda base: inject_adapter_in_model(LORA, AutoModelForCausalLM.from_pretrained(base)), None),
+}
+LORA = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_active_in_a_model_in_memory_is_merged_into_a_copy(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, state: str
+) -> None:
+    make, change_state = STATES[state]
+    model = make(base)
+    if change_state:
+        change_state(model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, prompt="raw")
-    assert relative(encoder.encode(TEXTS), wanted) < 1e-5
-    assert isinstance(model, PeftModel)
-    assert np.array_equal(vectors_of(model, tiny_tokenizer), wanted)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert relative(encoder.encode(TEXTS), vectors_of(model, tiny_tokenizer)) < 1e-5
+    encoder.save_pretrained(tmp_path / "saved")
+    saved = Encoder.from_pretrained(tmp_path / "saved", device="cpu")
+    assert relative(saved.encode(TEXTS), encoder.encode(TEXTS)) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"base_model_name_or_path": "/no/where"}, "holds adapters, and their base model is not there: /no/where"),
+        ({"base_model_name_or_path": "/no/where"}, "holds adapters, and their base model cannot be loaded: /no/where"),
         ({"base_model_name_or_path": None}, "names no base model"),
         ({"base_model_name_or_path": 3}, "names no base model"),
-        ({"base_model_name_or_path": "."}, "names its own folder as base model"),
+        ({"revision": 3}, "has revision=3. Write a branch"),
+        ({"base_model_name_or_path": "."}, r"the adapter rests on itself \(.*adapter -> .*adapter\). Name the model"),
         ({"lora_alpha": "x"}, "do not fit their base model"),
     ],
 )
@@ -117,6 +180,49 @@ def test_adapters_without_their_base_are_refused_in_one_line(
     with pytest.raises(SourceError, match=said) as caught:
         Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_that_name_each_other_are_refused(base: Path, tmp_path: Path) -> None:
+    for name, other in (("one", "two"), ("two", "three"), ("three", "two")):
+        adapted(base).save_pretrained(tmp_path / name)
+        change(tmp_path / name / "adapter_config.json", base_model_name_or_path=f"../{other}")
+    with pytest.raises(SourceError, match=r"rests on itself \(.*two -> .*three -> .*two\)") as caught:
+        Encoder.from_pretrained(tmp_path / "one", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+SETTINGS = {"bidirectional": "first:2", "pooling": "mean", "prompt": "Text: {text}", "normalize": True}
+
+
+def test_adapters_on_a_saved_encoder_keep_its_settings_below_their_own(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    encoder = Encoder.from_pretrained(base, device="cpu", dtype="float32", max_tokens=40, **SETTINGS)
+    encoder.save_pretrained(tmp_path / "encoder")
+    model = adapted(tmp_path / "encoder")
+    model.save_pretrained(tmp_path / "adapter")
+    found = Encoder.from_pretrained(tmp_path / "adapter", device="cpu", dtype="float32")
+    wanted = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, config=encoder.config)
+    assert found.config == encoder.config
+    assert relative(found.encode(TEXTS), wanted.encode(TEXTS)) < 1e-5
+    assert Encoder.from_pretrained(tmp_path / "adapter", device="cpu", pooling="last").config.pooling == "last"
+    # An encoder that was saved without its base is a base, too.
+    alone = Encoder(model, tiny_tokenizer, encoder.config, str(tmp_path / "encoder"))
+    alone.replace(verify=False).save_pretrained(tmp_path / "alone")
+    change(tmp_path / "alone" / "adapter_config.json", base_model_name_or_path=None)
+    assert Encoder.from_pretrained(tmp_path / "alone", device="cpu").config == encoder.config
+    second = adapted(base, seed=2)
+    second.save_pretrained(tmp_path / "second")
+    change(tmp_path / "second" / "adapter_config.json", base_model_name_or_path="../alone")
+    settings = {"pooling_mode": "eos_token", "max_length": 64}
+    (tmp_path / "second" / "llm2vec_config.json").write_text(json.dumps(settings))
+    config = Encoder.from_pretrained(tmp_path / "second", device="cpu", dtype="float32").config
+    assert (config.bidirectional, config.pooling, config.max_tokens, config.normalize) == (
+        (0, 1, 2, 3),
+        "last",
+        64,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,12 +306,69 @@ def test_names_and_folders_of_older_sentence_transformers_are_understood(base: P
     assert encoder.config.max_tokens == 24
 
 
+LONG = [" ".join(TEXTS * 12), *TEXTS]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tokenizer_args": {"model_max_length": 12}},
+        {"processor_kwargs": {"model_max_length": 12}, "max_seq_length": 24},
+        {"max_seq_length": 100},
+        {"max_seq_length": None},
+        {"max_seq_length": None, "processor_kwargs": {"model_max_length": 100, "padding_side": "left"}},
+        {"processor_kwargs": {"bos_token": "</s>"}, "model_kwargs": {"attn_implementation": "eager"}},
+    ],
+    ids=str,
+)
+def test_arguments_of_a_tokenizer_are_those_of_sentence_transformers(
+    base: Path, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    change(tmp_path / "st" / SENTENCE_CONFIG, **values)
+    model = SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    encoder = Encoder.from_pretrained(tmp_path / "st", device="cpu", dtype="float32")
+    assert encoder.config.max_tokens == model.max_seq_length
+    with pytest.warns(TruncationWarning):
+        assert relative(encoder.encode(LONG), model.encode(LONG)) < 1e-5
+
+
+def test_a_given_tokenizer_replaces_that_of_the_folder_within_its_limit(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    change(tmp_path / "st" / SENTENCE_CONFIG, max_seq_length=24)
+    encoder = Encoder.from_pretrained(tmp_path / "st", device="cpu", tokenizer=tiny_tokenizer)
+    assert (encoder.tokenizer, encoder.config.max_tokens, tiny_tokenizer.model_max_length) == (tiny_tokenizer, 24, 128)
+
+
+def test_a_limit_beyond_the_models_positions_is_said(base: Path, tmp_path: Path) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    change(tmp_path / "st" / SENTENCE_CONFIG, max_seq_length=4096)
+    with pytest.warns(BellmWarning, match="takes texts of 4096 tokens, and its model has 128 positions"):
+        assert Encoder.from_pretrained(tmp_path / "st", device="cpu").config.max_tokens == 128
+
+
 def test_a_chat_template_around_texts_is_said(base: Path, tmp_path: Path) -> None:
     sentence_transformer(base, tmp_path / "st", "mean")
-    modality = {"text": {"method": "forward"}, "message": {"method": "forward", "format": "flat"}}
+    modality = {"text": TEXT, "message": {"method": "forward", "format": "flat"}}
     change(tmp_path / "st" / SENTENCE_CONFIG, modality_config=modality)
     with pytest.warns(BellmWarning, match="wraps texts of .* in a chat template, and bellm does not"):
         Encoder.from_pretrained(tmp_path / "st", device="cpu")
+
+
+SPOILT: list[tuple[dict[str, Any], str]] = [
+    ({"do_lower_case": True}, "do_lower_case"),
+    ({"tokenizer_name_or_path": "elsewhere"}, "tokenizer_name_or_path='elsewhere'"),
+    ({"config_args": {"is_causal": False}}, r"config_kwargs=\{'is_causal': False\}"),
+    ({"model_kwargs": {"variant": "fp16"}}, r"model_kwargs=\{'variant': 'fp16'\}"),
+    ({"processing_kwargs": {"text": {"max_length": 9}}}, "processing_kwargs="),
+    ({"query_length": 9}, "query_length=9"),
+    ({"transformer_task": "fill-mask"}, "transformer_task='fill-mask'"),
+    ({"module_output_name": "sentence_embedding"}, "module_output_name='sentence_embedding'"),
+    ({"modality_config": {"text": TEXT | {"method": "get_text_features"}}}, "get_text_features"),
+    ({"what_comes_next": 1}, "what_comes_next=1"),
+]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +377,7 @@ def test_a_chat_template_around_texts_is_said(base: Path, tmp_path: Path) -> Non
         (lambda folder: change(folder / "1_Pooling" / "config.json", pooling_mode="mean_sqrt_len_tokens"), "mean_sqrt"),
         (lambda folder: change(folder / "1_Pooling" / "config.json", pooling_mode=["mean", "cls"]), "mean, cls"),
         (lambda folder: change(folder / "1_Pooling" / "config.json", include_prompt=False), "include_prompt"),
-        (lambda folder: change(folder / "sentence_bert_config.json", do_lower_case=True), "do_lower_case"),
+        *((lambda folder, spoilt=spoilt: change(folder / SENTENCE_CONFIG, **spoilt), said) for spoilt, said in SPOILT),
     ],
 )
 def test_what_bellm_has_not_is_refused_in_one_line(
@@ -226,6 +389,24 @@ def test_what_bellm_has_not_is_refused_in_one_line(
         Encoder.from_pretrained(tmp_path / "st", device="cpu")
     assert "\n" not in str(caught.value)
     assert "st:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (SENTENCE_CONFIG, {"processor_kwargs": {"truncation_side": "left"}}),
+        (SENTENCE_CONFIG, {"tokenizer_args": {"truncation_side": "left"}}),
+        ("tokenizer_config.json", {"truncation_side": "left"}),
+    ],
+)
+def test_texts_that_are_cut_at_their_beginning_are_refused(
+    base: Path, tmp_path: Path, file: str, values: dict[str, Any]
+) -> None:
+    sentence_transformer(base, tmp_path / "st", "mean")
+    change(tmp_path / "st" / file, **values)
+    with pytest.raises(SourceError, match="a tokenizer that cuts texts at their beginning") as caught:
+        Encoder.from_pretrained(tmp_path / "st", device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("prompts", [{}, {"topic": "Topic of "}, {"topic": "Topic of ", "passage": "Doc: "}], ids=str)
@@ -259,6 +440,9 @@ def test_prompts_and_truncation_are_those_of_sentence_transformers(
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts that are no texts"),
         ("config_sentence_transformers.json", {"default_prompt_name": ["a"]}, "not among its prompts"),
         (SENTENCE_CONFIG, {"max_seq_length": "24"}, "has max_seq_length='24'"),
+        (SENTENCE_CONFIG, {"tokenizer_args": {"model_max_length": 0}}, "has model_max_length=0"),
+        (SENTENCE_CONFIG, {"tokenizer_args": [1]}, "has tokenizer_args or processor_kwargs that are no object"),
+        (SENTENCE_CONFIG, {"processor_kwargs": {"bos_token": 7}}, "The tokenizer in .* cannot be read"),
     ],
 )
 def test_spoilt_files_are_refused_in_one_line(base: Path, tmp_path: Path, name: str, content: Any, said: str) -> None:

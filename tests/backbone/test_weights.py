@@ -125,6 +125,36 @@ def test_an_index_without_a_map_of_files_is_refused(folder: Path, index: str) ->
     assert "model.safetensors.index.json" in refusal(folder)
 
 
+def test_weights_and_an_index_of_others_are_refused(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-00001-of-00001.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert "holds model.safetensors and model.safetensors.index.json, two sets of weights. Remove one" in refusal(
+        folder
+    )
+
+
+@pytest.mark.parametrize("other", ["", "_orig_mod."])
+def test_a_weight_under_two_names_is_refused(folder: Path, other: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    more = {f"module.{name}": tensor + 1 for name, tensor in weights.items() if "q_proj" in name}
+    save_file({f"{other}{name}": each for name, each in (weights | more).items()}, folder / "model.safetensors")
+    said = "holds 4 weights under two names (model.layers.0.self_attn.q_proj.weight, ...), with a wrapper's prefix"
+    assert said in refusal(folder)
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [("gemma", "LlamaForCausalLM"), ("llama", "GemmaForCausalLM")])
+def test_a_config_of_one_kind_for_the_class_of_another_is_refused(folder: Path, kind: str, architecture: str) -> None:
+    configure(folder, model_type=kind, architectures=[architecture])
+    assert f"has model_type {kind!r} and architectures [{architecture!r}], which are of two models" in refusal(folder)
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["OwnForCausalLM"], ["LlamaModel"], ["LlamaForCausalLM"]], ids=str)
+def test_a_class_of_the_same_kind_or_an_unknown_one_is_taken(folder: Path, architectures: Any) -> None:
+    configure(folder, architectures=architectures)
+    loading.load_pretrained(folder, device="cpu")
+
+
 def test_a_config_of_other_widths_than_the_file_is_refused(folder: Path) -> None:
     configure(folder, intermediate_size=48)
     said = refusal(folder)

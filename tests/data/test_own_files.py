@@ -62,6 +62,14 @@ def test_a_text_with_a_class_is_classified() -> None:
     assert (found.columns, found.labels_N.tolist()) == ((("Good.", "Bad.", "Fine."),), [1, 0, 1])
 
 
+@pytest.mark.parametrize("other", ["1.0", " 1", "1 "])
+def test_a_class_is_written_in_one_way(other: str) -> None:
+    with pytest.raises(SourceError, match=r"own\.tsv: '.*' and '.*' would be two classes"):
+        read_own_data(table("text|label", "Good.|1", "Bad.|0", f"Fine.|{other}"))
+    with pytest.raises(SourceError, match="'Pos' and 'pos' would be two classes"):
+        read_own_data(table("text|label", "Good.|pos", "Bad.|neg", "Fine.|Pos"))
+
+
 def test_columns_that_are_named_are_read() -> None:
     file = table("query|passage|sentence1|grade", "a|b|x|1", "c|d|x|2.5")
     columns = {"anchor": ["query"], "positive": ["passage"], "score": ["grade"]}

@@ -266,6 +266,20 @@ def test_a_mark_decides_the_byte_order(tmp_path: Path) -> None:
         assert read_texts(file) == ["\u0447\u0430\u0439"]
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path: Path, suffix: str) -> None:
+    file = written(tmp_path, suffix, WRITERS[suffix](PAIRS[:1]).replace(b"\r\n", b"\n").replace(b"\n", b"\r") + b"x\r")
+    with pytest.raises(SourceError, match=r"rows\.\w+: its lines end in carriage returns alone\. Convert it"):
+        read_texts(file, "text1")
+
+
+def test_rows_that_a_quote_swallows_between_tabs_are_refused(tmp_path: Path) -> None:
+    lines = b'text\tn\none\t1\n"two\t2\nthree\t3\nfour"\t4\n"five\nlines"\t5\n'
+    rows = list(TextFile(written(tmp_path, ".tsv", lines)).texts())
+    assert [row.text for row in rows] == ["one", None, "five\nlines"]
+    assert rows[1].reason.startswith("lines 3-5: a cell holds several lines and tabs, as if a quote were not closed")
+
+
 def test_a_zero_byte_costs_its_row(tmp_path: Path) -> None:
     for suffix, data in ((".txt", b"even\nod\0d\nfine" + b"\n" * 99), (".jsonl", b'"even"\n"od\\u0000d"\n"fine"\n')):
         file = written(tmp_path, suffix, data)

@@ -113,6 +113,7 @@ def test_shares_are_percent_of_attention(tiny_encoder: Encoder) -> None:
     assert measure_layers(tiny_encoder.replace(bidirectional="none"), TEXTS).looks_ahead == shares
 
 
-def test_texts_of_one_token_say_nothing(tiny_encoder: Encoder) -> None:
+def test_texts_of_one_token_say_nothing_and_those_of_two_something(tiny_encoder: Encoder) -> None:
+    assert measure_layers(tiny_encoder.replace(prompt="raw"), ["A", ""]).num_texts == 1
     with pytest.raises(BellmError, match="None of 1 texts has 2 tokens"):
         measure_layers(tiny_encoder.replace(prompt="raw"), [""])

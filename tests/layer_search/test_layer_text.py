@@ -34,13 +34,13 @@ def test_the_curve_begins_with_all_layers_and_marks_its_turning_point() -> None:
     assert "means over 7 texts" in " ".join(found)
 
 
-def test_a_curve_below_zero_has_no_bars() -> None:
-    scores = (Score("", -5, -6, -4, 9),) * 2
-    found = lines(
-        degradation_table(
-            Degradation(scores, TurningPoint(None, None, None, 1, "short")), LayerStats(7, (1, 1), (1, 1))
-        )
-    )
+def test_a_score_below_zero_has_no_bar() -> None:
+    scores = (Score("", -5, -6, -4, 9), Score("", 50, 49, 51, 9))
+    turning = TurningPoint(None, None, None, 1, "short")
+    bars = ["\N{FULL BLOCK}" in line for line in lines(degradation_table(Degradation(scores, turning), None))[1:3]]
+    assert bars == [True, False]
+    scores = (scores[0],) * 2
+    found = lines(degradation_table(Degradation(scores, turning), LayerStats(7, (1, 1), (1, 1))))
     assert "\N{FULL BLOCK}" not in "".join(found)
 
 

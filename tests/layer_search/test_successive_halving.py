@@ -256,15 +256,18 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_end(
 ) -> None:
     out = tmp_path / "runs"
     total = 6 * 3 + 4 * 3
+    begun: list[int] = []
     for moment in (2, 18, 29):
 
         def stop(what: str, done: int, of: int, moment: int = moment) -> None:
             assert of == total
+            begun.append(done)
             if done >= moment:
                 raise Stop(what)
 
         with pytest.raises(Stop, match=r"^(causal|all|first:\d|layer \d), round [12] of 2$"):
             tried.run(out, progress=stop)
+    assert begun[0] == 0
     told: list[int] = []
     assert tried.run(out, progress=lambda _what, done, _of: told.append(done)) == undisturbed[1]
     assert told == sorted(told)

@@ -69,6 +69,11 @@ def test_noise_as_large_as_the_bend_hides_it() -> None:
     assert sum(depth is not None for depth in found) <= 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bend_somewhat_larger_than_the_noise_is_unlikely_to_be_noise(seed: int) -> None:
+    assert find_turning_point(*noisy(np.interp(DEPTHS, [1, 16, 24], [60, 70, 70]), 2.0, seed)).p_value < 0.05
+
+
 def test_a_short_curve_is_not_read() -> None:
     assert "4 depths are too few" in find_turning_point(np.arange(4.0), np.zeros((10, 4))).reason
 

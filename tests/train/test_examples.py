@@ -93,6 +93,8 @@ def test_named_columns_are_read_and_no_others() -> None:
             )
         ),
         (["a"], {"anchor": "a"}, "^no column for positive"),
+        (["source", "target"], None, "^no column for anchor or positive"),
+        (["query", "rejected", "score"], None, "^no column for positive"),
         (["query", "pos", "neg", "score"], None, "both negatives and a score"),
         (["texts", "anchor"], None, "texts and anchor in one row"),
         (["a", "b"], {"anchor": "a", "positive": "c"}, r"^no column 'c' for the positive\. Columns: 'a', 'b'\.$"),
