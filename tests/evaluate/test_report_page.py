@@ -170,6 +170,7 @@ def test_the_numbers_are_in_the_page_for_programs(tmp_path: Path) -> None:
     results = json.loads(rest.partition("</script>")[0])
     assert results == json.loads(json.dumps(found.to_json()))
     assert list(results["scores"]) == list(found.runs[0].scores)
+    assert "bellm evaluation of models/smollm2<" in page  # The model of both runs, without their settings.
 
 
 def test_a_large_report_stays_small_and_says_so(tmp_path: Path) -> None:

@@ -126,8 +126,13 @@ def compared(*differences: tuple[str, float, float]) -> Report:
             "22-29 open against causal: on 1 of 2 tasks the difference is significant, after Holm's correction.",
         ),
         ([("A", 5, 0.01)], BETTER, "22-29 open is better than causal by 5.0 points (4.0 to 7.0) on A."),
+        (
+            [("A", 0.5, 0.01)],
+            BETTER,
+            "22-29 open is better than causal by 0.5 points (\N{MINUS SIGN}0.5 to 2.5) on A.",
+        ),
     ],
-    ids=["better", "worse", "unclear", "no average", "one task"],
+    ids=["better", "worse", "unclear", "no average", "one task", "a little better"],
 )
 def test_a_sentence_says_what_the_numbers_say(
     differences: list[tuple[str, float, float]], sign: str, text: str

@@ -5,7 +5,7 @@ from scipy.stats import pearsonr, spearmanr
 from bellm import Encoder
 from bellm.data.sts import STSPairs
 from bellm.evaluate.evaluated_model import EvaluatedModel
-from bellm.evaluate.sts_task import score_sts
+from bellm.evaluate.sts_task import measure_geometry, score_sts
 from bellm.tensors.similarity import cosine_similarity
 
 LEFT = (
@@ -55,3 +55,10 @@ def test_parts_are_weighted_by_their_size(tiny_encoder: Encoder) -> None:
 def test_a_set_without_parts_has_no_mean_of_them(tiny_encoder: Encoder) -> None:
     pairs = STSPairs("six", LEFT, RIGHT, PAIRS.gold_N, ("six",) * 6)
     assert set(score_sts(EvaluatedModel.of(tiny_encoder), pairs).extra_metrics) == {"Pearson"}
+
+
+def test_two_vectors_have_a_geometry_and_one_has_none() -> None:
+    pairs = STSPairs("one", ("Snow.",), ("Ice.",), np.array([5.0]), ("one",))
+    found = measure_geometry([(pairs, np.array([[1, 0], [0, 1]], np.float32))])
+    assert (found["num_texts"], found["anisotropy"], found["alignment"]) == (2, 0, 2)
+    assert measure_geometry([(pairs, np.array([[1, 0], [0, 0]], np.float32))]) == {}

@@ -52,11 +52,13 @@ def test_view_and_text_are_told_apart_wherever_they_meet(tmp_path: Path) -> None
     assert embed.asked == ["b c", "c"]
 
 
-@pytest.mark.parametrize(("change", "calls"), [(0.05, 1), (0.2, 2)])
-def test_an_encoder_of_another_fingerprint_begins_anew(tmp_path: Path, change: float, calls: int) -> None:
+@pytest.mark.parametrize(("change", "tolerance", "calls"), [(0.05, 0.1, 1), (0.2, 0.1, 2), (0.0, 0.0, 1)])
+def test_an_encoder_of_another_fingerprint_begins_anew(
+    tmp_path: Path, change: float, tolerance: float, calls: int
+) -> None:
     embed = Counting()
     for fingerprint in (PRINT, PRINT * (1 + change)):
-        VectorCache(tmp_path, "one", np.asarray(fingerprint, np.float32), 0.1).vectors(["snow"], "", embed)
+        VectorCache(tmp_path, "one", np.asarray(fingerprint, np.float32), tolerance).vectors(["snow"], "", embed)
     assert len(embed.asked) == calls
 
 
