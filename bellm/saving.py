@@ -20,6 +20,7 @@ from bellm.backbone import loading
 from bellm.backbone.architecture import MERGED, get_decoder
 from bellm.backbone.source_layouts import (
     ADAPTER_FILE,
+    MODULES_FILE,
     SETTINGS_FILE,
     fetch_layout,
     in_memory,
@@ -34,6 +35,9 @@ from bellm.types import Vectors
 from bellm.version import __version__
 
 FINGERPRINT_FILE = "fingerprint.safetensors"
+
+_MODULE = {"idx": 0, "name": "0", "path": "", "type": "bellm.integrations.sentence_transformer.EncoderModule"}
+"""What makes sentence-transformers load a folder by bellm, or refuse it; else it would run the causal model."""
 
 FINGERPRINT_TEXTS = (
     "A heron stands in the shallow water.",
@@ -87,6 +91,7 @@ def write_saved(
     model_settings = {"base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
     settings = {"bellm": __version__, **model_settings, **saved.config.to_dict()}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / MODULES_FILE).write_text(json.dumps([_MODULE], indent=2) + "\n", encoding="utf-8")
     metadata = {"config": saved.config.digest(), "dtype": saved.dtype}
     save_file({"vectors": saved.fingerprint}, folder / FINGERPRINT_FILE, metadata=metadata)
     (folder / "README.md").write_text(f"{_card(saved)}{notes and chr(10)}{notes}", encoding="utf-8")
@@ -263,7 +268,8 @@ encoder = Encoder.from_pretrained("path/or/id")
 vectors = encoder.encode(["A sentence."])
 ```
 
-**Load this folder with bellm {__version__} or later.** The weights alone do not say which layers are open: loaded with
-plain transformers (`AutoModel.from_pretrained`) or any other library they run *causally, without a word*, and give
-other vectors. bellm recomputes the fingerprint on loading and refuses when the vectors are not the saved ones.
+**Load this folder with bellm {__version__} or later.** bellm recomputes the fingerprint on loading and refuses when the
+vectors are not the saved ones. sentence-transformers takes it where bellm is installed, and refuses it elsewhere:
+`SentenceTransformer("path/or/id", trust_remote_code=True)`. The weights alone do not say which layers are open: loaded
+with plain transformers (`AutoModel.from_pretrained`) they run *causally, without a word*, and give other vectors.
 """

@@ -127,7 +127,7 @@ def test_plain_transformers_reads_the_folder_causally_and_the_card_says_so(
     with torch.inference_mode():
         assert torch.equal(plain(ids_1L).logits, tiny_model(ids_1L).logits)
     card = (tiny_folder / "README.md").read_text(encoding="utf-8")
-    assert "loaded with\nplain transformers" in card
+    assert "loaded\nwith plain transformers" in card
     assert "run *causally, without a word*" in card
     assert "| bidirectional | `2-3` of 4 |" in card
 
@@ -140,6 +140,7 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
         "fingerprint.safetensors",
         "generation_config.json",
         "model.safetensors",
+        "modules.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
@@ -370,8 +371,13 @@ def test_a_model_of_nan_is_not_saved(tiny_encoder: Encoder, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_without_a_record_is_an_ordinary_model(saved: Path, tiny_encoder: Encoder) -> None:
+def test_folder_without_a_record_is_a_plain_model_where_it_claims_to_be_no_more(
+    saved: Path, tiny_encoder: Encoder
+) -> None:
     (saved / "bellm.json").unlink()
+    with pytest.raises(SourceError, match=r"its bellm.json is missing. Restore it, or take modules.json away"):
+        Encoder.from_pretrained(saved, device="cpu")
+    (saved / "modules.json").unlink()
     loaded = Encoder.from_pretrained(saved, device="cpu", dtype="float32")
     assert loaded.config.bidirectional == ()
     assert np.array_equal(loaded.encode(TEXTS), tiny_encoder.replace(bidirectional="none").encode(TEXTS))

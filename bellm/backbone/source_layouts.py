@@ -167,6 +167,11 @@ def _read_sentence_transformers(folder: Path) -> Layout:
     for module in _read_modules(folder / MODULES_FILE):
         library, _, kind = str(module["type"]).partition(".")
         path, kind = folder / str(module.get("path", "")), kind.rpartition(".")[2]
+        if library == "bellm":
+            raise SourceError(
+                f"{folder} was saved by bellm, and its {SETTINGS_FILE} is missing. Restore it, or take {MODULES_FILE} "
+                "away to load the plain causal model."
+            )
         match kind if library == "sentence_transformers" else None:
             case "Transformer":
                 model_folder = path

@@ -11,7 +11,11 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
 
 from bellm.backbone.architecture import count_layers, get_decoder, get_layers, get_text_config
 from bellm.errors import SourceError, SourceWarning, warn
@@ -52,7 +56,10 @@ def check_class(config: PreTrainedConfig, source: str) -> None:
     """Raise a SourceError where a configuration is of one model, and the class that it names is of another."""
     name = (config.architectures or [""])[0]
     own = getattr(getattr(transformers, name, None), "config_class", None)  # None for classes of others.
-    if isinstance(own, type) and not (isinstance(config, own) or issubclass(own, type(config))):
+    if not isinstance(own, type) or name == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type):
+        return
+    kinds = (own, *getattr(own, "sub_configs", {}).values())
+    if not isinstance(config, kinds) and not isinstance(config.get_text_config(), kinds):
         raise SourceError(
             f"{source} has model_type {config.model_type!r} and architectures {config.architectures}, which are of two "
             "models, and one of them computes other vectors. Restore its config.json."

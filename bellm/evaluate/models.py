@@ -10,6 +10,7 @@ import numpy as np
 
 from bellm import saving
 from bellm.backbone.loading import locate, split_revision
+from bellm.backbone.source_layouts import SETTINGS_FILE
 from bellm.config import check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError, warn
@@ -92,6 +93,8 @@ class SentenceTransformerEmbedder(WrappedEncoder):
             from sentence_transformers import SentenceTransformer
 
             name = source.removeprefix(SENTENCE_TRANSFORMERS)
+            if (Path(name) / SETTINGS_FILE).is_file():
+                raise SourceError(f"{source} was saved by bellm. Give it without {SENTENCE_TRANSFORMERS}")
             model: Any = SentenceTransformer(name, device=None if device == "auto" else device)
         except ImportError as error:
             raise SourceError(f"{source} needs sentence-transformers: pip install sentence-transformers.") from error

@@ -1,9 +1,13 @@
 """An encoder as a SentenceTransformer, for code that asks for one: BERTopic, KeyBERT, heads as of SetFit."""
 
 import copy
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
@@ -17,7 +21,7 @@ class EncoderModule(InputModule):  # type: ignore[misc] # sentence-transformers 
     """An encoder as the only module of a SentenceTransformer: texts in, vectors out, with the encoder's prompt.
 
     It embeds, and cannot be trained. Moving the SentenceTransformer moves it, and leaves the encoder that was given
-    where it is.
+    where it is. A folder that bellm saved names this class in `modules.json`, so that sentence-transformers loads it.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -64,9 +68,47 @@ class EncoderModule(InputModule):  # type: ignore[misc] # sentence-transformers 
         )
         return {**features, "sentence_embedding": vectors}
 
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        *,
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> "EncoderModule":
+        """Load what bellm saved, checked by its fingerprint; arguments are those of SentenceTransformer.
+
+        Raises:
+            BellmError: It cannot be loaded, or an argument has no meaning for bellm.
+        """
+        given = {**(processor_kwargs or {}), **(config_kwargs or {}), **(model_kwargs or {})}
+        dtype = given.pop("torch_dtype", None) or given.pop("dtype", None) or "auto"
+        attention = given.pop("attn_implementation", None) or "auto"
+        if given:
+            raise BellmError(
+                f"bellm has no {', '.join(given)} for an encoder that it saved. Of these arguments dtype and "
+                "attn_implementation are taken; settings change with Encoder.from_pretrained(...).replace(...)."
+            )
+        folder = model_name_or_path
+        if not Path(folder).is_dir():
+            place = {"token": token, "cache_dir": cache_folder, "local_files_only": local_files_only}
+            folder = huggingface_hub.snapshot_download(folder, revision=revision, **place)
+        dtype = str(dtype).removeprefix("torch.")
+        options: dict[str, Any] = {"attention": attention, "trust_remote_code": trust_remote_code}
+        return cls(Encoder.from_pretrained(folder, dtype=dtype, **options))
+
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Refuse: a saved encoder has a format of its own."""
-        raise BellmError("A SentenceTransformer of an encoder is not saved. Write encoder.save_pretrained(folder).")
+        """Save the encoder as bellm does, to a folder that sentence-transformers has made."""
+        with tempfile.TemporaryDirectory(dir=output_path) as parent:
+            self.encoder.save_pretrained(Path(parent) / "encoder")
+            shutil.copytree(Path(parent) / "encoder", output_path, dirs_exist_ok=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EncoderModule":
         """Follow `to`, `half`, `cuda` and the like."""

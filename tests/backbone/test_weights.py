@@ -14,6 +14,7 @@ from bellm import Encoder
 from bellm.backbone import loading
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.states import check_lm_head
+from bellm.backbone.weights import check_class
 from bellm.errors import BellmError, SourceError, SourceWarning
 
 TEXTS = ["A heron stands in the water.", "Snow fell all night."]
@@ -153,6 +154,13 @@ def test_a_config_of_one_kind_for_the_class_of_another_is_refused(folder: Path, 
 def test_a_class_of_the_same_kind_or_an_unknown_one_is_taken(folder: Path, architectures: Any) -> None:
     configure(folder, architectures=architectures)
     loading.load_pretrained(folder, device="cpu")
+
+
+def test_kinds_that_share_a_class_are_taken() -> None:
+    """As transformers maps them: Llama's class runs InternLM3, and a part of Llama 4 the whole."""
+    for kind, name in (("internlm3", "LlamaForCausalLM"), ("llama4", "Llama4ForCausalLM")):
+        check_class(AutoConfig.for_model(kind, architectures=[name]), "a model")
+    check_class(AutoConfig.for_model("llama4_text", architectures=["Llama4ForConditionalGeneration"]), "a model")
 
 
 def test_a_config_of_other_widths_than_the_file_is_refused(folder: Path) -> None:
