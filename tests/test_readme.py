@@ -11,7 +11,15 @@ from bellm import Encoder
 from tests.evaluate.sets import write_pairs
 
 ROOT = Path(__file__).parents[1]
-DOORS = {"bellm", "bellm.train", "bellm.evaluate", "bellm.layer_search", "bellm.corpus", "bellm.data"}
+DOORS = {
+    "bellm",
+    "bellm.train",
+    "bellm.evaluate",
+    "bellm.layer_search",
+    "bellm.corpus",
+    "bellm.data",
+    "bellm.integrations",
+}
 
 
 def blocks(file: str) -> list[str]:

@@ -5,10 +5,26 @@ from typing import TYPE_CHECKING
 from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
+    from bellm.integrations.chroma import ChromaEmbeddingFunction
+    from bellm.integrations.haystack import HaystackDocumentEmbedder, HaystackTextEmbedder
+    from bellm.integrations.lance import LanceEmbeddingFunction
+    from bellm.integrations.langchain import LangChainEmbeddings
+    from bellm.integrations.llama_index import LlamaIndexEmbedding
     from bellm.integrations.sentence_transformer import EncoderModule, as_sentence_transformer
 
-__all__ = ["EncoderModule", "as_sentence_transformer"]
+_NEEDS = {
+    "ChromaEmbeddingFunction": "chromadb",
+    "EncoderModule": "sentence_transformers",
+    "HaystackDocumentEmbedder": "haystack",
+    "HaystackTextEmbedder": "haystack",
+    "LanceEmbeddingFunction": "lancedb",
+    "LangChainEmbeddings": "langchain_core",
+    "LlamaIndexEmbedding": "llama_index.core",
+    "as_sentence_transformer": "sentence_transformers",
+}
+"""The package of another library that each name needs."""
 
-_NEEDS = {"EncoderModule": "sentence_transformers", "as_sentence_transformer": "sentence_transformers"}
+__all__ = ["ChromaEmbeddingFunction", "EncoderModule", "HaystackDocumentEmbedder", "HaystackTextEmbedder"]
+__all__ += ["LanceEmbeddingFunction", "LangChainEmbeddings", "LlamaIndexEmbedding", "as_sentence_transformer"]
 
 __getattr__, __dir__ = lazy_exports(__name__, needs=_NEEDS)

@@ -1,0 +1,23 @@
+"""An encoder as LangChain's `Embeddings`."""
+
+from langchain_core.embeddings import Embeddings
+
+from bellm.encoder import Encoder
+
+
+class LangChainEmbeddings(Embeddings):  # type: ignore[misc] # langchain-core is not seen by mypy
+    """Embed documents and queries with the templates of an encoder's prompt."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder."""
+        self.encoder = encoder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Vectors of documents."""
+        vectors: list[list[float]] = self.encoder.encode_document(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Vector of a query."""
+        vector: list[float] = self.encoder.encode_query(text).tolist()
+        return vector
