@@ -1,4 +1,4 @@
-"""What tests/corpus/test_ray.py runs in a process of its own: a local Ray cluster of two workers, one of them killed.
+"""What tests/corpus/test_ray_executor.py runs in a process of its own: a Ray cluster of two workers, one of them killed.
 
 Argument: a saved encoder. Here are a.txt, whose vectors are in out already, and b.txt; what came of it is found.json.
 """
@@ -15,6 +15,7 @@ import psutil
 import ray
 
 from bellm import Encoder
+from bellm.cli import app
 from bellm.corpus.job import CorpusProgress, embed_corpus
 from bellm.corpus.ray_executor import RayExecutor
 from bellm.errors import BellmError
@@ -38,6 +39,8 @@ def main(source: str, shard_rows: str) -> None:
 
     report = embed_corpus(encoder, ["a.txt", "b.txt"], "out", executor=executor, progress=kill_half_way, **options)
     found["new_rows"] = report.new_rows
+    command = ["embed", source, "a.txt", "-o", "by-command", "--engine=ray", "--workers=1", "--shard-rows", shard_rows]
+    app([*command, "--keep-text"], standalone_mode=False)
     found["errors"] = [
         refusal(encoder, executor, "-", **options),
         refusal(encoder, RayExecutor(source=source, workers=3), "a.txt", **options),

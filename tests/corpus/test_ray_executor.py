@@ -69,6 +69,13 @@ def test_same_rows_and_vectors_as_one_machine(ran: tuple[Path, dict[str, Any]], 
     np.testing.assert_allclose(shards.shard_vectors(ray_rows), shards.shard_vectors(local_rows), rtol=0, atol=1e-5)
 
 
+def test_the_command_gives_the_same_corpus(ran: tuple[Path, dict[str, Any]], expected: manifest.Manifest) -> None:
+    place, _ = ran
+    found, wanted = rows_of(place / "by-command"), rows_of(place / "local").slice(0, len(TEXTS))
+    assert found.column("text").to_pylist() == wanted.column("text").to_pylist() == TEXTS
+    np.testing.assert_allclose(shards.shard_vectors(found), shards.shard_vectors(wanted), rtol=0, atol=1e-5)
+
+
 def test_a_worker_was_killed_half_way(ran: tuple[Path, dict[str, Any]]) -> None:
     place, found = ran
     assert len(found["killed"]) == 1
