@@ -1,4 +1,4 @@
-"""What tests/corpus/test_ray_executor.py runs in a process of its own: a Ray cluster of two workers, one of them killed.
+"""What tests/corpus/test_ray_executor.py runs in its own process: a Ray cluster of two workers, one of them killed.
 
 Argument: a saved encoder. Here are a.txt, whose vectors are in out already, and b.txt; what came of it is found.json.
 """

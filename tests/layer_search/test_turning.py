@@ -75,7 +75,8 @@ def test_a_bend_somewhat_larger_than_the_noise_is_unlikely_to_be_noise(seed: int
 
 
 def test_a_short_curve_is_not_read() -> None:
-    assert "4 depths are too few" in find_turning_point(np.arange(4.0), np.zeros((10, 4))).reason
+    assert "9 depths are too few" in find_turning_point(np.arange(9.0), np.zeros((10, 9))).reason
+    assert "nowhere rises" in find_turning_point(np.arange(10.0), np.zeros((10, 10))).reason
 
 
 def test_planted_curves_are_found_and_straight_ones_are_not() -> None:
