@@ -94,6 +94,14 @@ def test_nothing_prints_below_the_command_line() -> None:
             assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path
 
 
+def test_all_warnings_are_given_by_one_function() -> None:
+    """By `errors.warn`, which finds the line of the caller."""
+    for path in FILES:
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        named = [call for call in calls if isinstance(call, ast.Attribute) and call.attr in ("warn", "warn_explicit")]
+        assert len(named) == (path.name == "errors.py"), path
+
+
 @pytest.mark.parametrize("module", ["bellm.cli", "bellm.corpus.row_ranges", "bellm.data", "bellm.io.vectors"])
 def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

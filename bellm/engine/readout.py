@@ -3,7 +3,6 @@
 Shapes: B texts, L tokens, D width of a state or number of experts, W width of a vector, K layers.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 from bellm.backbone.routing import count_experts, dense_layers
 from bellm.backbone.states import hidden_size
 from bellm.config import EncoderConfig
-from bellm.errors import BellmError, NoOpWarning
+from bellm.errors import BellmError, NoOpWarning, warn
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
 
@@ -160,7 +159,7 @@ def check_readout(config: EncoderConfig, model: PreTrainedModel) -> None:
         raise BellmError(f"truncate_dim={config.truncate_dim} is more than the {width} numbers of the model's vectors.")
     if config.readout == "routing" and (dense := dense_layers(model)) != "none":
         message = f"Layers {dense} have no experts: the routing vector is that of the others ({width} experts)."
-        warnings.warn(message, NoOpWarning, stacklevel=4)
+        warn(message, NoOpWarning)
 
 
 def all_states_readout(pooling: PoolingName, num_layers: int) -> Readout:
