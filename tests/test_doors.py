@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import bellm
+import bellm.analyse
 import bellm.corpus
 import bellm.layer_search
 from bellm import BellmError, Encoder
@@ -45,6 +46,7 @@ def test_every_name_of_a_door_is_there(package: object) -> None:
         ("corpus", "from bellm.corpus import embed_corpus"),
         ("corpus", "import bellm.corpus; bellm.corpus.Index"),
         ("evaluate", "from bellm.layer_search import find_layers"),
+        ("evaluate", "from bellm.analyse import MEASURES"),
     ],
 )
 def test_a_door_without_its_extra_says_what_to_install(extra: str, statement: str) -> None:

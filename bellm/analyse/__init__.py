@@ -9,9 +9,14 @@ from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
     from bellm.analyse.agreement import Agreement, measure_agreement
-    from bellm.analyse.comparison import ComparedPair, Measured, compare_vectors
+    from bellm.analyse.analysis import Analysis, check_num_models, compare_representations, unique_texts
+    from bellm.analyse.analysis_page import check_analysis_folder, write_analysis
+    from bellm.analyse.analysis_text import analysis_tables, summarize_analysis
+    from bellm.analyse.comparison import ComparedPair, Measured, check_draws, choose_measures, compare_vectors
     from bellm.analyse.measures import MEASURES, Measure
 
-__all__ = ["MEASURES", "Agreement", "ComparedPair", "Measure", "Measured", "compare_vectors", "measure_agreement"]
+__all__ = ["MEASURES", "Agreement", "Analysis", "ComparedPair", "Measure", "Measured", "analysis_tables"]
+__all__ += ["check_analysis_folder", "check_draws", "check_num_models", "choose_measures", "compare_representations"]
+__all__ += ["compare_vectors", "unique_texts", "measure_agreement", "summarize_analysis", "write_analysis"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "evaluate")

@@ -47,6 +47,13 @@ class Basis:
     """Singular values, largest first."""
 
 
+def all_alike(vectors_ND: NDArray[Any]) -> bool:
+    """Whether all rows are the same but for rounding."""
+    vectors_ND = vectors_ND.astype(np.float64)
+    apart = np.linalg.norm(vectors_ND - vectors_ND.mean(axis=0))
+    return bool(apart <= _ROUNDING * np.linalg.norm(vectors_ND))
+
+
 class Representation:
     """Vectors of some texts, and what is computed of them; in float64 but for what is N by N."""
 
@@ -64,7 +71,7 @@ class Representation:
         if not np.isfinite(vectors_ND).all():
             raise BellmError("Vectors with NaN or infinity cannot be compared. Embed again with dtype='float32'.")
         self.vectors_ND = vectors_ND if vectors_ND.dtype == np.float32 else vectors_ND.astype(np.float64)
-        if not len(self.centered.scales_R):
+        if all_alike(self.vectors_ND):
             raise BellmError(f"All {len(vectors_ND)} vectors are the same: nothing can be compared.")
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bellm.cli.analyse_command import analyse_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
@@ -31,6 +32,7 @@ for _command in (
     search_command,
     evaluate_command,
     layers_command,
+    analyse_command,
     train_command,
     doctor_command,
     info_command,
@@ -80,6 +82,8 @@ def _bellm(
       scores on the standard tasks, with intervals and a page to look at
     [bold]bellm layers smollm2 -o layers/[/]
       which layers to open? scores of many maps, untrained, against the causal model
+    [bold]bellm analyse smollm2 'smollm2?bidirectional=last:8' --texts notes.txt -o analysis/[/]
+      what did opening change? similarity of vectors, each number with its chance level
     [bold]bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8[/]
       low-rank adapters, from texts that belong together
     """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from bellm.backbone.architecture import count_layers
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.states import refuse_non_finite, without_autocast
 from bellm.engine.activation_cache import active_cache
@@ -16,13 +17,15 @@ from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefe
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.readout import Readout
+from bellm.engine.readout import Readout, all_states_readout
 from bellm.engine.tokenization import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning, NoOpWarning, warn
 from bellm.tensors.similarity import is_constant, tolerances
-from bellm.types import Vectors
+from bellm.types import PoolingName, Vectors
 
 Runner = PackedRunner | PaddedRunner
+
+_FEWEST_TOKENS = 256  # Of a batch of which the states of all layers are in memory.
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,24 @@ def embed_tokens(
                     num_done += 1
             groups = runner.batches(list(chain.from_iterable(groups[num_done:])), budget)
     return vectors[inverse]
+
+
+def embed_layers(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, pad_id: int) -> Vectors:
+    """Pool the token embeddings and the states after every layer of each row, float32 (rows, layers + 1, width).
+
+    Batches are padded, and small: the states of all layers are in memory at once. `pad_id` fills the padding.
+    """
+    num_layers = count_layers(model)
+    readout = all_states_readout(pooling, num_layers)
+    runner = PaddedRunner(model, tokens, readout, pad_id)
+    vectors = np.empty((len(tokens), num_layers + 1, readout.width(model)), dtype=np.float32)
+    budget = max(default_batch_tokens(model) // num_layers, _FEWEST_TOKENS)
+    with torch.inference_mode(), without_autocast(model):
+        for group in runner.batches(range(len(tokens)), budget):
+            vectors[group] = runner.vectors(group).cpu().numpy()
+    if not np.isfinite(vectors).all():
+        refuse_non_finite(model)
+    return vectors
 
 
 def embed_chunks(chunks: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:

@@ -49,7 +49,7 @@ def check_report_folder(folder: str | Path, models: Sequence[str], *, force: boo
     """
     folder = Path(folder)
     refusal = "holds results of {}. Choose another folder, or replace with --force."
-    check_results_folder(folder / _RESULTS, models, refusal, force=force)
+    check_results_folder(folder / _RESULTS, models, refusal, holds="scores", force=force)
 
 
 def write_report(report: Report, folder: str | Path, *, force: bool = False, **more: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def check_finding_folder(folder: str | Path, source: str) -> None:
     Raises:
         SourceError: It is a file, cannot be written, or holds the finding of another model.
     """
-    check_results_folder(Path(folder) / _RESULTS, [source], "is about {}. Choose another folder.")
+    check_results_folder(Path(folder) / _RESULTS, [source], "is about {}. Choose another folder.", holds="summary")
 
 
 def write_finding(finding: Finding, folder: str | Path) -> dict[str, Any]:

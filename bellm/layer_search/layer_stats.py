@@ -20,9 +20,7 @@ from bellm.backbone.leakage import FutureAttention
 from bellm.backbone.states import all_layer_states, with_early_exits
 from bellm.data import STSPairs
 from bellm.encoder import Encoder
-from bellm.engine.memory_budget import default_batch_tokens
-from bellm.engine.padded import PaddedRunner
-from bellm.engine.readout import all_states_readout
+from bellm.engine.embedding import embed_layers
 from bellm.engine.tokenization import fallback_token_id
 from bellm.errors import BellmError
 from bellm.evaluate import open_cache
@@ -35,7 +33,6 @@ from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import Vectors
 
 _PART = 256  # Pairs whose states after every layer are in memory at once.
-_FEWEST_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -112,15 +109,8 @@ def _cosines_by_depth(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Vec
 
 def _vectors_by_depth(encoder: Encoder, texts: Sequence[str]) -> Vectors:
     model, tokens = with_early_exits(encoder.model), encoder.tokenize(texts)
-    readout = all_states_readout(encoder.config.pooling, encoder.num_layers)
-    runner = PaddedRunner(model, tokens, readout, fallback_token_id(encoder.tokenizer))
-    # States of all layers are alive at once.
-    budget = max(default_batch_tokens(model) // encoder.num_layers, _FEWEST_TOKENS)
-    vectors_NKD = np.empty((len(tokens), encoder.num_layers, encoder.embedding_dim), dtype=np.float32)
-    with torch.inference_mode():
-        for group in runner.batches(range(len(tokens)), budget):
-            vectors_NKD[group] = runner.vectors(group)[:, 1:, : encoder.embedding_dim].cpu().numpy()
-    return vectors_NKD
+    vectors_NKD = embed_layers(model, tokens, encoder.config.pooling, fallback_token_id(encoder.tokenizer))
+    return vectors_NKD[:, 1:, : encoder.embedding_dim]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ _HERE = Path(__file__).parent
 _FILTERS = ("format_interval", "format_p_value", "format_points", "shorten", "significance_mark")
 
 
-def check_results_folder(results: Path, models: Sequence[str], refusal: str, *, force: bool = False) -> None:
+def check_results_folder(
+    results: Path, models: Sequence[str], refusal: str, *, holds: str, force: bool = False
+) -> None:
     """Make sure that the folder of a report can be made, and that it holds no report on other models.
 
     Nothing is written: a mistake that shows later leaves no empty folder behind.
@@ -32,6 +34,7 @@ def check_results_folder(results: Path, models: Sequence[str], refusal: str, *, 
         results: The JSON file of the report; its `model`, and those under `compared`, say what it is about.
         models: What the new report will be about.
         refusal: What is said of other results, with `{}` for their models.
+        holds: A key of this report's results, by which it is told from that of another command.
         force: Whether these may be replaced.
     """
     folder = results.parent
@@ -45,6 +48,7 @@ def check_results_folder(results: Path, models: Sequence[str], refusal: str, *, 
             return
         found = json.loads(results.read_text(encoding="utf-8"))
         known = [found["model"], *(run["model"] for run in found.get("compared", ()))]
+        known = known if holds in found else ["another command"]
     except OSError as error:
         raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):

@@ -311,7 +311,7 @@ def test_the_same_note_is_shown_once() -> None:
 
 def test_help_of_repeatable_options_says_so() -> None:
     repeatable = {(name, one.name) for name, command in COMMANDS.items() for one in command.params if one.multiple}
-    assert repeatable == {("evaluate", "compare"), ("layers", "method"), ("train", "data")}
+    assert repeatable == {("analyse", "texts"), ("evaluate", "compare"), ("layers", "method"), ("train", "data")}
     assert CliRunner().invoke(app, ["train", "--help"]).output.count("again") >= 1
 
 
