@@ -31,6 +31,8 @@ settings.load_profile("bellm")
 def pytest_configure() -> None:
     """Let fixtures end their processes also where the run is asked to end."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("asked to end", 143))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As a shell has it in the background, for all children too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 CORPUS = (

@@ -19,6 +19,7 @@ from bellm.cli import app
 from bellm.cli.terminal import CommandGroup
 from bellm.errors import NoOpWarning
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
+from tests.cli.commands import one_process
 from tests.processes import LIMIT, run, started
 
 TEXTS = ["A heron stands in the shallow water.", "", "Snow fell  all night.", "The invoice was paid twice."]
@@ -277,10 +278,11 @@ def test_cheap_checks_come_before_the_model(texts_file: Path, tmp_path: Path) ->
 
 
 def test_process_is_quiet(tiny_folder: Path, texts_file: Path, tmp_path: Path) -> None:
-    good = run(python("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy"))
+    with one_process(os.environ) as command:
+        good = command("embed", tiny_folder, texts_file, "-o", tmp_path / "v.npy")
+        bad = command("embed", tiny_folder, texts_file, "-o", tmp_path / "w.npy", "--layer=40")
     assert (good.returncode, good.stderr) == (0, "")
     assert len(good.stdout.splitlines()) == 1
-    bad = run(python("embed", tiny_folder, texts_file, "-o", tmp_path / "w.npy", "--layer=40"))
     assert (bad.returncode, bad.stdout) == (1, "")
     assert len(bad.stderr.splitlines()) == 1
     assert sorted(os.listdir(tmp_path)) == ["texts.txt", "v.npy"]

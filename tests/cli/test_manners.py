@@ -18,6 +18,7 @@ from bellm import Encoder
 from bellm.cli import app
 from bellm.cli.terminal import CommandGroup
 from bellm.errors import BellmWarning
+from tests.cli.commands import one_process
 from tests.cli.test_cli import bellm, python
 from tests.evaluate.sets import write_pairs
 from tests.processes import run
@@ -276,25 +277,24 @@ def down() -> Iterator[Broken]:
         thread.join()
 
 
-@pytest.mark.parametrize(
-    ("command", "times", "words"),
-    [
-        ("info none/there", 1, "none/there is no folder here, and the Hub cannot be reached"),
-        ("info ./none", 0, "./none is no folder"),
-        ("info none/at/all", 0, "none/at/all is no folder"),
-        ("info ~/none", 0, "~/none is no folder"),
-        ("train MODEL --data none/there -o run", 1, "there is no such folder"),
-        ("evaluate MODEL --tasks STSBenchmark-dev -o report", 1, "Give a folder that has it (--data, BELLM_DATA)"),
-    ],
-)
-def test_a_mistyped_path_is_said_at_once(down: Broken, command: str, times: int, words: str, tmp_path: Path) -> None:
+def test_a_mistyped_path_is_said_at_once(down: Broken, tmp_path: Path) -> None:
     there = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "BELLM_DATA"))}
     there |= {"HF_ENDPOINT": f"http://127.0.0.1:{down.server_port}", "HF_HOME": str(tmp_path / "home")}
-    done = run(python(*command.split()), env=there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
-    assert (done.returncode, done.stdout) == (1, "")
-    [line] = done.stderr.splitlines()
-    assert words in line
-    assert sum("/resolve/" in path for path in down.asked) == times
+    with one_process(there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}) as bellm:
+        for command, times, words in (
+            ("info none/there", 1, "none/there is no folder here, and the Hub cannot be reached"),
+            ("info ./none", 0, "./none is no folder"),
+            ("info none/at/all", 0, "none/at/all is no folder"),
+            ("info ~/none", 0, "~/none is no folder"),
+            ("train MODEL --data none/there -o run", 1, "there is no such folder"),
+            ("evaluate MODEL --tasks STSBenchmark-dev -o report", 1, "Give a folder that has it (--data, BELLM_DATA)"),
+        ):
+            down.asked.clear()
+            done = bellm(*command.split())
+            assert (done.returncode, done.stdout) == (1, ""), command
+            [line] = done.stderr.splitlines()
+            assert words in line
+            assert sum("/resolve/" in path for path in down.asked) == times, command
 
 
 def test_the_same_note_is_shown_once() -> None:
@@ -319,15 +319,15 @@ def test_help_of_repeatable_options_says_so() -> None:
 def test_what_a_terminal_cannot_show_is_written_with_backslashes(tiny_folder: Path, encoding: str) -> None:
     Path("t.txt").write_text("Nai\N{COMBINING DIAERESIS}ve.\n", encoding="utf-8")
     name = b"caf\xe9.npy".decode(errors="surrogateescape")
-    there = {**os.environ, "PYTHONIOENCODING": encoding}
-    embedded = run(python("embed", tiny_folder, "t.txt", "-o", name, "--json"), env=there)
-    assert (embedded.returncode, embedded.stderr) == (0, "")
-    assert json.loads(embedded.stdout)["output"] == name
-    again = run(python("embed", tiny_folder, "t.txt", "-o", name, "--force"), env=there)
-    assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.startswith(("caf\\udce9.npy: 1 rows", "caf?.npy: 1 rows"))
-    found = run(python("search", "snow", "--in", "t.txt", "--model", tiny_folder), env=there)
-    assert (found.returncode, found.stderr) == (0, "")
+    with one_process({**os.environ, "PYTHONIOENCODING": encoding}) as bellm:
+        embedded = bellm("embed", tiny_folder, "t.txt", "-o", name, "--json")
+        assert (embedded.returncode, embedded.stderr) == (0, "")
+        assert json.loads(embedded.stdout)["output"] == name
+        again = bellm("embed", tiny_folder, "t.txt", "-o", name, "--force")
+        assert (again.returncode, again.stderr) == (0, "")
+        assert again.stdout.startswith(("caf\\udce9.npy: 1 rows", "caf?.npy: 1 rows"))
+        found = bellm("search", "snow", "--in", "t.txt", "--model", tiny_folder)
+        assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_ctrl_c_while_commands_are_imported_is_a_line() -> None:
