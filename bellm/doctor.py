@@ -21,6 +21,7 @@ from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
 from bellm.layer_spec import format_layers
+from bellm.multiview import MultiViewEncoder
 from bellm.saving import FINGERPRINT_TEXTS, SavedEncoder
 from bellm.tensors.similarity import relative_distance, tolerances
 
@@ -67,12 +68,16 @@ class Diagnosis:
         return all(check.status != "fail" for check in self.checks)
 
 
-def diagnose(encoder: Encoder, *, saved: SavedEncoder | None = None) -> Diagnosis:
+def diagnose(encoder: Encoder | MultiViewEncoder, *, saved: SavedEncoder | None = None) -> Diagnosis:
     """Examine an encoder: its layers, its invariances, its agreement with transformers, its settings.
+
+    Of a multi-view encoder every view is examined, and its own vectors.
 
     Differences are relative: the largest ‖a - b‖ / ‖a‖ over tokens. Load the model in float32 for exact answers.
     `saved` is what the folder it came from says of it, for the fingerprint.
     """
+    if isinstance(encoder, MultiViewEncoder):
+        return Diagnosis(repr(encoder), (), tuple(_view_checks(encoder)))
     token_ids = encoder.tokenize(FINGERPRINT_TEXTS).ids
     examined = examine(encoder.model, token_ids, fallback_token_id(encoder.tokenizer))
     checks = (*examined.checks, *_encoder_checks(encoder, saved))
@@ -266,19 +271,31 @@ def _transformers_switch(samples: _SampleTexts) -> Check:
     )
 
 
+def _view_checks(encoder: MultiViewEncoder) -> Iterator[Check]:
+    for number, embedder in enumerate(encoder.embedders, 1):
+        if isinstance(embedder, Encoder | MultiViewEncoder):
+            for check in diagnose(embedder).checks:
+                yield replace(check, name=f"view {number}: {check.name}")
+    yield _one_vector(encoder, tolerances(encoder.dtype_name).states)
+
+
+def _one_vector(encoder: Encoder | MultiViewEncoder, limit: float) -> Check:
+    single = encoder.encode(FINGERPRINT_TEXTS[::-1], max_batch_tokens=1)[::-1]
+    return _within(
+        "encode gives one vector for one text",
+        relative_distance(single, encoder.encode(FINGERPRINT_TEXTS)),
+        limit,
+        "one at a time in reverse against one batch",
+        "Vectors depend on batch mates; see the checks above for the cause.",
+    )
+
+
 def _encoder_checks(encoder: Encoder, saved: SavedEncoder | None) -> Iterator[Check]:
     config, has_template = encoder.config, bool(encoder.tokenizer.chat_template)
     expected, actual = format_layers(config.bidirectional), format_layers(get_open_layers(encoder.model))
     differ = f"the settings say {expected} open, the model has {actual}" if expected != actual else None
     yield _unless(differ, "the model is what the settings say", f"{expected} open", "Load the encoder again.")
-    single = encoder.encode(FINGERPRINT_TEXTS[::-1], max_batch_tokens=1)[::-1]
-    yield _within(
-        "encode gives one vector for one text",
-        relative_distance(single, encoder.encode(FINGERPRINT_TEXTS)),
-        tolerances(encoder.model.dtype).states,
-        "one at a time in reverse against one batch",
-        "Vectors depend on batch mates; see the checks above for the cause.",
-    )
+    yield _one_vector(encoder, tolerances(encoder.model.dtype).states)
     kinds = sorted(layer_kinds(encoder.model).items())
     yield Check("kinds of layers", "pass", "; ".join(f"{kind}: {layers}" for kind, layers in kinds))
     yield _unless(

@@ -24,7 +24,7 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
-from bellm.backbone.source_layouts import SETTINGS_FILE, fetch_layout
+from bellm.backbone.source_layouts import SETTINGS_FILE, VIEWS_FILE, fetch_layout
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
@@ -33,9 +33,9 @@ from bellm.encode_options import EncodeHabits, EncodeOptions, read_habits
 from bellm.engine import tokenization
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens, warn_degenerate
 from bellm.engine.packing_check import check_packing
-from bellm.engine.readout import check_readout, make_readout
+from bellm.engine.readout import Readout, check_readout, make_readout
 from bellm.engine.tokenization import Tokens, fallback_token_id
-from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, warn
+from bellm.errors import BellmError, LayerError, NoOpWarning, SeveralViewsError, SourceError, warn
 from bellm.hints import unknown_attribute
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
@@ -144,6 +144,11 @@ class Encoder:
                 raise SourceError(f"revision={revision!r} is for a model of the Hub (owner/name), not for {source}.")
             source = f"{source}@{revision}"
         folder = fetch_layout(source) if isinstance(source, str) else None
+        if folder and (folder / VIEWS_FILE).is_file():
+            raise SeveralViewsError(
+                f"{source} holds several views, and this takes one encoder: give a view, as in {source}/view-1, or "
+                "open it with MultiViewEncoder.from_pretrained."
+            )
         saved = saving.read_saved(folder) if folder and (folder / SETTINGS_FILE).is_file() else None
         if saved and dtype == "auto":
             dtype = saved.dtype
@@ -300,28 +305,34 @@ class Encoder:
         max_batch_tokens: int | None = None,
         batch_size: int | None = None,
         progress: bool | None = False,
+        readout: Readout | None = None,
     ) -> EncodeResult:
-        """Embed texts and count their tokens and those that were cut, without a warning; see `encode`."""
+        """Embed texts and count their tokens and those that were cut, without a warning; see `encode`.
+
+        A `readout` reads other vectors of the same forward pass than the settings say, and they stay as they are.
+        """
         texts = tokenization.list_texts(texts)
         for name, limit in (("max_batch_tokens", max_batch_tokens), ("batch_size", batch_size)):
             if limit is not None and not (isinstance(limit, int) and limit >= 1):
                 raise BellmError(f"{name}={limit} is too small: give at least 1.")
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and can_show_bars()
-        model, readout = self.model, make_readout(self.config)
+        model, wanted = self.model, readout or make_readout(self.config)
         rows = map(self._tokenize_as(input_type), tokenization.chunk_texts(texts))
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             embed = partial(
                 embed_tokens,
                 model,
                 packed=check_packing(model).packed_model if texts else None,
-                readout=readout,
+                readout=wanted,
                 max_batch_tokens=max_batch_tokens,
                 batch_size=batch_size,
                 pad_id=fallback_token_id(self.tokenizer),
                 done=done,
             )
-            result = embed_chunks(rows, embed, readout.width(model))
+            result = embed_chunks(rows, embed, wanted.width(model))
+        if readout:
+            return result
         vectors = result.vectors[:, : self.config.truncate_dim]
         return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
 

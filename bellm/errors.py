@@ -4,7 +4,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
 from types import FrameType, UnionType
@@ -25,6 +26,10 @@ class PromptError(BellmError):
 
 class SourceError(BellmError):
     """A model, folder or file cannot be read or written as asked."""
+
+
+class SeveralViewsError(SourceError):
+    """A source holds a multi-view encoder, and one encoder was asked for."""
 
 
 class FingerprintError(BellmError):
@@ -100,6 +105,17 @@ def _caller_frame() -> FrameType:
             caller = frame.f_back or frame
         frame = frame.f_back
     return caller
+
+
+@contextmanager
+def errors_naming(name: str) -> Iterator[None]:
+    """Say which of several models an error is about."""
+    try:
+        yield
+    except BellmError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -20,11 +20,12 @@ from bellm.io.formats import FORMATS
 from bellm.io.rows import check_query, check_text, expand_inputs, read_texts, refuse_own_input
 from bellm.io.streams import STDIN, content_suffix
 from bellm.io.vectors import new_vector_file
+from bellm.multiview import MultiViewEncoder
 from bellm.pool import EncoderPool
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 from bellm.types import InputType
 
-LoadEncoder = Encoder | Callable[[], Encoder]
+LoadEncoder = Encoder | MultiViewEncoder | Callable[[], Encoder | MultiViewEncoder]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def embed_file(
             result = embedder.encode_with_stats(
                 texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
             )
-        warn_truncated(result.num_truncated, len(texts), encoder.config.max_tokens)
+        warn_truncated(result.num_truncated, len(texts), encoder.describe()["max_tokens"])
         warn_degenerate(texts, result.vectors, encoder.dtype_name)
         seconds = round(time.perf_counter() - start, 3)
         write(texts, result.vectors)
@@ -179,9 +180,13 @@ def search_file(
 
 
 @contextmanager
-def on_devices(encoder: Encoder, devices: Sequence[str]) -> Iterator[Encoder | EncoderPool]:
+def on_devices(
+    encoder: Encoder | MultiViewEncoder, devices: Sequence[str]
+) -> Iterator[Encoder | MultiViewEncoder | EncoderPool]:
     """Give the encoder itself, or processes that embed in its place if devices are given."""
     if devices:
+        if not isinstance(encoder, Encoder):
+            raise BellmError("Several devices take one encoder, and this one has several views: leave devices out.")
         with EncoderPool(encoder, devices) as pool:
             yield pool
     else:
@@ -195,7 +200,7 @@ def run_summary(encoder: dict[str, Any], rows: int, seconds: float) -> str:
     return f"{opened}{computed}in {seconds:.1f} s ({rows / max(seconds, 1e-3):.0f} texts/s)"
 
 
-def _describe(encoder: Encoder) -> dict[str, Any]:
+def _describe(encoder: Encoder | MultiViewEncoder) -> dict[str, Any]:
     return {"source": encoder.source, **encoder.describe()}
 
 

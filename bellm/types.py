@@ -23,6 +23,10 @@ PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "ma
 ReadoutName = Literal["hidden", "routing"]
 """What of a forward pass becomes a vector: the states of layers, or the routing weights of a mixture of experts."""
 
+CombineMethod = Literal["concat", "sum", "mean"]
+"""How vectors of several views become one: side by side, of length 1 in all; side by side, so that dot products are
+weighted sums of cosines; weighted mean."""
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

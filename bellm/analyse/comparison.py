@@ -17,8 +17,7 @@ from scipy.stats import t as student_t
 
 from bellm.analyse.measures import MEASURES, Measure
 from bellm.analyse.representation import FEWEST_TEXTS, Pair, Representation
-from bellm.errors import BellmError, check_choice
-from bellm.evaluate.evaluated_model import errors_naming
+from bellm.errors import BellmError, check_choice, errors_naming
 
 MOST_TEXTS = 1000
 """Texts of a random sample, by which measures go that look at all pairs of texts."""

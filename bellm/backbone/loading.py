@@ -167,7 +167,8 @@ def reach(source: str, revision: str | None = None) -> str:
 
 def is_hub_id(source: str) -> bool:
     """Whether a source has the form owner/name and is no local path."""
-    return source.count("/") == 1 and not source.startswith((".", "~", "/")) and not Path(source).exists()
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(source).exists()
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

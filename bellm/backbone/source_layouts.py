@@ -22,7 +22,8 @@ SETTINGS_FILE = "bellm.json"
 ADAPTER_FILE = "adapter_config.json"
 MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"
-MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE)
+VIEWS_FILE = "views.json"
+MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE, VIEWS_FILE)
 PATTERNS = [*loading.MODEL_FILES, "*/model*.safetensors", "adapter_model.safetensors", "fingerprint.safetensors"]
 """Files that are fetched from the Hub for a source with one of these."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bellm.cli.analyse_command import analyse_command
+from bellm.cli.combine_command import combine_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
@@ -34,6 +35,7 @@ for _command in (
     layers_command,
     analyse_command,
     train_command,
+    combine_command,
     doctor_command,
     info_command,
 ):
@@ -86,4 +88,6 @@ def _bellm(
       what did opening change? similarity of vectors, each number with its chance level
     [bold]bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8[/]
       low-rank adapters, from texts that belong together
+    [bold]bellm combine run/ 'smollm2?prompt=angle' -o both/[/]
+      several encoders as one, side by side
     """

@@ -14,11 +14,10 @@ from bellm.cli.terminal import BarUpdate, check_output, live_bars, print_result
 from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
 from bellm.io.vectors import is_folder
-from bellm.types import InputType
+from bellm.types import Embedder, InputType
 
 if TYPE_CHECKING:
     from bellm.corpus import CorpusProgress, CorpusReport
-    from bellm.encoder import Encoder
 
 
 def _folder(*names: str, **how: Any) -> Any:
@@ -133,13 +132,13 @@ _NO_FOLDER = (None, False, "float32", SHARD_ROWS, "local", None)
 """Options of a corpus folder as they are when none is given."""
 
 
-def _embed_folder(load: "Callable[[], Encoder]", inputs: list[str], output: str, **options: Any) -> "CorpusReport":
+def _embed_folder(load: Callable[[], Embedder], inputs: list[str], output: str, **options: Any) -> "CorpusReport":
     from bellm.corpus import embed_corpus
 
     # Ray tells of dead workers on standard output, where the result goes.
     with live_bars(counts=False) as update, contextlib.redirect_stdout(sys.stderr):
 
-        def load_first() -> "Encoder":
+        def load_first() -> Embedder:
             encoder = load()
             update("checking what is there", 0, 0)
             return encoder

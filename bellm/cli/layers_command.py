@@ -120,7 +120,7 @@ def layers_command(
         )
     with live_bars() as update:
         finding = find_layers(
-            lambda: options.load(source),
+            lambda: options.load_encoder(source),
             pairs,
             methods=[one.value for one in method or MethodOption],
             training=training,

@@ -27,8 +27,12 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
     Example: bellm info smollm2 --bidirectional last:8
     """
     encoder = options.load(source)
-    from bellm import saving
+    from bellm import MultiViewEncoder, saving
     from bellm.backbone.architecture import layer_kinds
+
+    if isinstance(encoder, MultiViewEncoder):
+        print_result({"source": source, **encoder.describe()}, as_json, *map(str, [encoder, *encoder.embedders]))
+        return
 
     info = {
         "source": source,
@@ -76,13 +80,14 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
     """
     encoder = options.load(source, verify=False, dtype="float32")
     with status_line(f"examining {source}"):
-        from bellm import saving
+        from bellm import Encoder, saving
         from bellm.doctor import diagnose
 
         folder = saving.find_saved(source)
         saved = saving.read_saved(folder) if folder else None
         # With other settings than the saved ones the fingerprint was checked on loading, and says no more.
-        diagnosis = diagnose(encoder, saved=saved if saved and saved.config == encoder.config else None)
+        is_saved = saved and isinstance(encoder, Encoder) and saved.config == encoder.config
+        diagnosis = diagnose(encoder, saved=saved if is_saved else None)
     record = {"healthy": diagnosis.healthy, **dataclasses.asdict(diagnosis)}
     print_result(record, as_json, *_diagnosis_in_words(diagnosis))
     if not diagnosis.healthy:
@@ -94,7 +99,8 @@ def _diagnosis_in_words(diagnosis: "Diagnosis") -> Iterator[Any]:
     from rich.text import Text
 
     yield Text(diagnosis.subject)
-    yield _layer_table(diagnosis)
+    if diagnosis.layers:
+        yield _layer_table(diagnosis)
     table = _table("Checks", "", "check", "difference>", "allowed>", "measured on")
     for check in diagnosis.checks:
         numbers = ("" if number is None else f"{number:.2g}" for number in (check.value, check.limit))

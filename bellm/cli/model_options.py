@@ -16,6 +16,7 @@ from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
+    from bellm.multiview import MultiViewEncoder
 
 DEFAULT_MODEL = "smollm2"
 
@@ -64,12 +65,19 @@ class ModelOptions:
     loading: Mapping[str, Any]
     """dtype, device, attention, device_map and trust_remote_code."""
 
-    def load(self, source: str, **defaults: Any) -> "Encoder":
+    def load(self, source: str, **defaults: Any) -> "Encoder | MultiViewEncoder":
         """Load a source with these options, and others where they were not given."""
+        with status_line(f"loading {source}"):
+            from bellm.multiview import open_encoder
+
+            return open_encoder(source, **{**defaults, **self.given()})
+
+    def load_encoder(self, source: str) -> "Encoder":
+        """Load a source that is one encoder, not a multi-view encoder, with these options."""
         with status_line(f"loading {source}"):
             from bellm.encoder import Encoder
 
-            return Encoder.from_pretrained(source, **{**defaults, **self.given()})
+            return Encoder.from_pretrained(source, **self.given())
 
     def given(self) -> dict[str, Any]:
         """All options, as keyword arguments of `Encoder.from_pretrained`."""

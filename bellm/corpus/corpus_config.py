@@ -19,6 +19,7 @@ from bellm.corpus.row_ranges import SHARD_FOLDER, Precision
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, FingerprintError, SourceError
 from bellm.io import atomic
+from bellm.multiview import MultiViewEncoder, open_encoder
 from bellm.saving import FINGERPRINT_FILE, weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Embedder, InputType, Vectors
@@ -66,16 +67,17 @@ class EncoderRef:
     """Reference to an encoder: enough to load it again, later or elsewhere, and to check that it is the same."""
 
     source: str
-    """What `Encoder.from_pretrained` was given."""
-    config: EncoderConfig
+    """What `open_encoder` was given."""
+    config: EncoderConfig | None
+    """Its settings; None of a multi-view encoder, whose views have settings of their own."""
     dtype: str
     fingerprint: Vectors
     weights: str
     """Digest of its weights."""
 
-    def load(self, **options: Any) -> Encoder:
+    def load(self, **options: Any) -> Encoder | MultiViewEncoder:
         """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
-        encoder = Encoder.from_pretrained(self.source, config=self.config, dtype=self.dtype, **options)
+        encoder = open_encoder(self.source, config=self.config, dtype=self.dtype, **options)
         other_weights = weights_differ(self.weights, _weights_of(encoder))
         if problem := _problem(encoder, other_weights, self.fingerprint, self.dtype):
             raise FingerprintError(
@@ -135,7 +137,7 @@ def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
     config, fingerprint = read_corpus_config(Path(out))
     return EncoderRef(
         source=source or known["source"],
-        config=EncoderConfig.from_dict(config.encoder),
+        config=None if "views" in config.encoder else EncoderConfig.from_dict(config.encoder),
         dtype=config.encoder["dtype"],
         fingerprint=fingerprint,
         weights=config.weights,
@@ -143,6 +145,8 @@ def read_encoder_ref(out: str | Path, source: str | None = None) -> EncoderRef:
 
 
 def _weights_of(encoder: Embedder) -> str:
+    if isinstance(encoder, MultiViewEncoder):
+        return encoder.weights_digest()
     return weights_digest(encoder.model) if isinstance(encoder, Encoder) else ""
 
 

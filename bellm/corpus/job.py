@@ -36,6 +36,7 @@ from bellm.errors import BellmError, SourceError, check_choice, check_encoder
 from bellm.io import atomic
 from bellm.io.rows import TextColumns, check_columns, expand_inputs
 from bellm.io.streams import STDIN
+from bellm.multiview import MultiViewEncoder
 from bellm.pool import EncoderPool
 from bellm.saving import FINGERPRINT_FILE
 from bellm.text_files import on_devices, run_summary
@@ -243,7 +244,7 @@ def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) 
     pieces = chunk_texts(row_range.texts, max_texts=at_once * _PIECE_ROWS, max_characters=at_once * _PIECE_CHARACTERS)
     kind, first = job.config.input_type, 0
     for texts in pieces if row_range.texts else [[]]:
-        if isinstance(embedder, Encoder | EncoderPool):
+        if isinstance(embedder, Encoder | MultiViewEncoder | EncoderPool):
             part = embedder.encode_with_stats(texts, input_type=kind, max_batch_tokens=job.max_batch_tokens)
         else:
             part = EncodeResult(embedder.encode(texts, input_type=kind), 0, 0)

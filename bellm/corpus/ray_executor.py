@@ -21,6 +21,7 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
 from bellm.io.streams import STDIN
+from bellm.multiview import MultiViewEncoder
 from bellm.types import Embedder
 
 try:
@@ -49,14 +50,14 @@ class RayExecutor:
         self, encoder: Embedder, job: Job, progress: Callable[[CorpusProgress], None] = lambda _: None
     ) -> list[Shard]:
         """Embed what is missing; returns the new shards. Where a worker fails, finished shards are kept."""
-        if not isinstance(encoder, Encoder):
+        if not isinstance(encoder, Encoder | MultiViewEncoder):
             raise BellmError("Other machines load a bellm Encoder again, and this is none: leave the executor out.")
         if STDIN in job.files:
             raise BellmError("Other machines cannot read this one's standard input: give files, or engine local.")
         source = os.path.abspath(self.source) if os.path.exists(self.source) else self.source
         encoder_ref = EncoderRef(
             source=source,
-            config=encoder.config,
+            config=encoder.config if isinstance(encoder, Encoder) else None,
             dtype=encoder.dtype_name,
             fingerprint=encoder.fingerprint(),
             weights=job.config.weights,
@@ -107,7 +108,7 @@ class _Worker:
         os.chdir(self.directory)
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> Encoder | MultiViewEncoder:
         # Not when the actor is made: there an error would reach nobody in words.
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
         return self.encoder_ref.load(**self.options)

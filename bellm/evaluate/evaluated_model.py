@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +12,10 @@ import torch
 
 from bellm import saving
 from bellm.encoder import Encoder
-from bellm.errors import BellmError
+from bellm.errors import BellmError, errors_naming
 from bellm.evaluate.vector_cache import VectorCache
 from bellm.metadata import encoder_identity
+from bellm.multiview import MultiViewEncoder
 from bellm.tensors.similarity import tolerances
 from bellm.types import Embedder, InputType, Vectors
 
@@ -125,7 +125,7 @@ class EvaluatedModel:
             BellmError: The embedder gives no vector for each text, or one that is not finite.
         """
         with errors_naming(self.name):
-            if isinstance(self.embedder, Encoder):  # No warning and no progress bar of its own.
+            if isinstance(self.embedder, Encoder | MultiViewEncoder):  # No warning and no progress bar of its own.
                 vectors = self.embedder.encode_with_stats(texts, input_type=input_type).vectors
             else:
                 vectors = self.embedder.encode(texts, input_type=input_type)
@@ -137,17 +137,6 @@ class EvaluatedModel:
                 "became too large for its dtype: try float32."
             )
         return vectors
-
-
-@contextmanager
-def errors_naming(name: str) -> Iterator[None]:
-    """Say which of several models an error is about."""
-    try:
-        yield
-    except BellmError as error:
-        if name in str(error):
-            raise
-        raise type(error)(f"{name}: {error}") from error
 
 
 def as_embedder(model: Any) -> Embedder:
@@ -179,6 +168,8 @@ def open_cache(
     described = embedder.describe()
     if isinstance(embedder, Encoder):
         identity = encoder_identity(embedder, weights)
+    elif isinstance(embedder, MultiViewEncoder):
+        identity = f"{json.dumps(described)} {embedder.weights_digest()}"
     else:
         model = getattr(embedder, "model", None)
         weights = saving.parameters_digest(model) if isinstance(model, torch.nn.Module) else ""

@@ -1,37 +1,31 @@
-"""Open models by source string: bellm encoders, sentence-transformers models, files of vectors."""
+"""Open models by source string: encoders of bellm, sentence-transformers models, files of vectors."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
 from bellm import saving
-from bellm.backbone.loading import locate, split_revision
 from bellm.backbone.source_layouts import SETTINGS_FILE
-from bellm.config import check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
-from bellm.errors import BellmWarning, SourceError, warn
-from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder, errors_naming
+from bellm.errors import BellmWarning, SourceError, errors_naming, warn
+from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder
 from bellm.io.vectors import read_vectors
+from bellm.multiview import check_sources, open_encoder
 from bellm.types import Embedder, InputType, Vectors
 
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources that are no bellm encoders begin."""
-
-_LOADING = ("dtype", "device", "device_map", "attention", "trust_remote_code")
-"""What cannot be changed once the weights are there."""
 
 
 def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **options: Any) -> Embedder:
     """Open a model.
 
     Args:
-        source: Anything that `Encoder.from_pretrained` takes, with settings of its own behind a question mark
-            (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model; or `vectors:` and a
-            .parquet or .jsonl file with the columns text and vector.
+        source: A multi-view encoder, or what `Encoder.from_pretrained` takes, with settings of its own behind a
+            question mark (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model; or
+            `vectors:` and a .parquet or .jsonl file with the columns text and vector.
         loaded: Encoders by their weights, which are shared and added to.
         options: Arguments of `Encoder.from_pretrained`, for bellm encoders.
 
@@ -42,12 +36,8 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
         return SentenceTransformerEmbedder(source, options.get("device"))
     if source.startswith(VECTORS):
         return VectorFile(Path(source.removeprefix(VECTORS)))
-    path, settings = source.partition("?")[0], {**options, **_settings(source)}
-    fixed = {name: settings.pop(name) for name in _LOADING if name in settings}
-    loaded, key = {} if loaded is None else loaded, f"{path} {json.dumps(fixed, sort_keys=True)}"
-    if key not in loaded:
-        loaded[key] = Encoder.from_pretrained(path, **fixed)
-    return loaded[key].replace(**settings)
+    with errors_naming(source):
+        return open_encoder(source, loaded=loaded, **options)
 
 
 def load_models(sources: Sequence[str], cache: Path | None = None, **options: Any) -> list[EvaluatedModel]:
@@ -57,10 +47,8 @@ def load_models(sources: Sequence[str], cache: Path | None = None, **options: An
     """
     loaded: dict[str, Encoder] = {}
     models: dict[str, EvaluatedModel] = {}
-    for source in sources:  # A mistake in the last source shows before the first model is loaded.
-        if not source.startswith((SENTENCE_TRANSFORMERS, VECTORS)):
-            _settings(source)
-            locate(*split_revision(source.partition("?")[0]))
+    # A mistake in the last source shows before the first model is loaded.
+    check_sources(source for source in sources if not source.startswith((SENTENCE_TRANSFORMERS, VECTORS)))
     for source in sorted(sources, key=lambda source: not source.startswith(VECTORS)):  # Files are quick.
         if source not in models:
             with errors_naming(source):
@@ -68,16 +56,6 @@ def load_models(sources: Sequence[str], cache: Path | None = None, **options: An
                 kept = None if isinstance(embedder, VectorFile) else cache
                 models[source] = EvaluatedModel.of(embedder, source, kept)
     return [models[source] for source in dict.fromkeys(sources)]
-
-
-def _settings(source: str) -> Mapping[str, Any]:
-    settings: dict[str, Any] = {}
-    with errors_naming(source):
-        for name, value in parse_qsl(source.partition("?")[2], keep_blank_values=True):
-            refuse_unknown([name], (*setting_names(), "dtype", "attention"))
-            settings[name] = parse_setting(name, value) if name in setting_names() else value
-        check_settings({name: value for name, value in settings.items() if name in setting_names()})
-    return settings
 
 
 class SentenceTransformerEmbedder(WrappedEncoder):

@@ -33,7 +33,11 @@ def hub_problem(repo_id: str, *, repo_type: str = "model", revision: str | None 
 def cached_folder(repo_id: str, *, revision: str | None = None) -> str | None:
     """Folder of what the Hub sent of a model before, or None."""
     for name in ("config.json", "bellm.json", "adapter_config.json"):
-        if isinstance(path := huggingface_hub.try_to_load_from_cache(repo_id, name, revision=revision), str):
+        try:
+            path = huggingface_hub.try_to_load_from_cache(repo_id, name, revision=revision)
+        except errors.HFValidationError:  # No repository can have this name.
+            return None
+        if isinstance(path, str):
             return str(Path(path).parent)
     return None
 

@@ -451,6 +451,23 @@ OTHERS = {
         "doctor tiny --pooling middle": "pooling='middle' is not one of",
         "info tiny --bidirectional 99": "layer 99, but the model has 4 layers",
         "info tiny --dtype int8": "dtype='int8' is not one of",
+        "info none/": "none/ is no folder",
+        "info .../tiny": ".../tiny is no folder",
+        "info 'a b/tiny'": "a b/tiny is no folder",
+    },
+    "views": {
+        "combine tiny -o out": "tiny alone is an encoder already",
+        "combine tiny tiny -o tiny": "tiny exists already",
+        "combine tiny tiny -o out --method stack": "stack",
+        "combine tiny tiny -o out --weights 1": "one weight above 0 for each of 2 sources",
+        "combine tiny tiny -o out --weights 1,0": "one weight above 0 for each of 2 sources",
+        "combine tiny tiny -o out --weights 1,x": "neither numbers with commas",
+        "combine tiny tiny -o out --weights auto": "belong together",
+        "combine tiny tiny -o out --texts good.txt": "belong together",
+        "combine tiny tiny -o out --weights auto --texts none.txt": "none.txt",
+        "combine tiny 'tiny?readout=routing' -o out": "mixture of experts",
+        "combine tiny 'tiny?pooling=middle' -o out": "pooling='middle' is not one of",
+        "combine tiny none/ -o out": "none/ is no folder",
     },
 }
 

@@ -96,7 +96,8 @@ def test_settings_behind_the_source(tiny_folder: Path, tmp_path: Path) -> None:
     ("query", "message"),
     [
         ("layers=2", "'layers' is no setting of an encoder. Did you mean layer? Settings: bidirectional,"),
-        ("layer=top", "layer='top' is no whole number"),
+        ("layer=top", "layer='top' cannot be read"),
+        ("max_tokens=top", "max_tokens='top' is no whole number"),
         ("last:8", "'last:8' is no setting of an encoder"),
         ("pooling=sum", "pooling='sum' is not one of"),
     ],

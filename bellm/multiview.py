@@ -1,0 +1,459 @@
+"""Multi-view encoders: several vectors of a text as one, by their weights.
+
+Shapes: N texts, D width of a view, W width of a vector.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bellm.backbone.loading import locate, split_revision
+from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout
+from bellm.config import EncoderConfig, check_settings, parse_setting, refuse_unknown, setting_names
+from bellm.encoder import Encoder
+from bellm.engine.embedding import EncodeResult, warn_degenerate
+from bellm.engine.readout import JoinedReadout, make_readout
+from bellm.engine.tokenization import list_texts, warn_truncated
+from bellm.errors import (
+    BellmError,
+    FingerprintError,
+    SeveralViewsError,
+    SourceError,
+    check_choice,
+    check_list,
+    errors_naming,
+)
+from bellm.io.atomic import atomic_directory, write_json
+from bellm.saving import FINGERPRINT_FILE, FINGERPRINT_TEXTS, weights_digest
+from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
+from bellm.types import CombineMethod, Embedder, InputType, Vectors
+from bellm.version import __version__
+
+_LOADING = ("dtype", "device", "device_map", "attention", "trust_remote_code", "verify")
+"""What cannot be changed once the weights are there."""
+
+_WEIGHTS = 2.0 ** np.arange(-6, 6.25, 0.25)
+"""Weights of a second view that are tried, from 1/64 to 64."""
+
+_FEWEST_TEXTS, _MOST_PAIRED = 10, 500
+"""Texts whose pairs decide a weight; 500 are an eighth of a million pairs."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One vector of a text: an embedder, and what a text is turned into before."""
+
+    embedder: Embedder
+    transform: Callable[[str], str] | None = None
+
+
+class MultiViewEncoder:
+    """Several embedders as one. Each view is scaled to length 1; no statistic of a batch plays a part.
+
+    With weights w and the views' cosines c of two texts, the vectors' dot product is the sum of w c for `sum`, and that
+    sum over the sum of w for `concat`: the same order of texts, and for equal weights the mean of the cosines. MoEE
+    (arXiv 2410.10814) is the `sum` of an encoder's states and its routing weights.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Embedder | View],
+        *,
+        method: CombineMethod = "concat",
+        weights: Sequence[float] | None = None,
+        weights_from: str = "given",
+    ) -> None:
+        """Combine views.
+
+        Args:
+            views: At least two embedders.
+            method: How they become one vector.
+            weights: One for each view, above 0; None for equal ones.
+            weights_from: Where the weights come from, in words; it is saved with them.
+
+        Raises:
+            BellmError: A weight is missing or not above 0, or views to be averaged have other widths.
+        """
+        check_list("views", views)
+        check_choice("method", method, CombineMethod)
+        self.views = tuple(view if isinstance(view, View) else View(view) for view in views)
+        if len(views) < 2:
+            raise BellmError("One view is an encoder: give at least two.")
+        weights = tuple(map(float, weights or [1.0] * len(views)))
+        if len(weights) != len(views):
+            raise BellmError(f"There are {len(weights)} weights for {len(views)} views: give one for each.")
+        if not all(0 < weight < np.inf for weight in weights):
+            raise BellmError(f"weights={list(weights)} are not all above 0. Leave a view out if it counts nothing.")
+        widths = [view.embedder.embedding_dim for view in self.views]
+        if method == "mean" and len(set(widths)) > 1:
+            raise BellmError(f"method='mean' takes views of one width, and these have {widths}. Take concat or sum.")
+        self.method, self.weights, self.weights_from = method, weights, weights_from
+        self.embedding_dim = widths[0] if method == "mean" else sum(widths)
+        self.name = " + ".join(str(getattr(view.embedder, "name", "?")) for view in self.views)
+        self.source = self.name
+        """What it was loaded from."""
+
+    @classmethod
+    def moee(
+        cls, encoder: Encoder, *, alpha: float | None = None, texts: Iterable[str] | None = None
+    ) -> "MultiViewEncoder":
+        """States and routing weights of one mixture of experts, summed as MoEE does: cos + alpha * cos of the routing.
+
+        Without `alpha`, the texts choose it; see `choose_weight`.
+        """
+        return cls.weighted([encoder, encoder.replace(readout="routing", layer=-1)], alpha, texts)
+
+    @classmethod
+    def prompts(cls, encoder: Encoder, prompts: Sequence[str]) -> "MultiViewEncoder":
+        """Mean of the vectors that several prompts give a text (MetaEOL, arXiv 2402.18458)."""
+        check_list("prompts", prompts)
+        return cls([encoder.replace(prompt=prompt) for prompt in prompts], method="mean")
+
+    @classmethod
+    def weighted(
+        cls,
+        views: Sequence[Embedder],
+        weight: float | None,
+        texts: Iterable[str] | None,
+        *,
+        method: CombineMethod = "sum",
+    ) -> "MultiViewEncoder":
+        """Combine two views, the second with a weight, given or chosen on texts."""
+        if weight is not None:
+            return cls(views, method=method, weights=(1.0, weight))
+        texts = list_texts(texts or [])
+        chosen = choose_weight(views, texts)
+        return cls(views, method=method, weights=(1.0, chosen), weights_from=f"agreement on {len(texts)} texts")
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], **options: Any) -> "MultiViewEncoder":
+        """Load what `save_pretrained` wrote, checked by its fingerprint.
+
+        Options are those of `Encoder.from_pretrained` that load: dtype, device, attention, device_map and
+        trust_remote_code. Views have settings of their own.
+
+        Raises:
+            BellmError: It cannot be read, or does not give the vectors that it was saved with.
+        """
+        if settings := [name for name, value in options.items() if name not in _LOADING and value is not None]:
+            raise BellmError(f"{source} holds several views with settings of their own: leave {settings[0]} out.")
+        folder = fetch_layout(str(source))
+        if folder is None or not (folder / VIEWS_FILE).is_file():
+            raise SourceError(f"{source} has no {VIEWS_FILE}. Combine encoders first: bellm combine A B -o FOLDER.")
+        record = _read_record(folder)
+        loaded: dict[str, Encoder | MultiViewEncoder] = {}
+        for name in dict.fromkeys(view["folder"] for view in record["views"]):
+            loaded[name] = open_encoder(str(folder / name), **options)
+        views = [_with_settings(loaded[view["folder"]], view.get("settings")) for view in record["views"]]
+        choices = {name: record[name] for name in ("method", "weights", "weights_from")}
+        encoder = cls(views, **choices)
+        encoder.source = str(source)
+        _check_fingerprint(encoder, folder, record)
+        return encoder
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write all views, shared weights once, to a new folder.
+
+        Raises:
+            SourceError: Something is there already, the disk refuses, or a view cannot be saved.
+        """
+        record: dict[str, Any] = {"bellm": __version__, **self._choices(), "dtype": self.dtype_name, "views": []}
+        with atomic_directory(Path(path)) as draft:
+            folders: list[tuple[Embedder, str]] = []
+            for number, view in enumerate(self.views, 1):
+                embedder = view.embedder
+                if view.transform or not isinstance(embedder, Encoder | MultiViewEncoder):
+                    raise SourceError(
+                        f"View {number} is no encoder of bellm, or has a function before it: only encoders are saved."
+                    )
+                shared = next((name for other, name in folders if _share_weights(embedder, other)), None)
+                if shared is None:
+                    folders.append((embedder, shared := f"view-{number}"))
+                    embedder.save_pretrained(draft / shared)
+                    record["views"].append({"folder": shared})
+                else:
+                    assert isinstance(embedder, Encoder)
+                    record["views"].append({"folder": shared, "settings": embedder.config.to_dict()})
+            write_json(draft / VIEWS_FILE, record)
+            save_file({"vectors": self.fingerprint()}, draft / FINGERPRINT_FILE, metadata={"views": _digest(record)})
+            (draft / FINGERPRINT_FILE).chmod((draft / VIEWS_FILE).stat().st_mode)
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: InputType = "text",
+        max_batch_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> Vectors:
+        """Embed texts, in their order, as float32 (len(texts), embedding_dim); see `Encoder.encode`."""
+        texts = list_texts(texts)
+        result = self.encode_with_stats(
+            texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
+        )
+        warn_truncated(result.num_truncated, len(texts), self.max_tokens)
+        warn_degenerate(texts, result.vectors, self.dtype_name)
+        return result.vectors
+
+    def encode_query(self, texts: Iterable[str], **options: Any) -> Vectors:
+        """Embed queries; see `encode`."""
+        return self.encode(texts, input_type="query", **options)
+
+    def encode_document(self, texts: Iterable[str], **options: Any) -> Vectors:
+        """Embed documents; see `encode`."""
+        return self.encode(texts, input_type="document", **options)
+
+    def encode_with_stats(
+        self, texts: Iterable[str], *, input_type: InputType = "text", **options: Any
+    ) -> EncodeResult:
+        """Embed texts and count the tokens of all views, and the texts that were cut in the view that cut the most."""
+        texts = list_texts(texts)
+        parts: dict[int, Vectors] = {}
+        num_tokens = num_truncated = 0
+        for group in self._passes():
+            view = self.views[group[0]]
+            given = texts if view.transform is None else [view.transform(text) for text in texts]
+            embedders = [self.views[index].embedder for index in group]
+            vectors, tokens, truncated = _embed_views(embedders, given, input_type, options)
+            parts |= {index: normalize_rows(vectors_ND) for index, vectors_ND in zip(group, vectors, strict=True)}
+            num_tokens, num_truncated = num_tokens + tokens, max(num_truncated, truncated)
+        return EncodeResult(self._combine([parts[index] for index in range(len(parts))]), num_tokens, num_truncated)
+
+    def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
+        """Cosine of every left vector with every right vector, (N, M)."""
+        return cosine_similarity(np.atleast_2d(left_ND), np.atleast_2d(right_MD))
+
+    def fingerprint(self) -> Vectors:
+        """Vectors of a few fixed texts, as texts and as queries, by which encoders are compared."""
+        input_types: tuple[InputType, ...] = ("text", "query")
+        return np.concatenate(
+            [self.encode_with_stats(FINGERPRINT_TEXTS, input_type=each).vectors for each in input_types]
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Method, weights and the description of every view, as JSON values."""
+        elsewhere = ("name", "device")
+        views = [
+            {name: value for name, value in view.embedder.describe().items() if name not in elsewhere}
+            | ({"transform": getattr(view.transform, "__qualname__", "?")} if view.transform else {})
+            for view in self.views
+        ]
+        own = {"name": self.name, **self._choices(), "views": views, "embedding_dim": self.embedding_dim}
+        return {**own, "max_tokens": self.max_tokens, "dtype": self.dtype_name}
+
+    def weights_digest(self) -> str:
+        """Digest of the weights of all views; see `saving.weights_digest`."""
+        digests = [
+            weights_digest(view.embedder.model)
+            if isinstance(view.embedder, Encoder)
+            else view.embedder.weights_digest()
+            for view in self.views
+            if isinstance(view.embedder, Encoder | MultiViewEncoder)
+        ]
+        forms = "+".join(dict.fromkeys(digest.partition(":")[0] for digest in digests))
+        return f"{forms}:{hashlib.blake2b(' '.join(digests).encode(), digest_size=16).hexdigest()}"
+
+    @property
+    def embedders(self) -> tuple[Embedder, ...]:
+        """Embedder of each view."""
+        return tuple(view.embedder for view in self.views)
+
+    @property
+    def dtype_name(self) -> str:
+        """Dtype of the weights, the coarsest of the views'."""
+        dtypes = {view.embedder.describe().get("dtype") for view in self.views}
+        return next((name for name in ("bfloat16", "float16") if name in dtypes), "float32")
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input of the view that takes the least; 0 where none has a limit."""
+        limits = (view.embedder.describe().get("max_tokens") for view in self.views)
+        return min((limit for limit in limits if limit), default=0)
+
+    def __repr__(self) -> str:
+        weights = ", ".join(f"{weight:g}" for weight in self.weights)
+        return (
+            f"MultiViewEncoder({self.name}, method={self.method}, weights={weights}, {self.embedding_dim} dimensions)"
+        )
+
+    def _choices(self) -> dict[str, Any]:
+        return {"method": self.method, "weights": list(self.weights), "weights_from": self.weights_from}
+
+    def _passes(self) -> list[list[int]]:
+        """Views by the forward pass that computes them."""
+        groups: list[list[int]] = []
+        for index, view in enumerate(self.views):
+            same = (group for group in groups if _same_pass(view, self.views[group[0]]))
+            if group := next(same, None):
+                group.append(index)
+            else:
+                groups.append([index])
+        return groups
+
+    def _combine(self, unit_ND: Sequence[Vectors]) -> Vectors:
+        total = sum(self.weights)
+        if self.method == "mean":
+            return sum(weight / total * part for weight, part in zip(self.weights, unit_ND, strict=True))  # type: ignore[return-value]
+        scale = np.sqrt(np.asarray(self.weights) / (total if self.method == "concat" else 1.0))
+        return np.concatenate([np.float32(by) * part for by, part in zip(scale, unit_ND, strict=True)], axis=1)
+
+
+def open_encoder(
+    source: str, *, loaded: dict[str, Encoder] | None = None, **options: Any
+) -> Encoder | MultiViewEncoder:
+    """Open an encoder or a multi-view encoder.
+
+    Args:
+        source: What `Encoder.from_pretrained` or `MultiViewEncoder.from_pretrained` takes; behind it may stand a
+            question mark and settings (`smollm2?bidirectional=last:8&pooling=mean`).
+        loaded: Encoders by their weights, which are shared and added to.
+        options: Arguments of `Encoder.from_pretrained`; the source's settings come before them.
+
+    Raises:
+        BellmError: It cannot be loaded.
+    """
+    path, settings = source.partition("?")[0], {**options, **source_settings(source)}
+    fixed = {name: settings.pop(name) for name in _LOADING if name in settings}
+    try:
+        if loaded is None:
+            return Encoder.from_pretrained(path, **fixed, **settings)
+        key = f"{path} {json.dumps(fixed, sort_keys=True)}"
+        if key not in loaded:
+            loaded[key] = Encoder.from_pretrained(path, **fixed)
+        return loaded[key].replace(**settings)
+    except SeveralViewsError:
+        return MultiViewEncoder.from_pretrained(path, **fixed, **settings)
+
+
+def check_sources(sources: Iterable[str]) -> None:
+    """Check that sources name models, and their settings, as far as that takes no model; an error names the source."""
+    for source in sources:
+        with errors_naming(source):
+            source_settings(source)
+            locate(*split_revision(source.partition("?")[0]))
+
+
+def source_settings(source: str) -> Mapping[str, Any]:
+    """Settings that stand behind a source's question mark, checked as far as that takes no model."""
+    settings: dict[str, Any] = {}
+    for name, value in parse_qsl(source.partition("?")[2], keep_blank_values=True):
+        refuse_unknown([name], (*setting_names(), "dtype", "attention"))
+        settings[name] = parse_setting(name, value) if name in setting_names() else value
+    check_settings({name: value for name, value in settings.items() if name in setting_names()})
+    return settings
+
+
+def choose_weight(views: Sequence[Embedder], texts: Sequence[str]) -> float:
+    """Weight of the second of two views with which their weighted cosines agree best with the cosines of each.
+
+    Agreement is Spearman's correlation over all pairs of the texts, or of some hundred of them; its sum over both views
+    is at its largest. No label plays a part (alpha of MoEE, arXiv 2410.10814, version 2).
+
+    Raises:
+        BellmError: There are not two views, or fewer than ten different texts.
+    """
+    texts = list(dict.fromkeys(texts))
+    if len(views) != 2:
+        raise BellmError(f"Texts choose the weight of a second view, and there are {len(views)}: give weights.")
+    if len(texts) < _FEWEST_TEXTS:
+        raise BellmError(f"{len(texts)} different texts are too few to choose a weight: give at least {_FEWEST_TEXTS}.")
+    rows = np.linspace(0, len(texts) - 1, min(len(texts), _MOST_PAIRED)).round().astype(int)
+    vectors = [normalize_rows(view.encode([texts[row] for row in rows])) for view in views]
+    upper = np.triu_indices(len(rows), 1)
+    cosines = [(unit_ND @ unit_ND.T)[upper] for unit_ND in vectors]
+    ranks = [_ranks(each) for each in cosines]
+
+    def agreement(weight: float) -> float:
+        of_sum = _ranks(cosines[0] + weight * cosines[1])
+        return float(sum(np.corrcoef(of_sum, each)[0, 1] for each in ranks))
+
+    return float(max(_WEIGHTS, key=agreement))
+
+
+def _ranks(values: Vectors) -> Vectors:
+    return values.argsort(kind="stable").argsort().astype(np.float32)
+
+
+def _embed_views(
+    views: Sequence[Embedder], texts: list[str], input_type: InputType, options: Mapping[str, Any]
+) -> tuple[list[Vectors], int, int]:
+    """Vectors of views that one pass computes, with the counts of its tokens and truncated texts."""
+    first = views[0]
+    if not isinstance(first, Encoder | MultiViewEncoder):
+        return [first.encode(texts, input_type=input_type)], 0, 0
+    configs = [view.config for view in views if isinstance(view, Encoder)]
+    if len(views) == 1 or not isinstance(first, Encoder):
+        result = first.encode_with_stats(texts, input_type=input_type, **options)
+        return [result.vectors], result.num_tokens, result.num_truncated
+    readouts = tuple(make_readout(config) for config in configs)
+    result = first.encode_with_stats(texts, input_type=input_type, readout=JoinedReadout(readouts, "concat"), **options)
+    ends = np.cumsum([readout.width(first.model) for readout in readouts])
+    parts = zip(np.split(result.vectors, ends[:-1], axis=1), configs, strict=True)
+    return [part[:, : config.truncate_dim] for part, config in parts], result.num_tokens, result.num_truncated
+
+
+def _same_pass(view: View, other: View) -> bool:
+    if view.transform is not other.transform or not _share_weights(view.embedder, other.embedder):
+        return False
+    configs = (each.config for each in (view.embedder, other.embedder) if isinstance(each, Encoder))
+    alike: dict[str, Any] = {"readout": "hidden", "pooling": "last", "layer": -1, "truncate_dim": None}
+    first, second = (replace(config, normalize=False, **alike) for config in configs)
+    return first == second
+
+
+def _share_weights(view: Embedder, other: Embedder) -> bool:
+    if not (isinstance(view, Encoder) and isinstance(other, Encoder)):
+        return False
+    ours, theirs = (list(map(id, each.model.parameters())) for each in (view, other))
+    return ours == theirs
+
+
+def _with_settings(encoder: "Encoder | MultiViewEncoder", settings: Mapping[str, Any] | None) -> Embedder:
+    if settings is None:
+        return encoder
+    assert isinstance(encoder, Encoder)
+    return encoder.replace(**{name: getattr(EncoderConfig.from_dict(settings), name) for name in setting_names()})
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / VIEWS_FILE
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        names = [Path(view["folder"]) for view in record["views"]]
+        if not names or any(len(name.parts) != 1 or name.name in ("", "..") for name in names):
+            raise ValueError("a view's folder is none in this folder")
+        _ = record["method"], record["weights"], record["weights_from"], record["dtype"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read: {error!r:.200}. Combine the encoders again.") from error
+    return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _check_fingerprint(encoder: MultiViewEncoder, folder: Path, record: Mapping[str, Any]) -> None:
+    try:
+        with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
+            saved: Vectors = file.get_tensor("vectors")
+            digest = (file.metadata() or {}).get("views")
+    except (OSError, SafetensorError) as error:
+        raise FingerprintError(f"{folder} has no readable {FINGERPRINT_FILE}. Combine the encoders again.") from error
+    if digest != _digest(record):
+        raise FingerprintError(f"{folder / VIEWS_FILE} was changed after saving. Put it back, or combine again.")
+    distance = relative_distance(encoder.fingerprint(), saved)
+    limit = tolerances(record["dtype"], encoder.dtype_name).fingerprint
+    if not distance <= limit:
+        raise FingerprintError(
+            f"{folder} does not give the vectors it was saved with (relative distance {distance:.3g}, allowed "
+            f"{limit:g}): a view has other weights. Restore them or combine again."
+        )
