@@ -2,12 +2,21 @@
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bellm import Encoder
+from bellm import BellmError, Encoder
+from bellm.data import (
+    CLASSIFICATION_SOURCES,
+    RETRIEVAL_SOURCES,
+    STS_SOURCES,
+    read_classification,
+    read_retrieval,
+    read_sts,
+)
 from tests.evaluate.sets import write_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +60,27 @@ def test_the_blocks_run(
     for block in blocks(file):
         code = block.replace('"smollm2"', repr(str(tiny_folder))).replace("last:8", "last:2")
         exec(compile(code, file, "exec"), names)
+
+
+@pytest.mark.parametrize(
+    ("read", "names"),
+    [(read_sts, STS_SOURCES), (read_classification, CLASSIFICATION_SOURCES), (read_retrieval, RETRIEVAL_SOURCES)],
+)
+def test_the_guide_has_every_file_that_a_folder_of_data_is_asked_for(
+    read: Callable[[str, Path], object], names: dict[str, object], tmp_path: Path
+) -> None:
+    """Asked for one after the other: each that is missed is looked up in the guide, and put there empty."""
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition("FOLDER/\n")[2].partition("```")[0]
+    layout = dict(re.findall(r"^  (\S+)/ +(.*)$", guide, re.MULTILINE))
+    for name in names:
+        for _ in range(20):
+            with pytest.raises(BellmError) as caught:
+                read(name, tmp_path)
+            if not (missing := re.search(r"no file (\S+)\. Get it", str(caught.value))):
+                break
+            folder = next(each for each in layout if re.sub(r"STS1\d", "STS12", missing[1]).startswith(f"{each}/"))
+            file = re.sub(r"STS1\d", "STS12", missing[1]).removeprefix(f"{folder}/")
+            file = re.sub(r"(STS\.\w+)\.(.+)\.txt", r"\1.MSRpar.txt", file)
+            assert file in re.findall(r"[\w./-]+", layout[folder]), missing[1]
+            (tmp_path / missing[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / missing[1]).touch()

@@ -70,6 +70,8 @@ def read_classification(name: str, folder: Path | None = None) -> LabeledTexts:
         if part:
             split[part] = range(len(rows), len(rows) + len(part_rows))
         rows += sorted(part_rows, key=lambda row: (*(len(text.split()) for text in row.texts), row.label))
+    if not rows:
+        raise SourceError(f"{name} holds no labelled texts. Get it from {source.address}.")
     columns = tuple(zip(*([text or "." for text in row.texts] for row in rows), strict=True))
     return LabeledTexts(name, columns, np.array([row.label for row in rows]), split)
 

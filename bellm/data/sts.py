@@ -139,7 +139,8 @@ def _from_folder(folder: Path, source: DataSource) -> Iterator[_Row]:
         yield from _conditional(sources.require_file(folder, "csts/csts_validation.csv", source))
     else:
         for file in _SICK_FILES[:1] if name == "SICK-R" else _SICK_FILES:
-            header, *rows = sources.read_lines(sources.require_file(folder, f"sick/{file}", source))
+            path = sources.require_file(folder, f"sick/{file}", source)
+            header, *rows = list(sources.read_lines(path)) or [sources.TextLine(f"{path}, line 1", "")]
             if header.text.split("\t")[:4] != _SICK_COLUMNS:
                 raise SourceError(f"{header.location}: expected the columns {', '.join(_SICK_COLUMNS)}.")
             yield from (_row(line, (1, 2, 3), name) for line in rows)
