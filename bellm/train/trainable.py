@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bellm.backbone import adapters
-from bellm.backbone.loading import resolve_dtype
+from bellm.backbone.loading import ALIASES, resolve_dtype
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
@@ -42,7 +42,8 @@ def load_untrained(recipe: Recipe, **overrides: Any) -> Encoder:
     encoder = Encoder.from_pretrained(recipe.model, **{**recipe.encoder_options, **overrides})
     # Adapters that are saved alone find their base by this name, from whatever folder they are loaded.
     alone = isinstance(recipe.tuning, LoRA) and not recipe.tuning.merged
-    encoder.name = os.path.abspath(recipe.model) if alone and os.path.exists(recipe.model) else recipe.model
+    if recipe.model not in ALIASES:
+        encoder.name = os.path.abspath(recipe.model) if alone and os.path.exists(recipe.model) else recipe.model
     return encoder
 
 

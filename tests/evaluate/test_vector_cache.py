@@ -41,7 +41,7 @@ def test_another_view_and_another_encoder_have_vectors_of_their_own(tmp_path: Pa
     for name, view in (("one", "{text}"), ("one", "{text}."), ("two", "{text}"), ("one", "{text}")):
         VectorCache(tmp_path, name, PRINT, 0.1).vectors(["snow"], view, embed)
     assert len(embed.asked) == 3
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
 
 
 def test_view_and_text_are_told_apart_wherever_they_meet(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_an_interrupted_run_keeps_its_parts(tmp_path: Path, monkeypatch: pytest.
 def test_a_file_that_is_no_cache_and_a_folder_that_is_a_file(tmp_path: Path) -> None:
     kept = VectorCache(tmp_path, "one", PRINT, 0.1)
     kept.vectors(["snow"], "", Counting())
-    [file] = tmp_path.iterdir()
+    [file] = (tmp_path / "vectors").iterdir()
     file.write_bytes(b"no database" * 100)
     with pytest.raises(SourceError, match="cannot be used: file is not a database"):
         VectorCache(tmp_path, "one", PRINT, 0.1)
@@ -100,7 +100,7 @@ def test_two_processes_may_write(tmp_path: Path) -> None:
         return embed(texts)
 
     np.testing.assert_array_equal(one.vectors(["snow"], "", meanwhile), Counting()(["snow"]))
-    [file] = tmp_path.iterdir()
+    [file] = (tmp_path / "vectors").iterdir()
     with sqlite3.connect(file) as database:
         assert database.execute("SELECT count(*) FROM vectors").fetchone() == (3,)
     database.close()

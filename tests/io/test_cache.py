@@ -1,13 +1,111 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from bellm.io.cache import default_cache_folder
+from bellm.errors import BellmWarning, SourceError
+from bellm.io import cache
+from bellm.io.cache import (
+    MODELS_KIND,
+    VECTORS_KIND,
+    cache_entries,
+    cached_directory,
+    clear_cache,
+    default_cache_folder,
+    find_cached,
+)
 
 
-def test_where_vectors_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("BELLM_CACHE", raising=False)
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("BELLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def keep(name: str, content: str = "x" * 10, size: int = 10) -> Path | None:
+    return cached_directory(
+        MODELS_KIND, name, size, lambda: content, lambda made, path: (path / "file").write_text(made)
+    )  # type: ignore[arg-type, return-value]
+
+
+def names() -> list[str]:
+    return [entry.path.name for entry in cache_entries()]
+
+
+def age(path: Path, seconds: int) -> None:
+    os.utime(path, (path.stat().st_mtime - seconds,) * 2)
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("BELLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "bellm"
     monkeypatch.setenv("BELLM_CACHE", "here")
     assert default_cache_folder() == Path("here")
+
+
+def test_what_is_kept_is_found_and_was_used_then(folder: Path) -> None:
+    assert find_cached(MODELS_KIND, "one") is None
+    one = keep("one")
+    assert one == folder / "models" / "one"
+    age(one, 100)
+    keep("two")
+    assert names() == ["two", "one"]
+    assert find_cached(MODELS_KIND, "one") == one
+    assert names() == ["one", "two"]
+    assert (one / "file").read_text() == "x" * 10
+
+
+def test_those_not_used_for_longest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LIMIT", 30)
+    for number in range(4):
+        path = keep(str(number))
+        assert path
+        age(path, 100 - number)
+    assert names() == ["3", "2", "1"]
+    find_cached(MODELS_KIND, "1")
+    keep("4", size=20)
+    assert sorted(names()) == ["1", "4"]
+    assert keep("5", size=31) is None
+    assert sorted(names()) == ["1", "4"]
+
+
+def test_clearing_removes_entries_and_nothing_else(folder: Path) -> None:
+    keep("one")
+    (folder / VECTORS_KIND).mkdir()
+    (folder / VECTORS_KIND / "some.sqlite").write_text("some")
+    (folder / "notes").mkdir()
+    assert [entry.path.name for entry in clear_cache([VECTORS_KIND])] == ["some.sqlite"]
+    assert names() == ["one"]
+    clear_cache()
+    assert cache_entries() == []
+    assert (folder / "notes").is_dir()
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_does_without(folder: Path) -> None:
+    folder.write_text("a file")
+    with pytest.warns(BellmWarning, match=r"cannot be written: .*made anew each time; BELLM_CACHE names another"):
+        assert keep("one") is None
+    folder.unlink()
+
+    def fail(made: str, path: Path) -> None:
+        (path / "file").write_text(made)
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(BellmWarning, match="No space left"):
+        assert cached_directory(MODELS_KIND, "one", 10, lambda: "", fail) is None
+    assert names() == []
+    with pytest.raises(SourceError, match="it is the file"):
+        cached_directory(MODELS_KIND, "one", 10, lambda: (_ for _ in ()).throw(SourceError("it is the file")), fail)
+
+
+def test_what_another_process_made_meanwhile_is_taken(folder: Path) -> None:
+    def save(made: str, path: Path) -> None:
+        (path / "file").write_text(made)
+        (folder / "models" / "one").mkdir()
+        (folder / "models" / "one" / "file").write_text("theirs")
+
+    path = cached_directory(MODELS_KIND, "one", 10, lambda: "ours", save)
+    assert path
+    assert (path / "file").read_text() == "theirs"
+    assert names() == ["one"]
