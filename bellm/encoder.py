@@ -533,6 +533,8 @@ class Encoder:
         """This encoder with other settings, of those that leave the model as it is."""
         other = copy.copy(self)
         config = resolve_config(self.config, settings, self.model, self.tokenizer)
+        if "truncate_dim" in settings:
+            check_readout(config, self.model)
         vars(other).update(config=config, _model=self.model)  # Within `causal()` that is the plain one.
         return other
 
