@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -55,6 +55,7 @@ _FIXED = {
 }
 """What to write instead of setting an attribute."""
 
+_OF_MODEL = ("bidirectional", "variant", "window", "token_prepending")  # Settings that a model is made for.
 _PROGRESS_FROM = 512  # Number of texts from which a terminal or a notebook shows a progress bar.
 
 
@@ -174,6 +175,23 @@ class Encoder:
         vars(other)["config"] = resolve_config(self.config, settings, self.model, self.tokenizer)
         return other._with_open_layers(verify)
 
+    def with_settings(self, **settings: Any) -> "Encoder":
+        """Give an encoder on the same model, not on a copy as `replace` does, with another prompt or readout.
+
+        Settings are those that leave the model as it is: prompt, pooling, layer, readout, max_tokens, truncate_dim,
+        normalize. What is done to the model of one, as adding adapters, is done to that of both.
+
+        Raises:
+            BellmError: A setting is unknown, does not fit the model, or changes it.
+        """
+        config, model = resolve_config(self.config, settings, self.model, self.tokenizer), self.model
+        if changed := [name for name in _OF_MODEL if getattr(config, name) != getattr(self.config, name)]:
+            raise BellmError(f"{changed[0]} changes the model: write encoder.replace({changed[0]}=...).")
+        check_readout(config, model)
+        other = copy.copy(self)
+        vars(other).update(config=config, _model=model)  # Within `causal()` that is the plain one.
+        return other
+
     def with_model(self, model: PreTrainedModel) -> "Encoder":
         """Give an encoder with the same settings on another form of its model, such as one with adapters.
 
@@ -245,7 +263,7 @@ class Encoder:
             NoOpWarning: Different texts all have the same vector, or some have a vector of zeros.
         """
         call = read_habits(habits, input_type, progress, self.device, convert_to_tensor)
-        encoder = self._with_settings(call.settings) if call.settings else self
+        encoder = self.with_settings(**call.settings) if call.settings else self
         rows = [texts] if isinstance(texts, str) else tokenization.list_texts(texts)
         result = encoder.encode_with_stats(
             rows,
@@ -528,15 +546,6 @@ class Encoder:
             f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in self.describe().items()
         )
         return f"<table><caption>Encoder</caption>{''.join(rows)}</table>"
-
-    def _with_settings(self, settings: Mapping[str, Any]) -> "Encoder":
-        """This encoder with other settings, of those that leave the model as it is."""
-        other = copy.copy(self)
-        config = resolve_config(self.config, settings, self.model, self.tokenizer)
-        if "truncate_dim" in settings:
-            check_readout(config, self.model)
-        vars(other).update(config=config, _model=self.model)  # Within `causal()` that is the plain one.
-        return other
 
     def _tokenize_as(self, input_type: InputType) -> Callable[[Sequence[str]], Tokens]:
         """What puts texts into the template of an input type and tokenizes them."""

@@ -110,13 +110,13 @@ class MultiViewEncoder:
 
         Without `alpha`, the texts choose it; see `choose_weight`.
         """
-        return cls.weighted([encoder, encoder.replace(readout="routing", layer=-1)], alpha, texts)
+        return cls.weighted([encoder, encoder.with_settings(readout="routing", layer=-1)], alpha, texts)
 
     @classmethod
     def prompts(cls, encoder: Encoder, prompts: Sequence[str]) -> "MultiViewEncoder":
         """Mean of the vectors that several prompts give a text (MetaEOL, arXiv 2402.18458)."""
         check_list("prompts", prompts)
-        return cls([encoder.replace(prompt=prompt) for prompt in prompts], method="mean")
+        return cls([encoder.with_settings(prompt=prompt) for prompt in prompts], method="mean")
 
     @classmethod
     def weighted(

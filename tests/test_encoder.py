@@ -229,8 +229,8 @@ def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> N
 def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) -> None:
     assert repr(tiny_encoder.replace(variant="parallel", prompt="angle", max_tokens=99)) == (
         "Encoder(LlamaForCausalLM, bidirectional=2-3, variant=parallel, window=keep, prompt=angle, pooling=last, "
-        "layer=-1, max_tokens=99, token_prepending=0, truncate_dim=None, normalize=False, num_layers=4, "
-        "embedding_dim=32, float32 on cpu)"
+        "layer=-1, readout=hidden, max_tokens=99, token_prepending=0, truncate_dim=None, normalize=False, "
+        "num_layers=4, embedding_dim=32, float32 on cpu)"
     )
 
 
@@ -251,6 +251,20 @@ def test_truncated_vectors_are_the_first_numbers_and_normalized_after(tiny_encod
         tiny_encoder.replace(truncate_dim=33)
     with pytest.raises(BellmError, match="truncate_dim=0 is too small"):
         tiny_encoder.replace(truncate_dim=0)
+
+
+def test_with_settings_keeps_the_model(tiny_encoder: Encoder) -> None:
+    other = tiny_encoder.with_settings(prompt="raw", pooling="mean", truncate_dim=8)
+    assert other.model is tiny_encoder.model
+    wanted = tiny_encoder.replace(prompt="raw", pooling="mean", truncate_dim=8)
+    assert other.config == wanted.config
+    assert np.array_equal(other.encode(TEXTS), wanted.encode(TEXTS))
+    with pytest.raises(
+        BellmError, match=r"bidirectional changes the model: write encoder\.replace\(bidirectional=...\)"
+    ):
+        tiny_encoder.with_settings(bidirectional="all")
+    with pytest.raises(BellmError, match="truncate_dim=33 is more than the 32 numbers"):
+        tiny_encoder.with_settings(truncate_dim=33)
 
 
 # Maps that change nothing

@@ -9,6 +9,7 @@ import typer
 from bellm.cli.analyse_command import analyse_command
 from bellm.cli.cache_command import cache_command
 from bellm.cli.combine_command import combine_command
+from bellm.cli.demonstrations_command import demonstrations_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
@@ -37,6 +38,7 @@ for _command in (
     analyse_command,
     train_command,
     combine_command,
+    demonstrations_command,
     doctor_command,
     info_command,
     cache_command,
@@ -92,6 +94,8 @@ def _bellm(
       low-rank adapters, from texts that belong together
     [bold]bellm combine run/ 'smollm2?prompt=angle' -o both/[/]
       several encoders as one, side by side
+    [bold]bellm demonstrations smollm2 --candidates recipes/demonstrations.csv -o shown/[/]
+      which example before the prompt helps?
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """

@@ -101,7 +101,8 @@ def layers_command(
             "--train-steps, --train-batch-size and --train-columns say how to train on the rows of --train FILE: give "
             "it too."
         )
-    from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, read_dev_set, write_finding
+    from bellm.evaluate import read_dev_set
+    from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, write_finding
 
     folder = Path(output)
     check_finding_folder(folder, source)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
+    from bellm.evaluate.dev_pairs import read_dev_set
     from bellm.evaluate.evaluated_model import EvaluatedModel, open_cache
     from bellm.evaluate.models import load_model, load_models
     from bellm.evaluate.mteb_encoder import MtebEncoder
@@ -21,6 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DevEvaluator", "EvaluatedModel", "MtebEncoder", "Report", "STSTask", "Task", "TaskResult"]
 __all__ += ["check_report_folder", "default_cache_folder", "evaluate", "load_model", "load_models", "load_tasks"]
-__all__ += ["open_cache", "score_sts", "score_table", "write_report", "write_report_page"]
+__all__ += ["open_cache", "read_dev_set", "score_sts", "score_table", "write_report", "write_report_page"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "evaluate")

@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bellm.data import STSPairs, read_own_data, read_sts
-from bellm.data.own_files import Columns
+from bellm.data import STSPairs
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError, check_choice, check_encoder
-from bellm.evaluate import default_cache_folder
+from bellm.errors import BellmError, check_choice, check_encoder
+from bellm.evaluate import default_cache_folder, read_dev_set
 from bellm.layer_search.candidates import CandidateScores, make_layer_sets, prepending_depths, score_candidates
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, plan_halving
 from bellm.layer_search.layer_stats import Degradation, LayerStats, measure_degradation, measure_layers
@@ -23,20 +22,12 @@ from bellm.layer_search.layer_text import (
     summarize_turning_point,
 )
 from bellm.metadata import package_versions
-from bellm.report import statistics
 from bellm.report.formatting import Table
 from bellm.train import Dataset, Recipe
 
 Method = Literal["degradation", "profile", "search"]
 """Scores with the top layers dropped; statistics of each layer; scores of layer sets."""
 
-DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
-"""Sets of rated pairs by which layers may be chosen. All other tasks are test sets of the choice."""
-
-_FEWEST_PAIRS = 3
-_JUDGED_BY = (
-    f"Layers are judged by {_FEWEST_PAIRS} pairs or more, each with a score: columns sentence1, sentence2 and score."
-)
 _STATS_TEXTS = 200  # Texts of which each layer's statistics are the mean.
 
 
@@ -113,7 +104,7 @@ class HalvingTraining:
 
 def find_layers(
     encoder: Encoder | Callable[[], Encoder],
-    dev: str | STSPairs = DEVELOPMENT[0],
+    dev: str | STSPairs = "STSBenchmark-dev",
     *,
     methods: Collection[Method] = ("degradation", "profile", "search"),
     training: HalvingTraining | None = None,
@@ -182,32 +173,3 @@ def find_layers(
         trained = run_halving(plan, training.recipe, training.sources, dev, training.folder, progress=progress)
     seconds = time.monotonic() - start
     return Finding(dev.name, num_layers, degradation, stats, search, seed, trained, metadata, seconds)
-
-
-def read_dev_set(name: str, data: Path | None = None, columns: Columns | str | None = None) -> STSPairs:
-    """Read rated pairs by which layers may be chosen: one of `DEVELOPMENT`, from a folder or the Hub, or a file.
-
-    `columns` are those of a file, where their names are not usual ones; see `bellm.data.own_files`.
-
-    Raises:
-        BellmError: It is neither: a test set, or unknown.
-        SourceError: It is not there, or a row of the file is no rated pair.
-    """
-    known = {task.lower(): task for task in DEVELOPMENT}
-    if name.lower() in known:
-        return read_sts(known[name.lower()], data)
-    if not Path(name).is_file():
-        raise BellmError(
-            f"{name!r} is neither a file of rated pairs nor a development set: layers that are chosen by a test set "
-            f"leave nothing to test them with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
-        )
-    try:
-        pairs = read_own_data(name, columns)
-    except SourceError as error:
-        raise SourceError(f"{error} {_JUDGED_BY}") from error
-    if not isinstance(pairs, STSPairs):
-        raise SourceError(f"{name} holds no pairs. {_JUDGED_BY}")
-    if len(pairs.left) < _FEWEST_PAIRS:
-        raise SourceError(f"{name} has {len(pairs.left)} rows. {_JUDGED_BY}")
-    statistics.check_items(len(pairs.gold_N), pairs.gold_N, name)
-    return replace(pairs, name=Path(name).name)  # The same wherever the file is.

@@ -321,7 +321,7 @@ OTHERS = {
         "analyse tiny plain --texts good.txt -o -": "'-' is no name",
     },
     "layers": {
-        "layers tiny -o layers --dev STSBenchmark": "layers that are chosen by a test set",
+        "layers tiny -o layers --dev STSBenchmark": "what is chosen by a test set",
         "layers tiny -o layers --dev none.csv": "none.csv",
         "layers tiny -o layers --dev good.txt": "good.txt",
         "layers tiny -o layers --dev one_pair.csv": "one_pair.csv has 1 rows",
@@ -454,6 +454,13 @@ OTHERS = {
         "info none/": "none/ is no folder",
         "info .../tiny": ".../tiny is no folder",
         "info 'a b/tiny'": "a b/tiny is no folder",
+    },
+    "demonstrations": {
+        "demonstrations tiny --candidates none.csv --dev equal.csv -o out": "none.csv",
+        "demonstrations tiny --candidates good.txt --dev equal.csv -o out": "good.txt",
+        "demonstrations tiny --candidates equal.csv --dev equal.csv -o out": "no column 'sentence' for the sentence",
+        "demonstrations tiny --candidates equal.csv -o tiny": "tiny exists already",
+        "demonstrations tiny -o out": "--candidates",
     },
     "views": {
         "combine tiny -o out": "tiny alone is an encoder already",

@@ -170,7 +170,7 @@ def _ctrl_c(*_: object) -> None:
             "MODEL --dev sts --data data -o out",
             "Choose by STSBenchmark-dev or STSBenchmark-train, or by a file of your own.",
         ),
-        ("MODEL --dev few.jsonl -o out", "few.jsonl has 1 rows. Layers are judged by 3 pairs or more"),
+        ("MODEL --dev few.jsonl -o out", "few.jsonl has 1 rows. Choices are judged by 3 pairs or more"),
         ("MODEL --dev unrated.jsonl -o out", "each with a score: columns sentence1, sentence2 and score."),
         ("MODEL --dev broken.jsonl -o out", "broken.jsonl, line 2: "),
         ("MODEL --data data -o out --method profile --train few.jsonl", "add --method search"),

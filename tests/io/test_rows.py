@@ -18,9 +18,9 @@ import pytest
 
 from bellm.corpus.row_ranges import missing_ranges
 from bellm.errors import BellmWarning, SourceError
+from bellm.evaluate import read_dev_set
 from bellm.io.formats import FORMATS
 from bellm.io.rows import RowFile, TextColumns, TextFile, check_columns, expand_inputs, parse_columns, read_texts
-from bellm.layer_search.finder import read_dev_set
 from bellm.train.dataset import Rejection, load_dataset, read_examples
 
 Pairs = list[tuple[str, str, str]]
