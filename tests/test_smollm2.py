@@ -1,5 +1,6 @@
 """The embedded default model, for real: SmolLM2-135M in float32 from its GGUF file."""
 
+import copy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from transformers import GenerationConfig
 
 from bellm import Encoder, saving
 from bellm.backbone import loading
+from bellm.backbone.attention import open_layers
 from bellm.doctor import diagnose
+from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
+from bellm.layer_spec import parse_layers
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
 
 SENTENCES = (Path(__file__).parents[1] / "examples" / "sentences.txt").read_text(encoding="utf-8").splitlines()
@@ -70,6 +74,17 @@ def test_it_still_generates_as_the_untouched_model_does(smollm2: Encoder) -> Non
     assert "Paris" in smollm2.tokenizer.decode(continued[0])
 
 
+def test_what_makes_much_of_rounding_is_packed_all_the_same(smollm2: Encoder) -> None:
+    layers = parse_layers("every:2", smollm2.num_layers)
+    with smollm2.causal() as plain:
+        model = copy.deepcopy(plain)
+        precise = check_packing(open_layers(plain, layers, variant="parallel"))
+    check = check_packing(open_layers(model.bfloat16(), layers, variant="parallel"))
+    assert check.packed_model is not None, check.reason
+    assert precise.distance is not None
+    assert precise.distance <= 1e-4
+
+
 def test_no_chat_template_is_applied(smollm2: Encoder) -> None:
     assert smollm2.tokenizer.chat_template
     plain = smollm2.replace(prompt="raw")
@@ -85,6 +100,7 @@ def test_saved_and_loaded_it_gives_the_same_vectors(smollm2: Encoder, tmp_path: 
     np.testing.assert_array_equal(loaded.encode(SENTENCES), smollm2.encode(SENTENCES))
 
 
+@pytest.mark.slow
 def test_prompteol_beats_raw_text_on_sts_benchmark(smollm2: Encoder) -> None:
     try:
         file = data_folder() / "stsbenchmark" / "sts-test.csv"

@@ -43,15 +43,6 @@ def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, 
     assert "packed vectors differ from padded ones by" in check.reason
 
 
-def test_what_makes_much_of_rounding_is_packed_all_the_same() -> None:
-    model = Encoder.from_pretrained("smollm2", dtype="bfloat16", bidirectional="every:2", variant="parallel").model
-    check = check_packing(model)
-    assert check.packed_model is not None, check.reason
-    precise = check_packing(copy.deepcopy(model).float())
-    assert precise.distance is not None
-    assert precise.distance <= 1e-4
-
-
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
 def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
     own = copy.deepcopy(tiny_encoder.model)  # Merging writes into weights that twins share.
