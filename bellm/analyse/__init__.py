@@ -14,9 +14,19 @@ if TYPE_CHECKING:
     from bellm.analyse.analysis_text import analysis_tables, summarize_analysis
     from bellm.analyse.comparison import ComparedPair, Measured, check_draws, choose_measures, compare_vectors
     from bellm.analyse.measures import MEASURES, Measure
+    from bellm.analyse.word_tasks import AnalogyTask, WordPairs, WordPairsTask
+    from bellm.analyse.words import check_words_folder, compare_words, make_word_tasks, write_words
 
 __all__ = ["MEASURES", "Agreement", "Analysis", "ComparedPair", "Measure", "Measured", "analysis_tables"]
 __all__ += ["check_analysis_folder", "check_draws", "check_num_models", "choose_measures", "compare_representations"]
-__all__ += ["compare_vectors", "unique_texts", "measure_agreement", "summarize_analysis", "write_analysis"]
+__all__ += ["AnalogyTask", "WordPairs", "WordPairsTask", "check_words_folder", "compare_words", "make_word_tasks"]
+__all__ += [
+    "write_words",
+    "compare_vectors",
+    "unique_texts",
+    "measure_agreement",
+    "summarize_analysis",
+    "write_analysis",
+]
 
 __getattr__, __dir__ = lazy_exports(__name__, "evaluate")

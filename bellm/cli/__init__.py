@@ -17,6 +17,7 @@ from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
 from bellm.cli.terminal import CommandGroup, OneValueCommand, open_streams
 from bellm.cli.train_command import train_command
+from bellm.cli.words_command import words_command
 from bellm.version import __version__
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ for _command in (
     evaluate_command,
     layers_command,
     analyse_command,
+    words_command,
     train_command,
     combine_command,
     demonstrations_command,
@@ -90,6 +92,8 @@ def _bellm(
       which layers to open? scores of many maps, untrained, against the causal model
     [bold]bellm analyse smollm2 'smollm2?bidirectional=last:8' --texts notes.txt -o analysis/[/]
       what did opening change? similarity of vectors, each number with its chance level
+    [bold]bellm words vectors:glove.txt smollm2 --data data/ -o words/[/]
+      what do its word vectors know? similarity sets, related words, analogies
     [bold]bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8[/]
       low-rank adapters, from texts that belong together
     [bold]bellm combine run/ 'smollm2?prompt=angle' -o both/[/]

@@ -4,6 +4,15 @@ from bellm.data.classification import CLASSIFICATION_SOURCES, LabeledTexts, read
 from bellm.data.own_files import read_own_data
 from bellm.data.retrieval import RETRIEVAL_SOURCES, RetrievalData, read_beir_folder, read_retrieval
 from bellm.data.sts import STS_SOURCES, STSPairs, clean_text, read_sts
+from bellm.data.word_sets import WordRelation, read_rated_words, read_relations
 
 __all__ = ["CLASSIFICATION_SOURCES", "RETRIEVAL_SOURCES", "STS_SOURCES", "LabeledTexts", "RetrievalData", "STSPairs"]
-__all__ += ["clean_text", "read_beir_folder", "read_classification", "read_own_data", "read_retrieval", "read_sts"]
+__all__ += [
+    "WordRelation",
+    "clean_text",
+    "read_beir_folder",
+    "read_classification",
+    "read_own_data",
+    "read_rated_words",
+]
+__all__ += ["read_relations", "read_retrieval", "read_sts"]

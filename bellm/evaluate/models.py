@@ -1,6 +1,6 @@
 """Open models by source string: encoders of bellm, sentence-transformers models, files of vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class VectorFile:
     """The texts of a file and their vectors, which somebody else computed."""
 
     def __init__(self, path: Path) -> None:
-        """Read a .parquet or .jsonl file with the columns text and vector."""
+        """Read a .parquet or .jsonl file with the columns text and vector, or word vectors as .txt or .vec."""
         self.name, self._path = f"{VECTORS}{path}", path
         texts, self._vectors = read_vectors(path)
         if self._vectors.ndim != 2 or not np.isfinite(self._vectors).all():
@@ -135,6 +135,11 @@ class VectorFile:
             what = f"{len(missing)} of {len(texts)} texts, the first of them {missing[0][:60]!r}"
             raise SourceError(f"{self._path} has no vector for {what}.")
         return self._vectors[[self._index[text] for text in texts]]
+
+    @property
+    def texts(self) -> Collection[str]:
+        """The texts that it has vectors of."""
+        return self._index.keys()
 
     def fingerprint(self) -> Vectors:
         """All vectors."""

@@ -1,4 +1,4 @@
-"""Files of vectors: .npy holds the vectors alone, .jsonl and .parquet their texts as well."""
+"""Files of vectors: .npy holds the vectors alone, .jsonl and .parquet their texts as well, .txt and .vec words."""
 
 import json
 import os
@@ -45,9 +45,18 @@ def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Seq
 
 
 def read_vectors(file: Path) -> tuple[list[str], Vectors]:
-    """Read the texts and vectors that `new_vector_file` wrote as .jsonl or .parquet."""
-    if content_suffix(str(file)) not in (".jsonl", ".parquet"):
-        raise SourceError(f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes.")
+    """Read texts and vectors: .jsonl or .parquet as `new_vector_file` writes, or word vectors as .txt or .vec.
+
+    The latter are those of GloVe and word2vec: a word and its numbers on each line, with or without a first line of
+    how many there are.
+    """
+    suffix = content_suffix(str(file))
+    if suffix in (".txt", ".vec"):
+        return _read_word_vectors(file)
+    if suffix not in (".jsonl", ".parquet"):
+        raise SourceError(
+            f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes, nor .txt or .vec."
+        )
     rows = RowFile(str(file)).rows(_require_columns, strict=True)
     try:
         pairs = [(row.cells["text"], np.asarray(row.cells["vector"], dtype=np.float32)) for row in rows]
@@ -56,6 +65,28 @@ def read_vectors(file: Path) -> tuple[list[str], Vectors]:
         raise
     except (ValueError, TypeError) as error:
         raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
+
+
+def _read_word_vectors(file: Path) -> tuple[list[str], Vectors]:
+    words: list[str] = []
+    rows: list[Vectors] = []
+    for row in RowFile(str(file)).lines(strict=True):
+        word, *cells = str(row.cells).rstrip().split(" ")
+        if not words and len(cells) == 1:  # The counts of word2vec.
+            continue
+        width = len(rows[0]) if rows else len(cells)
+        # Some words of GloVe hold spaces.
+        word, cells = " ".join([word, *cells[: len(cells) - width]]), cells[len(cells) - width :]
+        try:
+            rows.append(np.array(cells, dtype=np.float32))
+        except ValueError as error:
+            raise SourceError(f"{file}, {row.location}: {word!r:.60} is not followed by numbers.") from error
+        if len(rows[-1]) != width or not width:
+            raise SourceError(f"{file}, {row.location}: {len(rows[-1])} numbers, but the first word has {width}.")
+        words.append(word)
+    if not rows:
+        raise SourceError(f"{file} holds no vectors.")
+    return words, np.stack(rows)
 
 
 def is_folder(path: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from bellm.errors import SourceError
 from bellm.io.rows import read_texts
-from bellm.io.vectors import new_vector_file
+from bellm.io.vectors import new_vector_file, read_vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not read:bellm.errors.BellmWarning")
 
@@ -183,3 +183,29 @@ def test_output_has_the_rights_that_files_have(tmp_path: Path) -> None:
     with new_vector_file(str(tmp_path / "v.npy")) as write:
         write(TEXTS, VECTORS)
     assert (tmp_path / "v.npy").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("head", ["", "3 2\n"], ids=["GloVe", "word2vec"])
+@pytest.mark.parametrize("suffix", [".txt", ".vec"])
+def test_word_vectors_are_read(tmp_path: Path, head: str, suffix: str) -> None:
+    file = tmp_path / f"words{suffix}"
+    file.write_text(f"{head}heron 1 2.5\n, -1e-3 4 \nnew york 0 0.5\n", encoding="utf-8")
+    words, vectors = read_vectors(file)
+    assert words == ["heron", ",", "new york"]
+    np.testing.assert_array_equal(vectors, np.float32([[1, 2.5], [-1e-3, 4], [0, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("heron 1 2\nbank 1\n", "line 2: 1 numbers, but the first word has 2"),
+        ("heron 1 2\nbank one 2\n", "line 2: 'bank' is not followed by numbers"),
+        ("heron\n", "line 1: 0 numbers"),
+        ("3 2\n", "holds no vectors"),
+        ("", "holds no vectors"),
+    ],
+)
+def test_lines_that_are_no_word_vectors(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "words.txt").write_text(content)
+    with pytest.raises(SourceError, match=message):
+        read_vectors(tmp_path / "words.txt")
