@@ -1,14 +1,21 @@
 """`bellm doctor` as a user meets it: green, warned, red, and in JSON."""
 
+import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny import configuration
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
+from bellm.backbone.leakage import LayerLeakage
 from bellm.cli import app
+from bellm.cli.model_commands import _layer_table
+from bellm.doctor import Diagnosis, LayerDiagnosis
 
 
 def run(*arguments: str) -> Result:
@@ -28,6 +35,24 @@ def test_the_leak_matrix_shows_who_looks_both_ways(tiny_folder: Path) -> None:
     assert diagnosis["healthy"] is True
     assert [row["is_open"] for row in diagnosis["layers"]] == [True, False, False, True]
     assert [row["leakage"]["future"] > 1e-5 for row in diagnosis["layers"]] == [True, False, False, True]
+
+
+def test_neighbors_that_see_the_same_sides_share_a_row() -> None:
+    seen = [(0, 0.5, 0), (0, 0.25, 0), (0.5, 0.5, 3), (0.5, 0, 9), (0.25, 0, 7)]
+    layers = [
+        LayerDiagnosis(number, "full", future > 0, LayerLeakage(future, past, reach))
+        for number, (future, past, reach) in enumerate(seen)
+    ]
+    table = _layer_table(Diagnosis("tiny", (*layers, replace(layers[4], layer=5, kind="sliding:4")), ()))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    rows = [" ".join(re.split(" {2,}", line.strip())) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert [row for row in rows if row[:1].isdigit()] == [
+        "0-1 full causal 0 0.25 to 0.5 -",
+        "2 full both ways 0.5 0.5 3 tokens",
+        "3-4 full both ways 0.25 to 0.5 0 9 tokens",
+        "5 sliding:4 both ways 0.25 0 7 tokens",
+    ]
 
 
 def test_the_no_op_is_warned_about_and_is_no_failure(tiny_folder: Path) -> None:

@@ -15,6 +15,7 @@ from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
 from bellm.engine.packing_check import check_packing
+from bellm.tensors.similarity import tolerances
 
 TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all night."]
 
@@ -25,7 +26,7 @@ def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
     assert check.packed_model is not None
     assert check.distance is not None
     assert check.limit is not None
-    assert check.distance <= check.limit
+    assert check.distance <= check.limit == tolerances(torch.float32).packing  # No rounding had to explain it.
     assert check_packing(model) is check
     assert check_packing(open_layers(tiny_model, [2])) is not check
 
