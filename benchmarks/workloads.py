@@ -40,12 +40,12 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("raw", "raw", "mean", 320, 64),
-    Workload("prompteol", "prompteol", "last", 192, 32),
-    Workload("bellm", "bellm", "last", 192, 24),
-    Workload("bellm-last8", "bellm", "last", 192, 24, bidirectional="last:8"),
-    Workload("long-prefix", DEMONSTRATIONS, "last", 48, 8),
-    Workload("documents", "raw", "mean", 32, 6, documents=True),
+    Workload("raw", "raw", "mean", 320, 24),
+    Workload("prompteol", "prompteol", "last", 192, 12),
+    Workload("bellm", "bellm", "last", 192, 8),
+    Workload("bellm-last8", "bellm", "last", 192, 8, bidirectional="last:8"),
+    Workload("long-prefix", DEMONSTRATIONS, "last", 48, 4),
+    Workload("documents", "raw", "mean", 32, 4, documents=True),
 )
 
 
