@@ -3,6 +3,7 @@
 Shapes: B rows, D width.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,8 @@ _UNEXPLAINED = 0.5
 
 _DRAWS = 3
 
+State = dict[tuple[int, str], object]
+
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
 
 
@@ -44,27 +47,66 @@ class PackingCheck:
     limit: float | None = None
 
 
-_cache: WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], list[object], PackingCheck]] = WeakKeyDictionary()
-"""The check of each model, the state of the model that it holds for, and the parts whose ids are in that."""
+@dataclass(frozen=True)
+class _Checked:
+    """The check of a model in one state."""
+
+    check: PackingCheck
+    state: State
+    """What decides its vectors."""
+    volatile: Set[tuple[int, str]]
+    """What a forward pass changes, which is not in the state."""
+    parts: list[object]
+    """Objects whose ids are in the state: while they live, no other has the same."""
+
+
+_cache: WeakKeyDictionary[PreTrainedModel, _Checked] = WeakKeyDictionary()
 
 
 def check_packing(model: PreTrainedModel) -> PackingCheck:
     """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes."""
-    parts, cached = _parts(model), _cache.get(model)
-    state = (model.dtype, model.device, *map(id, parts))
-    if cached is None or cached[0] != state:
-        cached = _cache[model] = state, parts, _check(model)
-    return cached[2]
+    cached, state = _cache.get(model), _state(model)
+    if cached is None or cached.state != {key: state[key] for key in state.keys() - cached.volatile}:
+        check, after = _check(model), _state(model)
+        volatile = {key for key in state.keys() & after.keys() if state[key] != after[key]}
+        state = {key: after[key] for key in after.keys() - volatile}
+        cached = _cache[model] = _Checked(check, state, volatile, _parts(model))
+    return cached.check
+
+
+def _state(model: PreTrainedModel) -> State:
+    """Attributes of all modules: weights, buffers, hooks, numbers, and which adapters of PEFT are active and merged.
+
+    Numbers and texts stand for themselves, also in lists and by names, and objects for their ids.
+    """
+    state: State = {
+        (id(module), name): _by_value(value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name != "training"
+    }
+    return state | {(0, "dtype"): model.dtype, (0, "device"): model.device}
+
+
+def _by_value(attribute: object) -> object:
+    if isinstance(attribute, dict):
+        return tuple([(name, _value_or_id(value)) for name, value in attribute.items()])
+    if isinstance(attribute, list | tuple | set):
+        return tuple(map(_value_or_id, attribute))
+    return _value_or_id(attribute)
+
+
+def _value_or_id(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str) else id(value)
 
 
 def _parts(model: nn.Module) -> list[object]:
-    """All modules below the model, all parameters and hooks: what a copy is made from."""
     parts: list[object] = []
     for module in model.modules():
         if module is not model:  # A reference to the model itself would keep it alive.
             parts.append(module)
-        parts += [*module._parameters.values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        parts.append(getattr(module, "_disable_adapters", None))  # Of PEFT, which switches them off without a hook.
+        parts += [*module._parameters.values(), *module._buffers.values()]
+        parts += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return parts
 
 

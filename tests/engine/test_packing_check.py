@@ -3,8 +3,10 @@
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,7 +16,11 @@ from transformers import LlamaForCausalLM
 from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
+from bellm.backbone.states import token_states
 from bellm.engine.packing_check import check_packing
+from bellm.engine.padded import PaddedRunner
+from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.tokenization import Tokens
 from bellm.tensors.similarity import tolerances
 
 TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all night."]
@@ -55,6 +61,67 @@ def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
     encoder = encoder.with_model(adapted.merge_and_unload())
     assert abs(encoder.encode(TEXTS) - changed).max() < 1e-4
     assert encoder.batching_mode == "packed"
+
+
+def _merge(adapted: Any) -> None:
+    adapted.merge_adapter()
+
+
+def _switch(adapted: Any) -> None:
+    adapted.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.set_adapter("other")
+
+
+def _scale(adapted: Any) -> None:
+    for module in adapted.modules():
+        if hasattr(module, "scale_layer"):
+            module.scale_layer(10.0)
+
+
+def _sharpen(adapted: Any) -> None:
+    for module in adapted.modules():
+        if hasattr(module, "num_key_value_groups"):
+            module.scaling *= 3
+
+
+def _turn(adapted: Any) -> None:
+    for module in adapted.modules():
+        if hasattr(module, "inv_freq"):
+            module.inv_freq = module.inv_freq * 2
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("change", [_merge, _switch, _scale, _sharpen, _turn])
+def test_vectors_follow_what_others_do_to_the_model(tiny_encoder: Encoder, change: Callable[[Any], None]) -> None:
+    own = copy.deepcopy(tiny_encoder.model)
+    encoder = Encoder.from_pretrained(own, tokenizer=tiny_encoder.tokenizer, prompt="raw", bidirectional="last:2")
+    torch.manual_seed(0)
+    adapted = get_peft_model(encoder.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    before = encoder.encode(TEXTS)
+    change(adapted)
+    vectors = encoder.encode(TEXTS)
+    with torch.no_grad():
+        alone = [
+            token_states(encoder.model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))[0, -1].numpy()
+            for ids in encoder.tokenize(TEXTS).ids
+        ]
+    assert abs(vectors - np.stack(alone)).max() < 1e-4
+    assert (abs(vectors - before).max() > 1e-3) == (change is not _merge)
+    assert encoder.batching_mode == "packed"
+
+
+def test_what_a_forward_pass_leaves_in_the_model_is_no_change(tiny_model: LlamaForCausalLM) -> None:
+    model = open_layers(copy.deepcopy(tiny_model), [2])
+
+    def remember(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        module.num_calls = getattr(module, "num_calls", 0) + 1
+
+    get_layers(model)[1].module.register_forward_hook(remember)
+    get_layers(model)[1].module.num_calls = 0
+    check = check_packing(model)
+    assert check.packed_model is not None
+    PaddedRunner(model, Tokens([[5, 6, 7]], [(0, 3)], 0), HiddenStateReadout("last"), 0).vectors([0])
+    assert check_packing(model) is check
 
 
 def test_new_weights_in_place_are_used(tiny_encoder: Encoder) -> None:
