@@ -116,17 +116,14 @@ class EncoderConfig:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(f"Settings of an encoder cannot be read: {error!r}.") from error
 
-    def no_op_reason(self, num_layers: int) -> str | None:
-        """Say why vectors do not depend on their texts, or not on the open layers; None where they do.
+    def last_state(self, num_layers: int) -> int:
+        """The last of the states that are pooled: 0 the embeddings, k after layer k."""
+        return max(layer % (num_layers + 1) for layer in self.layers)
 
-        The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
-        last; these reach the last token through the next layer, and the last layer has none. In the sequential variant
-        the vectors are then the causal model's; in the parallel one the open layers still leave the stack.
-        """
-        opened = format_layers(self.bidirectional)
-        pooled = max(layer % (num_layers + 1) for layer in self.layers)
-        effective = [index for index in self.bidirectional if index < pooled]
-        if self.pooling == "first" and not effective:
+    def constant_reason(self, num_layers: int) -> str | None:
+        """Say why vectors do not depend on their texts; None where they do."""
+        pooled = self.last_state(num_layers)
+        if self.pooling == "first" and not any(index < pooled for index in self.bidirectional):
             return (
                 "pooling='first' reads a token that sees nothing behind it, as no layer below is open: vectors do not "
                 "depend on the text. Open layers (last:8), or pool the last token or the mean."
@@ -136,8 +133,19 @@ class EncoderConfig:
                 f"layer={self.layer} with pooling='last' is the embedding of the last token alone: vectors do not "
                 "depend on the text before it. Pool a later state, or the mean."
             )
-        if not self.bidirectional:
-            return None
+        return None
+
+    def no_op_reason(self, num_layers: int) -> str | None:
+        """Say why vectors do not depend on their texts, or not on the open layers; None where they do.
+
+        The last row of a causal mask already sees every token, so opening one layer changes only the rows before the
+        last; these reach the last token through the next layer, and the last layer has none. In the sequential variant
+        the vectors are then the causal model's; in the parallel one the open layers still leave the stack.
+        """
+        opened, pooled = format_layers(self.bidirectional), self.last_state(num_layers)
+        effective = [index for index in self.bidirectional if index < pooled]
+        if (reason := self.constant_reason(num_layers)) or not self.bidirectional:
+            return reason
         alone = effective == [pooled - 1] or (self.variant == "parallel" and len(effective) == 1)
         if not effective:
             reason = (

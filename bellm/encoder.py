@@ -580,8 +580,10 @@ def _matrices(*sides: Vectors | torch.Tensor) -> tuple[Vectors, ...]:
         left_ND, right_MD = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in arrays)
     except (TypeError, ValueError) as error:
         raise BellmError(f"Cosines are those of vectors, as encode gives them: {error}.") from error
-    if left_ND.shape[1:] != right_MD.shape[1:]:
-        raise BellmError(f"Vectors of shapes {left_ND.shape} and {right_MD.shape} have no cosines: widths differ.")
+    if left_ND.ndim > 2 or right_MD.ndim > 2 or left_ND.shape[1:] != right_MD.shape[1:]:
+        raise BellmError(
+            f"Arrays of shapes {left_ND.shape} and {right_MD.shape} have no cosines: give rows of one width."
+        )
     if not (np.isfinite(left_ND).all() and np.isfinite(right_MD).all()):
         raise BellmError("Vectors with NaN or infinity have no cosines. Embed again with dtype='float32'.")
     return left_ND, right_MD

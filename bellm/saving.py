@@ -39,6 +39,9 @@ FINGERPRINT_FILE = "fingerprint.safetensors"
 _MODULE = {"idx": 0, "name": "0", "path": "", "type": "bellm.integrations.sentence_transformer.EncoderModule"}
 """What makes sentence-transformers load a folder by bellm, or refuse it; else it would run the causal model."""
 
+TEMPLATE_NAMES = {"query": "<the encoder's query template>", "document": "<the encoder's document template>"}
+"""Prompts in sentence-transformers, by name: they stand for templates, which have no one text to put before another."""
+
 FINGERPRINT_TEXTS = (
     "A heron stands in the shallow water.",
     "The invoice was paid twice by mistake.",
@@ -92,6 +95,8 @@ def write_saved(
     settings = {"bellm": __version__, **model_settings, **saved.config.to_dict()}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / MODULES_FILE).write_text(json.dumps([_MODULE], indent=2) + "\n", encoding="utf-8")
+    prompts = {"prompts": TEMPLATE_NAMES, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts, indent=2) + "\n", encoding="utf-8")
     metadata = {"config": saved.config.digest(), "dtype": saved.dtype}
     save_file({"vectors": saved.fingerprint}, folder / FINGERPRINT_FILE, metadata=metadata)
     (folder / "README.md").write_text(f"{_card(saved)}{notes and chr(10)}{notes}", encoding="utf-8")

@@ -217,7 +217,7 @@ CALLS: dict[str, tuple[Call, str]] = {
     ),
     "similarity of texts": (lambda e: e.similarity(["a"], ["b"]), "encode"),
     "similarity of other widths": (lambda e: e.similarity(GOOD, np.eye(2, dtype=np.float32)), "32"),
-    "similarity of nothing": (lambda e: e.similarity(None, GOOD), "widths differ"),
+    "similarity of nothing": (lambda e: e.similarity(None, GOOD), "rows of one width"),
     "similarity of what is no number": (lambda e: e.similarity(GOOD * np.nan, GOOD), "NaN or infinity"),
     "a typed attribute": (lambda e: _set(e.replace(), "pooling", "mean"), "replace(pooling="),
     "save to a file": (lambda e: e.save_pretrained("good.txt"), "good.txt"),

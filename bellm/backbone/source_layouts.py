@@ -204,6 +204,9 @@ def _read_sentence_transformers(folder: Path) -> Layout:
     path = folder / "config_sentence_transformers.json"
     config = _read_object(path)
     settings |= {"prompt": _read_prompts(path, config), "truncate_dim": _read_count(path, config, "truncate_dim")}
+    if settings["normalize"] and settings["truncate_dim"]:
+        message = f"sentence-transformers cuts vectors of {folder} after it has normalized them, and bellm before."
+        warn(f"{message} Cosines are the same, and bellm's vectors have length 1.", BellmWarning)
     return Layout(model_folder, settings, tokenizer_options)
 
 

@@ -90,6 +90,8 @@ class Index:
 
     def search(self, query: Vectors, top: int = 10, *, exact: bool = False) -> list[Hit]:
         """The rows nearest to one query vector (embedding_dim,), best first; `exact` compares every row."""
+        if type(top) is not int or top < 1:
+            raise BellmError(f"top={top!r} is no number of hits: give 1 or more.")
         width = self._table.schema.field("vector").type.list_size
         if query.shape != (width,):
             raise BellmError(f"The query has {query.size} numbers, and the corpus has vectors of {width}.")
@@ -126,7 +128,7 @@ def search_corpus(
         BellmError: There is no corpus or no index, an option belongs to the corpus, or the encoder is another.
     """
     check_query(query)
-    if wrong := [name for name in loading if name == "dtype" or name in setting_names()]:
+    if wrong := [name for name in loading if name in ("dtype", "config", *setting_names())]:
         flag = wrong[0].replace("_", "-")
         raise BellmError(f"{wrong[0]} (--{flag}) was chosen when {corpus} was embedded: leave it out, or embed anew.")
     index = Index.open(corpus)

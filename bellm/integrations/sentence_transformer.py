@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
+from bellm.saving import TEMPLATE_NAMES
 
 
 class EncoderModule(InputModule):  # type: ignore[misc] # sentence-transformers is not seen by mypy
@@ -52,7 +53,10 @@ class EncoderModule(InputModule):  # type: ignore[misc] # sentence-transformers 
     def preprocess(
         self, inputs: Sequence[str], prompt: str | None = None, task: str | None = None, **_: Any
     ) -> dict[str, Any]:
-        """Keep texts as they are; `task` is `query` or `document`, and `prompt` comes before each text."""
+        """Keep texts as they are; `task`, or a prompt by name, is `query` or `document`; a prompt comes before each."""
+        names = {template: name for name, template in TEMPLATE_NAMES.items()}
+        if prompt in names:
+            task, prompt = names[prompt], None
         return {"texts": [(prompt or "") + text for text in inputs], "input_type": task or "text"}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -124,5 +128,8 @@ def as_sentence_transformer(encoder: Encoder) -> SentenceTransformer:
     `Encoder.encode`, which packs all of them, is quicker.
     """
     return SentenceTransformer(
-        modules=[EncoderModule(encoder)], device=str(encoder.device), similarity_fn_name="cosine"
+        modules=[EncoderModule(encoder)],
+        device=str(encoder.device),
+        similarity_fn_name="cosine",
+        prompts=TEMPLATE_NAMES,
     )

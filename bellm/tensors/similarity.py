@@ -12,17 +12,27 @@ from torch import Tensor
 
 from bellm.types import Vectors
 
+_SQUARES = 1e-15, 1e15
+"""Lengths of which float32 holds the square."""
+
 
 def normalize_rows(vectors_ND: Vectors) -> Vectors:
     """Scale each row to length 1; a row of zeros stays zeros."""
-    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.asarray(vectors_ND / np.maximum(norm_N1, np.finfo(np.float32).tiny), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    if ((norm_N1 < _SQUARES[0]) | (norm_N1 > _SQUARES[1])).any():
+        norm_N1 = np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(vectors_ND / np.where(norm_N1 > 0, norm_N1, 1), dtype=np.float32)
 
 
 def is_constant(vectors_ND: Vectors, limit: float = 1e-3) -> bool:
     """Whether there are several rows and all are the same but for rounding, so that no cosine tells texts apart."""
-    apart_N = np.linalg.norm(vectors_ND - vectors_ND[:1], axis=1)
-    return len(vectors_ND) > 1 and bool((apart_N <= limit * np.linalg.norm(vectors_ND[:1])).all())
+    if len(vectors_ND) < 2:
+        return False
+    with np.errstate(over="ignore"):
+        scaled_ND = vectors_ND / (np.abs(vectors_ND[0]).max() or 1)
+        apart_N = np.linalg.norm(scaled_ND - scaled_ND[:1], axis=1)
+    return bool((apart_N <= limit * np.linalg.norm(scaled_ND[0])).all())
 
 
 def cosine_similarity(left_ND: Vectors, right_MD: Vectors) -> Vectors:

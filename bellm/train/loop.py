@@ -235,8 +235,8 @@ class _Run:
         if result.is_constant and self.state["has_varied"]:
             raise self._diverged(f"step {step + 1} begins with the same vector for all texts")
         self.state["has_varied"] |= result.is_constant is False
-        if norm == 0:
-            self._note_no_gradient(step)
+        if norm == 0 or result.is_constant:
+            self._note_no_gradient(step, "all texts have the same vector" if norm else "the gradient of its loss is 0")
         self.optimizer.step()
         seconds = time.monotonic() - started
         self.state["step"] = step + 1
@@ -250,9 +250,9 @@ class _Run:
             "seconds": round(seconds, 3),
         }
 
-    def _note_no_gradient(self, step: int) -> None:
+    def _note_no_gradient(self, step: int, reason: str) -> None:
         """Say at the first such step that its rows teach nothing, and end a run that has learned nothing so far."""
-        what = f"Step {step + 1} has a loss whose gradient is 0: its rows teach nothing."
+        what = f"Step {step + 1} teaches nothing: {reason}."
         why = "Ratings may be all equal, or a batch have one row without negatives (batch size 1, one anchor for all)."
         if self.state["num_no_gradient"] == step and step + 1 >= min(self.total, _MOST_WITHOUT_GRADIENT):
             raise BellmError(f"{what} So it was with all steps before. {why} Give other data or another objective.")

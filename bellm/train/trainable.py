@@ -54,6 +54,13 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
     if recipe.sharded:
         overrides["device"] = "cpu"  # Devices get their shards later.
     encoder = load_untrained(recipe, **overrides)
+    if reason := encoder.config.constant_reason(encoder.num_layers):
+        raise BellmError(f"Nothing can be learned: {reason}")
+    if not full and encoder.config.last_state(encoder.num_layers) == 0:
+        raise BellmError(
+            f"layer={encoder.config.layer} pools token embeddings, which lie below all adapters: nothing can be "
+            "learned. Pool a later state, or train all weights."
+        )
     if any(not weight.is_floating_point() for weight in encoder.model.parameters()):
         raise BellmError(
             f"{encoder.name} is quantized, and what is trained on it could not be saved. Give the model in full "

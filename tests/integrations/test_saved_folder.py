@@ -46,6 +46,9 @@ def test_sentence_transformers_gives_the_encoders_vectors(
     model: SentenceTransformer, encoder: Encoder, method: str
 ) -> None:
     assert np.allclose(getattr(model, method)(TEXTS), getattr(encoder, method)(TEXTS), atol=1e-5)
+    if method != "encode":
+        name = method.removeprefix("encode_")
+        assert np.allclose(model.encode(TEXTS, prompt_name=name), getattr(encoder, method)(TEXTS), atol=1e-5)
     assert model.encode(TEXTS[0]).shape == (12,)
     assert (model.get_embedding_dimension(), model.max_seq_length) == (12, encoder.config.max_tokens)
 

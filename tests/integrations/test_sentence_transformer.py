@@ -29,6 +29,8 @@ def test_vectors_are_those_of_the_encoder(encoder: Encoder) -> None:
     near(model.encode(TEXTS, batch_size=2, show_progress_bar=False), encoder.encode(TEXTS))
     near(model.encode_query(TEXTS), encoder.encode_query(TEXTS))
     near(model.encode_document(TEXTS), encoder.encode_document(TEXTS))
+    near(model.encode(TEXTS, prompt_name="query"), encoder.encode_query(TEXTS))
+    near(model.encode(TEXTS, prompt_name="document"), encoder.encode_document(TEXTS))
     assert np.abs(model.encode_query(TEXTS) - model.encode(TEXTS)).max() > 1e-2
     near(model.encode("A heron."), encoder.encode("A heron."))
     near(model.encode("heron.", prompt="A "), encoder.encode("A heron."))

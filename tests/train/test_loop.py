@@ -1,5 +1,6 @@
 """Training that is stopped in every way and resumes, and what decides when it ends."""
 
+import copy
 import json
 import math
 import random
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -458,7 +460,7 @@ def test_where_nothing_can_be_learned_no_encoder_comes_out(
 ) -> None:
     wanted = replace(recipe, batch_size=batch_size)
     with (
-        pytest.warns(BellmWarning, match="Step 1 has a loss whose gradient is 0: its rows teach nothing"),
+        pytest.warns(BellmWarning, match="Step 1 teaches nothing: the gradient of its loss is 0"),
         pytest.raises(BellmError, match="So it was with all steps before") as refusal,
     ):
         train(wanted, [(rows, 1.0)], tmp_path / "out")
@@ -467,10 +469,32 @@ def test_where_nothing_can_be_learned_no_encoder_comes_out(
     assert not (tmp_path / "out" / MODEL).exists()
 
 
+@pytest.mark.parametrize("options", [{"pooling": "first", "bidirectional": "none"}, {"layer": 0, "pooling": "mean"}])
+@pytest.mark.filterwarnings("ignore::bellm.errors.NoOpWarning")
+def test_vectors_that_nothing_changes_are_not_trained(recipe: Recipe, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(BellmError, match=r"othing can be learned"):
+        run(replace(recipe, encoder_options=options), tmp_path / "out")
+    assert not (tmp_path / "out" / METRICS).exists()
+
+
+def test_equal_vectors_teach_nothing(recipe: Recipe, tmp_path: Path, tiny_encoder: Encoder) -> None:
+    constant = Encoder.from_pretrained(
+        copy.deepcopy(tiny_encoder.model), tokenizer=tiny_encoder.tokenizer, config=tiny_encoder.config
+    )
+    with torch.no_grad():
+        constant.model.get_input_embeddings().weight[:] = constant.model.get_input_embeddings().weight[9]
+    with (
+        pytest.warns(BellmWarning, match="Step 1 teaches nothing: "),
+        pytest.raises(BellmError, match="So it was with all steps before"),
+    ):
+        run(replace(recipe, model=constant, encoder_options={}, batch_size=2), tmp_path / "out", rows=40)
+    assert not (tmp_path / "out" / MODEL).exists()
+
+
 def test_some_steps_without_a_gradient_are_said_once(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.warns(BellmWarning) as caught:
         train(replace(recipe, batch_size=2), [(rated([1.0] * 9 + [0.0] * 9), 1.0)], tmp_path / "out")
-    assert len([warning for warning in caught if "gradient is 0" in str(warning.message)]) == 1
+    assert len([warning for warning in caught if "teaches nothing" in str(warning.message)]) == 1
     assert (tmp_path / "out" / MODEL).exists()
 
 
