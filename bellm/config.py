@@ -13,9 +13,7 @@ from itertools import takewhile
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import numpy as np
-
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, SourceError, did_you_mean
 from bellm.hints import LOADING_HINTS, SETTING_HINTS, unknown_names
 from bellm.layer_spec import format_layers, parse_layers, parse_states
 from bellm.prompts import PROMPTS, Prompt, resolve_prompt
@@ -68,7 +66,8 @@ class EncoderConfig:
         for name, hint in _hints().items():
             value, choices = getattr(self, name), get_args(hint.__origin__)
             if get_origin(hint.__origin__) is Literal and value not in choices:
-                raise SourceError(f"{name}={value!r} is not one of {', '.join(choices)}.")
+                near = did_you_mean(str(value), choices)
+                raise SourceError(f"{name}={value!r} is not one of {', '.join(choices)}.{near}")
             kind = setting_type(name)
             if kind is not str and type(value) is not kind and not (value is None and type(None) in choices):
                 raise SourceError(f"{name}={value!r} is not of type {kind.__name__}.")
@@ -206,7 +205,7 @@ def parse_setting(name: str, text: str) -> Any:
 def given_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that are not None, with numbers of numpy as those of Python."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    return {name: value.item() if type(value).__module__ == "numpy" else value for name, value in given.items()}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

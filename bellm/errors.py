@@ -1,10 +1,11 @@
 """Everything bellm raises or warns of on purpose, and the checks of arguments that many functions share."""
 
+import difflib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
@@ -122,7 +123,18 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise a BellmError unless a value is one of some names, or of those of a Literal."""
     names = get_args(choices) or tuple(choices)
     if not any(value == each for each in names):
-        raise BellmError(f"{name}={value!r} is not one of {', '.join(names)}.")
+        raise BellmError(f"{name}={value!r} is not one of {', '.join(names)}.{did_you_mean(str(value), names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest known name, behind a space; empty where none is near.
+
+    >>> did_you_mean("Mean", ["mean", "last"]), did_you_mean("x", ["mean"])
+    (' Did you mean mean?', '')
+    """
+    names = {each.lower(): each for each in reversed(list(known))}
+    close = difflib.get_close_matches(name.lower(), names, 1)
+    return f" Did you mean {names[close[0]]}?" if close else ""
 
 
 def check_list(name: str, value: object) -> None:

@@ -1,9 +1,8 @@
 """Names that other libraries use, and what is written here instead."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 
-from bellm.errors import BellmError, UnknownAttributeError
+from bellm.errors import BellmError, UnknownAttributeError, did_you_mean
 
 _POOL = "with EncoderPool(encoder, devices) as pool: pool.encode(texts)"
 _LOADED = "Encoder.from_pretrained(model, tokenizer=...), with a model that transformers loaded so"
@@ -85,21 +84,65 @@ ATTRIBUTE_HINTS = {
 """Attributes of the encoders of other libraries."""
 
 
+_TOKENS = " Write --max-batch-tokens: a batch is bounded by its tokens, and by default as large as suits the hardware."
+_FIRST = " The model comes first: bellm COMMAND MODEL ..."
+
+COMMAND_HINTS = {
+    "--batch-size": _TOKENS,
+    "--batch": _TOKENS,
+    "--model": _FIRST,
+    "-m": _FIRST,
+    "--model-name": _FIRST,
+    "--model-name-or-path": _FIRST,
+    "--input": " Inputs come behind the model: bellm embed MODEL INPUT... -o OUTPUT.",
+    "--query": " The query comes behind the model: bellm search MODEL QUERY --in FILE.",
+    "--out": " Write -o or --output.",
+    "--output-dir": " Write -o or --output.",
+    "--output-file": " Write -o or --output.",
+    "--max-length": " Write --max-tokens.",
+    "--max-seq-length": " Write --max-tokens.",
+    "--normalize-embeddings": " Write --normalize.",
+    "--dim": " Write --truncate-dim.",
+    "--dimensions": " Write --truncate-dim.",
+    "--layers": " Write --bidirectional.",
+    "--open-layers": " Write --bidirectional.",
+    "--prompt-name": " Write --input-type query or document, or --prompt.",
+    "--instruction": " Write --prompt 'instruct:TASK'.",
+    "--torch-dtype": " Write --dtype.",
+    "--fp16": " Write --dtype float16.",
+    "--half": " Write --dtype float16.",
+    "--bf16": " Write --dtype bfloat16.",
+    "--attn-implementation": " Write --attention.",
+    "--cpu": " Write --device cpu.",
+    "--gpu": " Write --device cuda.",
+    "--cuda": " Write --device cuda.",
+    "--task": " Write --tasks.",
+    "--top-k": " Write --top.",
+    "-k": " Write --top.",
+    "--lr": " Write --learning-rate.",
+    "--num-epochs": " Write --epochs.",
+    "--num-train-epochs": " Write --epochs.",
+    "--dataset": " Write --data.",
+    "--train-data": " Write --data.",
+    "--overwrite": " Write --force.",
+    "--no-progress": " Write --quiet.",
+    "--show-progress-bar": " Nothing is needed: a terminal shows progress.",
+    "--format": " The suffix of --output says it: .npy, .jsonl or .parquet.",
+}
+"""Options of other programs, and what to write instead, each behind a space."""
+
+
 def unknown_names(names: Iterable[str], what: str, known: Iterable[str], hints: Mapping[str, str]) -> BellmError:
     """The error for names that are not known as `what`, one or several, with a hint or the nearest known name."""
     known = list(known)
     said = []
     for name in names:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f" Write {hints[name]}." if name in hints else f" Did you mean {close[0]}?" if close else ""
+        hint = f" Write {hints[name]}." if name in hints else did_you_mean(name, known)
         said.append(f"{name!r} is no {what}.{hint}")
     return BellmError(f"{' '.join(said)} {what.split()[0].capitalize()}s: {', '.join(known)}.")
 
 
 def unknown_attribute(name: str, known: Iterable[str] = ()) -> UnknownAttributeError:
     """The error for an attribute that an encoder does not have, with a hint or the nearest known name."""
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    if name in ATTRIBUTE_HINTS:
-        hint = f" Write {ATTRIBUTE_HINTS[name]}."
+    hint = f" Write {ATTRIBUTE_HINTS[name]}." if name in ATTRIBUTE_HINTS else did_you_mean(name, known)
     return UnknownAttributeError(f"An Encoder has no {name!r}.{hint}")

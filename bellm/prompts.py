@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from bellm.errors import PromptError
+from bellm.errors import PromptError, did_you_mean
 from bellm.types import InputType
 
 SLOT = "{text}"
@@ -85,6 +85,7 @@ def resolve_prompt(prompt: str | Prompt) -> Prompt:
     if SLOT in prompt:
         return Prompt("custom", prompt)
     raise PromptError(
-        f"Prompt {prompt!r} is not known. Give {', '.join(PROMPTS)}, instruct:TASK, chat, or a template of your own "
+        f"Prompt {prompt!r} is not known.{did_you_mean(prompt, PROMPTS)} Give {', '.join(PROMPTS)}, instruct:TASK, "
+        "chat, or a template of your own "
         f"with a {SLOT} slot, such as {prompt + SLOT!r}."
     )

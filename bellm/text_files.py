@@ -10,22 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-from bellm.encoder import Encoder
-from bellm.engine.embedding import warn_degenerate
-from bellm.engine.tokenization import warn_truncated
 from bellm.errors import BellmError, SourceError
 from bellm.io.formats import FORMATS
 from bellm.io.rows import check_query, check_text, expand_inputs, read_texts, refuse_own_input
 from bellm.io.streams import STDIN, content_suffix
-from bellm.io.vectors import new_vector_file
-from bellm.multiview import MultiViewEncoder
-from bellm.pool import EncoderPool
-from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity
+from bellm.io.vectors import STDOUT, new_vector_file
 from bellm.types import InputType
 
-LoadEncoder = Encoder | MultiViewEncoder | Callable[[], Encoder | MultiViewEncoder]
+if TYPE_CHECKING:  # They need torch, and mistakes in files are said before it is imported.
+    from bellm.encoder import Encoder
+    from bellm.multiview import MultiViewEncoder
+    from bellm.pool import EncoderPool
+
+LoadEncoder = Union["Encoder", "MultiViewEncoder", Callable[[], "Encoder | MultiViewEncoder"]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class EmbeddedFile:
 
     def __str__(self) -> str:
         speed = run_summary(self.encoder, self.rows, self.seconds)
-        return f"{self.output}: {self.rows} rows of {self.embedding_dim} dimensions, {speed}"
+        where = "standard output" if self.output == STDOUT else self.output
+        return f"{where}: {self.rows} rows of {self.embedding_dim} dimensions, {speed}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def embed_file(
     """Write one vector for each text of the inputs to a file, whole or not at all.
 
     Inputs are files, folders, patterns, or `-` for standard input; the output is a .npy file of vectors, or a .jsonl or
-    .parquet file of texts and vectors, replaced with `force`. With `devices` a process for each of them embeds.
+    .parquet file of texts and vectors, replaced with `force`, or `-` for the lines of a .jsonl to standard output.
+    With `devices` a process for each of them embeds.
 
     Raises:
         BellmError: An input cannot be read, the output cannot be written, or the encoder cannot be loaded.
@@ -119,6 +120,9 @@ def embed_file(
     texts = read_texts(files, column)
     with new_vector_file(output, force=force) as write:
         encoder = encoder() if callable(encoder) else encoder
+        from bellm.engine.embedding import warn_degenerate
+        from bellm.engine.tokenization import warn_truncated
+
         start = time.perf_counter()
         with on_devices(encoder, devices) as embedder:
             result = embedder.encode_with_stats(
@@ -148,6 +152,8 @@ def compare_texts(
     left, right = _read_pairs(a, b, column)
     encoder = encoder() if callable(encoder) else encoder
     vectors = encoder.encode(left + right, max_batch_tokens=max_batch_tokens, progress=progress and len(left) > 1)
+    from bellm.tensors.similarity import paired_cosine_similarity
+
     cosines = paired_cosine_similarity(vectors[: len(left)], vectors[len(left) :])
     return PairSimilarity(tuple(cosines.tolist()), _describe(encoder))
 
@@ -173,6 +179,8 @@ def search_file(
     texts = read_texts(file, column)
     encoder = encoder() if callable(encoder) else encoder
     documents = encoder.encode_document(texts, max_batch_tokens=max_batch_tokens, progress=progress)
+    from bellm.tensors.similarity import cosine_similarity
+
     scores = cosine_similarity(encoder.encode_query([query]), documents)[0]
     best = (-scores).argsort(kind="stable")[:top].tolist()
     hits = (Hit(score=float(scores[index]), row=index + 1, text=texts[index]) for index in best)
@@ -181,10 +189,13 @@ def search_file(
 
 @contextmanager
 def on_devices(
-    encoder: Encoder | MultiViewEncoder, devices: Sequence[str]
-) -> Iterator[Encoder | MultiViewEncoder | EncoderPool]:
+    encoder: "Encoder | MultiViewEncoder", devices: Sequence[str]
+) -> "Iterator[Encoder | MultiViewEncoder | EncoderPool]":
     """Give the encoder itself, or processes that embed in its place if devices are given."""
     if devices:
+        from bellm.encoder import Encoder
+        from bellm.pool import EncoderPool
+
         if not isinstance(encoder, Encoder):
             raise BellmError("Several devices take one encoder, and this one has several views: leave devices out.")
         with EncoderPool(encoder, devices) as pool:
@@ -200,7 +211,7 @@ def run_summary(encoder: dict[str, Any], rows: int, seconds: float) -> str:
     return f"{opened}{computed}in {seconds:.1f} s ({rows / max(seconds, 1e-3):.0f} texts/s)"
 
 
-def _describe(encoder: Encoder | MultiViewEncoder) -> dict[str, Any]:
+def _describe(encoder: "Encoder | MultiViewEncoder") -> dict[str, Any]:
     return {"source": encoder.source, **encoder.describe()}
 
 

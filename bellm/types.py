@@ -1,13 +1,25 @@
 """Types shared by all packages, and the protocol of whatever embeds texts."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
-"""Float32 matrix of shape (texts, width)."""
+    Vectors = NDArray[np.float32]
+    """Float32 matrix of shape (texts, width)."""
+
+
+def __getattr__(name: str) -> Any:
+    """Make `Vectors`, for which NumPy is imported, when it is first asked for: the command line starts without."""
+    if name != "Vectors":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import numpy as np
+    from numpy.typing import NDArray
+
+    return NDArray[np.float32]
+
 
 Variant = Literal["sequential", "parallel"]
 """How the paper's equation is read: open layers in the stack, or as a branch of their own beside it."""
@@ -41,10 +53,10 @@ class Embedder(Protocol):
     def embedding_dim(self) -> int:
         """Width of the vectors."""
 
-    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
+    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> "Vectors":
         """Embed texts in their order, float32 (texts, embedding_dim)."""
 
-    def fingerprint(self) -> Vectors:
+    def fingerprint(self) -> "Vectors":
         """Vectors of a few fixed texts, by which two embedders are told apart."""
 
     def describe(self) -> dict[str, Any]:

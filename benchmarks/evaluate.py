@@ -27,6 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from bellm import Encoder
 from bellm.data import STSPairs, read_sts
+from bellm.data.task_names import STS
 from bellm.evaluate import EvaluatedModel, STSTask, suite
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -53,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    sets = [part(read_sts(name, data_folder()), 100 if options.quick else None) for name in suite.STS]
+    sets = [part(read_sts(name, data_folder()), 100 if options.quick else None) for name in STS]
     with tempfile.TemporaryDirectory() as place:
         encoder = Encoder.from_pretrained(options.model, prompt="raw", pooling="mean")
         save_plain(encoder, place)
@@ -136,11 +137,9 @@ def by_bellm(encoder: Encoder, sets: list[STSPairs], cache: Path) -> dict[str, f
 
 def table(title: str, rows: list[Row]) -> Table:
     """The rows for people."""
-    grid = Table("system", "seconds", "ratio", *suite.STS, title=title)
+    grid = Table("system", "seconds", "ratio", *STS, title=title)
     for row in rows:
-        grid.add_row(
-            row.system, f"{row.seconds:.0f}", f"{row.ratio:.1f}", *(f"{row.scores[name]:.2f}" for name in suite.STS)
-        )
+        grid.add_row(row.system, f"{row.seconds:.0f}", f"{row.ratio:.1f}", *(f"{row.scores[name]:.2f}" for name in STS))
     return grid
 
 

@@ -288,9 +288,9 @@ def python(*arguments: object) -> list[str]:
     [
         ("info tiny", ">&-"),
         ("embed tiny - -o v.npy", "<&-"),
-        ("search hello --in good.txt --model tiny --json", "<&- >&-"),
+        ("search tiny hello --in good.txt --json", "<&- >&-"),
         ("info none/at/all", "2>&-"),
-        ("similarity hello there --model tiny", "<&- >&- 2>&-"),
+        ("similarity tiny hello there", "<&- >&- 2>&-"),
     ],
 )
 def test_closed_streams_end_without_a_traceback(command: str, closed: str) -> None:

@@ -13,9 +13,10 @@ from bellm.cli.demonstrations_command import demonstrations_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
+from bellm.cli.list_commands import models_command, prompts_command, tasks_command
 from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
-from bellm.cli.terminal import CommandGroup, OneValueCommand, open_streams
+from bellm.cli.terminal import CommandGroup, OneValueCommand, OptionalSourceCommand, open_streams, with_verbosity
 from bellm.cli.train_command import train_command
 from bellm.cli.words_command import words_command
 from bellm.version import __version__
@@ -24,7 +25,6 @@ app = typer.Typer(
     name="bellm",
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,9 +43,13 @@ for _command in (
     demonstrations_command,
     doctor_command,
     info_command,
+    tasks_command,
+    prompts_command,
+    models_command,
     cache_command,
 ):
-    app.command(_command.__name__.removesuffix("_command"), cls=OneValueCommand)(_command)
+    _class = OptionalSourceCommand if _command in (similarity_command, search_command) else OneValueCommand
+    app.command(_command.__name__.removesuffix("_command"), cls=_class)(with_verbosity(_command))
 
 
 def main() -> None:

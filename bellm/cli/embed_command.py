@@ -5,15 +5,17 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
-from bellm.cli.terminal import BarUpdate, check_output, live_bars, print_result
+from bellm.cli.terminal import BarUpdate, is_progress_shown, live_bars, print_result, show_note
 from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
-from bellm.io.vectors import is_folder
+from bellm.io.rows import TextColumns, check_columns, expand_inputs
+from bellm.io.vectors import STDOUT, is_folder
 from bellm.types import Embedder, InputType
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 
 def _folder(*names: str, **how: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Corpus folder", **how)
+
+
+def _check_output(output: str) -> str:
+    if not output:
+        raise typer.BadParameter("'' is no name. Name a file or folder, or - for standard output.")
+    return output
 
 
 @with_model_options
@@ -40,8 +48,9 @@ def embed_command(
         typer.Option(
             "--output",
             "-o",
-            callback=check_output,
-            help="Vectors: .npy, or .jsonl or .parquet with their texts; anything else is a folder.",
+            callback=_check_output,
+            help="Vectors: .npy, or .jsonl or .parquet with their texts; - prints lines of .jsonl; anything else "
+            "is a folder.",
         ),
     ],
     *,
@@ -90,6 +99,8 @@ def embed_command(
 
     Example: bellm embed smollm2 sentences.txt -o vectors.npy --bidirectional last:8
 
+    Example: cat notes.txt | bellm embed smollm2 - -o - | jq .vector
+
     Example: bellm embed smollm2 'wiki/*.jsonl' notes/ -o vectors/ --id-column id --precision float16
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --devices cuda:0,cuda:1
@@ -105,12 +116,16 @@ def embed_command(
         "max_batch_tokens": max_batch_tokens,
         "devices": device_names,
     }
+    if output == STDOUT and as_json:
+        raise BellmError("--json prints its object where -o - prints the vectors: leave one of them out.")
     load = partial(options.load, source)
     if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
         if engine == "local" and workers is not None:
             raise BellmError("--workers belongs to --engine ray: one process embeds here.")
+        # Said before anything slow is imported; the corpus looks again, as it does for others.
+        check_columns(expand_inputs(inputs, skip=Path(output)), TextColumns.parse(column, id_column))
         from bellm.corpus import RayExecutor
 
         ray = RayExecutor(source=source, workers=workers, options=options.relocation()) if engine == "ray" else None
@@ -124,8 +139,11 @@ def embed_command(
             )
         from bellm.text_files import embed_file
 
-        report = embed_file(load, inputs, output, force=force, progress=sys.stderr.isatty(), **common)
-    print_result(report.to_json(), as_json, str(report))
+        report = embed_file(load, inputs, output, force=force, progress=is_progress_shown(), **common)
+    if output == STDOUT:
+        show_note(str(report))
+    else:
+        print_result(report.to_json(), as_json, str(report))
 
 
 _NO_FOLDER = (None, False, "float32", SHARD_ROWS, "local", None)

@@ -62,6 +62,10 @@ def evaluate_command(
 
     Example: bellm evaluate smollm2 'smollm2?bidirectional=last:8' -o report/ --prompt raw --pooling mean
     """
+    from bellm.data.task_names import resolve_tasks
+
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    resolve_tasks(names)  # A wrong name is said before anything slow is imported.
     from bellm import evaluate as evaluation
 
     folder = Path(output)
@@ -69,9 +73,7 @@ def evaluate_command(
     evaluation.check_report_folder(folder, named, force=force)
     started = time.monotonic()
     with status_line(f"loading {', '.join(named)}"):
-        wanted = evaluation.load_tasks(
-            [task.strip() for task in tasks.split(",") if task.strip()], data, columns, clean=clean
-        )
+        wanted = evaluation.load_tasks(names, data, columns, clean=clean)
         models = evaluation.load_models(named, cache or evaluation.default_cache_folder(), **options.given())
     with live_bars() as update:
         report = evaluation.evaluate(

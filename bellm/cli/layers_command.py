@@ -101,6 +101,10 @@ def layers_command(
             "--train-steps, --train-batch-size and --train-columns say how to train on the rows of --train FILE: give "
             "it too."
         )
+    from bellm.data.task_names import check_dev_name
+
+    check_dev_name(dev)  # Said before anything slow is imported.
+    sources = read_training_data([train], train_columns) if train else []
     from bellm.evaluate import read_dev_set
     from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, write_finding
 
@@ -109,7 +113,6 @@ def layers_command(
     pairs = read_dev_set(dev, data, columns)
     training = None
     if train:
-        sources = read_training_data([train], train_columns)
         from bellm.train import Recipe
 
         steps, rows = train_steps or 64, train_batch_size or 64

@@ -24,6 +24,15 @@ Source = Annotated[
     str,
     typer.Argument(help="Hub id, folder of a model or of PEFT adapters, .gguf file, saved bellm encoder, or smollm2."),
 ]
+OptionalSource = Annotated[
+    str,
+    typer.Argument(
+        default_factory=str,
+        metavar="SOURCE",
+        show_default=False,
+        help=f"As for other commands; default {DEFAULT_MODEL}, and for a corpus the model that embedded it.",
+    ),
+]
 Column = Annotated[
     str,
     typer.Option(
@@ -97,7 +106,7 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {each.name: kwargs.pop(each.name) for each in options}
         chosen = {name: value for name, value in given.items() if value is not None}
         if revision := chosen.pop("revision", None):  # Part of the source, wherever that is written down.
-            name = next(name for name in ("model", "source", "sources") if name in kwargs)
+            name = next(name for name in ("source", "sources") if name in kwargs)
             kwargs[name] = _with_revision(kwargs[name], revision)
         settings = {name: chosen.pop(name) for name in setting_names() if name in chosen}
         check_settings(settings)  # Before anything slow is imported or loaded.
@@ -118,8 +127,8 @@ def _with_revision(sources: Any, revision: str) -> Any:
     """A source, or several, as `owner/name@revision`, before the settings that a source may have."""
     if isinstance(sources, list):
         return [_with_revision(source, revision) for source in sources]
-    if sources is None:
-        raise BellmError(f"--revision {revision} is of a model of the Hub: give that too, with --model owner/name.")
+    if not sources:
+        raise BellmError(f"--revision {revision} is of a model of the Hub: give that too, as the first argument.")
     source, mark, settings = sources.partition("?")
     if os.path.exists(source):
         raise BellmError(

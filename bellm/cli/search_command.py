@@ -1,14 +1,21 @@
 """`bellm similarity`, `bellm index` and `bellm search`: cosines of texts, nearest rows of a file or a corpus."""
 
 import os.path
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellm.cli.model_options import DEFAULT_MODEL, AsJson, BatchTokens, Column, ModelOptions, with_model_options
-from bellm.cli.terminal import print_result, status_line
+from bellm.cli.model_options import (
+    DEFAULT_MODEL,
+    AsJson,
+    BatchTokens,
+    Column,
+    ModelOptions,
+    OptionalSource,
+    with_model_options,
+)
+from bellm.cli.terminal import is_progress_shown, print_result, status_line
 from bellm.io.rows import check_query
 
 if TYPE_CHECKING:
@@ -19,12 +26,10 @@ if TYPE_CHECKING:
 
 @with_model_options
 def similarity_command(
+    source: OptionalSource,
     a: Annotated[str, typer.Argument(help="A text, or a file of texts.")],
     b: Annotated[str, typer.Argument(help="Another text, or a file with as many texts.")],
     *,
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, .gguf file or saved bellm encoder.")
-    ] = DEFAULT_MODEL,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
     as_json: AsJson = False,
@@ -33,10 +38,12 @@ def similarity_command(
     """Cosine of two texts, or of two files row by row.
 
     Example: bellm similarity "a river bank" "the shore of a stream"
+
+    Example: bellm similarity my-encoder left.txt right.txt --json
     """
     from bellm.text_files import compare_texts
 
-    load, progress = partial(options.load, model), sys.stderr.isatty()
+    load, progress = partial(options.load, source or DEFAULT_MODEL), is_progress_shown()
     result = compare_texts(load, a, b, column=column, max_batch_tokens=max_batch_tokens, progress=progress)
     print_result(result.to_json(), as_json, str(result))
 
@@ -60,9 +67,12 @@ def index_command(
 
     Example: bellm index vectors/
     """
+    from bellm.corpus import read_manifest
+
+    read_manifest(corpus)  # What is no corpus is said before anything slow is imported.
     from bellm.corpus import build_index
 
-    record = build_index(corpus, approximate=approximate, progress=sys.stderr.isatty())
+    record = build_index(corpus, approximate=approximate, progress=is_progress_shown())
     how = "approximate; bellm search --exact compares every row" if record.is_approximate else "exact"
     result = {"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}
     print_result(result, as_json, f"{corpus}: {record.rows} rows can be searched, {how}")
@@ -70,9 +80,10 @@ def index_command(
 
 @with_model_options
 def search_command(
+    source: OptionalSource,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     *,
-    source: Annotated[
+    place: Annotated[
         str,
         typer.Option(
             "--in",
@@ -82,13 +93,6 @@ def search_command(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row of a corpus, however large.")] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Hub id, model folder, .gguf file or saved bellm encoder; default {DEFAULT_MODEL}, and for a corpus "
-            "the model that embedded it",
-        ),
-    ] = None,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
     as_json: AsJson = False,
@@ -100,24 +104,29 @@ def search_command(
     corpus is searched with the encoder that embedded it, which proves itself first.
 
     Example: bellm search "how do birds sleep" --in notes.txt --top 5 --prompt instruct
+
+    Example: bellm search my-encoder "how do birds sleep" --in vectors/
     """
     check_query(query)
-    if os.path.isdir(source):
+    if os.path.isdir(place):
+        from bellm.corpus import read_manifest
+
+        read_manifest(place)  # What is no corpus is said before anything slow is imported.
         from bellm.corpus import search_corpus
 
-        with status_line(f"loading the encoder of {source}"):
-            result = search_corpus(query, source, top=top, exact=exact, source=model, **options.given())
+        with status_line(f"loading the encoder of {place}"):
+            result = search_corpus(query, place, top=top, exact=exact, source=source or None, **options.given())
     else:
         from bellm.text_files import search_file
 
         result = search_file(
-            partial(options.load, model or DEFAULT_MODEL),
+            partial(options.load, source or DEFAULT_MODEL),
             query,
-            source,
+            place,
             top=top,
             column=column,
             max_batch_tokens=max_batch_tokens,
-            progress=sys.stderr.isatty(),
+            progress=is_progress_shown(),
         )
     notes = ["Approximate: a part of the rows was compared; --exact compares all."] * (not result.exact)
     if any(hit.text is None for hit in result.hits):

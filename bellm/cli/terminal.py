@@ -2,19 +2,23 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from bellm.errors import BellmError, BellmWarning
+from bellm.errors import BellmError, BellmWarning, did_you_mean
+from bellm.hints import COMMAND_HINTS
 
 BarUpdate = Callable[..., None]
 """Called as `update(description, done, total, bar="")`: a total of 0 is unknown, and each `bar` is a row of its own."""
@@ -23,13 +27,45 @@ BarUpdate = Callable[..., None]
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]  # Of click, or of typer's own copy of click.
 
 
+class _Verbosity:
+    """How much the command that runs says besides its result: -1 errors alone, 0 notes, 1 all that libraries say."""
+
+    level = 0
+
+
+def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --quiet and --verbose to a command."""
+
+    @functools.wraps(command)
+    def with_options(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> None:
+        if quiet and verbose:
+            raise BellmError("--quiet and --verbose are two answers to one question: give one.")
+        _Verbosity.level = int(verbose) - int(quiet)
+        command(*args, **kwargs)
+
+    flags = {
+        "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress, errors alone.")],
+        "verbose": Annotated[
+            bool, typer.Option("--verbose", "-v", help="All that libraries say, and the traceback of an error.")
+        ],
+    }
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, kind, default=False, annotation=flag) for name, flag in flags.items()]
+    signature = inspect.signature(command)
+    with_options.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*(each.replace(kind=kind) for each in signature.parameters.values()), *added]
+    )
+    with_options.__annotations__ = {**command.__annotations__, **flags}
+    return with_options
+
+
 class OneValueCommand(TyperCommand):
     """A command that refuses an option given twice, where the last value would win in silence."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line."""
         try:
-            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            values, _, given = self.make_parser(ctx).parse_args(args=list(args))
         except _UsageError as error:
             error.ctx = ctx
             raise
@@ -37,7 +73,24 @@ class OneValueCommand(TyperCommand):
             if option.param_type_name == "option" and not option.multiple and given.count(option) > 1:
                 names = "/".join((*option.opts, *option.secondary_opts))
                 raise _UsageError(f"{names} is given more than once: give it one value.", ctx)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self.with_source(values, args))
+
+    def with_source(self, _values: Mapping[str, Any], args: list[str]) -> list[str]:
+        """The command line with its source, given the values that the parser has found."""
+        return args
+
+
+class OptionalSourceCommand(OneValueCommand):
+    """A command whose first argument, the source, may be left out; it then gets an empty one."""
+
+    def with_source(self, values: Mapping[str, Any], args: list[str]) -> list[str]:
+        """The command line with an empty source in front, where one argument is missing."""
+        missing = [
+            param
+            for param in self.params
+            if param.param_type_name == "argument" and not isinstance(values.get(param.name), str)
+        ]
+        return ["", *args] if len(missing) == 1 else args
 
 
 class CommandGroup(TyperGroup):
@@ -45,17 +98,22 @@ class CommandGroup(TyperGroup):
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse what stands before the command."""
-        with _usage_errors():
+        _Verbosity.level = 0
+        with _usage_errors(self.commands):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; errors that are nobody's bug end it without a traceback, bellm's own warnings are notes."""
         try:
-            with warnings.catch_warnings(), _usage_errors():
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("always", BellmWarning)
+            with warnings.catch_warnings(), _usage_errors(self.commands):
+                warnings.simplefilter("always")
                 once = functools.cache(show_note)  # Several models may have the same to say.
-                warnings.showwarning = lambda message, *_: once(str(message))
+
+                def show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+                    if _Verbosity.level >= int(not issubclass(category, BellmWarning)):
+                        once(str(message))
+
+                warnings.showwarning = show_warning  # type: ignore[assignment]
                 result = super().invoke(ctx)
             sys.stdout.flush()
             return result
@@ -72,18 +130,29 @@ class CommandGroup(TyperGroup):
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Say in one line what is wrong with a command line, and how it is written."""
+def _usage_errors(commands: Mapping[str, Any]) -> Iterator[None]:
+    """Say in one line what is wrong with a command line, what may be meant, and how it is written."""
     try:
         yield
     except _UsageError as error:
         if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":  # No arguments at all: the help.
             raise
-        message, path = error.format_message().rstrip("."), error.ctx.command_path
-        _end(f"{message}. {error.ctx.get_usage()} ({path} --help says more)", error.exit_code)
+        path, params = error.ctx.command_path, error.ctx.command.params
+        message = error.format_message().partition(" (Possible options")[0].partition(" Did you mean")[0].rstrip(".")
+        near = ""
+        if option := getattr(error, "option_name", ""):
+            names = [name for param in params for name in (*param.opts, *param.secondary_opts) if name[0] == "-"]
+            near = COMMAND_HINTS.get(option) or did_you_mean(option, names)
+        elif unknown := re.search(r"No such command '(.*)'", message):
+            near = did_you_mean(unknown[1], commands)
+        elif value := re.search(r"'([^']*)' is not one of (.*)", message):
+            near = did_you_mean(value[1], re.findall(r"'([^']*)'", value[2]))
+        _end(f"{message}.{near} {error.ctx.get_usage()} ({path} --help says more)", error.exit_code)
 
 
 def _end(message: str, code: int) -> NoReturn:
+    if _Verbosity.level > 0 and sys.exc_info()[0]:
+        traceback.print_exc()
     typer.echo(f"bellm: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from None
 
@@ -120,16 +189,34 @@ def status_line(what: str) -> Iterator[None]:
     from rich.markup import escape
 
     console = Console(stderr=True)
+    _quiet_libraries()
     # A status line refreshes itself in a thread.
-    with console.status(escape(what)) if console.is_terminal else contextlib.nullcontext():
-        # Read by tqdm when it is first imported; bars that bellm asks for are shown nevertheless.
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    with console.status(escape(what)) if _shows_progress(console) else contextlib.nullcontext():
+        yield
+
+
+def _shows_progress(console: Any) -> bool:
+    return console.is_terminal and _Verbosity.level >= 0
+
+
+def is_progress_shown() -> bool:
+    """Whether bars of the library are for a person at a terminal, who wants them."""
+    return sys.stderr.isatty() and _Verbosity.level >= 0
+
+
+def _quiet_libraries() -> None:
+    """Let libraries say nothing, whether they are imported already or not, unless all is to be said."""
+    if _Verbosity.level > 0:
+        return
+    # Read when tqdm and transformers are first imported; bars that bellm asks for are shown nevertheless.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        yield
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
@@ -149,7 +236,7 @@ def live_bars(*, counts: bool = True) -> Iterator[BarUpdate]:
         progress.MofNCompleteColumn() if counts else progress.TaskProgressColumn(),
         progress.TimeRemainingColumn(),
     )
-    shown = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    shown = progress.Progress(*columns, console=console, transient=True, disable=not _shows_progress(console))
     rows: dict[str, progress.TaskID] = {}
 
     def update(description: str, done: float, total: float, bar: str = "") -> None:
@@ -165,15 +252,29 @@ def live_bars(*, counts: bool = True) -> Iterator[BarUpdate]:
 
 
 def show_note(sentence: str) -> None:
-    """Print a note on a line of its own."""
+    """Print a note on a line of its own, unless errors alone are wanted."""
+    if _Verbosity.level < 0:
+        return
     typer.echo(f"note: {' '.join(sentence.split())}", err=True)
 
 
 def check_output(output: str) -> str:
-    """Refuse an output without a name, and `-`, which would become a file or folder of that name."""
+    """Refuse an output without a name, and `-`, which would become a folder of that name."""
     if output in ("", "-"):
-        raise typer.BadParameter(f"{output!r} is no name, and nothing goes to standard output. Name a file or folder.")
+        raise typer.BadParameter(f"{output!r} is no name, and a folder cannot go to standard output. Name one.")
     return output
+
+
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A table of texts as they are; one that is None is empty."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell), overflow="fold") for cell in row))
+    return table
 
 
 def print_result(record: Mapping[str, Any], as_json: bool, *words: Any) -> None:

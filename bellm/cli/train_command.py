@@ -2,14 +2,15 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellm.cli.model_options import ModelOptions, with_model_options
-from bellm.cli.terminal import check_output, live_bars, show_note, status_line
+from bellm.cli.model_options import AsJson, ModelOptions, with_model_options
+from bellm.cli.terminal import check_output, live_bars, print_result, show_note, status_line
 from bellm.errors import SourceError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def train_command(
         bool, typer.Option("--tensorboard", help="Also log to OUTPUT/tensorboard, for TensorBoard.")
     ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps after which the state is kept.")] = 50,
+    as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
     """Train an encoder with low-rank adapters, or as a recipe says.
@@ -87,9 +89,13 @@ def train_command(
         "dev_every": dev_every,
         "mine": mine,
     }
+    if source.endswith(".py") and not os.path.isfile(source):
+        raise SourceError(f"There is no recipe {source}.")
+    sources = read_training_data(data, columns)  # Before anything slow is imported.
     with status_line("reading the recipe"):
         recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
-    folder, sources = Path(output), read_training_data(data, columns)
+    folder = Path(output)
+    last: dict[str, Any] = {"step": None, "loss": None, "dev": None}
     from bellm.train import Distributed, TensorBoardLog, train
 
     log = TensorBoardLog(folder / "tensorboard") if tensorboard else None
@@ -97,25 +103,32 @@ def train_command(
         update(f"loading {recipe.model}", 0, 0)
 
         def show(step: int, total: int, record: Mapping[str, Any]) -> None:
+            last.update(step=step, loss=record["loss"])
             update(f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s", step, total)
             if record["dev"] is not None:
-                typer.echo(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}", err=True)
+                last["dev"] = record["dev"]
+                show_note(f"step {step}: loss {record['loss']:.4f}, dev {record['dev']:.4f}")
             if log:
                 log(step, total, record)
 
         train(recipe, sources, folder, checkpoint_every=checkpoint_every, progress=show, notify=show_note)
     if Distributed().is_main:
-        typer.echo(f"{folder / 'model'} is the encoder: bellm evaluate {folder / 'model'} -o report/")
+        model = str(folder / "model")
+        words = f"{model} is the encoder: bellm evaluate {model} -o report/"
+        print_result({"output": output, "model": model, **last}, as_json, words)
 
 
 def read_training_data(entries: Sequence[str], columns: str | None = None) -> "list[tuple[Dataset, float]]":
     """Load the training data with its weights, and tell of rows that are left out."""
     with status_line("reading the data"):
-        from bellm.train import Distributed, load_dataset
+        from bellm.train import load_dataset
 
         sources = [(load_dataset(file, columns), weight) for file, weight in map(_weighted, entries)]
-        first = Distributed().is_main
-    for dataset, _ in sources if first else []:
+    if any(dataset.num_rejected for dataset, _ in sources):
+        from bellm.train import Distributed
+    else:
+        return sources
+    for dataset, _ in sources if Distributed().is_main else []:
         for rejection in dataset.rejections[:3]:
             show_note(f"{rejection.location}: {rejection.reason}")
         if dataset.num_rejected:

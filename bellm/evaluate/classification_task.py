@@ -27,6 +27,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
 from bellm.data import LabeledTexts, read_classification
+from bellm.data.task_names import TRANSFER
 from bellm.errors import BellmError
 from bellm.evaluate.logistic_regression import GridSearch, Rows, Split, grid_search
 from bellm.evaluate.results import TaskResult
@@ -60,10 +61,7 @@ class ClassificationTask(Task[LabeledTexts]):
         return classify(data, vectors["text"])
 
 
-CLASSIFICATION_TASKS = tuple(
-    ClassificationTask(name, average="transfer average")
-    for name in ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
-)
+CLASSIFICATION_TASKS = tuple(ClassificationTask(name, average="transfer average") for name in TRANSFER)
 
 
 def distinct_texts(sentences: LabeledTexts) -> list[str]:

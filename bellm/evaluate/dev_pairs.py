@@ -5,11 +5,9 @@ from pathlib import Path
 
 from bellm.data import STSPairs, read_own_data, read_sts
 from bellm.data.own_files import Columns
-from bellm.errors import BellmError, SourceError
+from bellm.data.task_names import DEVELOPMENT, check_dev_name
+from bellm.errors import SourceError
 from bellm.report import statistics
-
-DEVELOPMENT = ("STSBenchmark-dev", "STSBenchmark-train")
-"""Sets of rated pairs by which something may be chosen. All other tasks are test sets of the choice."""
 
 _FEWEST_PAIRS = 3
 _JUDGED_BY = (
@@ -26,14 +24,9 @@ def read_dev_set(name: str, data: Path | None = None, columns: Columns | str | N
         BellmError: It is neither: a test set, or unknown.
         SourceError: It is not there, or a row of the file is no rated pair.
     """
-    known = {task.lower(): task for task in DEVELOPMENT}
-    if name.lower() in known:
-        return read_sts(known[name.lower()], data)
-    if not Path(name).is_file():
-        raise BellmError(
-            f"{name!r} is neither a file of rated pairs nor a development set: what is chosen by a test set "
-            f"leaves nothing to test it with. Choose by {' or '.join(DEVELOPMENT)}, or by a file of your own."
-        )
+    name = check_dev_name(name)
+    if name in DEVELOPMENT:
+        return read_sts(name, data)
     try:
         pairs = read_own_data(name, columns)
     except SourceError as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from bellm.data import STSPairs, read_sts
+from bellm.data.task_names import STS, VALIDATION
 from bellm.evaluate.evaluated_model import EvaluatedModel
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task, score_task
@@ -71,13 +72,9 @@ class STSTask(Task[STSPairs]):
 
 
 STS_TASKS = (
-    *(
-        STSTask(name, average="STS average")
-        for name in ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
-    ),
+    *(STSTask(name, average="STS average") for name in STS),
     STSTask("SICK-R-full"),
-    STSTask("STSBenchmark-dev", is_test_set=False),
-    STSTask("C-STS", is_test_set=False),
+    *(STSTask(name, is_test_set=False) for name in VALIDATION),
 )
 
 

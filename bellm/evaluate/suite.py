@@ -8,6 +8,7 @@ from typing import Any
 
 from bellm.data import LabeledTexts, RetrievalData, STSPairs, read_own_data
 from bellm.data.own_files import Columns
+from bellm.data.task_names import GROUPS, resolve_tasks
 from bellm.errors import BellmError, NoOpWarning, check_list, warn
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
@@ -25,29 +26,8 @@ from bellm.types import Embedder, InputType, Vectors
 TASKS: tuple[Task[Any], ...] = (*STS_TASKS, *CLASSIFICATION_TASKS, *RETRIEVAL_TASKS)
 """The tasks that have a name."""
 
-STS, TRANSFER = (
-    tuple(task.name for task in TASKS if task.average == average) for average in ("STS average", "transfer average")
-)
-
-GROUPS = {"sts": STS, "transfer": TRANSFER}
-"""Names that stand for several tasks."""
-
 EvaluationProgress = Callable[[str, str, int, int], None]
 """Told the model, the task, and how many of how many texts are embedded."""
-
-
-def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Expand groups, and match names in any case: each task once, in the order given; files and folders stay.
-
-    Raises:
-        BellmError: A name is neither that of a task nor of a file or folder.
-    """
-    known = {**{task.name.lower(): (task.name,) for task in TASKS}, **GROUPS}
-    for name in names:
-        if name.lower() not in known and not Path(name).exists():
-            tasks = ", ".join([*GROUPS, *(task.name for task in TASKS)])
-            raise BellmError(f"{name!r} is no task. Tasks: {tasks}; or a file or folder of your own.")
-    return tuple(dict.fromkeys(task for name in names for task in known.get(name.lower(), (name,))))
 
 
 def evaluate(

@@ -1,30 +1,36 @@
-"""Files of vectors: .npy holds the vectors alone, .jsonl and .parquet their texts as well, .txt and .vec words."""
+"""Files of vectors: .npy holds them alone, .jsonl (- prints it) and .parquet texts as well, .txt and .vec words."""
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, BinaryIO
 
 from bellm.errors import SourceError
 from bellm.io.atomic import reserve_file
 from bellm.io.rows import RowFile
 from bellm.io.streams import content_suffix, import_pyarrow
-from bellm.types import Vectors
+
+if TYPE_CHECKING:
+    from bellm.types import Vectors
+
+STDOUT = "-"
 
 _COLUMNS = ["text", "vector"]
 
 
 @contextmanager
-def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Sequence[str], Vectors], None]]:
+def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Sequence[str], "Vectors"], None]]:
     """Check that `path` can be written, and give the function that writes texts and vectors there in one go.
 
-    The rows go to a draft in the same folder, which then takes the place of `path`. Whatever happens before leaves
-    nothing behind.
+    `-` is standard output, as lines of JSON. Else the rows go to a draft in the same folder, which then takes the place
+    of `path`. Whatever happens before leaves nothing behind.
     """
+    if path == STDOUT:
+        yield _write_stdout
+        return
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in WRITERS:
@@ -37,14 +43,14 @@ def new_vector_file(path: str, *, force: bool = False) -> Iterator[Callable[[Seq
     _refuse_taken(target, force)
     with reserve_file(target) as fill:
 
-        def write(texts: Sequence[str], vectors: Vectors) -> None:
+        def write(texts: Sequence[str], vectors: "Vectors") -> None:
             with fill() as file:
                 WRITERS[suffix](file, texts, vectors)
 
         yield write
 
 
-def read_vectors(file: Path) -> tuple[list[str], Vectors]:
+def read_vectors(file: Path) -> tuple[list[str], "Vectors"]:
     """Read texts and vectors: .jsonl or .parquet as `new_vector_file` writes, or word vectors as .txt or .vec.
 
     The latter are those of GloVe and word2vec: a word and its numbers on each line, with or without a first line of
@@ -57,6 +63,8 @@ def read_vectors(file: Path) -> tuple[list[str], Vectors]:
         raise SourceError(
             f"{file}: its suffix is {file.suffix!r}, not .parquet or .jsonl, as bellm embed writes, nor .txt or .vec."
         )
+    import numpy as np  # Here, as commands that only name a file start without it.
+
     rows = RowFile(str(file)).rows(_require_columns, strict=True)
     try:
         pairs = [(row.cells["text"], np.asarray(row.cells["vector"], dtype=np.float32)) for row in rows]
@@ -67,7 +75,9 @@ def read_vectors(file: Path) -> tuple[list[str], Vectors]:
         raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
 
 
-def _read_word_vectors(file: Path) -> tuple[list[str], Vectors]:
+def _read_word_vectors(file: Path) -> tuple[list[str], "Vectors"]:
+    import numpy as np
+
     words: list[str] = []
     rows: list[Vectors] = []
     for row in RowFile(str(file)).lines(strict=True):
@@ -91,8 +101,15 @@ def _read_word_vectors(file: Path) -> tuple[list[str], Vectors]:
 
 def is_folder(path: str) -> bool:
     """Whether an output is meant as a folder: it is one, has no suffix, or ends in a slash."""
+    if path == STDOUT:
+        return False
     suffix = Path(path).suffix.lower()
     return suffix not in WRITERS and (not suffix or path.endswith(("/", os.sep)) or Path(path).is_dir())
+
+
+def _write_stdout(texts: Sequence[str], vectors: "Vectors") -> None:
+    _write_json_lines(sys.stdout.buffer, texts, vectors)
+    sys.stdout.buffer.flush()
 
 
 def _require_columns(names: Sequence[str]) -> list[str]:
@@ -113,25 +130,27 @@ def _refuse_taken(target: Path, force: bool) -> None:
         raise SourceError(f"{target} cannot be written: {error.strerror or error}.") from error
 
 
-def _write_npy(file: BinaryIO, _texts: Sequence[str], vectors: Vectors) -> None:
+def _write_npy(file: BinaryIO, _texts: Sequence[str], vectors: "Vectors") -> None:
+    import numpy as np
+
     # np.save writes past Python's file object, and a full disk then has no error number.
     vectors = np.ascontiguousarray(vectors)
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
     file.write(vectors.data)
 
 
-def _write_json_lines(file: BinaryIO, texts: Sequence[str], vectors: Vectors) -> None:
+def _write_json_lines(file: BinaryIO, texts: Sequence[str], vectors: "Vectors") -> None:
     for text, vector in zip(texts, vectors, strict=True):
         file.write(json.dumps({"text": text, "vector": vector.tolist()}, ensure_ascii=False).encode() + b"\n")
 
 
-def _write_parquet(file: BinaryIO, texts: Sequence[str], vectors: Vectors) -> None:
+def _write_parquet(file: BinaryIO, texts: Sequence[str], vectors: "Vectors") -> None:
     pa, pq = import_pyarrow()
     rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "vector": rows}), file)
 
 
-WRITERS: dict[str, Callable[[BinaryIO, Sequence[str], Vectors], None]] = {
+WRITERS: dict[str, Callable[[BinaryIO, Sequence[str], "Vectors"], None]] = {
     ".npy": _write_npy,
     ".jsonl": _write_json_lines,
     ".parquet": _write_parquet,

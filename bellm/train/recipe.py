@@ -1,6 +1,5 @@
 """The settings of a training run: everything that decides an encoder's weights, apart from the data."""
 
-import difflib
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError, UnknownAttributeError, check_fields
+from bellm.errors import BellmError, SourceError, UnknownAttributeError, check_fields, did_you_mean
 from bellm.saving import weights_digest
 from bellm.train.objectives import AutoObjective, Objective, needs_of
 
@@ -216,8 +215,7 @@ def _error_in(file: str, error: BaseException, line: int | None = None) -> str:
         what = str(error)
     if isinstance(error, TypeError) and (unknown := re.search(r"unexpected keyword argument '(\w+)'", what)):
         known = [entry.name for kind in (Recipe, LoRA, MNTP) for entry in fields(kind)]
-        close = difflib.get_close_matches(unknown[1], known, 1)
-        what += f". Did you mean {close[0]}?" if close else ""
+        what += f".{did_you_mean(unknown[1], known)}"
     return " ".join(f"{file}{f', line {line}' if line else ''}: {what}".split())
 
 

@@ -148,7 +148,7 @@ def test_warnings_of_others_are_silent() -> None:
 
 
 def test_similarity_of_two_texts(tiny_folder: Path, tiny_encoder: Encoder) -> None:
-    result = bellm("similarity", TEXTS[0], TEXTS[2], "--model", tiny_folder)
+    result = bellm("similarity", tiny_folder, TEXTS[0], TEXTS[2])
     left, right = tiny_encoder.encode([TEXTS[0], TEXTS[2]])
     expected = cosine_similarity(left[None], right[None])[0, 0]
     assert result.stdout == f"{expected:.4f}\n"
@@ -159,9 +159,7 @@ def test_similarity_of_two_files(tiny_folder: Path, tiny_encoder: Encoder, texts
     rows = [{"phrase": text} for text in reversed(TEXTS)]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "a.csv").write_text("phrase\n" + "".join(f'"{text}"\n' for text in TEXTS), encoding="utf-8")
-    result = bellm(
-        "similarity", tmp_path / "a.csv", tmp_path / "b.jsonl", "--model", tiny_folder, "--column=phrase", "--json"
-    )
+    result = bellm("similarity", tiny_folder, tmp_path / "a.csv", tmp_path / "b.jsonl", "--column=phrase", "--json")
     found = json.loads(result.stdout)
     expected = paired_cosine_similarity(tiny_encoder.encode(TEXTS), tiny_encoder.encode(TEXTS[::-1]))
     np.testing.assert_allclose(found["cosines"], expected, rtol=1e-5)
@@ -169,7 +167,7 @@ def test_similarity_of_two_files(tiny_folder: Path, tiny_encoder: Encoder, texts
 
 
 def test_search_ranks_by_cosine(tiny_folder: Path, tiny_encoder: Encoder, texts_file: Path) -> None:
-    arguments = ("search", "white street", "--in", texts_file, "--model", tiny_folder, "--prompt=instruct", "--top=3")
+    arguments = ("search", tiny_folder, "white street", "--in", texts_file, "--prompt=instruct", "--top=3")
     hits = json.loads(bellm(*arguments, "--json").stdout)["hits"]
     other = tiny_encoder.replace(prompt="instruct")
     scores = cosine_similarity(other.encode_query(["white street"]), other.encode_document(TEXTS))[0]
@@ -182,9 +180,9 @@ def test_search_ranks_by_cosine(tiny_folder: Path, tiny_encoder: Encoder, texts_
 
 def test_search_shows_texts_as_they_are(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("[bold]not markup :smile:\n", encoding="utf-8")
-    assert "[bold]not markup :smile:" in bellm("search", "x", "--in", tmp_path / "t.txt", "--model", tiny_folder).stdout
+    assert "[bold]not markup :smile:" in bellm("search", tiny_folder, "x", "--in", tmp_path / "t.txt").stdout
     (tmp_path / "none.txt").touch()
-    found = bellm("search", "x", "--in", tmp_path / "none.txt", "--model", tiny_folder, "--json")
+    found = bellm("search", tiny_folder, "x", "--in", tmp_path / "none.txt", "--json")
     assert json.loads(found.stdout)["hits"] == []
 
 
@@ -234,11 +232,11 @@ def test_info_of_a_plain_model(tiny_encoder: Encoder, tmp_path: Path) -> None:
         ("embed SOURCE t.txt -o v.npy --max-tokens 3", "leaves no room for the text"),
         ("embed SOURCE t.txt -o v.npy --dtype int8", "dtype='int8' is not one of auto, float32"),
         ("embed SOURCE t.txt -o v.npy --device toaster", "device='toaster' is not known"),
-        ("similarity t.txt two.txt --model SOURCE", "t.txt has 4 texts and two.txt has 2"),
-        ("similarity hello two.txt --model SOURCE", "two.txt is a file, but 'hello' is not."),
-        ("search hello --in none.txt --model SOURCE", "none.txt cannot be read"),
-        ("similarity hello caf\udce9 --model SOURCE", "The second text: '\\udce9' is half a character."),
-        ("search caf\udce9 --in t.txt --model SOURCE", "The query: '\\udce9' is half a character."),
+        ("similarity SOURCE t.txt two.txt", "t.txt has 4 texts and two.txt has 2"),
+        ("similarity SOURCE hello two.txt", "two.txt is a file, but 'hello' is not."),
+        ("search SOURCE hello --in none.txt", "none.txt cannot be read"),
+        ("similarity SOURCE hello caf\udce9", "The second text: '\\udce9' is half a character."),
+        ("search SOURCE caf\udce9 --in t.txt", "The query: '\\udce9' is half a character."),
         ("info ./none", "./none is no folder"),
     ],
 )
@@ -357,5 +355,5 @@ def test_a_revision_becomes_part_of_the_source(tiny_folder: Path) -> None:
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "owner/name@v2" in result.stderr
     result = bellm("search", "a query", "--in", "nothing.txt", "--revision", "v2")
-    assert "give that too, with --model owner/name" in result.stderr
+    assert "give that too, as the first argument" in result.stderr
     assert "float32" in bellm("info", str(tiny_folder), "--device-map", "auto").stdout

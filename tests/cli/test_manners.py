@@ -27,8 +27,8 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 GOOD = {
     "embed": "MODEL t.txt -o v.npy",
-    "similarity": "snow ice --model MODEL",
-    "search": "snow --in t.txt --model MODEL",
+    "similarity": "MODEL snow ice",
+    "search": "MODEL snow --in t.txt",
     "evaluate": "MODEL -o report --tasks STSBenchmark-dev",
     "layers": "MODEL -o layers",
     "train": "MODEL --data t.csv -o run",
@@ -140,7 +140,7 @@ def test_the_encoder_checks_settings_before_it_loads(monkeypatch: pytest.MonkeyP
         ("embed MODEL none.txt -o v.npy", "none.txt"),
         ("embed MODEL t.txt -o none/v.npy", "none"),
         ("embed MODEL none.txt -o vectors/", "none.txt"),
-        ("search snow --in none.txt --model MODEL", "none.txt"),
+        ("search MODEL snow --in none.txt", "none.txt"),
         ("evaluate MODEL -o report --tasks STSBenchmark-dev --data nowhere", "nowhere"),
         ("evaluate MODEL -o t.txt --tasks STSBenchmark-dev", "t.txt is a file"),
         ("evaluate MODEL -o report --tasks nothing", "'nothing' is no task"),
@@ -215,16 +215,16 @@ def test_what_looks_like_a_file_is_never_compared_as_a_text(
 ) -> None:
     monkeypatch.setattr(Encoder, "from_pretrained", _not_to_be_called)
     Path("folder").mkdir()
-    assert words in said(f"similarity {a} {b} --model MODEL")
+    assert words in said(f"similarity MODEL {a} {b}")
 
 
 def test_texts_with_dots_and_slashes_are_texts(tiny_folder: Path) -> None:
     for text in ("and/or", "3.14", "U.S.A.", "https://example.com/a.html", "Read the notes in a.txt now.", ""):
-        assert bellm("similarity", text, "snow", "--model", tiny_folder).exit_code == 0, text
+        assert bellm("similarity", tiny_folder, text, "snow").exit_code == 0, text
 
 
 def test_one_side_of_a_comparison_may_come_from_a_pipe(tiny_folder: Path) -> None:
-    command = ("similarity", "t.txt", "-", "--model", tiny_folder)
+    command = ("similarity", tiny_folder, "t.txt", "-")
     piped = bellm(*command, stdin=Path("t.txt").read_bytes())
     assert (piped.exit_code, piped.stdout) == (0, "1.0000\n1.0000\n")
 
@@ -326,7 +326,7 @@ def test_what_a_terminal_cannot_show_is_written_with_backslashes(tiny_folder: Pa
         again = bellm("embed", tiny_folder, "t.txt", "-o", name, "--force")
         assert (again.returncode, again.stderr) == (0, "")
         assert again.stdout.startswith(("caf\\udce9.npy: 1 rows", "caf?.npy: 1 rows"))
-        found = bellm("search", "snow", "--in", "t.txt", "--model", tiny_folder)
+        found = bellm("search", tiny_folder, "snow", "--in", "t.txt")
         assert (found.returncode, found.stderr) == (0, "")
 
 

@@ -76,7 +76,7 @@ def test_the_model_may_have_moved(corpus: Path, tiny_folder: Path, tmp_path: Pat
     bellm("index", corpus)
     moved = tmp_path / "moved"
     moved.symlink_to(tiny_folder)
-    found = json.loads(bellm("search", "x", "--in", corpus, "--model", moved, "--device=cpu", "--json").stdout)
+    found = json.loads(bellm("search", moved, "x", "--in", corpus, "--device=cpu", "--json").stdout)
     assert found["encoder"]["source"] == str(moved)
     assert len(found["hits"]) == 3
 
@@ -87,7 +87,6 @@ def test_the_model_may_have_moved(corpus: Path, tiny_folder: Path, tmp_path: Pat
         (["--prompt=raw"], "prompt (--prompt) was chosen when"),
         (["--max-tokens=50", "--device=cpu"], "max_tokens (--max-tokens) was chosen when"),
         (["--dtype=float32"], "dtype (--dtype) was chosen when"),
-        (["--model=none/there"], "none/there"),
         (["--device=nowhere"], "nowhere"),
         ([], "has no index yet: bellm index "),
     ],
@@ -108,6 +107,11 @@ def test_the_function_takes_what_the_command_takes(corpus: Path) -> None:
         with pytest.raises(BellmError, match=rf"^{next(iter(wrong))} \(--.*\) was chosen when .* was embedded"):
             search_corpus("x", corpus, **wrong)
     assert len(search_corpus("x", corpus, device="cpu").hits) == 3
+
+
+def test_a_model_that_is_not_there_is_named(corpus: Path) -> None:
+    bellm("index", corpus)
+    assert "none/there" in bellm("search", "none/there", "x", "--in", corpus).stderr
 
 
 @pytest.mark.parametrize("query", ["", " \n"])

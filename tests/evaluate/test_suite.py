@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from bellm import Encoder
 from bellm.data import LabeledTexts, STSPairs, sts
+from bellm.data.task_names import STS, resolve_tasks
 from bellm.errors import BellmError, NoOpWarning, SourceError
 from bellm.evaluate.classification_task import ClassificationTask
 from bellm.evaluate.evaluated_model import EvaluatedModel
@@ -16,7 +17,7 @@ from bellm.evaluate.models import load_models
 from bellm.evaluate.report_page import write_report
 from bellm.evaluate.results import Report, TaskResult
 from bellm.evaluate.sts_task import STSTask
-from bellm.evaluate.suite import STS, DevEvaluator, evaluate, load_tasks, resolve_tasks
+from bellm.evaluate.suite import DevEvaluator, evaluate, load_tasks
 from bellm.evaluate.task import Task
 from bellm.tensors import geometry
 from bellm.tensors.similarity import paired_cosine_similarity

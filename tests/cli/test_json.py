@@ -1,0 +1,105 @@
+"""`--json` of every command is what docs/json.md says it is."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bellm import Encoder
+from bellm.cli import app
+from tests.evaluate.sets import write_pairs
+from tests.train.rows import triplets
+
+PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "text": str,
+    "integer": int,
+    "number": (int, float),
+    "true or false": bool,
+    "list": list,
+    "object": dict,
+    "null": type(None),
+}
+COMMANDS = {
+    "embed, a file": "embed MODEL t.txt -o v.npy",
+    "embed, a folder": "embed MODEL t.txt -o corpus --keep-text",
+    "similarity": "similarity MODEL Snow Ice",
+    "index": "index corpus",
+    "search, a file": "search MODEL Snow --in t.txt",
+    "search, a corpus": "search Snow --in corpus",
+    "evaluate": "evaluate MODEL MODEL?bidirectional=none --tasks STSBenchmark --data data -o report",
+    "layers": "layers MODEL --data data -o layers",
+    "train": "train MODEL --data t.csv -o run --max-steps 1 --batch-size 4",
+    "doctor": "doctor MODEL",
+    "info": "info MODEL",
+    "tasks": "tasks",
+    "prompts": "prompts",
+    "models": "models",
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What every command prints, run one after the other in one folder."""
+    folder = tmp_path_factory.mktemp("json")
+    write_pairs(folder / "data")
+    write_pairs(folder / "data", "dev")
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BELLM_CACHE", str(folder / "cache"))
+        Path("t.txt").write_text("Snow fell.\nA heron waits.\n")
+        rows = [f'"{row.anchor}","{row.positives[0]}","{row.negatives[0]}"\n' for row in triplets(8)]
+        Path("t.csv").write_text("anchor,positive,negative\n" + "".join(rows))
+        for name, command in COMMANDS.items():
+            result = CliRunner().invoke(app, shlex.split(f"{command.replace('MODEL', str(tiny_folder))} --json"))
+            assert result.stdout.count("\n") == 1, (name, result.output)
+            found[name] = json.loads(result.stdout)
+    return found
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Types of the keys of each command, as the page has them."""
+    sections = re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        title.replace("`", "").removeprefix("bellm "): dict(
+            re.findall(r"^\| `([^`]+)` \| ([^|]+?) \|", body, re.MULTILINE)
+        )
+        for title, body in sections
+    }
+
+
+def test_every_command_is_documented_and_has_the_option() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {name.partition(",")[0] for name in COMMANDS} == set(commands)
+    assert list(documented()) == list(COMMANDS)
+    assert all(any("--json" in param.opts for param in command.params) for command in commands.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_object_is_as_documented(outputs: dict[str, Any], name: str, tiny_encoder: Encoder) -> None:
+    found = dict(outputs[name])
+    for setting in tiny_encoder.config.to_dict() if name == "info" else ():
+        del found[setting]
+    check(found, documented()[name], "")
+
+
+def check(value: dict[str, Any], schema: dict[str, str], path: str) -> None:
+    """Check an object whose keys stand behind a path, such as `hits[].`."""
+    here = {key.removeprefix(path): kind for key, kind in schema.items() if key.startswith(path)}
+    own = {key: kind for key, kind in here.items() if not re.search(r"[.\[]", key)}
+    assert list(value) == list(own), path
+    for key, kind in own.items():
+        kinds = [TYPES[one] for one in re.split(r" or (?=null)", kind)]
+        assert any(isinstance(value[key], one) for one in kinds), (path, key, value[key])
+        assert not isinstance(value[key], bool) or bool in kinds, (path, key)
+        if any(inner.startswith(f"{key}[].") for inner in here):
+            for each in value[key]:
+                check(each, schema, f"{path}{key}[].")
+        elif value[key] is not None and any(inner.startswith(f"{key}.") for inner in here):
+            check(value[key], schema, f"{path}{key}.")
