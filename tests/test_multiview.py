@@ -219,7 +219,7 @@ def test_a_folder_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> N
 def test_what_takes_one_encoder_says_so(folder: Path) -> None:
     with pytest.raises(SourceError, match="holds several views, and this takes one encoder: give a view"):
         Encoder.from_pretrained(folder)
-    result = bellm("similarity", "a b", "c d", "--model", folder, "--pooling", "mean")
+    result = bellm("similarity", folder, "a b", "c d", "--pooling", "mean")
     assert result.exit_code == 1
     assert "views with settings of their own: leave pooling out" in result.stderr
 
@@ -236,10 +236,10 @@ def test_combine_writes_a_source_for_every_command(experts: Encoder, moee: Multi
     texts = [text for text in TEXTS if text]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
 
-    found = json.loads(bellm("similarity", texts[0], texts[1], "--model", out, "--json").stdout)
+    found = json.loads(bellm("similarity", out, texts[0], texts[1], "--json").stdout)
     assert found["cosines"][0] == pytest.approx(float(cosines(moee)[0, 1]), abs=1e-5)
 
-    hits = json.loads(bellm("search", texts[2], "--in", tmp_path / "texts.txt", "--model", out, "--json").stdout)
+    hits = json.loads(bellm("search", out, texts[2], "--in", tmp_path / "texts.txt", "--json").stdout)
     assert (hits["hits"][0]["row"], hits["hits"][0]["score"]) == (3, pytest.approx(1, abs=1e-5))
 
     corpus = tmp_path / "corpus"

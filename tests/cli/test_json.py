@@ -34,7 +34,9 @@ COMMANDS = {
     "search, a corpus": "search Snow --in corpus",
     "evaluate": "evaluate MODEL MODEL?bidirectional=none --tasks STSBenchmark --data data -o report",
     "layers": "layers MODEL --data data -o layers",
+    "analyse": "analyse MODEL MODEL?bidirectional=none --texts many.txt -o analysis --permutations 20 --resamples 0",
     "train": "train MODEL --data t.csv -o run --max-steps 1 --batch-size 4",
+    "combine": "combine MODEL MODEL?pooling=mean -o both",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
@@ -54,6 +56,7 @@ def outputs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         patch.chdir(folder)
         patch.setenv("BELLM_CACHE", str(folder / "cache"))
         Path("t.txt").write_text("Snow fell.\nA heron waits.\n")
+        Path("many.txt").write_text("".join(f"Snow fell on day {number}.\n" for number in range(40)))
         rows = [f'"{row.anchor}","{row.positives[0]}","{row.negatives[0]}"\n' for row in triplets(8)]
         Path("t.csv").write_text("anchor,positive,negative\n" + "".join(rows))
         for name, command in COMMANDS.items():
