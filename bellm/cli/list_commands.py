@@ -1,7 +1,6 @@
 """`bellm tasks`, `bellm prompts` and `bellm models`: what there is to choose from."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bellm.cli.model_options import AsJson
@@ -80,9 +79,7 @@ def _hub_models() -> Iterator[dict[str, Any]]:
 
 
 def _kept_models() -> Iterator[dict[str, Any]]:
-    from bellm.io.cache import default_cache_folder
+    from bellm.io.cache import MODELS_KIND, cache_entries
 
-    for config in sorted(default_cache_folder().glob("*/*/config.json")):
-        folder: Path = config.parent
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        yield {"source": str(folder), "cache": "bellm", "bytes": size, "path": str(folder)}
+    for entry in cache_entries([MODELS_KIND]):
+        yield {"source": str(entry.path), "cache": "bellm", "bytes": entry.num_bytes, "path": str(entry.path)}

@@ -171,7 +171,7 @@ def test_models_in_both_caches_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_p
     snapshot = tmp_path / "hub" / "models--someone--model" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
-    kept = tmp_path / "cache" / "converted" / "one"
+    kept = tmp_path / "cache" / "models" / "one"
     kept.mkdir(parents=True)
     (kept / "config.json").write_text("{}")
     found = json.loads(bellm("models --json").stdout)["models"]

@@ -42,6 +42,7 @@ COMMANDS = {
     "tasks": "tasks",
     "prompts": "prompts",
     "models": "models",
+    "cache": "cache",
 }
 
 
