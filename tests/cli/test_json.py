@@ -35,8 +35,10 @@ COMMANDS = {
     "evaluate": "evaluate MODEL MODEL?bidirectional=none --tasks STSBenchmark --data data -o report",
     "layers": "layers MODEL --data data -o layers",
     "analyse": "analyse MODEL MODEL?bidirectional=none --texts many.txt -o analysis --permutations 20 --resamples 0",
+    "words": "words MODEL --data data -o words --resamples 100",
     "train": "train MODEL --data t.csv -o run --max-steps 1 --batch-size 4",
     "combine": "combine MODEL MODEL?pooling=mean -o both",
+    "demonstrations": "demonstrations MODEL --dev rated.csv --candidates words.csv -o shown --pooling mean",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
@@ -58,6 +60,11 @@ def outputs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         patch.setenv("BELLM_CACHE", str(folder / "cache"))
         Path("t.txt").write_text("Snow fell.\nA heron waits.\n")
         Path("many.txt").write_text("".join(f"Snow fell on day {number}.\n" for number in range(40)))
+        Path("data/word/eval-word-vectors").mkdir(parents=True)
+        Path("data/word/eval-word-vectors/EN-SIMLEX-999.txt").write_text("heron bird 7\nheron bank 1.5\ncat dog 6\n")
+        rated = "".join(f"Snow fell on day {number}.,It snowed {number} days.,{number % 5}\n" for number in range(12))
+        Path("rated.csv").write_text(f"sentence1,sentence2,score\n{rated}")
+        Path("words.csv").write_text("sentence,word\nA heron waits for fish.,patience\nRain fell all night.,rain\n")
         rows = [f'"{row.anchor}","{row.positives[0]}","{row.negatives[0]}"\n' for row in triplets(8)]
         Path("t.csv").write_text("anchor,positive,negative\n" + "".join(rows))
         for name, command in COMMANDS.items():
