@@ -49,6 +49,10 @@ class MemoryLimitError(BellmError):
     """A single text does not fit in memory."""
 
 
+class NothingToLearnError(BellmError):
+    """No training could change what an encoder's vectors say of their texts."""
+
+
 class NonFiniteError(BellmError):
     """A model gives NaN or infinity."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import multiprocessing
 
+from bellm.backbone.hooks import shared_copy
 from bellm.backbone.loading import resolve_device
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult, warn_degenerate
@@ -52,7 +53,8 @@ class EncoderPool:
         for device in devices:
             queue.put(str(resolve_device(device)))
         threads = max(1, (os.cpu_count() or 1) // len(devices))
-        self._pool = ProcessPoolExecutor(len(devices), context, _start, (encoder, queue, threads))
+        sent = encoder.with_model(shared_copy(encoder.model))  # Without what cannot be pickled.
+        self._pool = ProcessPoolExecutor(len(devices), context, _start, (sent, queue, threads))
         self._processes = self._pool._processes  # The pool itself forgets them once one has died.
 
     def encode(self, texts: Iterable[str], *, input_type: InputType = "text") -> Vectors:

@@ -1,11 +1,17 @@
 """`python -m bellm`, in this process."""
 
 import runpy
+import sys
 
 import pytest
 
 import bellm.cli
 from bellm.io.hub import hub_problem
+
+
+@pytest.fixture(autouse=True)
+def not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bellm.__main__", raising=False)  # Doctests are looked for there, too.
 
 
 def test_the_module_is_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,6 +137,7 @@ def test_nothing_but_data_is_written(tiny_folder: Path) -> None:
         "README.md",
         "bellm.json",
         "config.json",
+        "config_sentence_transformers.json",
         "fingerprint.safetensors",
         "generation_config.json",
         "model.safetensors",

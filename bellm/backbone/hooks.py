@@ -12,6 +12,8 @@ from bellm.errors import SourceError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+_RECORDS = "_output_capturing_hooks_installed"
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a call, which a forward pre-hook returns."""
 
@@ -27,9 +29,19 @@ Kind = type[BellmHook] | tuple[type[BellmHook], ...]
 
 
 def shared_copy(model: Model) -> Model:
-    """Copy a model with its hooks; both share every parameter and buffer."""
+    """Copy a model with its hooks; both share every parameter and buffer.
+
+    Hooks that transformers installs when it is first asked for hidden states stay behind: they cannot be pickled, and it
+    installs them again where they are needed.
+    """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    copied = copy.deepcopy(model, shared)
+    for module in copied.modules():
+        vars(module).pop(_RECORDS, None)
+        for number, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                del module._forward_hooks[number]
+    return copied
 
 
 def moved_copy(model: Model, device: torch.device, dtype: torch.dtype) -> Model:

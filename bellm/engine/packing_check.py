@@ -32,6 +32,9 @@ _UNEXPLAINED = 0.5
 
 _DRAWS = 3
 
+_SWITCHED = {"training", "cast_input_dtype_enabled"}
+"""Attributes that a training step switches and switches back, of modules and of adapters: see `training_adapters`."""
+
 State = dict[tuple[int, str], object]
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
@@ -83,7 +86,7 @@ def _state(model: PreTrainedModel) -> State:
         (id(module), name): _by_value(value)
         for module in model.modules()
         for name, value in vars(module).items()
-        if name != "training"
+        if name not in _SWITCHED
     }
     return state | {(0, "dtype"): model.dtype, (0, "device"): model.device}
 

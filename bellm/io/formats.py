@@ -186,7 +186,7 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
             header = cells or []
             columns = {name: header.index(name) for name in select(header)}
         elif cells is not None and (cells or problem):
-            problem = problem or _swallowed(cells, separator)
+            problem = problem or _swallowed(cells, separator, len(header))
             yield Row(location, problem=problem) if problem else _csv_row(location, cells, len(header or []), columns)
         if cells is None:
             return
@@ -241,9 +241,10 @@ def _separator(header: str, select: SelectColumns, usual: str) -> str:
     return usual
 
 
-def _swallowed(cells: list[str], separator: str) -> str:
-    """Why a cell may be rows that a stray quote has swallowed: between tabs, texts of several lines hold no tab."""
-    if separator == "\t" and any("\n" in cell and "\t" in cell for cell in cells):
+def _swallowed(cells: list[str], separator: str, num_columns: int) -> str:
+    """Why a cell may be rows that a stray quote has swallowed: between tabs, a line within it is a row by its tabs."""
+    lines = [line for cell in cells for line in cell.split("\n")[1:-1]]
+    if separator == "\t" and any(line.count("\t") == num_columns - 1 > 0 for line in lines):
         return f"a cell holds several lines and tabs, as if a quote were not closed. {_QUOTES}"
     return ""
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from bellm import layer_spec
 from bellm.data import STSPairs
-from bellm.errors import SourceError
+from bellm.errors import NothingToLearnError, SourceError
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
 from bellm.io import atomic
 from bellm.layer_search.candidates import Candidate, compare_results, rank_key
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, RoundResult, TrainedCandidate
 from bellm.run_dir import CHECKPOINT, MODEL, lock_run_dir, refuse_other_config, resumable_errors
-from bellm.train import Dataset, Recipe, train
+from bellm.train import Dataset, Recipe, load_untrained, train
 
 SEARCH = "search.json"
 """File with the configuration of the search that a folder of runs belongs to."""
@@ -133,14 +133,19 @@ class _Runs:
 
         report(self.steps_done.get(candidate.bidirectional, 0))
         options = {**self.recipe.encoder_options, "bidirectional": layer_spec.format_layers(candidate.open_layers)}
-        encoder = train(
-            replace(self.recipe, encoder_options=options),
-            self.sources,
-            run,
-            checkpoint_every=_CHECKPOINT_EVERY,
-            progress=lambda step, *_: report(step),
-            until=steps,
-        )
+        recipe = replace(self.recipe, encoder_options=options)
+        try:
+            encoder = train(
+                recipe,
+                self.sources,
+                run,
+                checkpoint_every=_CHECKPOINT_EVERY,
+                progress=lambda step, *_: report(step),
+                until=steps,
+            )
+        except NothingToLearnError:  # Closed layers may leave it so, and it is scored as it is.
+            encoder = load_untrained(recipe)
+            run.mkdir(exist_ok=True)
         return score_sts(EvaluatedModel.of(encoder, candidate.name), self.dev)
 
 

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from bellm.train.mining import mine_hard_negatives
     from bellm.train.objectives import GRL, AnglE, AutoObjective, CoSENT, Distillation, Espresso, InfoNCE, Needs
     from bellm.train.recipe import MNTP, FullFineTuning, LoRA, Recipe, load_recipe
+    from bellm.train.trainable import load_untrained
 
 __all__ = ["GRL", "MNTP", "AnglE", "AutoObjective", "CoSENT", "Dataset", "Distillation", "Distributed"]
 __all__ += ["EmbeddedBatch", "Espresso", "Example", "FullFineTuning", "InfoNCE", "LoRA", "Needs", "Recipe"]
-__all__ += ["TensorBoardLog", "TrainProgress", "load_dataset", "load_recipe", "mine_hard_negatives", "train"]
+__all__ += ["TensorBoardLog", "TrainProgress", "load_dataset", "load_recipe", "load_untrained", "mine_hard_negatives"]
+__all__ += ["train"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "train")

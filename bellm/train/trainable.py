@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bellm.backbone import adapters
 from bellm.backbone.loading import ALIASES, resolve_dtype
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, NothingToLearnError, SourceError
 from bellm.io import atomic
 from bellm.run_dir import MODEL
 from bellm.train.distributed import Distributed, gather_parameters, local_shard
@@ -55,9 +55,9 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
         overrides["device"] = "cpu"  # Devices get their shards later.
     encoder = load_untrained(recipe, **overrides)
     if reason := encoder.config.constant_reason(encoder.num_layers):
-        raise BellmError(f"Nothing can be learned: {reason}")
+        raise NothingToLearnError(f"Nothing can be learned: {reason}")
     if not full and encoder.config.last_state(encoder.num_layers) == 0:
-        raise BellmError(
+        raise NothingToLearnError(
             f"layer={encoder.config.layer} pools token embeddings, which lie below all adapters: nothing can be "
             "learned. Pool a later state, or train all weights."
         )

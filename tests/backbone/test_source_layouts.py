@@ -274,6 +274,7 @@ def sentence_transformer(base: Path, folder: Path, pooling: str, *more: Any, **o
     return model
 
 
+@pytest.mark.filterwarnings("ignore:All texts have the same vector")  # That of the first token of a causal model.
 @pytest.mark.parametrize("pooling", ["cls", "max", "mean", "weightedmean", "lasttoken"])
 def test_a_sentence_transformers_folder_gives_its_vectors(base: Path, tmp_path: Path, pooling: str) -> None:
     prompts = {"query": "Find: ", "passage": "Doc: ", "topic": "Topic of "}

@@ -449,9 +449,9 @@ OTHERS = {
         "train tiny --data triplets.csv --dev equal.csv -o run": "equal.csv",
     },
     "late": {
-        "train tiny --data one_anchor.csv -o run --batch-size 1": "a loss whose gradient is 0",
-        "train tiny --data one_anchor.csv -o run --batch-size 4": "a loss whose gradient is 0",
-        "train tiny --data equal.csv -o run --batch-size 4": "a loss whose gradient is 0",
+        "train tiny --data one_anchor.csv -o run --batch-size 1": "teaches nothing: the gradient of its loss is 0",
+        "train tiny --data one_anchor.csv -o run --batch-size 4": "teaches nothing: the gradient of its loss is 0",
+        "train tiny --data equal.csv -o run --batch-size 4": "teaches nothing: the gradient of its loss is 0",
     },
     "models": {
         "doctor tiny --layer 99": "layer=99 does not exist",

@@ -84,7 +84,7 @@ def test_vectors_of_a_file(tiny_folder: Path, tiny_encoder: Encoder) -> None:
 def test_mistakes_are_one_line_and_leave_nothing(tiny_folder: Path, arguments: str, message: str) -> None:
     Path("taken").touch()
     Path("known").mkdir()
-    Path("known/results.json").write_text('{"model": "another", "compared": [{"model": "third"}]}')
+    Path("known/results.json").write_text('{"model": "another", "scores": {}, "compared": [{"model": "third"}]}')
     result = bellm("evaluate", *arguments.replace("MODEL", str(tiny_folder)).split())
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_scored_is_refused_before_a_model_is_loaded(conten
 
 
 def test_a_model_whose_weights_are_no_numbers_ends_in_one_line(tiny_folder: Path) -> None:
-    shutil.copytree(tiny_folder, "broken", ignore=shutil.ignore_patterns("bellm*", "fingerprint*"))
+    shutil.copytree(tiny_folder, "broken", ignore=shutil.ignore_patterns("bellm*", "fingerprint*", "modules*"))
     weights = load_file("broken/model.safetensors")
     name = next(name for name in weights if name.endswith("norm.weight"))
     save_file({**weights, name: weights[name] * float("nan")}, "broken/model.safetensors", {"format": "pt"})

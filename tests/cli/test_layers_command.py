@@ -194,7 +194,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_folder: Path, arguments: s
     Path("few.jsonl").write_text(rated)
     Path("unrated.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n' * 4)
     Path("broken.jsonl").write_text(rated + "{}\n" + rated * 3)
-    for folder, text in (("known", '{"model": "another"}'), ("broken", "[]")):
+    for folder, text in (("known", '{"model": "another", "summary": []}'), ("broken", "[]")):
         Path(folder).mkdir()
         Path(folder, "layers.json").write_text(text)
     result = bellm("layers", *arguments.replace("MODEL", str(tiny_folder)).split())

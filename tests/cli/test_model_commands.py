@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line(tiny_folder: Path, arguments: tuple[str, str]) ->
 
 def test_a_source_that_lacks_weights_is_no_healthy_encoder(tiny_folder: Path, tmp_path: Path) -> None:
     for path in tiny_folder.iterdir():
-        if path.name not in ("bellm.json", "fingerprint.safetensors"):
+        if path.name not in ("bellm.json", "modules.json", "fingerprint.safetensors"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     settings = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 5}
     (tmp_path / "config.json").write_text(json.dumps(settings))

@@ -309,7 +309,8 @@ def test_smaller_forms_are_near(tiny_encoder: Encoder, vectors: Any, bound: floa
 
 def test_broken_vectors_stop_the_work(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Encoder, texts: list[str], **_: Any) -> EncodeResult:
-        return EncodeResult(np.array([[np.nan if text == TEXTS[11] else 0.0] * 32 for text in texts], np.float32), 0, 0)
+        rows = [[np.nan if text == TEXTS[11] else number + 1.0] * 32 for number, text in enumerate(texts)]
+        return EncodeResult(np.array(rows, np.float32), 0, 0)
 
     fingerprint = tiny_encoder.fingerprint()
     monkeypatch.setattr(Encoder, "fingerprint", lambda self: fingerprint)

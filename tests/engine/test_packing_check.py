@@ -14,6 +14,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from bellm import Encoder
+from bellm.backbone.adapters import training_adapters
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.states import token_states
@@ -108,6 +109,15 @@ def test_vectors_follow_what_others_do_to_the_model(tiny_encoder: Encoder, chang
     assert abs(vectors - np.stack(alone)).max() < 1e-4
     assert (abs(vectors - before).max() > 1e-3) == (change is not _merge)
     assert encoder.batching_mode == "packed"
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+def test_a_training_step_is_no_change(tiny_model: LlamaForCausalLM) -> None:
+    adapted: Any = get_peft_model(tiny_model, LoraConfig(lora_dropout=0.5, target_modules=["q_proj"]))
+    check = check_packing(adapted)
+    with training_adapters(adapted):
+        assert check_packing(adapted) is check
+    assert check_packing(adapted) is check
 
 
 def test_what_a_forward_pass_leaves_in_the_model_is_no_change(tiny_model: LlamaForCausalLM) -> None:

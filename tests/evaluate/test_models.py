@@ -32,7 +32,7 @@ def test_settings_decide_where_vectors_are_kept(tiny_encoder: Encoder, tmp_path:
         np.testing.assert_allclose(
             EvaluatedModel.of(encoder, "tiny", tmp_path).vectors(TEXTS), encoder.encode(TEXTS), rtol=1e-4, atol=1e-5
         )
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list((tmp_path / "vectors").iterdir())) == 3
 
 
 def test_two_trainings_of_a_model_do_not_share_vectors(tiny_folder: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_asked_to_stop_it_keeps_the_step_and_goes_on(
     assert 2 <= step < STEPS
     assert step_of(out / CHECKPOINT) == step
     score, said = out.with_suffix(".log").read_text().splitlines()
-    assert score.startswith("step 4: ")
+    assert score.startswith("note: step 4: ")
     assert said == f"bellm: interrupted; step {step} of {STEPS} is kept in {out}; the same command resumes."
     assert command.run(out) == 0
     assert_same_run(out, undisturbed)
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         *scores, line = log.read_text().splitlines()
         log.unlink()
         assert code == 1, line
-        assert all(score.startswith("step ") for score in scores)
+        assert all(score.startswith("note: step ") for score in scores)
         place, what = line.removeprefix("bellm: ").split(" cannot be written: ")
         assert "No space left on device" in what
         assert place.startswith(f"{out}/")
