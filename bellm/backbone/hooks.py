@@ -31,8 +31,8 @@ Kind = type[BellmHook] | tuple[type[BellmHook], ...]
 def shared_copy(model: Model) -> Model:
     """Copy a model with its hooks; both share every parameter and buffer.
 
-    Hooks that transformers installs when it is first asked for hidden states stay behind: they cannot be pickled, and it
-    installs them again where they are needed.
+    Hooks that transformers installs when it is first asked for hidden states stay behind: they cannot be pickled, and
+    it installs them again where they are needed.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)

@@ -186,7 +186,7 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
             header = cells or []
             columns = {name: header.index(name) for name in select(header)}
         elif cells is not None and (cells or problem):
-            problem = problem or _swallowed(cells, separator, len(header))
+            problem = problem or _swallowed(cells, separator, len(header or []))
             yield Row(location, problem=problem) if problem else _csv_row(location, cells, len(header or []), columns)
         if cells is None:
             return
