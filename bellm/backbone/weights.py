@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 
-from bellm.backbone.architecture import count_layers, get_decoder, get_layers, get_text_config
+from bellm.backbone.architecture import count_layers, get_decoder, get_text_config
 from bellm.errors import SourceError, SourceWarning, warn
 
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -25,9 +25,12 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _WRAPPERS = r"^(?:base_model\.model\.|module\.|_orig_mod\.)+"
 """What PEFT, DistributedDataParallel and torch.compile put before the names of a model that is saved inside them."""
 
-_WEIGHT = re.compile(r"\.lora_|\.(weight|bias)$")
-_SCALE = re.compile(r"\.SCB$|weight_scale(_inv)?$")
-"""Beside quantized weights, in names of bitsandbytes and of weights of eight bits."""
+_WEIGHT = re.compile(r"\.lora_|(^|\.)(weight|bias)$")
+"""What is a weight of a quantized model, which has scales and more beside them."""
+
+_TABLE = re.compile(r"masked_bias|causal_mask|position_ids|\w*inv_freq|(cos|sin)_cached|_float_tensor|version")
+_AHEAD = re.compile(r"(^|\.)mtp")
+"""Layers that predict further tokens."""
 
 _INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
 _WHOLE = "model.safetensors"
@@ -92,22 +95,29 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
     quantized = any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
     if not quantized and not options.get("gguf_file"):
         _check_integers(Path(path))
-    names = config.architectures
-    loader: Any = AutoModelForCausalLM if not names or names[0].endswith(_HEADS) else AutoModel
+    classes = config.architectures
+    loader: Any = AutoModelForCausalLM if not classes or classes[0].endswith(_HEADS) else AutoModel
     options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = loader.from_pretrained(path, **options)
+    names = {name for dtypes in _headers(Path(path)).values() for name in dtypes}
+    _check_names(names, model.base_model_prefix, source)
     if wrapped := next(filter(None, (re.match(_WRAPPERS, name) for name in info["unexpected_keys"])), None):
-        _check_names(Path(path))
         model, info = loader.from_pretrained(path, **options, key_mapping={_WRAPPERS: ""})
         message = f"The weights of {source} were saved with a wrapper's prefix ({wrapped[0]}), which was taken off."
         warn(message, SourceWarning)
+        names = {re.sub(_WRAPPERS, "", name) for name in names}
+    decoder = get_decoder(model)
     # Beside the decoder there may be other parts of a larger model, which embed no text.
-    prefix = next(f"{name}." * bool(name) for name, module in model.named_modules() if module is get_decoder(model))
-    missing, unplaced = (
-        [name.removeprefix(prefix) for name in info[kind] if name.startswith(prefix)]
-        for kind in ("missing_keys", "unexpected_keys")
-    )
-    unplaced = _unplaced(model, unplaced, quantized)
+    prefix = next(f"{name}." * bool(name) for name, module in model.named_modules() if module is decoder)
+    missing = [name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix)]
+    # transformers reads names with the base model's prefix and without.
+    base = f"{model.base_model_prefix}." * bool(model.base_model_prefix)
+    inner = prefix.removeprefix(base)
+    is_bare = not names.isdisjoint(inner + name for name, _ in decoder.named_parameters())
+    starts = (base + inner, inner) if is_bare else (base + inner,)
+    unexpected = [name for name in info["unexpected_keys"] if name.startswith(starts)]
+    inside = [name.removeprefix(base).removeprefix(inner) for name in unexpected]
+    unplaced = _unplaced(model, inside, quantized)
     problem = ""
     if missing:
         problem = f"it lacks {_count(missing)} of the model ({_first(missing)}), which would be random"
@@ -119,6 +129,8 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
         problem = f"it has {_count(unplaced)} that its config.json gives no place ({_first(unplaced)})"
     if problem:
         raise SourceError(f"{source} cannot be loaded: {problem}. Restore config.json and weights of one model.")
+    if other := _second_set(info["unexpected_keys"], decoder):
+        warn(f"{source} holds a second set of weights beside the model's ({_first(other)}): not used.", SourceWarning)
     head = model.get_output_embeddings()
     head_is_random = any(
         f"{name}.weight" in info["missing_keys"] for name, part in model.named_modules() if part is head
@@ -127,29 +139,31 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
 
 
 def _unplaced(model: PreTrainedModel, unexpected: Collection[str], quantized: bool) -> list[str]:
-    """Weights that this decoder has no place for: in its layers, or as others of its kind have them.
-
-    Others are harmless: tables of older versions, and layers that predict further tokens.
-    """
-    decoder = get_decoder(model)
-    alike = {re.sub(r"\d+", "#", name) for name, _ in decoder.named_parameters()}
-    parts = dict(decoder.named_modules())
-    layers = {id(layer.module) for layer in get_layers(model)}
-    inside = tuple(f"{name}." for name, part in parts.items() if id(part) in layers)
-    slots = ((name, slot, value) for name, part in parts.items() for slot, value in part._parameters.items())
-    without = {f"{name}.{slot}" for name, slot, value in slots if value is None}
+    """Weights among unexpected ones inside the decoder that are neither tables nor predict further tokens."""
+    parts = dict(get_decoder(model).named_modules())
     num_layers, num_ahead = count_layers(model), getattr(get_text_config(model), "num_nextn_predict_layers", 0) or 0
     ahead = {str(index) for index in range(num_layers, num_layers + num_ahead)}
-    more = {name for name in unexpected if re.sub(r"\d+", "#", name) in alike and not ahead & set(name.split("."))}
-    own = {name for name in unexpected if name.startswith(inside) and not _is_table(name, parts)}
-    own = {name for name in own if _WEIGHT.search(name) or (_SCALE.search(name) and not quantized)}
-    return [name for name in unexpected if name in without | more | own]
+    names = [name for name in unexpected if not (_AHEAD.search(name) or ahead & set(name.split(".")))]
+    return [name for name in names if not _is_table(name, parts) and (_WEIGHT.search(name) or not quantized)]
+
+
+def _second_set(unexpected: Collection[str], decoder: nn.Module) -> list[str]:
+    """Names of another whole set of the decoder's weights, such as their moving average."""
+    wanted = {name for name, _ in decoder.named_parameters()}
+    sets: defaultdict[str, set[str]] = defaultdict(set)
+    for name in unexpected:
+        parts = name.split(".")
+        for start in range(1, len(parts)):
+            if (rest := ".".join(parts[start:])) in wanted:
+                sets[name.removesuffix(rest)].add(rest)
+    return [f"{prefix}{name}" for prefix, found in sets.items() if found == wanted for name in found]
 
 
 def _is_table(name: str, parts: dict[str, nn.Module]) -> bool:
-    """Whether a name is that of a causal mask, which older versions saved as the bias of an attention module."""
+    """Whether a name is that of a table that models compute and older versions saved, masks as bias of attention."""
     owner, _, slot = name.rpartition(".")
-    return slot == "bias" and owner in parts and "weight" not in parts[owner]._parameters
+    is_mask = slot == "bias" and owner in parts and "weight" not in parts[owner]._parameters
+    return is_mask or bool(_TABLE.fullmatch(slot))
 
 
 def _check_index(path: Path) -> None:
@@ -162,13 +176,13 @@ def _check_index(path: Path) -> None:
         raise SourceError(f"{path} has no weight_map of weights to files. Restore the file, or save the model again.")
 
 
-def _check_names(folder: Path) -> None:
-    """Raise a SourceError where a weight is in the files of a folder with and without a wrapper's prefix."""
-    counts = Counter(re.sub(_WRAPPERS, "", name) for names in _headers(folder).values() for name in names)
+def _check_names(names: Collection[str], prefix: str, source: str) -> None:
+    """Raise a SourceError where several names are read as one weight, with a prefix that comes off and without."""
+    counts = Counter(re.sub(rf"^(?:{prefix}\.)+", "", re.sub(_WRAPPERS, "", name)) for name in names)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise SourceError(
-            f"{folder} holds {_count(twice)} under two names ({_first(twice)}), with a wrapper's prefix and without or "
-            "with another. Remove those that are not the model's."
+            f"{source} holds {_count(twice)} under two names ({_first(twice)}), with a prefix and without or with "
+            "another. Remove those that are not the model's."
         )
 
 

@@ -104,12 +104,41 @@ def test_a_bias_that_the_config_leaves_out_is_refused(folder: Path) -> None:
         "self_attn.q_proj.SCB",
         "mlp.up_proj.weight_scale_inv",
         "input_layernorm.bias",
+        "self_attn.sinks",
+        "layer_scalar",
     ],
 )
 def test_a_weight_in_a_layer_without_place_is_refused(folder: Path, name: str) -> None:
     weights = load_file(folder / "model.safetensors") | {f"model.layers.1.{name}": torch.ones(8)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert f"has 1 weight that its config.json gives no place (layers.1.{name})" in refusal(folder)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "LlamaModel"])
+@pytest.mark.parametrize("prefix", ["model.", ""], ids=["prefix", "bare"])
+@pytest.mark.parametrize(
+    "name", ["embedding_norm.weight", "embed_positions.weight", "project_in.weight", "layers.1.self_attn.sinks"]
+)
+def test_a_weight_anywhere_in_the_decoder_without_place_is_refused(
+    folder: Path, name: str, prefix: str, architecture: str
+) -> None:
+    configure(folder, architectures=[architecture])
+    weights = load_file(folder / "model.safetensors") | {f"model.{name}": torch.ones(8)}
+    weights.pop("lm_head.weight")
+    renamed = {prefix + name.removeprefix("model."): weight for name, weight in weights.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    assert f"has 1 weight that its config.json gives no place ({name})" in refusal(folder)
+
+
+def test_a_second_set_of_weights_beside_the_model_is_said(folder: Path, tiny_model: LlamaForCausalLM) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {f"ema.{name}": weight + 1 for name, weight in weights.items()}, folder / "model.safetensors")
+    with pytest.warns(
+        SourceWarning,
+        match=r"holds a second set of weights beside the model.s \(ema\.model\.embed_tokens\.weight, \.\.\.\)",
+    ):
+        loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded.model), logits(tiny_model))
 
 
 def test_integers_without_a_quantization_are_refused(folder: Path) -> None:
@@ -140,8 +169,27 @@ def test_a_weight_under_two_names_is_refused(folder: Path, other: str) -> None:
     weights = load_file(folder / "model.safetensors")
     more = {f"module.{name}": tensor + 1 for name, tensor in weights.items() if "q_proj" in name}
     save_file({f"{other}{name}": each for name, each in (weights | more).items()}, folder / "model.safetensors")
-    said = "holds 4 weights under two names (model.layers.0.self_attn.q_proj.weight, ...), with a wrapper's prefix"
+    said = "holds 4 weights under two names (layers.0.self_attn.q_proj.weight, ...), with a prefix and without"
     assert said in refusal(folder)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "LlamaModel"])
+@pytest.mark.parametrize("part", ["", "layers.0."], ids=["all", "some"])
+@pytest.mark.parametrize("other", ["", "model.model."], ids=["bare", "twice"])
+def test_a_weight_under_the_models_prefix_and_another_is_refused(
+    folder: Path, other: str, part: str, architecture: str
+) -> None:
+    configure(folder, architectures=[architecture])
+    weights = load_file(folder / "model.safetensors")
+    more = {name.replace("model.", other, 1): weight + 1 for name, weight in weights.items() if f"model.{part}" in name}
+    save_file(weights | more, folder / "model.safetensors", {"format": "pt"})
+    assert "weights under two names (" in refusal(folder)
+
+
+def test_weights_may_be_under_two_prefixes_where_each_is_under_one(folder: Path, tiny_model: LlamaForCausalLM) -> None:
+    rewrite(folder, lambda name: name.removeprefix("model.") if "layers.0" in name else name)
+    loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded.model), logits(tiny_model))
 
 
 @pytest.mark.parametrize(("kind", "architecture"), [("gemma", "LlamaForCausalLM"), ("llama", "GemmaForCausalLM")])
@@ -195,6 +243,7 @@ def test_weights_beside_the_decoder_do_not_matter(folder: Path, tiny_model: Llam
     weights = load_file(folder / "model.safetensors")
     others = ("score.weight", "vision_tower.layers.0.fc1.weight", "model.layers.0.self_attn.masked_bias")
     others += ("model.layers.0.self_attn.bias", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    others += ("model.layers.0.self_attn.rotary.inv_freq", "model.position_ids", "model.mtp_block.weight", "mtp.weight")
     weights |= {name: torch.zeros(2, 32) for name in others}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     loaded = loading.load_pretrained(folder, dtype="float32", device="cpu")
