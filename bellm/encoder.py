@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
-from bellm.backbone.source_layouts import SETTINGS_FILE, VIEWS_FILE, fetch_layout
+from bellm.backbone.source_layouts import SETTINGS_FILE, VIEWS_FILE, fetch_layout, has_adapters
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
@@ -412,20 +412,22 @@ class Encoder:
     def save_pretrained(self, path: str | Path, *, notes: str = "") -> None:
         """Write weights (safetensors), tokenizer, settings and fingerprint to a new folder.
 
-        Of an encoder with unmerged adapters only these are written, and loading merges them into the base model. The
-        fingerprint is that of the merged model. `notes` is Markdown for the end of the model card.
+        Of an encoder whose model is one of PEFT only the adapters are written, and loading merges them into the base
+        model. The fingerprint is that of the merged model. Adapters that were put into its model are written merged.
+        `notes` is Markdown for the end of the model card.
 
         Raises:
-            SourceError: Something is there already, or the disk refuses.
+            SourceError: Something is there already, the disk refuses, or adapters cannot be merged.
         """
-        merged = self
-        if hasattr(self._model, "peft_config"):
+        merged, written = self, self._model
+        if has_adapters(self._model):
             from bellm.backbone import adapters  # It needs peft, which brought these.
 
-            merged = self.with_model(adapters.merge_adapters(copy.deepcopy(self._model)))
+            merged = self.with_model(cast(PreTrainedModel, adapters.merged_copy(self._model)))
+            written = merged._model if isinstance(self._model, PreTrainedModel) else self._model
         saved = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint())
         with atomic_directory(Path(path)) as draft:
-            saving.write_saved(draft, causal_copy(self._model), self.tokenizer, saved, notes)
+            saving.write_saved(draft, causal_copy(written), self.tokenizer, saved, notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Save to a Hub repository, made if it is not there; returns the commit's address.

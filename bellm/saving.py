@@ -175,7 +175,13 @@ def _load_base(base: str, above: tuple[Path, ...], **options: Any) -> tuple[load
         raise SourceError(f"{above[-1]} holds adapters, which need peft: pip install 'bellm[train]'.")
     base = str(above[-1] / base) if (above[-1] / base).is_dir() else base
     folder = fetch_layout(base)
-    if (place := (folder or Path(base)).resolve()) in above:
+    place = (folder or Path(base)).resolve()
+    if place == above[-1] and any(place.glob("model*.safetensors")):
+        raise SourceError(
+            f"{place} holds adapters beside the weights of their base model. Move {ADAPTER_FILE} and "
+            "adapter_model.safetensors to a folder of their own, and load that, or merge them (merge_and_unload)."
+        )
+    if place in above:
         chain = " -> ".join(map(str, (*above[above.index(place) :], place)))
         raise SourceError(
             f"{place / ADAPTER_FILE}: the adapter rests on itself ({chain}). Name the model that it was trained on "

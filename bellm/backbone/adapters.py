@@ -68,6 +68,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Adapters are missing, or match no module.
             warnings.simplefilter("ignore", FutureWarning)
+            # Of tied weights and of layers that are not linear, which merging is exact for.
+            warnings.filterwarnings("ignore", ".*(tie_word_embeddings|Unsupported layer type)", UserWarning)
             adapted = PeftModel.from_pretrained(model, str(folder))
             # Which weights found no place is told by a second reading alone.
             names = getattr(model, "_checkpoint_conversion_mapping", {})
@@ -87,20 +89,82 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def merged_copy(model: nn.Module) -> nn.Module:
-    """Copy of a model with adapters, of PEFT or inside it, those merged that act in a forward pass, and no others."""
-    merged: Any = copy.deepcopy(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Some are merged already.
+    """Copy of a model with adapters, of PEFT or inside it, those merged that act in a forward pass, and no others.
+
+    Raises:
+        SourceError: They cannot be merged, or the model cannot be copied.
+    """
+    with _merging():
+        merged: Any = copy.deepcopy(model)
         for layer in _adapted_modules(merged):
             is_merged = isinstance(layer, BaseTunerLayer) and layer.merged
             if layer.disable_adapters and is_merged:
                 layer.unmerge()
             if layer.disable_adapters or is_merged:  # Merged adapters act alone, whatever is active besides.
                 layer.set_adapter([])
-        if hasattr(merged, "merge_and_unload"):
-            return cast(nn.Module, merged.merge_and_unload())
-        _unload_inside(merged)
+        return _merge(merged)
+
+
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Merge a model's adapters, if it has any, into its weights.
+
+    Raises:
+        SourceError: They cannot be merged.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    with _merging():
+        return cast(PreTrainedModel, _merge(model))
+
+
+@contextmanager
+def _merging() -> Iterator[None]:
+    """Inside, what PEFT cannot merge is a SourceError, and what it warns of is not said."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Some are merged already, or on tied weights.
+            yield
+    except BellmError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise SourceError(
+            f"Adapters cannot be merged into their model: {reason} bellm takes LoRA and its relatives: give the model "
+            "without these adapters."
+        ) from error
+
+
+def _merge(model: Any) -> nn.Module:
+    """Merge active adapters into weights that are no other module's, and leave nothing of PEFT in the model."""
+    _unshare(model)
+    if hasattr(model, "merge_and_unload"):
+        merged = model.merge_and_unload()
+    else:
+        _unload_inside(model)
+        merged = model
+    if isinstance(merged, PreTrainedModel):
+        head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
+        if head is not None and head.weight is not embeddings.weight:
+            for config in (merged.config, merged.config.get_text_config(decoder=True)):
+                config.tie_word_embeddings = False
     return cast(nn.Module, merged)
+
+
+def _unshare(model: nn.Module) -> None:
+    """Give modules with adapters weights of their own, such as a head that is the table of embeddings."""
+    if any(getattr(config, "layer_replication", None) for config in getattr(model, "peft_config", {}).values()):
+        raise SourceError(
+            "Adapters with layer_replication cannot be merged: the layers that they repeat share their weights. Give "
+            "a model in which every layer has its own."
+        )
+    adapted = {id(weight) for module in _adapted_modules(model) for weight in module.parameters()}
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if id(weight) in seen & adapted:
+                own = cast(nn.Parameter, weight)
+                module._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
+            seen.add(id(weight))
 
 
 def _unload_inside(model: nn.Module) -> None:
@@ -123,11 +187,6 @@ def _unload_inside(model: nn.Module) -> None:
 
 def _adapted_modules(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-
-
-def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """Merge a model's adapters, if it has any, into its weights."""
-    return cast(PreTrainedModel, model.merge_and_unload()) if isinstance(model, PeftModel) else model
 
 
 @contextmanager

@@ -118,13 +118,18 @@ def merge_folder(loaded: loading.LoadedModel, folder: Path) -> loading.LoadedMod
         # Adapters of a model without head, such as LLM2Vec's, name its modules without the head's prefix.
         with_head = any(name.startswith(f"base_model.model.{loaded.model.base_model_prefix}.") for name in names)
         merged = adapters.load_adapters(loaded.model if with_head else loaded.model.base_model, folder)
-    except (OSError, SafetensorError, AttributeError, NotImplementedError) as error:
+    except (OSError, SafetensorError, AttributeError) as error:
         kind = _read_object(folder / ADAPTER_FILE).get("peft_type")
         raise SourceError(
             f"{folder} holds adapters of type {kind} that cannot be merged into their base model: {error}. bellm takes "
             "LoRA and its relatives, as safetensors."
         ) from error
     return replace(loaded, model=merged if with_head else loaded.model)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether a model is one of PEFT, or PEFT put adapters into it."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def in_memory(model: Any) -> PreTrainedModel:
@@ -140,7 +145,7 @@ def in_memory(model: Any) -> PreTrainedModel:
     if getattr(model, "is_loaded_in_8bit", False):
         raise SourceError(f"{name} is quantized to 8 bits, which bellm cannot run. Load it in bfloat16 or float32.")
     merged = model
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+    if has_adapters(model):
         from bellm.backbone import adapters  # It needs peft, which brought these.
 
         merged = adapters.merged_copy(model)

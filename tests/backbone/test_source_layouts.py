@@ -1,6 +1,7 @@
 """Folders of other libraries give the vectors that those libraries give, or are refused in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, inject_adapter_in_model
+from peft import LNTuningConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.nn.utils import prune
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.errors import BellmError, BellmWarning, SourceError, TruncationWarning
@@ -159,6 +161,135 @@ def test_what_is_active_in_a_model_in_memory_is_merged_into_a_copy(
     encoder.save_pretrained(tmp_path / "saved")
     saved = Encoder.from_pretrained(tmp_path / "saved", device="cpu")
     assert relative(saved.encode(TEXTS), encoder.encode(TEXTS)) < 1e-5
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "both": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    "own head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "own embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 70, 80]},
+}
+
+
+@pytest.fixture(scope="module")
+def tied(base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
+    """A base model whose head is its table of embeddings."""
+    folder: Path = tmp_path_factory.mktemp("tied") / "model"
+    config = AutoConfig.from_pretrained(base, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def shifted(model: Any) -> Any:
+    """The model, with what PEFT put in moved at random."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens", "ln_tuning")):
+                weight += 0.1 * torch.randn_like(weight)
+    return model.eval()
+
+
+def logits_of(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    with torch.inference_mode():
+        return model(tokenizer(TEXTS[1], return_tensors="pt").input_ids).logits.numpy()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", TIED)
+def test_adapters_of_tied_embeddings_change_what_they_are_on_alone(
+    tied: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, case: str
+) -> None:
+    model = shifted(get_peft_model(AutoModelForCausalLM.from_pretrained(tied), LoraConfig(r=2, **TIED[case])))
+    model.save_pretrained(tmp_path / "adapter")
+    found = [
+        Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, prompt="raw"),
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu", dtype="float32", prompt="raw"),
+    ]
+    found[0].save_pretrained(tmp_path / "saved")
+    found.append(Encoder.from_pretrained(tmp_path / "saved", device="cpu"))
+    for encoder in found:
+        assert relative(encoder.encode(TEXTS), vectors_of(model, tiny_tokenizer)) < 1e-5
+        with encoder.causal() as causal:
+            assert relative(logits_of(causal, tiny_tokenizer), logits_of(model, tiny_tokenizer)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_adapters_of_a_tied_head_inside_a_model_leave_its_embeddings(
+    tied: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tied)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    encoder = Encoder.from_pretrained(model.eval(), tokenizer=tiny_tokenizer, prompt="raw")
+    assert relative(encoder.encode(TEXTS), vectors_of(model, tiny_tokenizer)) < 1e-5
+    with encoder.causal() as causal:
+        assert relative(logits_of(causal, tiny_tokenizer), logits_of(model, tiny_tokenizer)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_adapters_of_norms_are_merged(base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    config = LNTuningConfig(target_modules=["input_layernorm"])
+    model = shifted(get_peft_model(AutoModelForCausalLM.from_pretrained(base), config))
+    model.save_pretrained(tmp_path / "adapter")
+    encoder = Encoder.from_pretrained(tmp_path / "adapter", device="cpu", dtype="float32", prompt="raw")
+    assert relative(encoder.encode(TEXTS), vectors_of(model, tiny_tokenizer)) < 1e-5
+
+
+UNMERGEABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "replicated": ({"layer_replication": [(0, 3), (1, 4)]}, "layer_replication"),
+    "bias": ({"lora_bias": True}, "has no bias"),
+    "invoked": ({"alora_invocation_tokens": [5, 6]}, "aLoRA"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", UNMERGEABLE)
+def test_lora_that_cannot_be_merged_is_refused_in_one_line(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, case: str
+) -> None:
+    values, said = UNMERGEABLE[case]
+    config = LoraConfig(r=2, target_modules=["q_proj"], **values)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(tmp_path / "adapter")
+    for source in (model, tmp_path / "adapter"):
+        with pytest.raises(SourceError, match=said) as caught:
+            Encoder.from_pretrained(source, tokenizer=tiny_tokenizer)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_in_one_line(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = adapted(base)
+    prune.l1_unstructured(query(model).lora_A["default"], "weight", amount=2)
+    with pytest.raises(SourceError, match="cannot be merged into their model: Only Tensors") as caught:
+        Encoder.from_pretrained(model, tokenizer=tiny_tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_beside_the_weights_of_their_base_are_refused_with_the_way_out(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    adapted(folder).save_pretrained(folder)
+    with pytest.raises(SourceError, match=r"beside the weights of their base model\. Move") as caught:
+        Encoder.from_pretrained(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("put", [get_peft_model, lambda model, config: model.add_adapter(config)], ids=["peft", "add"])
+def test_adapters_that_were_put_into_an_encoders_model_are_saved_merged(
+    base: Path, tmp_path: Path, put: Callable[[Any, Any], Any]
+) -> None:
+    encoder = Encoder.from_pretrained(base, device="cpu", dtype="float32", bidirectional="last:2", prompt="raw")
+    put(encoder.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    vectors = encoder.encode(TEXTS)
+    encoder.save_pretrained(tmp_path / "saved")
+    assert (encoder.encode(TEXTS) == vectors).all()
+    assert relative(Encoder.from_pretrained(tmp_path / "saved", device="cpu").encode(TEXTS), vectors) < 1e-5
 
 
 @pytest.mark.parametrize(
