@@ -18,10 +18,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from bellm.backbone.architecture import get_text_config
 from bellm.backbone.gguf_conversion import conversion_name, converted_folder
-from bellm.backbone.weights import check_class, check_files, check_kind, load_weights
+from bellm.backbone.weights import check_class, check_code, check_files, check_kind, load_weights
 from bellm.errors import BellmError, SourceError
 from bellm.io.cache import MODELS_KIND, find_cached
 from bellm.io.hub import cached_folder, fetch_files, hub_problem
@@ -156,14 +157,31 @@ def _read(
     """Model and tokenizer of a folder or Hub id; `options` are for its config and tokenizer, too."""
     try:
         config = AutoConfig.from_pretrained(path, **options)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **options)
         check_kind(config, name)
         check_class(config, name)
+        check_code(config, name, is_trusted=options["trust_remote_code"])
+        tokenizer = tokenizer or load_tokenizer(path, name, **options)
         return load_weights(path, config, name, **options, **weights), tokenizer
     except BellmError:
         raise
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise SourceError(f"{name} cannot be loaded: {_brief(error)}") from error
+
+
+def load_tokenizer(path: str, name: str, *, trust_remote_code: bool, **options: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as transformers does, but none in place of another that its files bring code for."""
+    if not trust_remote_code and "gguf_file" not in options:
+        own = get_tokenizer_config(path, **options).get("auto_map") or {}
+        classes = own.get("AutoTokenizer") if isinstance(own, dict) else own
+        if named := [str(each) for each in ([classes] if isinstance(classes, str) else classes or []) if each]:
+            raise SourceError(
+                f"{name} brings Python code of its own for its tokenizer ({', '.join(named)}), and transformers would "
+                "run another in its place. Where you trust the code, give trust_remote_code=True, else tokenizer=..."
+            )
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=trust_remote_code, **options
+    )
+    return loaded
 
 
 def _read_gguf(

@@ -11,10 +11,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.errors import BellmWarning, SourceError, warn
+from bellm.errors import BellmError, BellmWarning, SourceError, warn
 from bellm.io.hub import fetch_files
 from bellm.prompts import PROMPTS, SLOT, Prompt
 
@@ -100,12 +100,11 @@ def own_tokenizer(layout: Layout, trust_remote_code: bool) -> PreTrainedTokenize
     if not options and (layout.base is None or not (folder / "tokenizer_config.json").is_file()):
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, **options
-        )
+        return loading.load_tokenizer(str(folder), str(folder), trust_remote_code=trust_remote_code, **options)
+    except BellmError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(f"The tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
-    return tokenizer
 
 
 def merge_folder(loaded: loading.LoadedModel, folder: Path) -> loading.LoadedModel:

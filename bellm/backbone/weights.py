@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING_NAMES,
 )
 
 from bellm.backbone.architecture import count_layers, get_decoder, get_text_config
@@ -69,6 +70,34 @@ def check_class(config: PreTrainedConfig, source: str) -> None:
         )
 
 
+def check_code(config: PreTrainedConfig, source: str, *, is_trusted: bool) -> None:
+    """Raise a SourceError where code that is not trusted makes another model than the class that would run instead.
+
+    Where transformers took the code over, or the source names a class that nobody has, that is a SourceWarning.
+    """
+    config_class, kind = type(config).__name__, config.model_type
+    base_class, head_class = MODEL_MAPPING_NAMES.get(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    native = {"AutoConfig": config_class, "AutoModel": base_class, "AutoModelForCausalLM": head_class}
+    code = getattr(config, "auto_map", None) or {}
+    own = {part: str(code[part]) for part in native if part in code}
+    if own and is_trusted:
+        return
+    # Whoever brings a configuration, too, wrote before transformers had this kind of model.
+    if "AutoConfig" in own and all(own[part].endswith(f".{native[part]}") for part in own):
+        message = f"{source} brings Python code for {list(own.values())[-1]}, and transformers' class of that name"
+        warn(f"{message} is loaded. Give trust_remote_code=True to run the code.", SourceWarning)
+    elif own:
+        raise SourceError(
+            f"{source} brings Python code of its own for {next(iter(own.values()))}, and transformers would run "
+            "another model in its place. Where you trust the code, give trust_remote_code=True; where you want "
+            "transformers' model, take auto_map out of config.json."
+        )
+    name = (config.architectures or [""])[0]
+    if name and not own and not hasattr(transformers, name) and not name.endswith(str(head_class)):
+        message = f"{source} is of the class {name}, which transformers does not have: a {head_class or base_class}"
+        warn(f"{message} is loaded. Where {name} computes otherwise, its vectors are others.", SourceWarning)
+
+
 def check_files(folder: Path, patterns: Collection[str]) -> None:
     """Raise a SourceError where a folder holds pointers of Git LFS or, for weights, pickles or two sets of them."""
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
@@ -97,6 +126,10 @@ def load_weights(path: str, config: PreTrainedConfig, source: str, **options: An
         _check_integers(Path(path))
     classes = config.architectures
     loader: Any = AutoModelForCausalLM if not classes or classes[0].endswith(_HEADS) else AutoModel
+    if options.get("trust_remote_code"):  # For the other of the two transformers would take its own class.
+        code = getattr(config, "auto_map", None) or {}
+        if len(own := [each for each in (AutoModel, AutoModelForCausalLM) if each.__name__ in code]) == 1:
+            loader = own[0]
     options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = loader.from_pretrained(path, **options)
     names = {name for dtypes in _headers(Path(path)).values() for name in dtypes}

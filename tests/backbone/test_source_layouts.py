@@ -313,6 +313,15 @@ def test_adapters_without_their_base_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_code_of_a_tokenizer_beside_adapters_is_refused(base: Path, tmp_path: Path) -> None:
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, tmp_path / "adapter")
+    change(tmp_path / "adapter" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+    with pytest.raises(SourceError, match=r"for its tokenizer \(tokenization_own.Own\)"):
+        Encoder.from_pretrained(tmp_path / "adapter", device="cpu")
+
+
 def test_adapters_that_name_each_other_are_refused(base: Path, tmp_path: Path) -> None:
     for name, other in (("one", "two"), ("two", "three"), ("three", "two")):
         adapted(base).save_pretrained(tmp_path / name)

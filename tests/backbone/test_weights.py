@@ -1,9 +1,11 @@
 """A source whose weights are not those of its model is refused, or says what was done about it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -198,10 +200,88 @@ def test_a_config_of_one_kind_for_the_class_of_another_is_refused(folder: Path, 
     assert f"has model_type {kind!r} and architectures [{architecture!r}], which are of two models" in refusal(folder)
 
 
-@pytest.mark.parametrize("architectures", [None, [], ["OwnForCausalLM"], ["LlamaModel"], ["LlamaForCausalLM"]], ids=str)
-def test_a_class_of_the_same_kind_or_an_unknown_one_is_taken(folder: Path, architectures: Any) -> None:
+@pytest.mark.parametrize(
+    "architectures", [None, [], ["LlamaModel"], ["LlamaForCausalLM"], ["FSDPLlamaForCausalLM"]], ids=str
+)
+def test_a_class_of_the_same_kind_is_taken(folder: Path, architectures: Any) -> None:
     configure(folder, architectures=architectures)
     loading.load_pretrained(folder, device="cpu")
+
+
+def test_a_class_that_nobody_knows_is_said(folder: Path) -> None:
+    configure(folder, architectures=["LlamaBidirectionalModel"])
+    with pytest.warns(SourceWarning, match="is of the class LlamaBidirectionalModel, which transformers does not have"):
+        loading.load_pretrained(folder, device="cpu")
+
+
+OWN_CODE = """
+from transformers import LlamaForCausalLM, LlamaModel
+
+class OwnModel(LlamaModel):
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids, **kwargs)
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+class OwnForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = OwnModel(config)
+        self.post_init()
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        {"AutoModel": "modeling_own.OwnModel"},
+        {"AutoModel": "modeling_own.OwnModel", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+        {"AutoModel": "owner/name--modeling_own.LlamaModel"},
+        {"AutoConfig": "configuration_own.OwnConfig"},
+        {"AutoConfig": "configuration_own.LlamaConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    ],
+    ids=["base", "both", "same name", "config", "head"],
+)
+def test_code_of_another_model_is_refused_until_it_is_trusted(folder: Path, code: dict[str, str]) -> None:
+    configure(folder, auto_map=code)
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    said = refusal(folder)
+    assert f"brings Python code of its own for {next(iter(code.values()))}" in said
+    assert "give trust_remote_code=True" in said
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_code_that_is_trusted_runs(
+    folder: Path, tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, with_head: bool
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    head = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"} if with_head else {}
+    configure(folder, auto_map={"AutoModel": "modeling_own.OwnModel", **head})
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "prompt": "raw", "pooling": "last"}
+    found = Encoder.from_pretrained(folder, trust_remote_code=True, **settings)
+    wanted = Encoder.from_pretrained(tiny_model, tokenizer=found.tokenizer, prompt="raw", pooling="last")
+    assert np.allclose(found.encode(TEXTS), 2 * wanted.encode(TEXTS), atol=1e-5)
+
+
+def test_code_that_transformers_took_over_is_said(folder: Path) -> None:
+    code = {"AutoConfig": "configuration_own.LlamaConfig", "AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"}
+    configure(folder, auto_map=code)
+    with pytest.warns(
+        SourceWarning, match="brings Python code for modeling_own.LlamaForCausalLM, and transformers' class of"
+    ):
+        loading.load_pretrained(folder, device="cpu")
+
+
+def test_code_of_a_tokenizer_is_refused_until_it_is_trusted_or_replaced(
+    folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["tokenization_own.Own", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "brings Python code of its own for its tokenizer (tokenization_own.Own)" in refusal(folder)
+    loading.load_pretrained(folder, tokenizer=tiny_tokenizer, device="cpu")
 
 
 def test_kinds_that_share_a_class_are_taken() -> None:
