@@ -71,6 +71,18 @@ def test_a_folder_that_was_trained_from_stays_as_it_was(tiny_folder: Path, tiny_
     assert not np.allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-2)
 
 
+def test_the_tuning_alone_decides_which_weights_learn(tiny_folder: Path) -> None:
+    encoder = Encoder.from_pretrained(tiny_folder)
+    encoder.model.requires_grad_(False)
+    full, _ = load_trainable(Recipe(model=encoder, tuning=FullFineTuning()))
+    assert all(weight.requires_grad for weight in full.model.parameters())
+    encoder.model.requires_grad_(True)
+    adapted, _ = load_trainable(Recipe(model=encoder, tuning=LoRA(rank=2)))
+    learning = {name: weight.requires_grad for name, weight in adapted.model.named_parameters()}
+    assert learning == {name: "lora_" in name for name in learning}
+    assert any(learning.values())
+
+
 def test_adapters_begin_by_the_seed_and_change_nothing(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     first, again, other = (
         {
