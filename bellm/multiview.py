@@ -228,6 +228,17 @@ class MultiViewEncoder:
             num_tokens, num_truncated = num_tokens + tokens, max(num_truncated, truncated)
         return EncodeResult(self._combine([parts[index] for index in range(len(parts))]), num_tokens, num_truncated)
 
+    def num_truncated(self, texts: Sequence[str], input_type: InputType = "text") -> int:
+        """Count the texts that are cut in the view that cuts the most; only encoders of bellm can tell."""
+        most = 0
+        for view in self.views:
+            given = list(texts) if view.transform is None else [view.transform(text) for text in texts]
+            if isinstance(view.embedder, Encoder):
+                most = max(most, view.embedder.tokenize(given, input_type).num_truncated)
+            elif isinstance(view.embedder, MultiViewEncoder):
+                most = max(most, view.embedder.num_truncated(given, input_type))
+        return most
+
     def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
         """Cosine of every left vector with every right vector, (N, M)."""
         return cosine_similarity(np.atleast_2d(left_ND), np.atleast_2d(right_MD))

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from bellm import BellmError, Encoder, MultiViewEncoder
 from bellm.cli import app
-from bellm.errors import FingerprintError, SourceError
+from bellm.errors import FingerprintError, SourceError, TruncationWarning
+from bellm.evaluate import EvaluatedModel
 from bellm.multiview import View, choose_weight
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import InputType, Vectors
@@ -111,6 +112,16 @@ def test_views_of_the_same_pass_run_once(experts: Encoder, moee: MultiViewEncode
     np.testing.assert_allclose(encoder.encode(TEXTS), wanted, atol=2e-6)
     stats = moee.encode_with_stats(TEXTS)
     assert stats.num_tokens == experts.encode_with_stats(TEXTS).num_tokens
+
+
+def test_texts_that_a_view_cuts_are_counted(experts: Encoder, tiny_encoder: Encoder) -> None:
+    encoder = MultiViewEncoder([tiny_encoder, MultiViewEncoder.moee(experts, alpha=1.0)])
+    texts = [*TEXTS, "Two trains leave the station at noon. " * 6]
+    assert (encoder.max_tokens, encoder.num_truncated(texts)) == (64, 1)
+    assert encoder.encode_with_stats(texts).num_truncated == 1
+    assert EvaluatedModel.of(encoder).num_truncated(texts) == 1
+    with pytest.warns(TruncationWarning, match="1 of 6 texts were cut to 64 tokens"):
+        encoder.encode(texts)
 
 
 def test_a_view_may_change_the_text(tiny_encoder: Encoder) -> None:

@@ -8,8 +8,12 @@ from tiny import tiny
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
+from bellm.data import STSPairs
 from bellm.errors import NoOpWarning
 from bellm.evaluate import load_model
+from bellm.layer_search.layer_stats import measure_degradation
+from bellm.train.chunked_forward import Chunker
+from bellm.train.examples import Example
 
 TEXTS = ["A heron waits.", "The invoice was paid twice.", "Why does bread rise?"]
 
@@ -69,6 +73,31 @@ def test_dense_layers_are_named(tiny_tokenizer: PreTrainedTokenizerFast) -> None
     with pytest.warns(NoOpWarning, match=r"Layers 0 have no experts: .* \(12 experts\)"):
         encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, readout="routing")
     assert encoder.embedding_dim == 12
+
+
+@pytest.mark.parametrize("settings", [{"readout": "routing"}, {"layer": "-1,-2", "pooling": "mean"}], ids=str)
+def test_what_reads_the_states_of_each_layer_refuses_other_readouts(
+    experts: Encoder, settings: dict[str, str], tmp_path: Path
+) -> None:
+    encoder = experts.replace(**settings)
+    pairs = STSPairs("pairs", (*TEXTS,), (*TEXTS[::-1],), np.arange(3.0), ("pairs",) * 3)
+    with pytest.raises(BellmError, match="The curve of dropped layers scores the states of each layer, and readout="):
+        measure_degradation(encoder, pairs, tmp_path)
+    with pytest.raises(BellmError, match="This objective trains the states of each layer, and readout="):
+        Chunker(encoder, 100).texts([Example("A heron.", ["A bird."])], all_layers=True)
+
+
+def test_routing_is_trained_as_it_is_read(experts: Encoder) -> None:
+    routing = experts.replace(readout="routing")
+    examples = [Example(text, ["A bird."]) for text in TEXTS]
+    forward = Chunker(routing, 40).texts(examples)
+    vectors = forward.in_row_order([chunk() for chunk in forward.chunks])
+    np.testing.assert_allclose(vectors.detach().numpy(), routing.encode([*TEXTS, *["A bird."] * 3]), atol=1e-6)
+    vectors.square().sum().backward()
+    gate = next(weight for name, weight in routing.model.named_parameters() if name.endswith("gate.weight"))
+    assert gate.grad is not None
+    assert gate.grad.abs().max() > 0
+    routing.model.zero_grad()
 
 
 def test_a_dense_model_has_no_routing(tiny_encoder: Encoder) -> None:

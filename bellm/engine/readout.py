@@ -162,6 +162,15 @@ def check_readout(config: EncoderConfig, model: PreTrainedModel) -> None:
         warn(message, NoOpWarning)
 
 
+def refuse_other_readouts(config: EncoderConfig, what: str) -> None:
+    """Raise a BellmError unless vectors are read from the states of one layer, as `what` takes those of each layer."""
+    if config.readout != "hidden" or len(config.layers) > 1:
+        raise BellmError(
+            f"{what} the states of each layer, and readout={config.readout!r} with layer={config.layer!r} reads "
+            "others: take readout='hidden' and one layer."
+        )
+
+
 def all_states_readout(pooling: PoolingName, num_layers: int) -> Readout:
     """Vectors of the embeddings and of the states after every layer, (B, K + 1, D)."""
     return JoinedReadout(tuple(HiddenStateReadout(pooling, layer) for layer in range(num_layers + 1)), "stack")

@@ -115,6 +115,8 @@ class EvaluatedModel:
         unique = list(dict.fromkeys(texts))
         if isinstance(self.embedder, Encoder):
             return self.embedder.tokenize(unique, input_type).num_truncated
+        if isinstance(self.embedder, MultiViewEncoder):
+            return self.embedder.num_truncated(unique, input_type)
         count: Callable[[Sequence[str]], int] = getattr(self.embedder, "num_truncated", lambda _: 0)
         return count(unique)
 

@@ -21,6 +21,7 @@ from bellm.backbone.states import all_layer_states, with_early_exits
 from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.embedding import embed_layers
+from bellm.engine.readout import refuse_other_readouts
 from bellm.engine.tokenization import fallback_token_id
 from bellm.errors import BellmError
 from bellm.evaluate import open_cache
@@ -71,6 +72,7 @@ def measure_degradation(
         seed: Of the bootstrap.
         done: Called with the number of different pairs embedded since the last call.
     """
+    refuse_other_readouts(encoder.config, "The curve of dropped layers scores")
     cosines_NK = _cached_cosines(encoder, pairs, cache, done).astype(np.float64)
     estimates = [
         statistics.bootstrap_estimate(item_scores_N, pairs.gold_N, resamples=resamples, seed=seed)

@@ -17,7 +17,13 @@ from bellm.engine.embedding import Runner
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.readout import HiddenStateReadout, Readout, all_states_readout, make_readout
+from bellm.engine.readout import (
+    HiddenStateReadout,
+    Readout,
+    all_states_readout,
+    make_readout,
+    refuse_other_readouts,
+)
 from bellm.engine.tokenization import Tokens, fallback_token_id, tokenize
 from bellm.prompts import SLOT
 from bellm.train.embedded_batch import split_texts
@@ -70,6 +76,8 @@ class Chunker:
         """
         tokens, config = _tokenize_examples(self.encoder, examples), self.encoder.config
         num_layers = self.encoder.num_layers
+        if all_layers:
+            refuse_other_readouts(config, "This objective trains")
         readout = all_states_readout(config.pooling, num_layers) if all_layers else make_readout(config)
         runner = self._runner(tokens, readout, packs=self.packs and not all_layers)
         groups = runner.batches(range(len(tokens)), self.chunk_tokens)
