@@ -6,15 +6,17 @@ Columns are recognized by their names, whatever their case, spaces and underscor
 |----------|------------------------------------------------------------------------------------------|
 | anchor   | sentence1, sentence_a, text1, text_a, question1, premise, anchor, query, sent0           |
 | positive | sentence2, sentence_b, text2, text_b, question2, hypothesis, positive, answer, sent1     |
-| score    | score, similarity, similarity_score, sim, rating, relatedness_score, gold, gold_score    |
+| score    | score, similarity, similarity_score, sim, rating, relatedness_score, gold_score,         |
+|          | is_duplicate                                                                             |
 | text     | text, sentence                                                                           |
-| label    | label, labels, gold_label, class, category, is_duplicate                                 |
+| label    | label, labels, gold_label, gold, class, category                                         |
 
 Anchor, positive and score are rated pairs, as in STS; text and label are classified, as in SentEval's tasks. A label of
 pairs is read as their score where it holds ratings, and refused where it holds classes.
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +25,15 @@ from bellm.data.classification import LabeledTexts
 from bellm.data.retrieval import RetrievalData, read_beir_folder
 from bellm.data.sts import STSPairs, clean_text
 from bellm.errors import SourceError
-from bellm.io.formats import find_column, parse_number, plain_name, quote_names, text_problem
+from bellm.io.formats import EMPTY_WORDS, find_column, parse_number, plain_name, quote_names, text_problem
 from bellm.io.rows import RowFile, parse_columns, warn_unread
 
 PARTS = {
     "anchor": "sentence1 sentencea text1 texta question1 premise anchor query sent0",
     "positive": "sentence2 sentenceb text2 textb question2 hypothesis positive answer sent1",
-    "score": "score similarity similarityscore sim rating relatednessscore gold goldscore",
+    "score": "score similarity similarityscore sim rating relatednessscore goldscore isduplicate",
     "text": "text sentence",
-    "label": "label labels goldlabel class category isduplicate",
+    "label": "label labels goldlabel gold class category",
 }
 """The parts of a row, and how their columns may be called, as `plain_name` gives names."""
 
@@ -74,7 +76,9 @@ def read_own_data(
         location = f"{path}, {row.location}"
         if not isinstance(row.cells, dict):
             raise SourceError(f"{location}: {str(row.cells)[:40]!r} has no columns. {_NEEDED}")
-        rows.append((location, {part: _cell(location, part, row.cells[name]) for part, name in parts.items()}))
+        rows.append(
+            (location, {part: _cell(location, part, row.cells[name], row.untyped) for part, name in parts.items()})
+        )
     if not rows:
         raise SourceError(f"{path} holds no rows. {_NEEDED}")
     warn_unread([source])
@@ -110,21 +114,30 @@ def _recognize(names: Sequence[str], part: str) -> list[str]:
     return [name for name in names if plain_name(name) in known]
 
 
-def _cell(location: str, part: str, value: object) -> str | float:
+def _cell(location: str, part: str, value: object, untyped: bool) -> str | float:
     if part in ("anchor", "positive", "text"):
         if problem := text_problem(value):
             raise SourceError(f"{location}: {problem}")
+        if untyped and value in EMPTY_WORDS:
+            raise SourceError(f"{location}: {value!r} is an empty cell to programs. In JSON Lines a string is a text.")
         return str(value)
     if not isinstance(value, str | int | float) or value == "":
         raise SourceError(f"{location}: {value!r} is no {part}. A task is scored by every row or by none.")
     return value
 
 
+def may_be_classes(numbers: AbstractSet[float]) -> bool:
+    """Whether labels are so few whole numbers that they may be classes, be it with -1 for none.
+
+    Which of them means that two texts are alike differs between data sets.
+    """
+    return len(numbers - {-1}) <= _MOST_CLASSES and all(float(number).is_integer() for number in numbers)
+
+
 def _refuse_classes(path: str, name: str, values: set[str | float]) -> None:
-    """Refuse labels of pairs that are words, or so few whole numbers that they are classes."""
+    """Refuse labels of pairs that are words, or may be classes."""
     numbers = [number for value in values if (number := parse_number(value)) is not None]
-    are_ratings = len(set(numbers)) > _MOST_CLASSES or not all(map(float.is_integer, numbers))
-    if are_ratings and len(numbers) == len(values):
+    if len(numbers) == len(values) and not may_be_classes({*numbers}):
         return
     some = ", ".join(sorted(map(str, values))[:4])
     raise SourceError(

@@ -27,6 +27,9 @@ _QUOTES = "Put quotes around a cell that holds quotes, and double those."
 _MOST_NAMES = 20  # Columns that a message lists.
 _BATCH = 1024  # Rows of a Parquet file that are in memory together.
 
+EMPTY_WORDS = frozenset(("nan", "NaN", "None", "null", "NULL", "n/a", "N/A", "NA", "<NA>", "#N/A"))
+"""What pandas and others write into an empty cell of CSV, and read as one."""
+
 SelectColumns = Callable[[Sequence[str]], Sequence[str]]
 """Which of a row's columns are read; raises a SourceError where one is missing. Other cells may hold anything."""
 
@@ -38,6 +41,8 @@ class Row(NamedTuple):
     cells: Any = None
     """Selected cells by column; a line of text, or a JSON value that is no object, as it is."""
     problem: str = ""
+    untyped: bool = False
+    """Whether the file holds nothing but strings, as CSV does, which may stand for lists or for nothing."""
 
 
 def quote_names(names: Iterable[str]) -> str:
@@ -186,7 +191,7 @@ def csv_rows(stream: BinaryIO, select: SelectColumns, *, dialect: str = "excel")
             header = cells or []
             columns = {name: header.index(name) for name in select(header)}
         elif cells is not None and (cells or problem):
-            problem = problem or _swallowed(cells, separator, len(header or []))
+            problem = problem or _no_row(cells, header or [], separator)
             yield Row(location, problem=problem) if problem else _csv_row(location, cells, len(header or []), columns)
         if cells is None:
             return
@@ -241,10 +246,12 @@ def _separator(header: str, select: SelectColumns, usual: str) -> str:
     return usual
 
 
-def _swallowed(cells: list[str], separator: str, num_columns: int) -> str:
-    """Why a cell may be rows that a stray quote has swallowed: between tabs, a line within it is a row by its tabs."""
+def _no_row(cells: list[str], header: list[str], separator: str) -> str:
+    """Why cells are no row: they are the header, or a stray quote swallowed rows, which show between tabs."""
+    if len(header) > 1 and [cells[0].removeprefix("\ufeff"), *cells[1:]] == header:
+        return "the header again, as where files were joined. Take the line out."
     lines = [line for cell in cells for line in cell.split("\n")[1:-1]]
-    if separator == "\t" and any(line.count("\t") == num_columns - 1 > 0 for line in lines):
+    if separator == "\t" and any(line.count("\t") == len(header) - 1 > 0 for line in lines):
         return f"a cell holds several lines and tabs, as if a quote were not closed. {_QUOTES}"
     return ""
 
@@ -258,7 +265,7 @@ def _csv_row(location: str, cells: list[str], width: int, columns: dict[str, int
         "".join(selected.values()).encode()
     except UnicodeEncodeError as error:
         return Row(location, problem=_not_utf8(ord(error.object[error.start]) - 0xDC00))
-    return Row(location, selected)
+    return Row(location, selected, untyped=True)
 
 
 class _Doubled(dict[str, Any]):

@@ -21,8 +21,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from bellm.data.own_files import may_be_classes
 from bellm.errors import BellmWarning, SourceError, warn
-from bellm.io.formats import FORMATS, Row, parse_number, quote_names
+from bellm.io.formats import EMPTY_WORDS, FORMATS, Row, parse_number, quote_names
 from bellm.io.hub import refuse_missing_data
 from bellm.io.rows import RowFile, expand_inputs, parse_columns
 from bellm.io.streams import COMPRESSIONS, content_suffix
@@ -38,6 +39,7 @@ from bellm.train.examples import (
     match_columns,
     nli_cell,
     numbers_are_classes,
+    parse_csv_cell,
     parse_example,
     parse_nli,
     text_key,
@@ -176,6 +178,7 @@ class _Reader:
         self._columns = columns
         self._match = functools.lru_cache(1024)(self._match_anew)  # The rows of most files have the same columns.
         self._unread: dict[str, None] = {}
+        self._empty: dict[str, None] = {}  # Words that were read as empty cells.
         self._kind = ""  # Of the first row: all rows are rated, or all are NLI, or none is.
         self._nli: list[Example] = []
         self._labels: set[str] = set()  # Some of what stands in a column that is called label.
@@ -205,8 +208,12 @@ class _Reader:
         if self._unread:
             what = f"column{'s' if len(self._unread) > 1 else ''} {quote_names(self._unread)}"
             warn(f"{name}: not read: {what}.", BellmWarning)
-        if self._labels and self._labels <= {*NLI_NUMBERS} and ("2" in self._labels) != bool(self._nli):
-            raise self._unclear(name, " alone")
+        if self._empty:
+            words = quote_names(self._empty)
+            warn(f"{name}: read as empty cells: {words}. In JSON Lines a string is a text.", BellmWarning)
+        numbers = {number for label in self._labels if (number := parse_number(label)) is not None}
+        if numbers and may_be_classes(numbers) and not ("2" in self._labels and self._nli):
+            raise self._unclear(name)
         if self._nli:
             rows = list(join_nli(self._nli))
             if not rows:
@@ -220,6 +227,12 @@ class _Reader:
         if self._columns is None:
             self._unread |= dict.fromkeys(unread_columns(names, parts))
         return parts
+
+    def _parse_csv(self, cells: Mapping[str, object], parts: Parts) -> dict[str, object]:
+        """The cells that are read, as what they stand for."""
+        read = {name: cells[name] for name in itertools.chain(*parts.values())}
+        self._empty |= dict.fromkeys(cell for cell in read.values() if isinstance(cell, str) and cell in EMPTY_WORDS)
+        return {name: parse_csv_cell(cell) if isinstance(cell, str) else cell for name, cell in read.items()}
 
     def _look_at_label(self, cells: Mapping[str, object], parts: Parts) -> None:
         label = parts.get("score", ("",))[0]
@@ -236,10 +249,10 @@ class _Reader:
             and any(parse_number(label) is not None for label in others)
         )
 
-    def _unclear(self, name: str, alone: str = "") -> SourceError:
+    def _unclear(self, name: str) -> SourceError:
         return SourceError(
-            f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))}{alone}: are these classes or ratings? "
-            f"Name the columns of ratings (--columns anchor=NAME,positive=NAME,score={self._label}), or write "
+            f"{name}: {self._label!r} holds {', '.join(sorted(self._labels))}: are these classes or ratings? Where a "
+            f"higher one means more alike, say so (--columns anchor=NAME,positive=NAME,score={self._label}); write "
             "classes of NLI as entailment, neutral and contradiction."
         )
 
@@ -251,9 +264,10 @@ class _Reader:
             example = mark_symmetric(row.cells)
         elif isinstance(row.cells, dict):
             parts = self._match(*row.cells)
-            self._look_at_label(row.cells, parts)
-            nli = parse_nli(row.cells, parts, numbers=self._columns is None)
-            example = nli or parse_example(row.cells, parts)
+            cells = self._parse_csv(row.cells, parts) if row.untyped else row.cells
+            self._look_at_label(cells, parts)
+            nli = parse_nli(cells, parts, numbers=self._columns is None)
+            example = nli or parse_example(cells, parts)
         else:
             raise SourceError(f"{repr(row.cells)[:60]} is neither an object nor a list of texts.")
         kind = "NLI" if nli else "rated" if example.score is not None else "not rated"
@@ -286,8 +300,9 @@ def _dataset_rows(name: str) -> Iterator[Row]:
         if not os.path.isdir(path):
             refuse_missing_data(path)
         rows = datasets.load_dataset(path, options.get("config"), split=options.get("split", "train"), streaming=True)
+        untyped = rows.info.builder_name == "csv"
         for number, cells in enumerate(rows, 1):
-            yield Row(f"row {number}", cells)
+            yield Row(f"row {number}", cells, untyped=untyped)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:240]
         what = "" if os.path.isdir(path) else "there is no such folder, or "

@@ -18,8 +18,9 @@ These column names are recognized, in capitals or with spaces too; any other is 
 A row is an anchor and its positives, with negatives or with the pair's score; or it is `texts`. Where the score is
 entailment, neutral or contradiction, or a label beside premise and hypothesis that is the number of such a class
 (0, 1, 2; -1 for none), rows of one premise are joined to triplets of it, what follows and what contradicts; see
-`join_nli`. A list of texts in a cell of CSV is written as JSON. Columns that are not read are named, and one that may
-be a score, negatives or another text of the row is refused.
+`join_nli`. Other labels of few whole numbers may be classes or ratings, and are refused unless `columns` says that they
+are scores. In CSV a list of texts is a cell with JSON, see `parse_csv_cell`; elsewhere a string is a text. Columns that
+are not read are named, and one that may be a score, negatives or another text of the row is refused.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from typing import Literal, get_args
 
 from bellm.data.own_files import PARTS
 from bellm.errors import SourceError
-from bellm.io.formats import find_column, parse_number, plain_name, quote_names, text_problem
+from bellm.io.formats import EMPTY_WORDS, find_column, parse_number, plain_name, quote_names, text_problem
 
 Part = Literal["anchor", "positive", "negative", "score", "texts"]
 ExampleColumns = Mapping[Part, str | Sequence[str]]
@@ -45,7 +46,7 @@ _NAMES: dict[Part, tuple[str, ...]] = {
     "anchor": (*PARTS["anchor"].split(), "question"),
     "positive": (*PARTS["positive"].split(), "positives", "pos"),
     "negative": ("negative", "negatives", "neg", "hardneg", "hardnegative", "hardnegatives"),
-    "score": (*PARTS["score"].split(), "relevance", "label", "labels", "goldlabel", "isduplicate"),
+    "score": (*PARTS["score"].split(), "relevance", "label", "labels", "goldlabel", "gold"),
     "texts": ("texts",),
 }
 """As `plain_name` gives them."""
@@ -61,7 +62,13 @@ _LIKELY: dict[Part, re.Pattern[str]] = {
     ),
 }
 """Words of columns that may be a part, in lower case, with spaces between; negatives first, as scores share some."""
-_LIST = re.compile(r"""\s*\[\s*((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s,]*)*\]\s*""", re.DOTALL)
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_ITEMS = rf"(?:(?:{_QUOTED}|null|None|nan|NaN)[\s,]*)*"
+_SEVERAL = rf"\s*(?:{_QUOTED}\s*,\s*{_ITEMS})?"  # ("one") is a text in parentheses, ("one",) a tuple.
+_LIST = re.compile(
+    rf"\s*(?:(?:array\()?\[\s*{_ITEMS}\](?:, dtype=\w+)?\)?|\({_SEVERAL}\)|\{{{_SEVERAL}\}})\s*", re.DOTALL
+)
+"""Lists of strings as JSON has them, and lists, tuples, sets and arrays as Python writes them."""
 _NLI: dict[str, "Part | None"] = {"entailment": "positive", "contradiction": "negative", "neutral": None, "-": None}
 NLI_NUMBERS: dict[str, "Part | None"] = {"0": "positive", "1": None, "2": "negative", "-1": None}
 """What makes of a hypothesis the number of its class, as the data sets of the Hub number them."""
@@ -147,6 +154,23 @@ def parse_example(cells: Mapping[str, object], parts: Parts) -> Example:
     return Example(anchors[0], tuple(positives), tuple(negatives), score)
 
 
+def parse_csv_cell(cell: str) -> object:
+    """What a cell of CSV says: nothing, a list of texts written as JSON, or a text.
+
+    Raises:
+        SourceError: It is a list as Python writes one.
+
+    >>> parse_csv_cell('["one", "two"]'), parse_csv_cell("NaN"), parse_csv_cell("one")
+    (['one', 'two'], None, 'one')
+    """
+    if not _LIST.fullmatch(cell):
+        return None if cell in EMPTY_WORDS else cell
+    try:
+        return json.loads(cell)
+    except ValueError as error:
+        raise SourceError(f'{cell[:60]!r} is a list, and not as JSON has it: write ["one", "two"].') from error
+
+
 def mark_symmetric(texts: Sequence[str]) -> Example:
     """Make a symmetric example of texts that say the same; a text that occurs twice counts once."""
     different: dict[int, str] = {}
@@ -179,7 +203,7 @@ def parse_nli(cells: Mapping[str, object], parts: Parts, *, numbers: bool) -> Ex
 
 def is_label(column: str) -> bool:
     """Whether a column of this name may hold classes instead of scores."""
-    return "label" in plain_name(column) or plain_name(column) == "gold"
+    return plain_name(column) in PARTS["label"].split()
 
 
 def numbers_are_classes(parts: Parts) -> bool:
@@ -272,18 +296,8 @@ def _unclear(what: str, names: Sequence[str]) -> SourceError:
 
 def _texts(cells: Mapping[str, object], names: Sequence[str]) -> list[str]:
     """Texts of some cells; a cell that is empty or null holds none."""
-    values = [_listed(cells[name]) for name in names if cells[name] not in (None, "")]
+    values = [cells[name] for name in names if cells[name] not in (None, "")]
     return [_text(text) for value in values for text in (value if isinstance(value, list) else [value])]
-
-
-def _listed(value: object) -> object:
-    """A cell, and one that is a list of texts written as JSON as that list; as Python writes them they are refused."""
-    if not isinstance(value, str) or not _LIST.fullmatch(value):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise SourceError(f'{value[:60]!r} is a list, and not as JSON has it: write ["one", "two"].') from error
 
 
 def _text(value: object) -> str:

@@ -48,7 +48,7 @@ def test_a_score_goes_before_a_label_of_the_same_pairs() -> None:
     assert found.gold_N.tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["label", "gold_label", "Is Duplicate", "labels"])
+@pytest.mark.parametrize("name", ["label", "gold_label", "Gold", "labels"])
 @pytest.mark.parametrize("classes", [("0", "1", "2"), ("1", "0", "1"), ("entailment", "neutral", "contradiction")])
 def test_classes_of_pairs_are_no_ratings(name: str, classes: tuple[str, ...]) -> None:
     file = table(f"premise|hypothesis|{name}", *(f"Snow fell.|It rained {label}.|{label}" for label in classes))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bellm.errors import BellmWarning, SourceError
+from bellm.evaluate import read_dev_set
+from bellm.io.rows import read_texts
 from bellm.train.dataset import Dataset, Rejection, load_dataset, read_examples
 from bellm.train.examples import Example
 
@@ -142,6 +145,85 @@ def test_a_row_of_csv_that_is_none(tmp_path: Path) -> None:
     assert "unexpected end of data" in named["line 10"]
 
 
+LISTS = [
+    ('["p, q", "r"]', ("p, q", "r")),
+    ('["p"]', ("p",)),
+    ('["p", null]', "None is not a text"),
+    *(
+        (cell, 'is a list, and not as JSON has it: write ["one", "two"].')
+        for cell in (
+            "['p', 'q']",
+            "['p' 'q']",
+            "['p', nan]",
+            "('p', 'q')",
+            "('p',)",
+            '("p, q", "r")',
+            "{'p', 'q'}",
+            "()",
+        )
+    ),
+    ("array(['p', 'q'], dtype=object)", "is a list, and not as JSON has it"),
+    *((cell, (cell,)) for cell in ("('p')", '("Yes!")', "(p, q)", "{p}", "[1] p", '["p!" she said]', "[p]")),
+]
+
+
+@pytest.mark.parametrize(("cell", "texts"), LISTS)
+def test_a_list_in_a_cell_is_written_as_json_and_a_string_of_json_is_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, texts: tuple[str, ...] | str
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    row = {"query": "a", "pos": cell}
+    for suffix, write in WRITERS.items():
+        folder = tmp_path / suffix[1:]
+        folder.mkdir()
+        write(folder / f"rows{suffix}", [row])
+        for source in [folder / f"rows{suffix}", folder][: 1 + (suffix != ".tsv")]:
+            found = list(read_examples(source))
+            if "sv" not in suffix:
+                assert found == [Example("a", (cell,))]
+            elif isinstance(texts, str):
+                assert texts in next(iter(problems(found).values()))
+            else:
+                assert found == [Example("a", texts)]
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "NULL", "null", "N/A", "NA", "<NA>"])
+def test_words_that_tables_have_for_an_empty_cell_are_one(tmp_path: Path, word: str) -> None:
+    rows = [{"query": "a", "pos": "b", "neg": word}, {"query": "c", "pos": word, "neg": "d"}]
+    path = tmp_path / "rows.csv"
+    as_csv(path, rows)
+    message = rf"rows\.csv: read as empty cells: {re.escape(repr(word))}\. In JSON Lines a string is a text\.$"
+    with pytest.warns(BellmWarning, match=message) as told:
+        found = list(read_examples(path))
+    assert len(told) == 1
+    assert found[0] == Example("a", ("b",))
+    assert problems(found) == {f"{path}, line 3": "no positive. A row has one or more."}
+    as_json(tmp_path / "rows.jsonl", rows)
+    assert list(read_examples(tmp_path / "rows.jsonl")) == [
+        Example("a", ("b",), (word,)),
+        Example("c", (word,), ("d",)),
+    ]
+    as_csv(path, [{"sentence1": "a", "sentence2": word if at == 3 else "b", "score": at} for at in range(9)])
+    with pytest.raises(SourceError, match=rf"rows\.csv, line 5: {re.escape(repr(word))} is an empty cell"):
+        read_dev_set(str(path))
+    as_csv(path, [{"query": "none", "pos": "nothing"}])
+    assert list(read_examples(path)) == [Example("none", ("nothing",))]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_header_that_comes_again_is_no_row(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    WRITERS[suffix](path, [{"query": "a", "pos": "b"}])
+    once = path.read_bytes()
+    path.write_bytes(once + b"\xef\xbb\xbf" + once + once)
+    found = list(read_examples(path))
+    assert [row for row in found if isinstance(row, Example)] == [Example("a", ("b",))] * 3
+    message = "the header again, as where files were joined. Take the line out."
+    assert problems(found) == {f"{path}, line {line}": message for line in (3, 5)}
+    with pytest.raises(SourceError, match=rf"rows\{suffix}, line 3: the header again"):
+        read_texts(str(path), "query")
+
+
 def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     anchors = pa.array([b"a", b"na\xefve", b"c"]).view(pa.string())
@@ -240,17 +322,45 @@ def test_rows_of_nli_become_triplets(
 def test_classes_are_no_ratings(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at % 3} for at in range(9)])
-    with pytest.raises(SourceError, match=r"'label' holds 0, 1, 2 alone: are these classes or ratings\?") as caught:
+    with pytest.raises(SourceError, match=r"'label' holds 0, 1, 2: are these classes or ratings\?") as caught:
         load_dataset(path)
     assert "--columns anchor=NAME,positive=NAME,score=label" in str(caught.value)
     told = load_dataset(path, "anchor=sentence1,positive=sentence2,score=label")
     assert [row.score for row in told] == [0, 1, 2] * 3
     as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": f"{2 * (at % 2)}.0"} for at in range(9)])
-    with pytest.raises(SourceError, match=r"'label' holds 0, 2 alone"):
+    with pytest.raises(SourceError, match=r"'label' holds 0, 2: are"):
         load_dataset(path)
-    for ratings in ([0, 1], [0, 1, 2, 3], [0, 1, 2, 0.5]):
+    for ratings in ([0, 1, 2, 3], [0, 1, 2, 0.5]):
         as_csv(path, [{"sentence1": f"a {at}", "sentence2": f"b {at}", "label": at} for at in ratings])
         assert [row.score for row in load_dataset(path)] == ratings
+
+
+@pytest.mark.parametrize("pair", [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "answer")])
+@pytest.mark.parametrize("name", ["label", "gold_label", "gold"])
+@pytest.mark.parametrize("classes", [[0, 1], ["0.0", "1.0"], [1], [1, 2, 3], [0, 5], [-1, 0, 1]])
+def test_few_labels_are_neither_ratings_nor_classes_unless_said(
+    tmp_path: Path, pair: tuple[str, str], name: str, classes: list[float | str]
+) -> None:
+    """Whether 0 or 1 means that a pair belongs together differs between data sets: training and --dev refuse both."""
+    path = tmp_path / "rows.csv"
+    rows = [(f"a {at}", f"b {at}", classes[at % len(classes)]) for at in range(9)]
+    as_csv(path, [dict(zip((*pair, name), row, strict=True)) for row in rows])
+    with pytest.raises(SourceError, match=rf"'{name}' holds [\d., -]+: are these classes or ratings\?") as caught:
+        load_dataset(path)
+    assert f"score={name}" in str(caught.value)
+    columns = f"anchor={pair[0]},positive={pair[1]},score={name}"
+    assert [row.score for row in load_dataset(path, columns)] == [float(row[2]) for row in rows]
+    if pair[0] != "question":  # Of questions and answers --dev knows no names.
+        with pytest.raises(SourceError, match=rf"'{name}' holds classes"):
+            read_dev_set(str(path))
+
+
+@pytest.mark.parametrize("name", ["score", "similarity", "is_duplicate", "Is Duplicate", "rating"])
+def test_what_is_called_a_score_is_one_to_training_and_to_dev(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.csv"
+    as_csv(path, [{"question1": f"a {at}", "question2": f"b {at}", name: at % 2} for at in range(9)])
+    gold = [at % 2 for at in range(9)]
+    assert [row.score for row in load_dataset(path)] == read_dev_set(str(path)).gold_N.tolist() == gold
 
 
 @pytest.mark.parametrize("name", ["label", "gold_label", "gold"])
