@@ -31,6 +31,7 @@ from bellm.config import EncoderConfig, check_settings, given_settings, setting_
 from bellm.config_resolution import resolve_config
 from bellm.encode_options import EncodeHabits, EncodeOptions, read_habits
 from bellm.engine import tokenization
+from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens, warn_degenerate
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import Readout, check_readout, make_readout
@@ -336,7 +337,8 @@ class Encoder:
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and can_show_bars()
         model, wanted = self.model, readout or make_readout(self.config)
-        rows = map(self._tokenize_as(input_type), tokenization.chunk_texts(texts))
+        chunks = list(tokenization.chunk_texts(texts))
+        rows = map(self._tokenize_as(input_type), chunks)
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             embed = partial(
                 embed_tokens,
@@ -348,7 +350,8 @@ class Encoder:
                 pad_id=fallback_token_id(self.tokenizer),
                 done=done,
             )
-            result = embed_chunks(rows, embed, wanted.width(model))
+            # The next chunk is tokenized in a thread, where there is a next.
+            result = embed_chunks(prefetch(rows) if len(chunks) > 1 else rows, embed, wanted.width(model))
         if readout:
             return result
         vectors = result.vectors[:, : self.config.truncate_dim]

@@ -61,13 +61,16 @@ class System:
     """How many of the texts, from the first on, it embeds."""
     note: str = ""
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Of all threads."""
     vectors: Vectors | None = None
 
     def run(self) -> None:
         """Embed, and keep time and vectors."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         self.vectors = self.encode()
         self.seconds.append(time.perf_counter() - started)
+        self.cpu_seconds.append(time.process_time() - cpu_started)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def main() -> None:
     Console().print(table(f"{options.model}, {bench.dtype}, {rounds} rounds; {place}", rows))
     for task in tasks:
         print(f"{task.workload.name}: {task.needed / 1e9:.0f} GFLOP needed; {task.rate / 1e9:.0f} GFLOP/s measured")
+        if task.workload.one_by_one:
+            print(f"{task.workload.name}: CPU milliseconds a text: {', '.join(map(cpu_time, task.systems))}")
     if options.json:
         limits = {task.workload.name: {"needed_flops": task.needed, "flops_per_second": task.rate} for task in tasks}
         record = {"machine": place, "rounds": rounds, "dtype": str(bench.dtype), "limits": limits}
@@ -178,15 +183,21 @@ class Bench:
         reference = self.exact_vectors(texts.ids[:num], opened, workload.pooling)
         causal = "causal" if opened else ""
 
-        def one_by_one() -> Vectors:
-            with patch("bellm.engine.concurrency._CONCURRENT_BATCHES", 1):
-                return encoder.encode(texts.bare, progress=False)
+        def embed() -> Vectors:
+            calls = [[text] for text in texts.bare] if workload.one_by_one else [texts.bare]
+            return np.concatenate([encoder.encode(call, progress=False) for call in calls])
 
-        ours = System("bellm", lambda: encoder.encode(texts.bare, progress=False), len(texts.bare))
-        alone = System("bellm, one batch at a time", one_by_one, len(texts.bare))
-        loop = System("transformers", lambda: self.plain_loop(texts.filled, workload.pooling), len(texts.bare))
-        loop.note = ", ".join(filter(None, (f"batch {PLAIN_BATCH_SIZE}", causal)))
-        systems = [ours, alone, self.peer(texts, workload.pooling, causal), loop]
+        def one_batch_at_a_time() -> Vectors:
+            with patch("bellm.engine.concurrency._CONCURRENT_BATCHES", 1):
+                return embed()
+
+        ours = System("bellm", embed, len(texts.bare))
+        alone = System("bellm, one batch at a time", one_batch_at_a_time, len(texts.bare))
+        size = 1 if workload.one_by_one else PLAIN_BATCH_SIZE
+        loop = System("transformers", lambda: self.plain_loop(texts.filled, workload.pooling, size), len(texts.bare))
+        loop.note = ", ".join(filter(None, (f"batch {size}", causal)))
+        systems = [ours, self.peer(texts, workload, causal), loop]
+        systems += [] if workload.one_by_one else [alone]
         if self.with_llama_cpp:
             few = self.tokenizer.batch_decode(texts.ids[: 4 if workload.documents else 16])  # cut as for the others
             systems.append(llama_cpp(few, workload.pooling, causal))
@@ -207,32 +218,34 @@ class Bench:
                 np.save(draft, vectors)
         return np.asarray(np.load(file))
 
-    def peer(self, texts: Texts, pooling: PoolingName, note: str) -> System:
-        """sentence-transformers at the batch size that is fastest on some 64 of the texts."""
-        mode = {"last": "lasttoken", "mean": "mean"}[pooling]
+    def peer(self, texts: Texts, workload: Workload, note: str) -> System:
+        """sentence-transformers at the batch size that is fastest on some 64 of the texts, or text by text."""
+        mode = {"last": "lasttoken", "mean": "mean"}[workload.pooling]
         model = SentenceTransformer(modules=[self.transformer, Pooling(self.shape.width, mode)], device="cpu")
         features: Any = model.preprocess(texts.filled[:64])
         if features["attention_mask"].sum() != sum(map(len, texts.ids[:64])):
             raise SystemExit("sentence-transformers reads other tokens than bellm: the comparison would be unfair.")
 
         def encode(filled: list[str], batch_size: int) -> Vectors:
-            return np.asarray(model.encode(filled, batch_size=batch_size, show_progress_bar=False), np.float32)
+            calls = [[text] for text in filled] if workload.one_by_one else [filled]
+            options: Any = {"batch_size": batch_size, "show_progress_bar": False}
+            return np.concatenate([np.asarray(model.encode(call, **options), np.float32) for call in calls])
 
         trial = texts.filled[: max(64, len(texts.filled) // 2)]
         encode(trial[:8], 8)
-        offered = QUICK_BATCH_SIZES if self.quick else BATCH_SIZES
+        offered = (1,) if workload.one_by_one else QUICK_BATCH_SIZES if self.quick else BATCH_SIZES
         sizes = [size for size in offered if size < 2 * len(trial)]
         best = min(sizes, key=lambda size: seconds_of(lambda: encode(trial, size)))
         words = ", ".join(filter(None, (f"batch {best}", note)))
         return System("sentence-transformers", lambda: encode(texts.filled, best), len(texts.filled), words)
 
     @torch.inference_mode()
-    def plain_loop(self, texts: list[str], pooling: PoolingName) -> Vectors:
+    def plain_loop(self, texts: list[str], pooling: PoolingName, batch_size: int) -> Vectors:
         """What one writes by hand: batches in the order of arrival."""
         parts = []
-        for start in range(0, len(texts), PLAIN_BATCH_SIZE):
+        for start in range(0, len(texts), batch_size):
             batch = self.tokenizer(
-                texts[start : start + PLAIN_BATCH_SIZE],
+                texts[start : start + batch_size],
                 padding=True,
                 truncation=True,
                 max_length=MAX_TOKENS,
@@ -297,6 +310,11 @@ def run_round(task: Task, bench: Bench, rng: np.random.Generator) -> None:
         rates.append(matrix_rate(bench.shape, bench.dtype, tokens))
     for number in rng.permutation(len(task.systems)):
         task.systems[number].run()
+
+
+def cpu_time(system: System) -> str:
+    """Median CPU time of a text, in milliseconds, after the system's name."""
+    return f"{system.name} {1000 * statistics.median(system.cpu_seconds) / system.num:.0f}"
 
 
 def seconds_of(work: Callable[[], object]) -> float:

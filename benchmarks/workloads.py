@@ -1,7 +1,8 @@
-"""The texts that benchmarks/encode.py embeds, and how: sentences, prompts, a long shared prefix, documents.
+"""The texts that benchmarks/encode.py embeds, and how.
 
-Sentences are STS-Benchmark's test pairs, documents those of SciFact with 300 tokens and more; both lie in the research
-data (BELLM_DATA or ../shared/data). What is drawn, and its order, are the same each time.
+Sentences, prompts, one text at a time, a long shared prefix, documents. Sentences are those of
+STS-Benchmark's test pairs, documents those of SciFact with 300 tokens and more; both lie in the research data
+(BELLM_DATA or ../shared/data). What is drawn, and its order, are the same each time.
 """
 
 import json
@@ -37,11 +38,14 @@ class Workload:
     num_quick: int
     bidirectional: str = "none"
     documents: bool = False
+    one_by_one: bool = False
+    """Whether each text is a call of its own, as one embeds queries."""
 
 
 WORKLOADS = (
     Workload("raw", "raw", "mean", 320, 24),
     Workload("prompteol", "prompteol", "last", 192, 12),
+    Workload("one-text", "prompteol", "last", 16, 6, one_by_one=True),
     Workload("bellm", "bellm", "last", 192, 8),
     Workload("bellm-last8", "bellm", "last", 192, 8, bidirectional="last:8"),
     Workload("long-prefix", DEMONSTRATIONS, "last", 48, 4),

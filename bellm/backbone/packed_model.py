@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import AttentionInterface, PreTrainedModel
 
-from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config
+from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config, longrope_short_context
 from bellm.backbone.attention import get_open_layers, has_open_window, remove_branches
 from bellm.backbone.hooks import Arguments, shared_copy
 from bellm.backbone.packed_pass import (
@@ -51,6 +51,7 @@ class PackedModel:
         _check_packable(model, layers, attention)
         opened = get_open_layers(model)
         self.depth = len(layers)
+        self.short_context = longrope_short_context(model)
         self.num_shared = opened[0] if opened else self.depth  # Layers, from the first, with common prefixes once.
         self.model = shared_copy(model)
         self.has_branches = remove_branches(self.model)

@@ -1,6 +1,6 @@
 """Embed rows of token ids batch by batch, packed where the model allows it, else padded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,7 +13,7 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.states import refuse_non_finite, without_autocast
 from bellm.engine.activation_cache import active_cache
-from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
+from bellm.engine.concurrency import num_concurrent_batches, parallel_map
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
@@ -115,11 +115,11 @@ def embed_layers(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, p
     return vectors
 
 
-def embed_chunks(chunks: Iterator[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:
-    """Embed chunk after chunk of a long list, tokenizing the next in a thread; `width` is that of a vector."""
+def embed_chunks(chunks: Iterable[Tokens], embed: Callable[[Tokens], Vectors], width: int) -> EncodeResult:
+    """Embed chunk after chunk of a long list; `width` is that of a vector."""
     vectors: list[Vectors] = [np.empty((0, width), dtype=np.float32)]
     num_tokens = num_truncated = 0
-    for tokens in prefetch(chunks):
+    for tokens in chunks:
         vectors.append(embed(tokens))
         num_tokens += sum(map(len, tokens.ids))
         num_truncated += tokens.num_truncated

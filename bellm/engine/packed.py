@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bellm.backbone.architecture import longrope_short_context
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.packed_pass import LayerRange, PackedBatch, SharedPrefix, TapKey
 from bellm.backbone.states import input_device
@@ -37,14 +36,14 @@ class PackedRunner:
         share_prefix: bool = True,
         cache: ActivationCache | None = None,
     ) -> None:
-        """Sort the rows and compute the prefix that all of them share.
+        """Sort the rows.
 
         Args:
             model: A packed model.
             tokens: All rows to embed, without duplicates.
             readout: What turns the states of one layer into vectors.
-            share_prefix: Compute the prefix that all rows share once for all batches. Otherwise each batch computes it
-                for itself, as a graph of its own to autograd.
+            share_prefix: Compute the prefix that all rows share once for all batches, where there are several.
+                Otherwise each batch computes it for itself, as a graph of its own to autograd.
             cache: Activations of encoders on the same weights that ran the same batches before.
         """
         self._model, self._tokens, self._readout = model, tokens, readout
@@ -56,7 +55,7 @@ class PackedRunner:
         # From the first open layer on, if there are layers below it, every text has all of its rows.
         self._expands = 0 < model.num_shared < stop
         self._lengths = [len(ids) for ids in tokens.ids]
-        self._context = longrope_short_context(model.model)
+        self._context = model.short_context
         self._order = sorted(range(len(tokens)), key=tokens.ids.__getitem__)
         rows = [tokens.ids[row] for row in self._order]
         self._num_common = [0] * len(rows)  # Tokens that each row, in order, shares with the one before it.
@@ -65,15 +64,27 @@ class PackedRunner:
         if self._shares_prefixes:
             self._num_common = [0, *map(common_prefix_length, rows, rows[1:])]
         one_context = self._context is None or max(self._lengths) <= self._context
-        if share_prefix and self._shares_prefixes and one_context:
-            # Sorted, the first and the last row differ the most. Every row keeps a token of its own.
-            length = min(common_prefix_length(rows[0], rows[-1]), min(self._lengths) - 1)
-            if length:
-                batch, _ = self._batch([rows[0][:length]], last_only=False)
-                self._prefix_ids, self._prefix = rows[0][:length], model.prefill(batch, stop, [*chain(*self._keys)])
+        self._prefills = share_prefix and self._shares_prefixes and one_context
 
     def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Group neighboring rows, so that no layer runs on more than `max_tokens`; largest groups first."""
+        """Group neighboring rows, so that no layer runs on more than `max_tokens`; largest groups first.
+
+        Where there are several groups, the prefix of all rows is computed first.
+        """
+        groups = self._group(rows, max_tokens)
+        if len(groups) < 2 or not self._prefills:
+            return groups
+        self._prefills = False
+        # Sorted, the first and the last row differ the most. Every row keeps a token of its own.
+        first, last = (self._tokens.ids[self._order[index]] for index in (0, -1))
+        if not (length := min(common_prefix_length(first, last), min(self._lengths) - 1)):
+            return groups
+        batch, _ = self._batch([first[:length]], last_only=False)
+        self._prefix = self._model.prefill(batch, self._stop, [*chain(*self._keys)])
+        self._prefix_ids = first[:length]
+        return self._group(rows, max_tokens)
+
+    def _group(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
         groups: list[list[int]] = []
         for part in split_by_length(rows, self._lengths, self._context):
             chosen, sizes = set(part), list[int]()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 Indices = NDArray[np.int64]
 
@@ -79,6 +80,7 @@ class Packing:
 
     groups: tuple[PathGroup, ...]
     slots_N: Tensor  # Index of each query among the slots (B * Q) of all groups.
+    is_one_text: bool  # Whether all keys are those of one text, in its order.
     _blocks: dict[tuple[MaskSpec, torch.dtype], list[list[QueryBlock]]] = field(default_factory=dict)
 
     @classmethod
@@ -100,7 +102,10 @@ class Packing:
             tables = (torch.from_numpy(table).to(device) for table in (queries, keys, positions, lengths))
             groups.append(PathGroup(*tables))
             num_slots += queries.size
-        return cls(tuple(groups), torch.from_numpy(slots).to(device))
+        is_one_text = len(paths) == 1 and all(
+            np.array_equal(rows, np.arange(len(rows))) for rows in (paths[0].keys, paths[0].queries)
+        )
+        return cls(tuple(groups), torch.from_numpy(slots).to(device), is_one_text)
 
     def blocks(self, spec: MaskSpec, dtype: torch.dtype) -> list[list[QueryBlock]]:
         """Blocks of every group with their masks, made once for all layers with one spec."""
@@ -118,6 +123,8 @@ class Packing:
             value_MGE: Values.
             scaling: Factor of the scores, before the softmax.
         """
+        if self.is_one_text and not torch.is_grad_enabled():
+            return _attend_alone(self.groups[0], spec, query_NHE, key_MGE, value_MGE, scaling)
         query_NHE = query_NHE * scaling
         outputs = [
             _attend(group, blocks, query_NHE, key_MGE, value_MGE)
@@ -149,6 +156,22 @@ class Packing:
             key, value = (table[group.keys_BK].transpose(1, 2) for table in (key_MGE, value_MGE))
             outputs.append(padded(query, key, value, group.allowed(spec)[:, None]).flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.slots_N)
+
+
+def _attend_alone(
+    group: PathGroup, spec: MaskSpec, query_NHE: Tensor, key_MGE: Tensor, value_MGE: Tensor, scaling: float
+) -> Tensor:
+    """Attention of one text in the order of its rows, (N, H, E): one kernel is less work than products and copies."""
+    width, length = len(query_NHE), len(key_MGE)
+    sees_all = spec.window is None or spec.window >= length
+    causal = sees_all and spec.causal and width == length
+    mask_1QK = None if sees_all and (causal or not spec.causal or width == 1) else group.allowed(spec)[..., :length]
+    query, key, value = (table.transpose(0, 1)[None] for table in (query_NHE, key_MGE, value_MGE))
+    gqa = query.shape[1] != key.shape[1]
+    output = functional.scaled_dot_product_attention(
+        query, key, value, mask_1QK, is_causal=causal, scale=scaling, enable_gqa=gqa
+    )
+    return output[0].transpose(0, 1)
 
 
 def _round_up(num_keys: int) -> int:

@@ -107,7 +107,9 @@ def test_an_architecture_is_packed_exactly_or_runs_padded(name: str, attention: 
             continue
         assert check.packed_model is not None, check.reason
         for pooling in POOLINGS[:2]:
-            assert apart(together(model, ROWS, pooling, -1, 12), one_by_one(model, ROWS, pooling)) <= 1e-5
+            wanted = one_by_one(model, ROWS, pooling)
+            assert apart(together(model, ROWS, pooling, -1, 12), wanted) <= 1e-5
+            assert apart(together(model, ROWS.select([1]), pooling, -1, 12), wanted[1:2]) <= 1e-5
 
 
 def test_kernels_of_their_own_run_padded() -> None:
@@ -115,6 +117,20 @@ def test_kernels_of_their_own_run_padded() -> None:
         "attention='flex_attention' leaves padding out in its own way"
         in check_packing(decoder("llama", "flex_attention")).reason
     )
+
+
+@pytest.mark.parametrize(("rows", "budget", "passes"), [([0], 1000, 1), (range(6), 1000, 1), (range(6), 12, 5)])
+@torch.inference_mode()
+def test_a_prefix_has_a_pass_of_its_own_only_before_several_batches(
+    tiny_model: LlamaForCausalLM, rows: Sequence[int], budget: int, passes: int
+) -> None:
+    packed, calls = PackedModel(open_layers(tiny_model, [2, 3])), list[None]()
+    get_layers(packed.model)[0].attention[0].register_forward_hook(lambda *_: calls.append(None))
+    runner = PackedRunner(packed, ROWS.select(rows), HiddenStateReadout("mean"))
+    groups = runner.batches(range(len(rows)), budget)
+    for group in groups:
+        runner.vectors(group)
+    assert len(calls) == passes == len(groups) + (len(groups) > 1)
 
 
 def counted(model: PackedModel, tokens: Tokens, pooling: PoolingName, budget: int) -> list[int]:
@@ -138,9 +154,9 @@ def test_nothing_is_computed_twice(tiny_model: LlamaForCausalLM) -> None:
     tokens = tokens_of([[*STEM, 13], [*STEM, 13, 14], [*STEM, 13, 15], [*STEM, 16]])
     # The beginning once (6), then 13, 14, 15 and 16; in the last layer four pooled rows.
     assert counted(PackedModel(open_layers(tiny_model, [])), tokens, "last", 2) == [11, 11, 11, 10]
-    assert counted(PackedModel(open_layers(tiny_model, [])), tokens, "last", 100) == [10, 10, 10, 10]
+    assert counted(PackedModel(open_layers(tiny_model, [])), tokens, "last", 100) == [10, 10, 10, 4]
     mixed = tokens_of([[*STEM, 13, 14], [*STEM, 16], [*STEM, 13], [*STEM, 13, 15]])
-    assert counted(PackedModel(open_layers(tiny_model, [])), mixed, "last", 100) == [10, 10, 10, 10]
+    assert counted(PackedModel(open_layers(tiny_model, [])), mixed, "last", 100) == [10, 10, 10, 4]
     # From the first open layer on every token of every text.
     whole = sum(map(len, tokens.ids))
     assert counted(PackedModel(open_layers(tiny_model, [2])), tokens, "last", 100) == [10, 10, whole, 4]
