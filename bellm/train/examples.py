@@ -54,14 +54,18 @@ _NAMES: dict[Part, tuple[str, ...]] = {
 _NUMBERED = re.compile(r"(hard)?neg(ative)?s?\d+")
 _LIKELY: dict[Part, re.Pattern[str]] = {
     "negative": re.compile(
-        r"neg|distract|wrong|incorrect|irrelevan|non ?relevan|unrelated|reject|contradict|\b(hard|hn|bad|false|worse)\b"
+        r"neg|distract|wrong|incorrect|irrelevan|non ?relevan|unrelated|reject|contradict|opposit|antonym|decoy|"
+        r"dissimilar|\b(hard|hn|bad|false|worse|losers?|foils?|candidates?)\b(?! (id|idx|index))"
     ),
     "score": re.compile(
         "score|label|rating|simil|relat(?:ed|ion)|relevan|duplicat|gold|target|distan|grade|judg|cosin|equivalen|quality|match|"
-        r"entail|correct|class|logit|proba?b|confiden|weight|\b(sim|rel|dist|gs|stars?|y|value|mean|rank|is .*)\b"
+        r"entail|correct|class|logit|proba?b|confiden|weight|truth|agree|closeness|"
+        r"\b(sim|rel|dist|gs|sts|stars?|y|value|mean|rank|is .*)\b(?! (id|idx|index))|\b(avg|average)$"
     ),
 }
 """Words of columns that may be a part, in lower case, with spaces between; negatives first, as scores share some."""
+_TEXTS = re.compile("sent|sentence|text|query|question|anchor|positive|passage|document|doc|answer|response")
+"""What texts are called, with a number or a letter behind it where there are several."""
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _ITEMS = rf"(?:(?:{_QUOTED}|null|None|nan|NaN)[\s,]*)*"
 _SEVERAL = rf"\s*(?:{_QUOTED}\s*,\s*{_ITEMS})?"  # ("one") is a text in parentheses, ("one",) a tuple.
@@ -264,7 +268,7 @@ def _refuse_likely(names: Sequence[str], parts: Parts) -> None:
         if part not in parts and (those := [name for name in unread if likely.search(_words(name))]):
             raise _unclear(f"{quote_names(those)} may be the {part}, and would not be read", names)
     read = {_stem(name) for part, those in parts.items() if part != "score" for name in those}
-    if those := [name for name in unread if _stem(name) in read]:
+    if those := [name for name in unread if _stem(name) in read or _is_numbered_text(name)]:
         raise _unclear(f"{quote_names(those)} may be another text of the row, and would not be read", names)
 
 
@@ -276,6 +280,10 @@ def _words(name: str) -> str:
 def _stem(name: str) -> str:
     """What columns have in common that are numbered, or have a letter: sentence1, sentence_3 and SentenceB."""
     return re.sub(r"(?<=..)(\d+|[\W_]+[a-d]|(?<=[a-z])[A-D])$", "", name.strip()).rstrip("_- ").casefold()
+
+
+def _is_numbered_text(name: str) -> bool:
+    return _stem(name) != plain_name(name) and bool(_TEXTS.fullmatch(_stem(name)))
 
 
 def _as_told(names: Sequence[str], columns: ExampleColumns) -> Parts:

@@ -75,11 +75,27 @@ def test_named_columns_are_read_and_no_others() -> None:
         (["query", "pos", "negs_of_bm25"], None, "^'negs_of_bm25' may be the negative"),
         *(
             (["question", "answer", "id", name], None, f"^'{name}' may be the score")
-            for name in ("target", "distance", "cosine", "rel", "relation", "y", "Quality", "isAnswered", "pos_scores")
+            for name in (
+                *("target", "distance", "cosine", "rel", "relation", "y", "Quality", "isAnswered", "pos_scores"),
+                *(
+                    "STS",
+                    "sts-b",
+                    "agreement",
+                    "human_avg",
+                    "Average",
+                    "truth",
+                    "ground_truth",
+                    "groundTruth",
+                    "closeness",
+                ),
+            )
         ),
         *(
             (["question", "answer", "id", name], None, f"^'{name}' may be the negative")
-            for name in ("distractors", "Distractor1", "wrong answer", "incorrect", "hn", "rejected", "irrelevantDocs")
+            for name in (
+                *("distractors", "Distractor1", "wrong answer", "incorrect", "hn", "rejected", "irrelevantDocs"),
+                *("opposite", "Opposites", "foil", "foil_2", "loser", "candidates", "antonym", "dissimilar", "decoys"),
+            )
         ),
         *(
             ([first, second, third, "url"], None, f"^'{third}' may be another text of the row, and would not be read")
@@ -89,6 +105,10 @@ def test_named_columns_are_read_and_no_others() -> None:
                 ("sentence_a", "sentence_b", "sentence_c"),
                 ("text1", "text2", "Text 3"),
                 ("query", "positive", "positive_2"),
+                *(
+                    ("anchor", "positive", name)
+                    for name in ("sentence3", "text3", "Text 4", "passage2", "doc_b", "SentenceC", "response-2")
+                ),
             )
         ),
         (["a"], {"anchor": "a"}, "^no column for positive"),
@@ -105,6 +125,17 @@ def test_named_columns_are_read_and_no_others() -> None:
 def test_unclear_columns_are_named(names: list[str], columns: Any, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         match_columns(names, columns)
+
+
+def test_columns_that_say_where_a_row_is_from_are_no_parts() -> None:
+    others = """id ID _id uid uuid qid1 qid2 pair_id pairID promptID captionID doc_id text_id candidate_id sts_id
+        idx index row number no split subset fold source dataset corpus genre domain topic category type task lang
+        language
+        lang1 url link title author date year month_2 created_at timestamp version license file filename path page
+        length num_tokens text_length count annotator annotator_2 worker_a notes comment meta metadata hash image image2
+        country state city section chapter format encoding platform model average_length"""
+    for pair in (("anchor", "positive"), ("sentence1", "sentence2"), ("question", "answer")):
+        assert match_columns([*pair, *others.split()]) == {"anchor": pair[:1], "positive": pair[1:]}
 
 
 @pytest.mark.parametrize(
