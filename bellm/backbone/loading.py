@@ -209,7 +209,8 @@ def resolve_device(device: str) -> torch.device:
         if named.type == "meta":
             raise SourceError("device='meta' holds no weights. Give auto, cpu, cuda or mps.")
         return named
-    accelerator = torch.accelerator.current_accelerator()
+    # Without asking, torch names what it was built for, and its usual wheels are built for cuda.
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator and accelerator.type in ("cuda", "mps") else torch.device("cpu")
 
 

@@ -108,6 +108,12 @@ def test_dtype_and_device_that_do_not_exist_are_refused(plain_folder: Path) -> N
         loading.load_pretrained(plain_folder, device="abacus")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_what_torch_was_built_for_is_not_taken_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._C._accelerator_getAccelerator", lambda: torch.device("cuda"))  # As in a build for it.
+    assert loading.resolve_device("auto") == CPU
+
+
 def test_auto_dtype_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for able, dtype in (({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": False}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
