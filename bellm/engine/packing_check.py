@@ -19,7 +19,7 @@ from bellm.backbone.packed_pass import NotPackableError
 from bellm.backbone.states import without_autocast
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
-from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.readout import HiddenStateReadout, JoinedReadout
 from bellm.engine.tokenization import Tokens
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import PoolingName
@@ -38,6 +38,9 @@ _SWITCHED = {"training", "cast_input_dtype_enabled"}
 State = dict[tuple[int, str], object]
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
+
+_BATCH_TOKENS = 26
+"""Packs the sample rows in two batches, at least one of which has several rows."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,12 @@ def _distance(model: PreTrainedModel, packed: PackedModel) -> float:
     float64 however it is run (in bfloat16 up to 0.5), where longer ones and sentences are 1e-6 away.
     """
     tokens, largest = _sample_tokens(model), 0.0
-    for pooling in _POOLINGS:
-        expected = _padded(model, tokens, pooling)
+    for pooling, expected_BD in zip(_POOLINGS, _padded(model, tokens), strict=True):
         for rows in (range(len(tokens)), [0]):  # One text alone has an attention of its own.
             runner = PackedRunner(packed, tokens.select(rows), HiddenStateReadout(pooling))
-            for group in runner.batches(range(len(rows)), 12):
-                largest = max(largest, relative_distance(runner.vectors(group), expected[[rows[n] for n in group]]))
+            for group in runner.batches(range(len(rows)), _BATCH_TOKENS):
+                expected = expected_BD[[rows[number] for number in group]]
+                largest = max(largest, relative_distance(runner.vectors(group), expected))
     return largest
 
 
@@ -160,11 +163,11 @@ def _rounding(model: PreTrainedModel) -> float:
         return output + output * steps.to(output)
 
     noisy.get_input_embeddings().register_forward_hook(add_noise)
+    expected = _padded(model, tokens)
     return max(
-        relative_distance(_padded(noisy, tokens, pooling), expected_BD)
-        for pooling in _POOLINGS
-        for expected_BD in [_padded(model, tokens, pooling)]
+        relative_distance(noisy_BD, expected_BD)
         for _ in range(_DRAWS)
+        for noisy_BD, expected_BD in zip(_padded(noisy, tokens), expected, strict=True)
     )
 
 
@@ -175,5 +178,7 @@ def _sample_tokens(model: PreTrainedModel) -> Tokens:
     return Tokens(rows, [(0, len(row)) for row in rows], 0)
 
 
-def _padded(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName) -> Tensor:
-    return PaddedRunner(model, tokens, HiddenStateReadout(pooling), 0).vectors(range(len(tokens)))
+def _padded(model: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, ...]:
+    """Vectors (B, D) by each pooling, of one pass over all rows."""
+    readout = JoinedReadout(tuple(map(HiddenStateReadout, _POOLINGS)), "stack")
+    return PaddedRunner(model, tokens, readout, 0).vectors(range(len(tokens))).unbind(1)

@@ -51,6 +51,18 @@ def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, 
     assert "packed vectors differ from padded ones by" in check.reason
 
 
+@pytest.mark.parametrize("opened", [[], [2, 3], [0, 1, 2, 3]], ids=["causal", "upper", "all"])
+def test_texts_are_checked_side_by_side(tiny_model: LlamaForCausalLM, opened: list[int]) -> None:
+    """What looks only at the token before shows where a text has another one before it, or a prefix that lies apart."""
+    model = open_layers(copy.deepcopy(tiny_model), opened)
+
+    def shift(_: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + torch.cat([torch.zeros_like(output[:, :1]), output[:, :-1]], 1)
+
+    get_layers(model)[1].module.get_submodule("mlp").register_forward_hook(shift)
+    assert "packed vectors differ from padded ones by" in check_packing(model).reason
+
+
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
 def test_a_change_to_the_model_is_noticed(tiny_encoder: Encoder) -> None:
     own = copy.deepcopy(tiny_encoder.model)  # Merging writes into weights that twins share.
