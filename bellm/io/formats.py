@@ -66,7 +66,8 @@ def text_problem(cell: object) -> str:
         cell.encode()
     except UnicodeEncodeError as error:
         return f"{error.object[error.start]!r} is half a character. Write the text as UTF-8."
-    return f"it holds zero bytes, which no text does. {CONVERT.format('utf-16')}" if "\0" in cell else ""
+    zeros = f"it holds zero bytes, which no text does. Take them out; or, if it is UTF-16: {CONVERT.format('utf-16')}"
+    return zeros if "\0" in cell else ""
 
 
 def plain_name(name: str) -> str:
@@ -228,6 +229,8 @@ FORMATS: dict[str, Callable[..., Iterator[Row]]] = {
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
     """Lines with their ends, and None for each that is too long to be held."""
     line = stream.readline(LONGEST + 1).removeprefix(codecs.BOM_UTF8)
+    if b"\r" in line[:-1] and not line.endswith(b"\n"):
+        raise SourceError("its lines end in carriage returns alone. Convert it, for instance with: tr '\\r' '\\n'.")
     while line:
         yield line if len(line) <= LONGEST or line.endswith(b"\n") else None
         while len(line) > LONGEST and not line.endswith(b"\n"):

@@ -30,6 +30,8 @@ class RowFile:
     """How much of it was read, from 0 to 1, in bytes as they lie on the disk; 0 for standard input."""
     unread: dict[str, None] = field(default_factory=dict, init=False)
     """Columns that were there and not selected."""
+    num_rows: int = field(default=0, init=False)
+    """How many were read so far."""
 
     @property
     def title(self) -> str:
@@ -71,6 +73,7 @@ class RowFile:
                 is_text = content_suffix(self.file) != ".parquet"
                 for row in reader(as_utf8(content) if is_text else content):
                     self.share = raw.tell() / size if size else 0.0
+                    self.num_rows += 1
                     if strict and row.problem:
                         location = f", {row.location}"
                         raise SourceError(row.problem)
@@ -78,6 +81,9 @@ class RowFile:
                 self.share = float(size > 0)
         except SourceError as error:
             raise SourceError(f"{self.title}{location}: {error}") from error
+        except FileNotFoundError as error:
+            is_pattern = ", and patterns are not taken here: give one file" * glob.has_magic(self.file)
+            raise SourceError(f"{self.file} cannot be read: {error.strerror}{is_pattern}.") from error
         except STREAM_ERRORS as error:
             raise SourceError(f"{self.title} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -186,13 +192,15 @@ def read_texts(files: str | Sequence[str], column: str = "text") -> list[str]:
 
 
 def warn_unread(files: Sequence[RowFile]) -> None:
-    """Name once the columns of some files that were not read."""
+    """Name once the columns of some files that were not read, and files without rows."""
     names = dict.fromkeys(name for file in files for name in file.unread)
     if names:
         titles = [file.title for file in files if file.unread]
         more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
         columns = "column" if len(names) == 1 else "columns"
         warn(f"{titles[0]}{more}: not read: {columns} {quote_names(names)}.", BellmWarning)
+    if empty := [file.title for file in files if not file.num_rows]:
+        warn(f"There are no rows in {quote_names(empty)}.", BellmWarning)
 
 
 def parse_columns(text: str, parts: Sequence[str]) -> dict[str, list[str]]:

@@ -47,7 +47,7 @@ INPUTS = {
     "dangling.txt": "cannot be read: No such file",
     "loop.txt": "cannot be read",
     "zeros.jsonl": "zero bytes",
-    "cyrillic.csv": "as utf-16-le without a mark does",
+    "cyrillic.csv": "those of utf-16-le without a mark",
     "double.txt.gz": "there is gzip data in it",
     "twice.jsonl": "more than one column 'text'",
     "good.txt none.txt": "none.txt",

@@ -288,7 +288,8 @@ def test_where_nothing_can_be_read(tiny_encoder: Encoder, monkeypatch: pytest.Mo
 
 
 def test_empty_inputs_are_a_corpus_of_nothing(tiny_encoder: Encoder) -> None:
-    report = run(tiny_encoder, lines("a.txt", []))
+    with pytest.warns(BellmWarning, match=r"There are no rows in 'a\.txt'"):
+        report = run(tiny_encoder, lines("a.txt", []))
     assert (report.manifest.rows, report.manifest.shards) == (0, [])
 
 

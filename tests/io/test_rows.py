@@ -260,15 +260,79 @@ def test_other_encodings_are_read_by_their_mark_and_never_as_garbage(
         assert read_texts(file, "text1") == [pair[0] for pair in pairs]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0447\u0430\u0439",
+        "\u0427\u0410\u0419",
+        "\u0447\u0430\u0439 \u0438 \u043a\u043e\u0444\u0435",
+        "\u03c4\u03c3\u03ac\u03b9\n",
+        "\u05ea\u05d4\n" * 2000,
+        "\u4f60\u597d\n",
+        "\u4e0a\u4e0d\u4e09\u4e00 \u4f60\n" * 9,
+        "a \N{EN DASH} b",
+    ],
+)
+def test_the_encoding_of_text_without_a_mark_is_named(tmp_path: Path, text: str, encoding: str) -> None:
+    with pytest.raises(
+        SourceError, match=rf"its bytes are those of {encoding} without a mark\. .*iconv -f {encoding} "
+    ):
+        read_texts(written(tmp_path, ".txt", text.encode(encoding)))
+
+
+@pytest.mark.parametrize("text", ["tea", "caf\xe9 and tea", "a" * 9000 + "\n"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_one_line_of_utf_16_without_a_mark_is_read(tmp_path: Path, text: str, encoding: str) -> None:
+    assert read_texts(written(tmp_path, ".txt", text.encode(encoding))) == [text.strip()]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_streams_one_behind_the_other_are_read_and_what_is_no_stream_is_refused(tmp_path: Path, suffix: str) -> None:
+    file = Path(written(tmp_path, f".txt{suffix}", b"one\n" * 30_000))
+    twice = file.read_bytes() + COMPRESS[suffix](b"two\n")
+    file.write_bytes(twice)
+    assert read_texts(str(file)) == ["one"] * 30_000 + ["two"]
+    for junk in (b"two\n", b"three\n" * 9000):
+        file.write_bytes(twice + junk)
+        with pytest.raises(SourceError, match=rf"rows\.txt\{suffix} cannot be read: [^\n]+$"):
+            read_texts(str(file))
+    if suffix in (".gz", ".xz", ".bz2"):  # As tapes and disks fill files up.
+        file.write_bytes(twice + bytes(70_000))
+        assert read_texts(str(file))[-1] == "two"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".json", ".txt.gz"])
+def test_a_file_without_rows_is_named(tmp_path: Path, suffix: str) -> None:
+    empty = written(tmp_path, suffix, b"[]" if suffix == ".json" else b"text\n" if suffix == ".csv" else b"")
+    (tmp_path / "full.txt").write_text("a heron\n")
+    for read in (
+        lambda: read_texts([empty, str(tmp_path / "full.txt")]),
+        lambda: check_columns([empty, str(tmp_path / "full.txt")], TextColumns()),
+    ):
+        with pytest.warns(BellmWarning, match=rf"^There are no rows in '{re.escape(empty)}'\.$"):
+            read()
+
+
+def test_a_pattern_where_one_file_is_read_is_named(tmp_path: Path) -> None:
+    written(tmp_path, ".csv", b"text1,text2,score\na,b,1\n")
+    with pytest.raises(
+        SourceError, match=r"\*\.csv cannot be read: .*, and patterns are not taken here: give one file"
+    ):
+        read_texts(str(tmp_path / "*.csv"), "text1")
+
+
 def test_a_mark_decides_the_byte_order(tmp_path: Path) -> None:
     for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
         file = written(tmp_path, ".txt", "\ufeff\u0447\u0430\u0439\n".encode(encoding))
         assert read_texts(file) == ["\u0447\u0430\u0439"]
 
 
+@pytest.mark.parametrize("long", [b"", b"x" * 9000 + b"\r"])
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
-def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path: Path, suffix: str) -> None:
-    file = written(tmp_path, suffix, WRITERS[suffix](PAIRS[:1]).replace(b"\r\n", b"\n").replace(b"\n", b"\r") + b"x\r")
+def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path: Path, suffix: str, long: bytes) -> None:
+    rows = WRITERS[suffix](PAIRS[:1]).replace(b"\r\n", b"\n").replace(b"\n", b"\r")
+    file = written(tmp_path, suffix, long + rows + b"x\r")
     with pytest.raises(SourceError, match=r"rows\.\w+: its lines end in carriage returns alone\. Convert it"):
         read_texts(file, "text1")
 
@@ -281,10 +345,16 @@ def test_rows_that_a_quote_swallows_between_tabs_are_refused(tmp_path: Path) -> 
 
 
 def test_a_zero_byte_costs_its_row(tmp_path: Path) -> None:
-    for suffix, data in ((".txt", b"even\nod\0d\nfine" + b"\n" * 99), (".jsonl", b'"even"\n"od\\u0000d"\n"fine"\n')):
+    for suffix, data in (
+        (".txt", b"even\nod\0d\nfine"),
+        (".txt", b"even\nodd\0\nfine"),
+        (".txt", b"even\nodd \0\0\0\nfine\n"),
+        (".txt", "even\nna\xefve\0\nfine\n".encode()),
+        (".jsonl", b'"even"\n"od\\u0000d"\n"fine"\n'),
+    ):
         file = written(tmp_path, suffix, data)
         assert [row.text for row in TextFile(file).texts()][:3] == ["even", None, "fine"]
-        with pytest.raises(SourceError, match=r", line 2: it holds zero bytes, which no text does\. Convert the file"):
+        with pytest.raises(SourceError, match=r", line 2: it holds zero bytes, which no text does\. Take them out"):
             read_texts(file)
 
 
