@@ -176,6 +176,21 @@ def test_classes_too_small_to_be_divided_are_refused() -> None:
         classification_task.classify(few, np.zeros((12, 2), dtype=np.float32))
 
 
+@pytest.mark.parametrize(("split", "fewest"), [({}, 12), ({"train": range(40), "test": range(40, 50)}, 10)])
+def test_a_class_has_a_row_for_every_fold_and_every_fold_within_it(split: dict[str, range], fewest: int) -> None:
+    for few in (fewest, fewest - 1):
+        labels_N = np.array([1] * few + [0] * (40 - few) + [0, 1] * 5)[: 50 if split else 40]
+        texts = tuple(f"row {row}" for row in range(len(labels_N)))
+        sentences = LabeledTexts("Few", (texts,), labels_N, split)  # type: ignore[arg-type]
+        if few < fewest:
+            with pytest.raises(BellmError, match=f"two or more of {fewest} rows each are needed for 10 folds"):
+                ClassificationTask("Few", data=sentences)
+            continue
+        ClassificationTask("Few", data=sentences)
+        for search in classification_task.make_grid_searches(sentences):
+            assert all({*labels_N[trial.test]} == {0, 1} for trial in search.trials)
+
+
 def test_words_tell_what_a_question_asks_for(data: Path) -> None:
     whole = read_classification("TREC", data)
     kept = np.r_[np.random.default_rng(0).choice(5452, 1500, replace=False), 5452:5952]

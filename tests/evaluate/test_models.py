@@ -155,6 +155,9 @@ def test_anything_with_one_method(tmp_path: Path) -> None:
     assert model.vectors(TEXTS).tolist() == [[14], [10], [4], [10]]
     assert model.vectors(["Why?"], "query").tolist() == [[4]]
     assert asked == [["A heron waits.", "Snow fell.", "Why?"], ["Why?"]]
+    told: list[int] = []
+    model.vectors(TEXTS, "text", told.append)
+    assert told == [3]
     assert json.dumps(dict(model.metadata)) == "{}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from bellm.errors import SourceError
 from bellm.evaluate.report_page import write_report_page
 from bellm.evaluate.results import Report, TaskResult
-from tests.evaluate.reports import TRANSFER, report
+from tests.evaluate.reports import STS, TRANSFER, report
 from tests.report.browser import HOSTILE, complaints, find, find_all, is_light, requests, sorts, values, visit
 from tests.report.markup import assert_no_markup_from_outside
 
@@ -171,6 +171,7 @@ def test_the_numbers_are_in_the_page_for_programs(tmp_path: Path) -> None:
     assert results == json.loads(json.dumps(found.to_json()))
     assert list(results["scores"]) == list(found.runs[0].scores)
     assert "bellm evaluation of models/smollm2<" in page  # The model of both runs, without their settings.
+    assert f"In points: Spearman of cosine ({', '.join(STS)}); accuracy ({', '.join(TRANSFER)})." in page
 
 
 def test_a_large_report_stays_small_and_says_so(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from bellm.evaluate import report_page
 from bellm.evaluate.results import Report, TaskResult
+from bellm.report.formatting import SIGNIFICANT
 from tests.evaluate.reports import TRANSFER, report
 
 
@@ -22,6 +23,9 @@ def test_a_forest_has_a_bar_for_each_run_and_row_at_its_difference() -> None:
             difference = run.differences[name]
             found_points = [(10 * (at - zero) / (ten - zero)) for at in forest.span(bar)]
             assert found_points == pytest.approx([difference.value, difference.low, difference.high], abs=0.02)
+            open_bar = "" if difference.p_value < SIGNIFICANT else " open"
+            assert bar.mark.color == report_page.run_marks(found)[found.runs.index(run)].color + open_bar
+    assert {bar.mark.color for bars in forest.rows.values() for bar in bars} == {"c1", "c1 open", "c2", "c2 open"}
     assert report_page.difference_forest(report()) is None
 
 

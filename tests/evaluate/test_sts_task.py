@@ -57,6 +57,12 @@ def test_a_set_without_parts_has_no_mean_of_them(tiny_encoder: Encoder) -> None:
     assert set(score_sts(EvaluatedModel.of(tiny_encoder), pairs).extra_metrics) == {"Pearson"}
 
 
+def test_pairs_rated_4_or_more_are_aligned() -> None:
+    pairs = STSPairs("two", ("Snow.", "Rain."), ("Ice.", "Hail."), np.array([4.0, 3.9]), ("two", "two"))
+    vectors = np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32)
+    assert measure_geometry([(pairs, vectors)])["alignment"] == 2
+
+
 def test_two_vectors_have_a_geometry_and_one_has_none() -> None:
     pairs = STSPairs("one", ("Snow.",), ("Ice.",), np.array([5.0]), ("one",))
     found = measure_geometry([(pairs, np.array([[1, 0], [0, 1]], np.float32))])
