@@ -205,7 +205,7 @@ def parse_setting(name: str, text: str) -> Any:
 def given_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that are not None, with numbers of numpy as those of Python."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return {name: value.item() if type(value).__module__ == "numpy" else value for name, value in given.items()}
+    return {name: value.tolist() if type(value).__module__ == "numpy" else value for name, value in given.items()}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

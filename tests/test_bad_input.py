@@ -106,7 +106,6 @@ ENCODE: dict[str, tuple[Any, str]] = {
     "nothing": (None, "NoneType"),
     "a number": (5, "int"),
     "bytes": (b"hello", "bytes"),
-    "a string": ("hello", "one string"),
     "numbers": ([1, 2], "texts[0] is int"),
     "nothing in a list": (["fine", None], "texts[1] is NoneType"),
     "bytes in a list": ([b"hello"], "texts[0] is bytes"),

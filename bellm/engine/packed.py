@@ -33,7 +33,7 @@ class PackedRunner:
         tokens: Tokens,
         readout: Readout,
         *,
-        share_prefix: bool = True,
+        training: bool = False,
         cache: ActivationCache | None = None,
     ) -> None:
         """Sort the rows.
@@ -42,8 +42,8 @@ class PackedRunner:
             model: A packed model.
             tokens: All rows to embed, without duplicates.
             readout: What turns the states of one layer into vectors.
-            share_prefix: Compute the prefix that all rows share once for all batches, where there are several.
-                Otherwise each batch computes it for itself, as a graph of its own to autograd.
+            training: Let each batch compute the prefix that all rows share, as a graph of its own to autograd, rather
+                than once for all batches, and let no result depend on the number of threads.
             cache: Activations of encoders on the same weights that ran the same batches before.
         """
         self._model, self._tokens, self._readout = model, tokens, readout
@@ -64,7 +64,8 @@ class PackedRunner:
         if self._shares_prefixes:
             self._num_common = [0, *map(common_prefix_length, rows, rows[1:])]
         one_context = self._context is None or max(self._lengths) <= self._context
-        self._prefills = share_prefix and self._shares_prefixes and one_context
+        self._training = training
+        self._prefills = not training and self._shares_prefixes and one_context
 
     def batches(self, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Group neighboring rows, so that no layer runs on more than `max_tokens`; largest groups first.
@@ -152,18 +153,21 @@ class PackedRunner:
             shared_paths.append(TokenPath(path, path[num_common:] - start))
             previous = list(row)
         rows_N = torch.arange(start, len(ids), device=device) if start else None
-        shared, whole, pooled = LayerRange(rows_N, Packing.of(shared_paths, device)), None, None
+        shared, whole, pooled = LayerRange(rows_N, self._packing(shared_paths)), None, None
         if self._expands:
             rows_T = torch.from_numpy(np.concatenate(paths)).to(device)
             ends = np.cumsum([len(row) for row in rows])
             paths = [np.arange(end - len(row), end) for end, row in zip(ends, rows, strict=True)]
-            whole, start = LayerRange(rows_T, Packing.of([TokenPath(path, path) for path in paths], device)), 0
+            whole, start = LayerRange(rows_T, self._packing([TokenPath(path, path) for path in paths])), 0
         if last_only:
             ends_B = torch.tensor([int(path[-1]) - start for path in paths], device=device)
             last_paths = [TokenPath(path, np.array([index])) for index, path in enumerate(paths)]
-            pooled = LayerRange(ends_B, Packing.of(last_paths, device))
+            pooled = LayerRange(ends_B, self._packing(last_paths))
         ids_M, positions_M = (torch.tensor(table, device=device) for table in (ids, positions))
         return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths
+
+    def _packing(self, paths: Sequence[TokenPath]) -> Packing:
+        return Packing.of(paths, input_device(self._model.model), one_kernel=not self._training)
 
 
 def _tap_keys(tap: Tap, model: PackedModel) -> list[TapKey]:

@@ -112,7 +112,7 @@ class _Runs:
         """Train a map to the end of a round and score it, unless that was done before."""
         run = self.output / candidate.name.replace(":", "-").replace(" ", "-")
         steps = self.plan.rounds[index].steps
-        path = run / f"dev-{steps}.json"
+        path = run.with_name(f"{run.name}-dev-{steps}.json")
         if not path.exists():
             description = f"{candidate.name}, round {index + 1} of {len(self.plan.rounds)}"
             result = self._train_and_score(candidate, run, steps, description)
@@ -124,7 +124,7 @@ class _Runs:
             item_scores_N = np.array(kept.pop("items"), dtype=np.float64)
             return TaskResult(**kept, item_scores_N=item_scores_N, gold_N=self.dev.gold_N)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SourceError(f"{path} cannot be read ({error}). Remove {run} to train it again.") from error
+            raise SourceError(f"{path} cannot be read ({error}). Remove it to score {run} again.") from error
 
     def _train_and_score(self, candidate: Candidate, run: Path, steps: int, description: str) -> TaskResult:
         def report(step: int) -> None:
@@ -145,7 +145,6 @@ class _Runs:
             )
         except NothingToLearnError:  # Closed layers may leave it so, and it is scored as it is.
             encoder = load_untrained(recipe)
-            run.mkdir(exist_ok=True)
         return score_sts(EvaluatedModel.of(encoder, candidate.name), self.dev)
 
 

@@ -80,12 +80,15 @@ class Packing:
 
     groups: tuple[PathGroup, ...]
     slots_N: Tensor  # Index of each query among the slots (B * Q) of all groups.
-    is_one_text: bool  # Whether all keys are those of one text, in its order.
+    is_one_text: bool  # Whether all keys are those of one text, in its order, and may go through one kernel.
     _blocks: dict[tuple[MaskSpec, torch.dtype], list[list[QueryBlock]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, paths: Sequence[TokenPath], device: torch.device) -> "Packing":
-        """Group paths of similar length; together their queries are the rows 0 to N-1, each once."""
+    def of(cls, paths: Sequence[TokenPath], device: torch.device, *, one_kernel: bool = True) -> "Packing":
+        """Group paths of similar length; together their queries are the rows 0 to N-1, each once.
+
+        A text alone may go through `one_kernel`, whose sums depend on the number of threads.
+        """
         groups: list[PathGroup] = []
         slots = np.empty(sum(len(path.queries) for path in paths), dtype=np.int64)
         num_slots = 0
@@ -102,8 +105,10 @@ class Packing:
             tables = (torch.from_numpy(table).to(device) for table in (queries, keys, positions, lengths))
             groups.append(PathGroup(*tables))
             num_slots += queries.size
-        is_one_text = len(paths) == 1 and all(
-            np.array_equal(rows, np.arange(len(rows))) for rows in (paths[0].keys, paths[0].queries)
+        is_one_text = (
+            one_kernel
+            and len(paths) == 1
+            and all(np.array_equal(rows, np.arange(len(rows))) for rows in (paths[0].keys, paths[0].queries))
         )
         return cls(tuple(groups), torch.from_numpy(slots).to(device), is_one_text)
 
@@ -123,7 +128,7 @@ class Packing:
             value_MGE: Values.
             scaling: Factor of the scores, before the softmax.
         """
-        if self.is_one_text and not torch.is_grad_enabled():
+        if self.is_one_text:
             return _attend_alone(self.groups[0], spec, query_NHE, key_MGE, value_MGE, scaling)
         query_NHE = query_NHE * scaling
         outputs = [

@@ -136,7 +136,7 @@ class Chunker:
     def _runner(self, tokens: Tokens, readout: Readout, *, packs: bool) -> Runner:
         packed = check_packing(self.encoder.model).packed_model if packs else None
         if packed:
-            return PackedRunner(packed, tokens, readout, share_prefix=False)
+            return PackedRunner(packed, tokens, readout, training=True)
         return PaddedRunner(self.encoder.model, tokens, readout, fallback_token_id(self.encoder.tokenizer))
 
     def _row_order(self, groups: Sequence[Sequence[int]]) -> Tensor:

@@ -190,7 +190,7 @@ def _not_to_be_called(*_: object, **__: object) -> None:
     raise AssertionError("the model was loaded first")
 
 
-@pytest.mark.parametrize("command", ["embed", "evaluate", "layers", "train"])
+@pytest.mark.parametrize("command", ["evaluate", "layers", "train"])
 def test_no_output_goes_to_a_file_or_folder_named_after_standard_output(command: str) -> None:
     arguments = GOOD[command].split()
     arguments[arguments.index("-o") + 1] = "-"

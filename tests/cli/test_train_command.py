@@ -156,8 +156,8 @@ def test_scores_meanwhile_choose_the_weights(tiny_folder: Path, monkeypatch: pyt
     assert result.exit_code == 0, result.stderr
     scores = [record["dev"] for record in records("out")]
     assert scores[0] is None
-    assert [line for line in result.stderr.splitlines() if line.startswith("step ")] == [
-        f"step {record['step']}: loss {record['loss']:.4f}, dev {record['dev']:.4f}"
+    assert [line for line in result.stderr.splitlines() if line.startswith("note: step ")] == [
+        f"note: step {record['step']}: loss {record['loss']:.4f}, dev {record['dev']:.4f}"
         for record in records("out")
         if record["dev"] is not None
     ]

@@ -94,7 +94,7 @@ def test_layers_whose_outcome_is_known_do_not_run(tiny_model: LlamaForCausalLM) 
                 layer.module.get_submodule("mlp").register_forward_pre_hook(count)
             runs.clear()
             runner = PackedRunner(
-                packed_model, TOKENS, HiddenStateReadout("mean", 4), share_prefix=False, cache=active_cache.get()
+                packed_model, TOKENS, HiddenStateReadout("mean", 4), training=True, cache=active_cache.get()
             )
             for group in runner.batches(range(len(TOKENS)), 16):
                 runner.vectors(group)
@@ -124,7 +124,7 @@ def test_a_model_that_remembers_more_than_states_goes_all_the_way(tiny_model: Ll
             PackedModel(open_layers(plain, chosen)),
             unlike,
             HiddenStateReadout("mean", 4),
-            share_prefix=False,
+            training=True,
             cache=cache,
         ).vectors(range(3))
 

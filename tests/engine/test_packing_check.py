@@ -125,7 +125,7 @@ def test_vectors_follow_what_others_do_to_the_model(tiny_encoder: Encoder, chang
 
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
 def test_a_training_step_is_no_change(tiny_model: LlamaForCausalLM) -> None:
-    adapted: Any = get_peft_model(tiny_model, LoraConfig(lora_dropout=0.5, target_modules=["q_proj"]))
+    adapted: Any = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(lora_dropout=0.5, target_modules=["q_proj"]))
     check = check_packing(adapted)
     with training_adapters(adapted):
         assert check_packing(adapted) is check

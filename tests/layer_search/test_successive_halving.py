@@ -224,7 +224,7 @@ def test_differences_are_to_baselines_of_as_many_steps_and_corrected_for_all_map
     out, found = undisturbed
 
     def cosines(one: TrainedCandidate, steps: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.array(json.loads((folder_of(out, one) / f"dev-{steps}.json").read_text())["items"])
+        return np.array(json.loads(Path(f"{folder_of(out, one)}-dev-{steps}.json").read_text())["items"])
 
     everything = next(one for one in found.candidates if one.bidirectional == "all")
     for number, steps in enumerate((3, 6)):
@@ -328,9 +328,9 @@ def _stop_at_once(*_: object) -> None:
 
 
 def test_a_folder_that_is_damaged_is_one_line(tried: Tried, known: Path) -> None:
-    scored = known / "causal" / "dev-3.json"
+    scored = known / "causal-dev-3.json"
     scored.write_text(scored.read_text()[:-9])
-    with pytest.raises(SourceError, match=r"dev-3\.json cannot be read .* Remove .*/causal to train it again"):
+    with pytest.raises(SourceError, match=r"dev-3\.json cannot be read .* Remove it to score .*/causal again"):
         tried.run(known)
     (known / "search.json").write_text("[]")
     with pytest.raises(SourceError, match="known holds runs of no search"):

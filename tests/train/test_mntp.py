@@ -144,7 +144,7 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tu
             PackedModel(model),
             Tokens(masked.ids, spans, 0),
             HiddenStateReadout("last", count_layers(model)),
-            share_prefix=False,
+            training=True,
         )
         (order,) = through.batches(order, 1 << 20)
     found = mntp_losses(through, masked, order)
