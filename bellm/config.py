@@ -13,7 +13,7 @@ from itertools import takewhile
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from bellm.errors import BellmError, SourceError, did_you_mean
+from bellm.errors import BellmError, SourceError, did_you_mean, refuses_changes
 from bellm.hints import LOADING_HINTS, SETTING_HINTS, unknown_names
 from bellm.layer_spec import format_layers, parse_layers, parse_states
 from bellm.prompts import PROMPTS, Prompt, resolve_prompt
@@ -22,6 +22,7 @@ from bellm.types import PoolingName, ReadoutName, Variant, Window
 _MANY_LAYERS = 1 << 20
 
 
+@refuses_changes("encoder = encoder.replace({change})")
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Every setting of an encoder, resolved for its model."""

@@ -20,7 +20,7 @@ from bellm.engine.readout import make_readout
 from bellm.engine.tokenization import fallback_token_id
 from bellm.errors import BellmError, PromptError, SourceError, check_encoder
 from bellm.evaluate import EvaluatedModel, TaskResult, default_cache_folder, read_dev_set, score_sts
-from bellm.io.formats import find_column, text_problem
+from bellm.io.formats import find_column, is_blank, text_problem
 from bellm.io.rows import RowFile
 from bellm.prompts import SLOT, Prompt
 from bellm.report import statistics
@@ -134,7 +134,7 @@ def read_candidates(path: str) -> tuple[Demonstration, ...]:
             raise SourceError(f"{path}, {row.location}: it has no columns. Give the columns sentence and word.")
         cells = [row.cells[names[part]] for part in _PARTS]
         for part, cell in zip(_PARTS, cells, strict=True):
-            if problem := text_problem(cell) or (not str(cell).strip() and "it is empty."):
+            if problem := text_problem(cell) or (is_blank(str(cell)) and "it is empty."):
                 raise SourceError(f"{path}, {row.location}, {part}: {problem}")
         found[Demonstration(*map(str, cells))] = None
     if not found:

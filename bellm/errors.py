@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
 from types import FrameType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 
 class BellmError(ValueError):
@@ -81,6 +81,8 @@ class MemoryWarning(BellmWarning):
     """Batches became smaller, because memory did not hold them."""
 
 
+_T = TypeVar("_T")
+
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _caller: ContextVar[FrameType | None] = ContextVar("caller", default=None)
 
@@ -121,6 +123,20 @@ def errors_naming(name: str) -> Iterator[None]:
         if name in str(error):
             raise
         raise type(error)(f"{name}: {error}") from error
+
+
+def refuses_changes(advice: str) -> Callable[[type[_T]], type[_T]]:
+    """Let a frozen dataclass say how to get another one, where a field of it is set; `{change}` is the keyword."""
+
+    def decorate(kind: type[_T]) -> type[_T]:
+        def refuse(_: _T, name: str, value: object) -> None:
+            change = f"{name}={value!r:.60}"
+            raise BellmError(f"{kind.__name__}.{name} cannot be set. Write {advice.format(change=change)}.")
+
+        kind.__setattr__ = refuse  # type: ignore[assignment]
+        return kind
+
+    return decorate
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -1,6 +1,7 @@
 """What users hand to an encoder: texts in any container, tokenizers, settings, special tokens, vectors."""
 
 import copy
+import dataclasses
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from bellm import Encoder, EncoderPool
 from bellm.corpus import embed_corpus
 from bellm.errors import BellmError, BellmWarning, LayerError, NoOpWarning, PromptError, SourceError
 from bellm.text_files import embed_file
+from bellm.train import Recipe
 from tests.conftest import train_tokenizer
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?"]
@@ -177,6 +179,20 @@ def test_a_limit_is_said_with_whose_it_is(tiny_tokenizer: PreTrainedTokenizerFas
 def test_a_setting_is_not_changed_in_place(tiny_encoder: Encoder, name: str) -> None:
     with pytest.raises(BellmError, match=rf"encoder\.{name} cannot be set. Write encoder = encoder\.replace\("):
         setattr(tiny_encoder, name, getattr(tiny_encoder.config, name, tiny_encoder.config))
+
+
+def test_settings_that_are_kept_together_cannot_be_set_one_by_one(tiny_encoder: Encoder) -> None:
+    with pytest.raises(
+        BellmError, match=r"^EncoderConfig\.pooling cannot be set\. .*encoder\.replace\(pooling='mean'\)\.$"
+    ):
+        tiny_encoder.config.pooling = "mean"  # type: ignore[misc]
+    recipe = Recipe(epochs=2)
+    with pytest.raises(
+        BellmError, match=r"^Recipe\.epochs cannot be set\. .*dataclasses\.replace\(recipe, epochs=3\)\.$"
+    ):
+        recipe.epochs = 3  # type: ignore[misc]
+    assert dataclasses.replace(recipe, epochs=3).epochs == 3
+    assert (tiny_encoder.config.pooling, recipe.epochs) == ("last", 2)
 
 
 def test_another_model_makes_another_encoder(tiny_encoder: Encoder) -> None:

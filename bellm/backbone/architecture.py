@@ -70,8 +70,17 @@ def count_layers(model: nn.Module) -> int:
 
 
 def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
-    """Parameters of a module's forward, by name, without `self`."""
-    return dict(inspect.signature(module.forward).parameters)
+    """Parameters of a module's forward, by name, without `self`.
+
+    One of `*args` and `**kwargs` alone passes on what it gets: the parameters are those of the forward behind it.
+    """
+    classes = (vars(kind)["forward"] for kind in type(module).__mro__ if "forward" in vars(kind))
+    for forward in (module.forward, *classes):
+        parameters = dict(inspect.signature(forward).parameters)
+        parameters.pop("self", None)
+        if any(each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters.values()):
+            break
+    return parameters
 
 
 def has_dynamic_frequencies(model: PreTrainedModel) -> bool:

@@ -46,6 +46,11 @@ def measure_leakage(model: PreTrainedModel) -> list[LayerLeakage]:
     ids_1L = torch.tensor([sample_token_ids(model)], device=input_device(model))
     with without_autocast(model):
         calls = _record_calls(model, ids_1L)
+        if missing := [layer.index for layer in get_layers(model) if layer.index not in calls]:
+            raise LayerError(
+                f"Layers {format_layers(missing)} of {type(model).__name__} did not run: a function in place of its "
+                "forward runs another model, or leaves them out. Take it away, or give bellm a class with that forward."
+            )
         return [_measure_layer(layer.module, *calls[layer.index]) for layer in get_layers(model)]
 
 

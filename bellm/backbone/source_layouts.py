@@ -265,7 +265,13 @@ def _read_prompts(path: Path, config: dict[str, Any]) -> Prompt:
         raise SourceError(
             f"{path} has default_prompt_name={default!r}, which is not among its prompts. Write it there."
         )
-    text, query, document = (f"{prompts.get(name) or ''}{SLOT}" for name in (default, "query", "document"))
+    used = [prompts.get(name) or "" for name in (default, "query", "document")]
+    if slotted := next((prompt for prompt in used if SLOT in prompt), None):
+        raise SourceError(
+            f"{path} has the prompt {slotted!r}, which sentence-transformers puts before each text as it is, with "
+            f"{SLOT}. Give prompt={slotted!r} for a template."
+        )
+    text, query, document = (f"{prompt}{SLOT}" for prompt in used)
     return (
         PROMPTS["raw"] if text == query == document == SLOT else Prompt("sentence-transformers", text, query, document)
     )

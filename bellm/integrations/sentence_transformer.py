@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bellm.encoder import Encoder
 from bellm.errors import BellmError
+from bellm.prompts import SLOT
 from bellm.saving import TEMPLATE_NAMES
 
 
@@ -57,6 +58,11 @@ class EncoderModule(InputModule):  # type: ignore[misc] # sentence-transformers 
         names = {template: name for name, template in TEMPLATE_NAMES.items()}
         if prompt in names:
             task, prompt = names[prompt], None
+        if prompt and SLOT in prompt:
+            raise BellmError(
+                f"prompt={prompt!r} is put before each text as it is, with {SLOT}. For a template write "
+                f"as_sentence_transformer(encoder.replace(prompt={prompt!r}))."
+            )
         return {"texts": [(prompt or "") + text for text in inputs], "input_type": task or "text"}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:

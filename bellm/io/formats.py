@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -68,6 +69,15 @@ def text_problem(cell: object) -> str:
         return f"{error.object[error.start]!r} is half a character. Write the text as UTF-8."
     zeros = f"it holds zero bytes, which no text does. Take them out; or, if it is UTF-16: {CONVERT.format('utf-16')}"
     return zeros if "\0" in cell else ""
+
+
+def is_blank(text: str) -> bool:
+    r"""Whether a text has nothing to be seen: white space and characters of no width.
+
+    >>> is_blank(" \u200b\ufeff"), is_blank("a")
+    (True, False)
+    """
+    return all(char.isspace() or unicodedata.category(char) in ("Cf", "Cc") for char in text)
 
 
 def plain_name(name: str) -> str:

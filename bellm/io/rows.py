@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from bellm.errors import BellmWarning, SourceError, check_list, warn
-from bellm.io.formats import FORMATS, Row, SelectColumns, quote_names, same_columns, text_problem, text_rows
+from bellm.io.formats import FORMATS, Row, SelectColumns, is_blank, quote_names, same_columns, text_problem, text_rows
 from bellm.io.streams import COMPRESSIONS, STDIN, STREAM_ERRORS, as_utf8, content_suffix, open_stream
 
 _LONGEST_REASON = 300
@@ -228,7 +228,7 @@ def check_text(name: str, text: str) -> str:
 
 def check_query(query: str) -> str:
     """Give a query back as it came; an error where it is no text, or empty."""
-    if not check_text("The query", query).strip():
+    if is_blank(check_text("The query", query)):
         raise SourceError("The query is empty: say what to look for.")
     return query
 

@@ -34,7 +34,7 @@ from typing import Literal, get_args
 
 from bellm.data.own_files import PARTS
 from bellm.errors import SourceError
-from bellm.io.formats import EMPTY_WORDS, find_column, parse_number, plain_name, quote_names, text_problem
+from bellm.io.formats import EMPTY_WORDS, find_column, is_blank, parse_number, plain_name, quote_names, text_problem
 
 Part = Literal["anchor", "positive", "negative", "score", "texts"]
 ExampleColumns = Mapping[Part, str | Sequence[str]]
@@ -311,7 +311,7 @@ def _texts(cells: Mapping[str, object], names: Sequence[str]) -> list[str]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise SourceError(f"{repr(value)[:60]} is not a text.")
-    if not value.strip():
+    if is_blank(value):
         raise SourceError("A text is empty.")
     if problem := text_problem(value):
         raise SourceError(problem)

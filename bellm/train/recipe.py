@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, SourceError, UnknownAttributeError, check_fields, did_you_mean
+from bellm.errors import BellmError, SourceError, UnknownAttributeError, check_fields, did_you_mean, refuses_changes
 from bellm.saving import weights_digest
 from bellm.train.objectives import AutoObjective, Objective, needs_of
 
@@ -54,6 +54,7 @@ class MNTP:
     """Open the layers evenly over the steps, from the last down, instead of all at once."""
 
 
+@refuses_changes("recipe = dataclasses.replace(recipe, {change})")
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings of a run.

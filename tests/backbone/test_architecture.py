@@ -1,8 +1,14 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 from tiny import ARCHITECTURES, NO_ATTENTION, tiny
-from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
+from bellm import Encoder
 from bellm.backbone.architecture import forward_parameters, get_decoder, get_layers
 from bellm.errors import LayerError
 from tests.decoders import CASES, decoder
@@ -56,6 +62,40 @@ def test_decoder_is_found_without_a_head() -> None:
     bare = model_of("llama").model
     assert get_decoder(bare) is bare
     assert isinstance(get_layers(bare)[2].attention[0], LlamaAttention)
+
+
+class PassesOn(LlamaModel):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+class PassesOnAttention(LlamaAttention):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+def passing_on(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: forward(*args, **kwargs)
+
+
+def test_a_forward_that_passes_everything_on_has_the_parameters_behind_it(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options: Any = {"tokenizer": tiny_tokenizer, "bidirectional": "last:2"}
+    texts = ["A heron waits.", "Snow."]
+    wanted = Encoder.from_pretrained(tiny_model, **options).encode(texts)
+    model = copy.deepcopy(tiny_model)
+    attention = get_layers(model)[2].attention[0]
+    get_decoder(model).__class__, attention.__class__ = PassesOn, PassesOnAttention
+    attention = get_layers(model)[3].attention[0]
+    attention.forward = passing_on(attention.forward)
+    np.testing.assert_allclose(Encoder.from_pretrained(model, **options).encode(texts), wanted, atol=1e-5)
+    # A function is not copied with the model that it belongs to.
+    get_decoder(model).forward = passing_on(get_decoder(model).forward)
+    with pytest.raises(
+        LayerError, match=r"Layers 0-3 of LlamaForCausalLM did not run: a function in place of its forward"
+    ):
+        Encoder.from_pretrained(model, **options)
 
 
 @pytest.mark.parametrize("name", [*NO_ATTENTION, *NESTED])

@@ -580,6 +580,11 @@ def test_prompts_and_truncation_are_those_of_sentence_transformers(
         ("config_sentence_transformers.json", [], "holds a list, not an object"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts that are no texts"),
         ("config_sentence_transformers.json", {"default_prompt_name": ["a"]}, "not among its prompts"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "Find {text}: "}},
+            r"has the prompt 'Find \{text\}: '.* Give prompt='Find \{text\}: '",
+        ),
         (SENTENCE_CONFIG, {"max_seq_length": "24"}, "has max_seq_length='24'"),
         (SENTENCE_CONFIG, {"tokenizer_args": {"model_max_length": 0}}, "has model_max_length=0"),
         (SENTENCE_CONFIG, {"tokenizer_args": [1]}, "has tokenizer_args or processor_kwargs that are no object"),

@@ -114,7 +114,7 @@ def test_a_model_that_is_not_there_is_named(corpus: Path) -> None:
     assert "none/there" in bellm("search", "none/there", "x", "--in", corpus).stderr
 
 
-@pytest.mark.parametrize("query", ["", " \n"])
+@pytest.mark.parametrize("query", ["", " \n", "\u200b\u200d", "\ufeff \u2060"])
 def test_an_empty_query_is_refused(corpus: Path, query: str) -> None:
     build_index(corpus)
     for place in (corpus, corpus.parent / "a.txt"):
@@ -122,6 +122,12 @@ def test_an_empty_query_is_refused(corpus: Path, query: str) -> None:
         assert (result.exit_code, result.stderr) == (1, "bellm: The query is empty: say what to look for.\n")
     with pytest.raises(BellmError, match="The query is empty"):
         search_corpus(query, corpus)
+
+
+def test_a_pattern_is_no_single_file(corpus: Path) -> None:
+    result = bellm("search", "snow", "--in", corpus.parent / "*.txt")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "patterns are not taken here: give one file" in result.stderr
 
 
 def test_what_is_no_corpus(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def test_what_it_cannot_do_is_one_line(encoder: Encoder) -> None:
         model.train()(model.preprocess(TEXTS))
     with pytest.raises(BellmError, match="input_type='cluster' is not one of"):
         model.encode(TEXTS, task="cluster")
+    with pytest.raises(
+        BellmError, match=r"is put before each text as it is, .*encoder\.replace\(prompt='Find \{text\}:'\)"
+    ):
+        model.encode(TEXTS, prompt="Find {text}:")
     with torch.no_grad():
         assert (
             EncoderModule(encoder).train()({"texts": TEXTS, "input_type": "text"})["sentence_embedding"].shape[0] == 4

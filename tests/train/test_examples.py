@@ -144,6 +144,7 @@ def test_columns_that_say_where_a_row_is_from_are_no_parts() -> None:
         ({"anchor": ""}, r"^no anchors"),
         ({"anchor": None}, "^no anchors"),
         ({"anchor": " \n"}, "A text is empty"),
+        ({"anchor": "\u200b"}, "A text is empty"),
         ({"anchor": ["a", "b"]}, "^2 anchors"),
         ({"anchor": 7}, "7 is not a text"),
         ({"anchor": "half \ud83d"}, "half a character"),
