@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,10 +178,7 @@ def _load_base(base: str, above: tuple[Path, ...], **options: Any) -> tuple[load
     folder = fetch_layout(base)
     place = (folder or Path(base)).resolve()
     if place == above[-1] and any(place.glob("model*.safetensors")):
-        raise SourceError(
-            f"{place} holds adapters beside the weights of their base model. Move {ADAPTER_FILE} and "
-            "adapter_model.safetensors to a folder of their own, and load that, or merge them (merge_and_unload)."
-        )
+        return _load_beside_adapters(place, **options), {}
     if place in above:
         chain = " -> ".join(map(str, (*above[above.index(place) :], place)))
         raise SourceError(
@@ -191,6 +189,20 @@ def _load_base(base: str, above: tuple[Path, ...], **options: Any) -> tuple[load
         return load_source(base, folder, above=above, **options)
     except SourceError as error:
         raise SourceError(f"{above[-1]} holds adapters, and their base model cannot be loaded: {error}") from error
+
+
+def _load_beside_adapters(folder: Path, **options: Any) -> loading.LoadedModel:
+    """Load the model of a folder without the adapters beside it, which transformers would add by itself."""
+    with tempfile.TemporaryDirectory() as links:
+        for file in folder.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(links) / file.name).symlink_to(file)
+        try:
+            loaded = loading.load_pretrained(links, **options)
+        except SourceError as error:
+            raise SourceError(str(error).replace(links, str(folder))) from error
+    loaded.model.name_or_path = loaded.tokenizer.name_or_path = str(folder)
+    return loaded
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -271,11 +271,20 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_adapters_beside_the_weights_of_their_base_are_refused_with_the_way_out(base: Path, tmp_path: Path) -> None:
+def test_adapters_beside_the_weights_of_their_base_are_merged_into_these(
+    base: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
-    adapted(folder).save_pretrained(folder)
-    with pytest.raises(SourceError, match=r"beside the weights of their base model\. Move") as caught:
+    model = adapted(folder)
+    model.save_pretrained(folder)
+    for name in (str(folder), "."):
+        change(folder / "adapter_config.json", base_model_name_or_path=name)
+        encoder = Encoder.from_pretrained(folder, device="cpu", dtype="float32", prompt="raw")
+        assert relative(encoder.encode(TEXTS), vectors_of(model, tiny_tokenizer)) < 1e-5
+        assert (encoder.name, encoder.model.name_or_path) == (str(folder), str(folder))
+    (folder / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(SourceError, match=rf"^{folder} cannot be loaded: ") as caught:
         Encoder.from_pretrained(folder, device="cpu")
     assert "\n" not in str(caught.value)
 
