@@ -1,14 +1,16 @@
 """CPU seconds that each command takes until it is done, beside importing torch and transformers.
 
 User and system time of the process and of all that it starts; the time of a cold run is its first with an empty cache
-of bellm, that of a warm one the median of those that follow. The saved folder is the default model as bellm saves it.
-Texts are two short ones, so that what counts is the start.
+of bellm, that of a warm one the median of those that follow. The script ends at a command that does something else. The
+saved folder is the default model as bellm saves it. Texts are two short ones, so that what counts is the start.
 """
 
 import argparse
 import json
 import os
+import re
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,28 +26,35 @@ from rich.table import Table
 IMPORTS = "import torch, transformers"
 READ = f"{IMPORTS}, safetensors.torch; safetensors.torch.load_file({{!r}})"
 
+HELP = {"--help": ["--help"], "embed --help": ["embed", "--help"]}
 MISTAKES = {
-    "--help": ["--help"],
-    "embed --help": ["embed", "--help"],
-    "an unknown option": ["embed", "{saved}", "two.txt", "-o", "v.npy", "--poolin", "mean"],
-    "an unknown value": ["embed", "{saved}", "two.txt", "-o", "v.npy", "--pooling", "middle"],
-    "a missing option": ["embed", "{saved}", "two.txt"],
-    "embed: no such file": ["embed", "{saved}", "none.txt", "-o", "v.npy"],
-    "embed: no such file, to a folder": ["embed", "{saved}", "none.txt", "-o", "vectors/"],
-    "similarity: no such file": ["similarity", "none.txt", "two.txt", "--model", "{saved}"],
-    "search: no such file": ["search", "snow", "--in", "none.txt", "--model", "{saved}"],
-    "train: no such file": ["train", "{saved}", "--data", "none.csv", "-o", "run"],
-    "evaluate: no such file": ["evaluate", "{saved}", "--tasks", "none.csv", "-o", "report"],
-    "layers: no such file": ["layers", "{saved}", "--dev", "none.csv", "-o", "layers"],
-    "index: no such folder": ["index", "none"],
-    "info: no such folder": ["info", "./none"],
+    "an unknown option": (["embed", "saved", "two.txt", "-o", "v.npy", "--poolin", "mean"], "No such option"),
+    "an unknown value": (["embed", "saved", "two.txt", "-o", "v.npy", "--pooling", "middle"], "pooling"),
+    "a missing option": (["embed", "saved", "two.txt"], "Missing option"),
+    "embed: no such file": (["embed", "saved", "none.txt", "-o", "v.npy"], "none.txt"),
+    "embed: no such file, to a folder": (["embed", "saved", "none.txt", "-o", "vectors/"], "none.txt"),
+    "similarity: no such file": (["similarity", "saved", "none.txt", "two.txt"], "none.txt"),
+    "search: no such file": (["search", "saved", "snow", "--in", "none.txt"], "none.txt"),
+    "train: no such file": (["train", "saved", "--data", "none.csv", "-o", "run"], "none.csv"),
+    "evaluate: no such file": (["evaluate", "saved", "--tasks", "none.csv", "-o", "report"], "none.csv"),
+    "layers: no such file": (["layers", "saved", "--dev", "none.csv", "-o", "layers"], "none.csv"),
+    "index: no such folder": (["index", "none"], "none"),
+    "info: no such folder": (["info", "./none"], "none"),
 }
+"""Commands, and what their error has to say."""
 WORK = {
-    "info, a saved folder": ["info", "{saved}"],
-    "similarity, a saved folder": ["similarity", "Snow fell.", "It snowed.", "--model", "{saved}"],
-    "embed, a saved folder": ["embed", "{saved}", "two.txt", "-o", "v.npy", "--force"],
+    "info, a saved folder": ["info", "saved"],
+    "similarity, a saved folder": ["similarity", "saved", "Snow fell.", "It snowed."],
+    "embed, a saved folder": ["embed", "saved", "two.txt", "-o", "v.npy", "--force"],
     "similarity, the default model": ["similarity", "Snow fell.", "It snowed."],
 }
+PLAIN = """
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained("saved"), AutoTokenizer.from_pretrained("saved")
+with torch.inference_mode():
+    model.model(**tokenizer(["Snow fell.", "It snowed."], return_tensors="pt", padding=True))
+"""
 
 
 @dataclass(frozen=True)
@@ -71,17 +80,19 @@ def main() -> None:
         (folder / "two.txt").write_text("Snow fell all night.\nIt snowed.\n")
         save = "from bellm import Encoder; Encoder.from_pretrained('smollm2').save_pretrained('saved')"
         cpu_seconds([sys.executable, "-c", save], folder)
-        rows = []
-        for title, code in {
-            "import torch": "import torch",
-            IMPORTS: IMPORTS,
-            f"{IMPORTS}, and read the weights": READ.format("saved/model.safetensors"),
-        }.items():
-            rows.append(measure(title, [sys.executable, "-c", code], folder, runs))
-        for title, arguments in (MISTAKES | WORK).items():
+        rows = [
+            measure(title, [sys.executable, "-c", code], folder, runs)
+            for title, code in {
+                "import torch": "import torch",
+                IMPORTS: IMPORTS,
+                f"{IMPORTS}, and read the weights": READ.format("saved/model.safetensors"),
+                "transformers alone: load, and one forward pass": PLAIN,
+            }.items()
+        ]
+        right = {title: (arguments, "") for title, arguments in (HELP | WORK).items()}
+        for title, (arguments, error) in (MISTAKES | right).items():
             if options.only in title and not (options.quick and "default model" in title):
-                filled = [argument.format(saved="saved") for argument in arguments]
-                rows.append(measure(title, [sys.executable, "-m", "bellm", *filled], folder, runs))
+                rows.append(measure(title, [sys.executable, "-m", "bellm", *arguments], folder, runs, error))
     Console().print(table(rows, runs))
     if options.json:
         options.json.write_text(
@@ -89,20 +100,21 @@ def main() -> None:
         )
 
 
-def measure(title: str, command: Sequence[str], folder: Path, runs: int) -> Row:
+def measure(title: str, command: Sequence[str], folder: Path, runs: int, error: str = "") -> Row:
     """A command's CPU seconds with an empty cache, and the median with one that it has filled."""
     with tempfile.TemporaryDirectory() as cache:
-        cold, *warm = (cpu_seconds(command, folder, BELLM_CACHE=cache) for _ in range(runs + 1))
+        cold, *warm = (cpu_seconds(command, folder, error, BELLM_CACHE=cache) for _ in range(runs + 1))
     return Row(title, cold, statistics.median(warm))
 
 
-def cpu_seconds(command: Sequence[str], folder: Path, **environment: str) -> float:
-    """User and system time of a command and its children."""
+def cpu_seconds(command: Sequence[str], folder: Path, error: str = "", **environment: str) -> float:
+    """User and system time of a command and its children, which succeeds, or fails with this error in one line."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        command, cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, capture_output=True, check=False
-    )
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if bool(done.returncode) != bool(error) or (error and not re.fullmatch(f"bellm: .*{error}.*\n", done.stderr)):
+        raise SystemExit(f"{shlex.join(command)} did something else:\n{done.stdout}{done.stderr}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
