@@ -25,6 +25,7 @@ from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.source_layouts import SETTINGS_FILE, VIEWS_FILE, fetch_layout, has_adapters
+from bellm.backbone.source_names import is_hub_id
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
@@ -142,7 +143,7 @@ class Encoder:
         options |= {"trust_remote_code": trust_remote_code, "device_map": device_map}
         source = os.fspath(source) if isinstance(source, PathLike) else source
         if revision is not None:
-            if not isinstance(source, str) or not loading.is_hub_id(source):
+            if not isinstance(source, str) or not is_hub_id(source):
                 raise SourceError(f"revision={revision!r} is for a model of the Hub (owner/name), not for {source}.")
             source = f"{source}@{revision}"
         folder = fetch_layout(source) if isinstance(source, str) else None

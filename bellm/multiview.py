@@ -16,8 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bellm.backbone.loading import locate, split_revision
+from bellm.backbone.loading import locate
 from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout
+from bellm.backbone.source_names import split_revision
 from bellm.config import EncoderConfig, check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult, warn_degenerate

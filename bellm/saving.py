@@ -29,6 +29,7 @@ from bellm.backbone.source_layouts import (
     own_tokenizer,
     read_layout,
 )
+from bellm.backbone.source_names import is_hub_id, split_revision
 from bellm.config import EncoderConfig, setting_names
 from bellm.errors import BellmWarning, FingerprintError, SourceError, warn
 from bellm.tensors.similarity import relative_distance, tolerances
@@ -268,9 +269,9 @@ def _card(saved: SavedEncoder) -> str:
     values["bidirectional"] = f"`{values['bidirectional']}` of {saved.num_layers}"
     values["prompt"] = f"{values['prompt']}: `{values['template']}`"
     settings = "\n".join(f"| {name.replace('_', ' ')} | {values[name]} |" for name in setting_names())
-    hub_id, _ = loading.split_revision(saved.base_model)
+    hub_id, _ = split_revision(saved.base_model)
     # Cards are public: a name that is not of the Hub is refused there, and a path is nobody's affair.
-    is_public = loading.is_hub_id(hub_id) and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id)
+    is_public = is_hub_id(hub_id) and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id)
     return f"""---
 {f"base_model: {hub_id}{chr(10)}" if is_public else ""}library_name: bellm
 tags: [bellm, sentence-embeddings, bidirectional-attention]

@@ -102,7 +102,9 @@ def test_all_warnings_are_given_by_one_function() -> None:
         assert len(named) == (path.name == "errors.py"), path
 
 
-@pytest.mark.parametrize("module", ["bellm.cli", "bellm.corpus.row_ranges", "bellm.data", "bellm.io.vectors"])
+@pytest.mark.parametrize(
+    "module", ["bellm.cli", "bellm.corpus.row_ranges", "bellm.data", "bellm.io.vectors", "bellm.backbone.source_names"]
+)
 def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert run([sys.executable, "-c", program]).returncode == 0

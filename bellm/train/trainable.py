@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bellm.backbone import adapters
-from bellm.backbone.loading import ALIASES, resolve_dtype
+from bellm.backbone.loading import resolve_dtype
+from bellm.backbone.source_names import ALIASES
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, NothingToLearnError, SourceError
 from bellm.io import atomic

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from bellm import Encoder
 from bellm.backbone import loading
 from bellm.backbone.gguf_conversion import conversion_name
+from bellm.backbone.source_names import ALIASES
 from bellm.errors import BellmWarning, SourceError
 from bellm.io import cache
 from bellm.io.cache import cache_entries
@@ -186,7 +187,7 @@ def test_without_gguf_what_is_converted_is_loaded_and_more_is_refused(
 
 
 def test_the_alias_is_its_converted_copy_before_its_package(file: Path, folder: Path) -> None:
-    alias = loading.ALIASES["smollm2"]
+    alias = ALIASES["smollm2"]
     load(file)
     [entry] = cache_entries()
     entry.path.rename(entry.path.with_name(conversion_name(alias.file, alias.sha256)))

@@ -87,6 +87,9 @@ MISTAKES = [
     "train tiny --data none.csv -o run",
     "train tiny --data t.csv -o run",
     "train none.py --data t.csv -o run",
+    "info ./none",
+    "doctor t.csv",
+    "similarity 'none?pooling=mean' snow snow",
     "evaluate tiny --tasks none.csv -o report",
     "layers tiny --dev none.csv -o layers",
     "layers tiny --train none.csv -o layers",
@@ -94,7 +97,8 @@ MISTAKES = [
 
 
 def test_a_mistake_is_said_before_torch_is_imported() -> None:
-    Path("empty").mkdir()
+    for name in ("empty", "tiny"):
+        Path(name).mkdir()
     program = (
         "import json, shlex, sys\nfrom typer.testing import CliRunner\nfrom bellm.cli import app\n"
         "for command in json.loads(sys.argv[1]):\n"
