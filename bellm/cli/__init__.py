@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, cast
 
 import typer
 
@@ -15,6 +16,7 @@ from bellm.cli.evaluate_command import evaluate_command
 from bellm.cli.layers_command import layers_command
 from bellm.cli.list_commands import models_command, prompts_command, tasks_command
 from bellm.cli.model_commands import doctor_command, info_command
+from bellm.cli.option_file import read_option_file
 from bellm.cli.search_command import index_command, search_command, similarity_command
 from bellm.cli.terminal import CommandGroup, OneValueCommand, OptionalSourceCommand, open_streams, with_verbosity
 from bellm.cli.train_command import train_command
@@ -68,6 +70,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _bellm(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Options of commands, in a TOML file: a table [embed], say.")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -107,3 +113,5 @@ def _bellm(
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """
+    if config:
+        context.default_map = read_option_file(config, cast(CommandGroup, context.command).commands)

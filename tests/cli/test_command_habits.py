@@ -180,3 +180,33 @@ def test_models_in_both_caches_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_p
     (kept / "config.json").write_text("{}")
     found = json.loads(bellm("models --json").stdout)["models"]
     assert [(model["source"], model["cache"]) for model in found] == [("someone/model", "hub"), (str(kept), "bellm")]
+
+
+def test_a_file_keeps_options_and_the_command_line_has_the_last_word(tiny_folder: Path) -> None:
+    Path("options.toml").write_text('[info]\nbidirectional = "last:1"\nmax-tokens = 32\njson = true\n')
+    assert [_settings(tiny_folder, more) for more in ("", "--bidirectional first:1")] == [("3", 32), ("0", 32)]
+
+
+def _settings(folder: Path, more: str) -> tuple[str, int]:
+    result = bellm(f"--config options.toml info {folder} {more}")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    return found["bidirectional"], found["max_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[embd]\n", "'embd', which is no table of a command. Did you mean embed?"),
+        ("embed = 3\n", "'embed', which is no table of a command."),
+        ('[embed]\npoolin = "mean"\n', "the option 'poolin', which it does not have. Did you mean pooling?"),
+        ("[embed\n", "(--config) cannot be read as TOML: "),
+        ('[embed]\npooling = "middle"\n', "'middle'"),
+        ('[embed]\nmax-tokens = "many"\n', "'--max-tokens': Input should be a valid integer"),
+        ("[embed]\nmax-tokens = [1]\n", "--max-tokens"),
+    ],
+)
+def test_what_a_file_of_options_may_not_say(text: str, words: str) -> None:
+    Path("options.toml").write_text(text)
+    assert words in said("--config options.toml embed tiny t.csv -o v.npy")
+    assert "none.toml (--config) cannot be read" in said("--config none.toml embed tiny t.csv -o v.npy")
