@@ -14,7 +14,7 @@ from bellm.corpus.index import Index, build_index
 from bellm.corpus.job import embed_corpus, lock_corpus
 from bellm.corpus.row_ranges import SHARD_FOLDER, Precision, split_rows
 from bellm.engine.embedding import EncodeResult
-from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, CorpusWarning, SourceError
 from bellm.io.rows import TextRow
 from bellm.types import Vectors
 from tests.processes import run
@@ -198,7 +198,8 @@ def test_a_second_run_leaves_the_index_as_it_is(corpus: Path) -> None:
 
 def test_a_corpus_without_rows(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path) -> None:
     texts_to(tmp_path / "in" / "a.txt", [])
-    embed(tiny_encoder, tiny_folder, tmp_path)
+    with pytest.warns(BellmWarning, match="There are no rows in"):
+        embed(tiny_encoder, tiny_folder, tmp_path)
     for approximate in (False, True):
         assert build_index(tmp_path / "out", approximate=approximate).rows == 0
         assert Index.open(tmp_path / "out").search(tiny_encoder.encode(["x"])[0]) == []

@@ -30,6 +30,7 @@ def _two_threads() -> Iterator[None]:
 
 def test_answers_come_in_order_with_modes_and_threads_as_outside() -> None:
     def found(number: int) -> tuple[int, int, bool, torch.dtype]:
+        assert not torch.is_autocast_cache_enabled()  # All threads share it.
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         return number, torch.get_num_threads(), torch.is_inference_mode_enabled(), product.dtype
 

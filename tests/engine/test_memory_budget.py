@@ -15,5 +15,7 @@ def test_wider_models_get_fewer_tokens(tiny_model: LlamaForCausalLM) -> None:
     try:
         assert default_batch_tokens(wide) == 384
         assert default_batch_tokens(wide.to(torch.bfloat16)) == 768
+        wide.config.intermediate_size = 1 << 20
+        assert default_batch_tokens(wide) == 256
     finally:
         wide.to(torch.float32).config.intermediate_size = width

@@ -34,6 +34,16 @@ def test_the_prompt_survives_truncation(tiny_tokenizer: PreTrainedTokenizerFast)
     )
 
 
+def test_a_text_may_fill_the_limit_and_keeps_a_token_at_least(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = tokenize(tiny_tokenizer, [LONG], TEMPLATE, 10_000)
+    [ids], [(start, end)] = whole.ids, whole.spans
+    assert tokenize(tiny_tokenizer, [LONG], TEMPLATE, len(ids)) == whole
+    prompt = len(ids) - (end - start)
+    assert tokenize(tiny_tokenizer, [LONG], TEMPLATE, prompt + 1).spans == [(start, start + 1)]
+    with pytest.raises(PromptError, match="leaves no room for the text"):
+        tokenize(tiny_tokenizer, [LONG], TEMPLATE, prompt)
+
+
 @settings(max_examples=50)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])), limit=st.integers(30, 60))
 def test_any_text_keeps_its_prompt_and_its_limit(

@@ -29,6 +29,7 @@ def test_a_curve_goes_through_its_scores_inside_its_band() -> None:
     scores = found.degradation.scores
     plot = curve.plot
     assert [point.x for point in plot.points] == [plot.across.percent(kept) for kept in range(1, LAYERS + 1)]
+    assert 0 <= plot.points[0].x < plot.points[-1].x <= 100
     for end in ("low", "high"):
         drawn = [value(plot.up, getattr(point, end)) for point in plot.points]
         assert drawn == pytest.approx([getattr(score, end) for score in scores], abs=0.01)

@@ -57,20 +57,15 @@ def test_columns_of_what_was_not_measured_are_left_out() -> None:
 def test_candidates_say_what_they_are() -> None:
     score, better = Score("", 70, 68, 72, 9), Difference(10, 8, 12, 0.0004)
     same, worse = Difference(0, 0, 0, 1), Difference(-10, -12, -8, 0.04)
-    found = lines(
-        candidate_table(
-            CandidateScores(
-                "T",
-                30,
-                (
-                    Candidate("12", (12,), score, better, same, 0.125, None),
-                    Candidate("none", (), score, same, worse, 0, None),
-                    Candidate("last:1", (29,), score, same, worse, 0, "why"),
-                    Candidate("all", tuple(range(30)), score, worse, same, 0.5, None),
-                ),
-            )
-        )
+    rows = (
+        Candidate("12", (12,), score, better, same, 0.125, None),
+        Candidate("none", (), score, same, worse, 0, None),
+        Candidate("last:1", (29,), score, same, worse, 0, "why"),
+        Candidate("all", tuple(range(30)), score, worse, same, 0.5, None),
     )
+    table = candidate_table(CandidateScores("T", 30, rows))
+    assert table.styles == ["", "bold", "dim", ""]
+    found = lines(table)
     assert found[1] == "layer 12 70.0 \N{PLUS-MINUS SIGN} 2.0 \N{BLACK UP-POINTING TRIANGLE} +10.0 " + (
         "8.0 to 12.0 < 0.001 0.0 0.1250"
     )

@@ -89,7 +89,7 @@ def test_eight_maps_of_every_kind_the_rule_among_them() -> None:
 def test_what_changes_nothing_or_nothing_else_is_not_trained() -> None:
     found = searched(
         candidate("28", 65, moved=0.25),
-        candidate("28-29", 65, moved=0.25),
+        candidate("28-29", 64.9998, moved=0.250002),  # The same vectors but for rounding.
         candidate("27", 65, moved=0.5),
         candidate("29", 60, moved=0, no_op="why"),
         candidate("none", 70, moved=0.125),  # Token Prepending opens no layer.

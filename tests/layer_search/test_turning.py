@@ -51,7 +51,7 @@ def test_it_is_where_scipy_puts_a_knee() -> None:
 )
 def test_a_curve_that_does_not_turn_says_why(scores: worlds.Numbers, reason: str) -> None:
     found = find_turning_point(*noisy(scores, 1e-6))
-    assert (found.depth, found.low, found.high) == (None, None, None)
+    assert (found.depth, found.low, found.high, found.p_value) == (None, None, None, 1)
     assert reason in found.reason
 
 
@@ -75,7 +75,9 @@ def test_a_bend_somewhat_larger_than_the_noise_is_unlikely_to_be_noise(seed: int
 
 
 def test_a_short_curve_is_not_read() -> None:
-    assert "9 depths are too few" in find_turning_point(np.arange(9.0), np.zeros((10, 9))).reason
+    short = find_turning_point(np.arange(9.0), np.zeros((10, 9)))
+    assert "9 depths are too few" in short.reason
+    assert short.p_value == 1
     assert "nowhere rises" in find_turning_point(np.arange(10.0), np.zeros((10, 10))).reason
 
 
