@@ -95,6 +95,20 @@ def read_habits(
     return call
 
 
+def read_fixed_habits(
+    habits: Mapping[str, Any], input_type: InputType, progress: bool | None, device: torch.device
+) -> EncodeCall:
+    """As `read_habits`, for what gives arrays alone and has settings that were fixed before, as a pool of processes."""
+    given = dict(habits)
+    if given.pop("convert_to_tensor", False):
+        raise BellmError("convert_to_tensor=True: vectors are an array of NumPy here. Write torch.from_numpy(vectors).")
+    call = read_habits(given, input_type, progress, device, has_tensors=False)
+    if call.settings:
+        name = next(iter(call.settings))
+        raise BellmError(f"{name} does not change for one call here. Write encoder.replace({name}=...) beforehand.")
+    return call
+
+
 def _read_input_type(name: str, value: Any, input_type: InputType) -> InputType:
     if value not in get_args(InputType):
         raise BellmError(

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -20,6 +21,7 @@ from bellm.backbone.loading import locate
 from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout
 from bellm.backbone.source_names import split_revision
 from bellm.config import EncoderConfig, check_settings, parse_setting, refuse_unknown, setting_names
+from bellm.encode_options import read_fixed_habits
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult, warn_degenerate
 from bellm.engine.readout import JoinedReadout, make_readout
@@ -190,26 +192,37 @@ class MultiViewEncoder:
 
     def encode(
         self,
-        texts: Iterable[str],
+        texts: str | Iterable[str],
         *,
         input_type: InputType = "text",
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         progress: bool | None = None,
+        **habits: Any,
     ) -> Vectors:
-        """Embed texts, in their order, as float32 (len(texts), embedding_dim); see `Encoder.encode`."""
-        texts = list_texts(texts)
-        result = self.encode_with_stats(
-            texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
-        )
-        warn_truncated(result.num_truncated, len(texts), self.max_tokens)
-        warn_degenerate(texts, result.vectors, self.dtype_name)
-        return result.vectors
+        """Embed texts, in their order, as float32 (len(texts), embedding_dim), and a string as one vector.
 
-    def encode_query(self, texts: Iterable[str], **options: Any) -> Vectors:
+        See `Encoder.encode`. Settings are those of the views: keywords that would change one for this call are refused.
+        """
+        devices = [view.embedder.device for view in self.views if isinstance(view.embedder, Encoder)]
+        call = read_fixed_habits(habits, input_type, progress, devices[0] if devices else torch.device("cpu"))
+        rows = [texts] if isinstance(texts, str) else list_texts(texts)
+        result = self.encode_with_stats(
+            rows,
+            input_type=call.input_type,
+            max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
+            progress=call.progress,
+        )
+        warn_truncated(result.num_truncated, len(rows), self.max_tokens)
+        warn_degenerate(rows, result.vectors, self.dtype_name)
+        return result.vectors[0] if isinstance(texts, str) else result.vectors
+
+    def encode_query(self, texts: str | Iterable[str], **options: Any) -> Vectors:
         """Embed queries; see `encode`."""
         return self.encode(texts, input_type="query", **options)
 
-    def encode_document(self, texts: Iterable[str], **options: Any) -> Vectors:
+    def encode_document(self, texts: str | Iterable[str], **options: Any) -> Vectors:
         """Embed documents; see `encode`."""
         return self.encode(texts, input_type="document", **options)
 

@@ -16,6 +16,7 @@ from torch import multiprocessing
 
 from bellm.backbone.hooks import shared_copy
 from bellm.backbone.loading import resolve_device
+from bellm.encode_options import read_fixed_habits
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult, warn_degenerate
 from bellm.engine.tokenization import chunk_texts, list_texts, warn_truncated
@@ -57,17 +58,35 @@ class EncoderPool:
         self._pool = ProcessPoolExecutor(len(devices), context, _start, (sent, queue, threads))
         self._processes = self._pool._processes  # The pool itself forgets them once one has died.
 
-    def encode(self, texts: Iterable[str], *, input_type: InputType = "text") -> Vectors:
-        """Embed texts, in their order; see `Encoder.encode`.
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        input_type: InputType = "text",
+        max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        **habits: Any,
+    ) -> Vectors:
+        """Embed texts, in their order, and a string as one vector; see `Encoder.encode`.
+
+        Settings are those of the pool's encoder: keywords that would change one for this call are refused.
 
         Raises:
             BellmError: `texts` are not strings, a device is not there, or a process was killed.
         """
-        texts = list_texts(texts)
-        result = self.encode_with_stats(texts, input_type=input_type)
+        call = read_fixed_habits(habits, input_type, progress, self._encoder.device)
+        rows = [texts] if isinstance(texts, str) else list_texts(texts)
+        result = self.encode_with_stats(
+            rows,
+            input_type=call.input_type,
+            max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
+            progress=bool(call.progress),
+        )
         warn_truncated(result.num_truncated, len(result.vectors), self._encoder.config.max_tokens)
-        warn_degenerate(texts, result.vectors, self._encoder.dtype_name)
-        return result.vectors
+        warn_degenerate(rows, result.vectors, self._encoder.dtype_name)
+        return result.vectors[0] if isinstance(texts, str) else result.vectors
 
     def encode_with_stats(self, texts: Iterable[str], *, progress: bool = False, **options: Any) -> EncodeResult:
         """Embed texts and count their tokens and those that were cut; see `Encoder.encode_with_stats`."""

@@ -95,6 +95,20 @@ def test_prompts_are_averaged(tiny_encoder: Encoder) -> None:
     np.testing.assert_allclose(encoder.encode(TEXTS), sum(parts) / 2, atol=1e-6)
 
 
+def test_habits_work_or_are_refused_in_one_line(tiny_encoder: Encoder) -> None:
+    encoder = MultiViewEncoder.prompts(tiny_encoder, ["prompteol", "angle"])
+    one = encoder.encode(TEXTS[0], batch_size=2, show_progress_bar=False, convert_to_numpy=True)
+    assert one.shape == (encoder.embedding_dim,)
+    np.testing.assert_allclose(one, encoder.encode(TEXTS[:1])[0], atol=1e-6)
+    for habits, words in (
+        ({"normalize_embeddings": True}, "normalize does not change for one call here"),
+        ({"convert_to_tensor": True}, "Write torch.from_numpy"),
+        ({"max_length": 9}, "max_length"),
+    ):
+        with pytest.raises(BellmError, match=words):
+            encoder.encode(TEXTS, **habits)
+
+
 def test_sum_of_states_and_routing_is_what_the_paper_says(experts: Encoder, moee: MultiViewEncoder) -> None:
     states = normalize_rows(experts.encode(TEXTS))
     routing = normalize_rows(experts.replace(readout="routing").encode(TEXTS))

@@ -33,6 +33,10 @@ def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder:
         np.testing.assert_allclose(queries.vectors, tiny_encoder.encode_query(TEXTS[:2]), rtol=0, atol=1e-5)
         with pytest.raises(BellmError, match=r"texts\[0\] is int"):
             workers.encode([1])  # type: ignore[list-item]
+        one = workers.encode(TEXTS[0], batch_size=4, show_progress_bar=False, prompt_name="query")
+        np.testing.assert_allclose(one, tiny_encoder.encode_query(TEXTS[0]), rtol=0, atol=1e-5)
+        with pytest.raises(BellmError, match=r"normalize does not change .* Write encoder.replace\(normalize=...\)"):
+            workers.encode(TEXTS, normalize_embeddings=True)
         os.kill(next(iter(workers._pool._processes)), signal.SIGKILL)
         with pytest.raises(
             BellmError, match="A worker process ended early: SIGKILL killed it, as the system does where"
