@@ -111,7 +111,7 @@ def test_a_second_run_finds_everything_done(tiny_encoder: Encoder, counted: list
     assert content() == before
 
 
-@pytest.mark.parametrize("shard_rows", [8, 3])
+@pytest.mark.parametrize("shard_rows", [8, 1])
 def test_lost_shards_are_made_anew_and_no_others(tiny_encoder: Encoder, counted: list[str], shard_rows: int) -> None:
     run(tiny_encoder, lines("a.txt", TEXTS), keep_text=True)
     before, rows = content(), table()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,11 @@ def test_round_trip(tmp_path: Path, form: Precision, kind: str, keep_text: bool)
     assert shards.read_shard_info(path) == shard
     assert (shard.first, shard.stop, shard.num_rows, shard.num_unreadable) == (7, 12, 4, 1)
     assert shards.read_unreadable_rows(path) == [(9, "why")]
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    compression = {
+        columns.column(at).path_in_schema: columns.column(at).compression for at in range(columns.num_columns)
+    }
+    assert {name for name, found in compression.items() if found == "UNCOMPRESSED"} == {"vector.list.element"}
     table = shards.read_shard(path)
     assert str(table.schema.field("vector").type) == f"fixed_size_list<element: {kind}>[6]"
     assert table.column("row").to_pylist() == [7, 8, 10, 11]

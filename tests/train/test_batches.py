@@ -149,6 +149,10 @@ def test_numbers_out_of_range(weights: list[float], size: int, seed: int) -> Non
         Batches([(pairs(3), weight) for weight in weights], size, seed=seed)
 
 
+def test_a_batch_may_be_one_row() -> None:
+    assert [len(batch.rows) for batch in some(Batches([(pairs(3), 1)], 1), 3)] == [1] * 3
+
+
 def test_what_decides_the_order_is_described() -> None:
     known = Batches([(pairs(3), 1)], 2, seed=4).described()
     assert known["batch_size"] == 2

@@ -141,6 +141,15 @@ def test_espresso_takes_the_layers_of_every_text() -> None:
     torch.testing.assert_close(found, nested.espresso(contrastive.info_nce, 4)(*stacks))
 
 
+def test_an_encoder_of_many_layers_guides_itself_by_its_own_vectors() -> None:
+    rows = vectors(9, 5, 16)
+    ignored_BC = contrastive.false_negatives(*rows[:, -1].split(3), margin=0.1)
+    assert ignored_BC.any()
+    found = Espresso(InfoNCE(guide="self", margin=0.1), dims=4)(make_embedded_batch([(rows, TRIPLETS)]))
+    wanted = nested.espresso(contrastive.info_nce, 4)(*rows.transpose(0, 1).split(3, dim=1), ignored_BC=ignored_BC)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_objectives_say_what_they_need() -> None:
     assert needs_of(InfoNCE()) == needs_of(lambda batch: batch.anchors_BD.sum()) == Needs()
     assert needs_of(Espresso()) == Needs(all_layers=True)

@@ -92,6 +92,10 @@ def test_a_response_needs_something_to_be_predicted_from(tiny_tokenizer: PreTrai
 def test_an_empty_response_is_its_end_or_an_error(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     turns = tokenize_turns(tiny_tokenizer, ["A cat"], [""], 99)
     assert turns.ids[0][turns.spans[0][0] :] == [2]
+    ending = copy.deepcopy(tiny_tokenizer)
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    assert ending("").input_ids == [2]
+    assert tokenize_turns(ending, [""], [""], 99).ids == [[1, 2]]
     endless = copy.deepcopy(tiny_tokenizer)
     endless.eos_token = None
     with pytest.raises(BellmError, match="Response 1 is '': it has no tokens"):

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.backbone.adapters import quantize_4bit
-from bellm.errors import BellmError
+from bellm.errors import BellmError, SourceError
 from bellm.train import trainable
 from bellm.train.loop import train
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
 from bellm.train.train_step import TrainStep
-from bellm.train.trainable import export_encoder, load_trainable
+from bellm.train.trainable import export_encoder, load_trainable, rehearse_saving
 from bellm.types import Vectors
 from tests.train.rows import dataset, triplets
 
@@ -199,6 +200,22 @@ def test_what_saving_would_refuse_is_refused_before_the_first_step(
     assert steps == []
     assert not list((tmp_path / "out").glob(".model-*"))
     train(recipe, [(dataset(6), 1.0)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_disk_needs_room_for_checkpoints_their_drafts_and_the_encoder(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    recipe = Recipe(model=str(tiny_folder), tuning=LoRA(rank=2, merged=merged))
+    encoder, _ = load_trainable(recipe)
+    weights = list(encoder.model.parameters())
+    learned = sum(weight.nbytes for weight in weights if weight.requires_grad)
+    saved = sum(weight.nbytes for weight in weights) if merged else learned
+    monkeypatch.setattr(trainable, "_SMALL", 2000)
+    for missing in (1, 0):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, n=missing: SimpleNamespace(free=5 * learned + saved - n))
+        with pytest.raises(SourceError, match=r"has 0\.0 GiB left") if missing else nullcontext():
+            rehearse_saving(encoder, recipe, tmp_path)
 
 
 def test_a_quantized_base_is_refused(
