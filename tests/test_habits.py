@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import bellm
-from bellm import BellmError, Encoder
+from bellm import BellmError, Encoder, MultiViewEncoder
 from bellm.engine.packing_check import check_packing
 from bellm.errors import UnknownAttributeError
 from bellm.hints import ATTRIBUTE_HINTS, ENCODE_HINTS, LOADING_HINTS, SETTING_HINTS
@@ -37,6 +37,7 @@ def test_a_habit(written: str, kind: str, here: str, tiny_encoder: Encoder, tiny
     encoder = copy.copy(tiny_encoder)  # `to` changes an encoder.
     names = {"encoder": encoder, "Encoder": Encoder, "texts": TEXTS, "folder": tiny_folder, "numpy": np}
     names |= {"pandas": pandas, "polars": polars, "pyarrow": pyarrow, "vectors": encoder.encode(TEXTS)}
+    names["views"] = MultiViewEncoder.prompts(tiny_encoder, ["prompteol", "angle"])
     if kind == "refused":
         with pytest.raises(BellmError) as caught:
             exec(written, names)
