@@ -107,10 +107,10 @@ class EncoderPool:
 
     def _death(self) -> str:
         """Why a process is no more, by how it ended; the pool ends the others by SIGTERM."""
-        processes = list(self._processes.values())
-        for process in processes:
-            process.join(5)
-        codes = [process.exitcode for process in processes]
+        self._pool.shutdown(
+            cancel_futures=True
+        )  # Its own thread asks for their codes, and one that asks too gets none.
+        codes = [process.exitcode for process in self._processes.values()]
         code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
         if code == _UNGUARDED:
             return f"it ran the script again. Put what the script does under {_GUARD}"
