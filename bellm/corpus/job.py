@@ -187,6 +187,8 @@ def embed_corpus(
     start = time.perf_counter()
     try:
         embedder = encoder() if callable(encoder) else encoder
+        if devices and not isinstance(embedder, Encoder):
+            raise BellmError("Processes on several devices need a bellm Encoder, and this is none: leave devices out.")
         config = CorpusConfig.of(
             embedder,
             input_type=input_type,
@@ -261,8 +263,6 @@ def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) 
 
 def _embed_here(embedder: Embedder, job: Job, progress: Callable[[CorpusProgress], None]) -> list[Shard]:
     """The executor of one machine: reads a row range ahead of the model, and writes a shard behind it."""
-    if job.devices and not isinstance(embedder, Encoder):
-        raise BellmError("Processes on several devices need a bellm Encoder, and this is none: leave devices out.")
     row_ranges = missing_ranges(job.files, job.columns, job.done, job.shard_rows)
     # Standard input is read where Ctrl-C arrives.
     row_ranges = row_ranges if STDIN in job.files else prefetch(row_ranges)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bellm import Encoder
+from bellm import Encoder, MultiViewEncoder
 from bellm.corpus import job, manifest, shards
 from bellm.corpus.corpus_config import read_corpus_config
 from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
@@ -414,3 +414,11 @@ def test_inputs_that_all_lie_in_the_output_are_refused(tiny_encoder: Encoder) ->
     run(tiny_encoder, lines("a.txt", TEXTS[:8]))
     with pytest.raises(SourceError, match=r"All inputs lie in out, where the output goes"):
         run(tiny_encoder, "out/rejected.jsonl")
+
+
+def test_processes_on_devices_need_an_encoder_and_leave_no_folder_without(tiny_encoder: Encoder) -> None:
+    views = MultiViewEncoder([tiny_encoder, tiny_encoder.replace(pooling="mean")])
+    lines("texts.txt", TEXTS)
+    with pytest.raises(BellmError, match="several devices need a bellm Encoder, and this is none"):
+        embed_corpus(views, ["texts.txt"], "out", devices=["cpu", "cpu"])
+    assert not Path("out").exists()
