@@ -35,6 +35,9 @@ _DRAWS = 3
 _SWITCHED = {"training", "cast_input_dtype_enabled"}
 """Attributes that a training step switches and switches back, of modules and of adapters: see `training_adapters`."""
 
+_PLAIN = (bool, int, float, str)
+_COLLECTIONS = (dict, list, tuple, set)
+
 State = dict[tuple[int, str], object]
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean")
@@ -72,38 +75,35 @@ _cache: WeakKeyDictionary[PreTrainedModel, _Checked] = WeakKeyDictionary()
 def check_packing(model: PreTrainedModel) -> PackingCheck:
     """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes."""
     cached, state = _cache.get(model), _state(model)
-    if cached is None or cached.state != {key: state[key] for key in state.keys() - cached.volatile}:
+    if cached is None or cached.state != _without(state, cached.volatile):
         check, after = _check(model), _state(model)
         volatile = {key for key in state.keys() & after.keys() if state[key] != after[key]}
-        state = {key: after[key] for key in after.keys() - volatile}
-        cached = _cache[model] = _Checked(check, state, volatile, _parts(model))
+        cached = _cache[model] = _Checked(check, _without(after, volatile), volatile, _parts(model))
     return cached.check
+
+
+def _without(state: State, keys: Set[tuple[int, str]]) -> State:
+    return {key: state[key] for key in state.keys() - keys} if keys else state
 
 
 def _state(model: PreTrainedModel) -> State:
     """Attributes of all modules: weights, buffers, hooks, numbers, and which adapters of PEFT are active and merged.
 
-    Numbers and texts stand for themselves, also in lists and by names, and objects for their ids.
+    Numbers and texts stand for themselves, also in lists and by names, and objects for their ids. It is read at every
+    call of an encoder, so it has to be quick: most attributes of a module are empty collections, which are left out.
     """
-    state: State = {
-        (id(module), name): _by_value(value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name not in _SWITCHED
-    }
-    return state | {(0, "dtype"): model.dtype, (0, "device"): model.device}
-
-
-def _by_value(attribute: object) -> object:
-    if isinstance(attribute, dict):
-        return tuple([(name, _value_or_id(value)) for name, value in attribute.items()])
-    if isinstance(attribute, list | tuple | set):
-        return tuple(map(_value_or_id, attribute))
-    return _value_or_id(attribute)
-
-
-def _value_or_id(value: object) -> object:
-    return value if isinstance(value, bool | int | float | str) else id(value)
+    state: State = {(0, "dtype"): model.dtype, (0, "device"): model.device}
+    for module in model.modules():
+        number = id(module)
+        for name, value in vars(module).items():
+            if name in _SWITCHED:
+                continue
+            if not isinstance(value, _COLLECTIONS):
+                state[number, name] = value if isinstance(value, _PLAIN) else id(value)
+            elif value:
+                named = value.items() if isinstance(value, dict) else enumerate(value)
+                state[number, name] = [(key, each if isinstance(each, _PLAIN) else id(each)) for key, each in named]
+    return state
 
 
 def _parts(model: nn.Module) -> list[object]:
