@@ -107,9 +107,8 @@ class EncoderPool:
 
     def _death(self) -> str:
         """Why a process is no more, by how it ended; the pool ends the others by SIGTERM."""
-        self._pool.shutdown(
-            cancel_futures=True
-        )  # Its own thread asks for their codes, and one that asks too gets none.
+        # Its own thread asks for the codes, and another that asks at the same moment gets none.
+        self._pool.shutdown(cancel_futures=True)
         codes = [process.exitcode for process in self._processes.values()]
         code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
         if code == _UNGUARDED:
