@@ -38,6 +38,18 @@ def test_a_model_is_tried_once(tiny_model: LlamaForCausalLM) -> None:
     assert check_packing(open_layers(tiny_model, [2])) is not check
 
 
+def test_what_rounding_explains_is_no_fault(tiny_model: LlamaForCausalLM) -> None:
+    model = copy.deepcopy(tiny_model).to(torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:  # Attention so sharp that a rounding may choose another token.
+            layer.self_attn.q_proj.weight.mul_(100)
+    check = check_packing(model)
+    assert check.packed_model is not None
+    assert check.distance is not None
+    assert check.limit is not None
+    assert tolerances(torch.bfloat16).packing < check.distance <= check.limit
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_leaks_from_text_to_text_runs_padded(tiny_model: LlamaForCausalLM, dtype: torch.dtype) -> None:
     model = open_layers(copy.deepcopy(tiny_model).to(dtype), [])

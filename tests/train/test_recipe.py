@@ -40,6 +40,7 @@ def quiet(batch: EmbeddedBatch) -> Any:
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 must be more than 0."),
         ({"warmup": 1.5}, "warmup=1.5 is a share of the steps: give 0 to 1."),
         ({"warmup": -0.1}, "warmup=-0.1 is a share of the steps: give 0 to 1."),
+        ({"seed": "42"}, "seed='42' is not of type int."),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(choices: dict[str, Any], said: str) -> None:
