@@ -19,7 +19,7 @@ _IMPORTS = {
 }
 """What each extra of pyproject.toml makes importable."""
 
-_PACKAGES = ("analyse", "corpus", "data", "evaluate", "integrations", "layer_search", "train")
+_PACKAGES = ("analyse", "compress", "corpus", "data", "evaluate", "integrations", "layer_search", "train")
 """Public packages, which are attributes of `bellm` once asked for."""
 
 

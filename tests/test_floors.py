@@ -22,7 +22,7 @@ FLOORS = (
     {"metadata", "pool", "multiview"},
     {"text_files", "doctor"},
     {"corpus", "evaluate", "train", "integrations"},
-    {"analyse", "layer_search", "demonstrations"},
+    {"analyse", "layer_search", "demonstrations", "compress"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,16 @@
+"""Smaller encoders: weights removed by the shape of their spectra and by what texts make of them, and layers left out.
+
+Names are imported when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from bellm.extras import lazy_exports
+
+if TYPE_CHECKING:
+    from bellm.compress.allocation import allocate, allocate_by_outliers
+    from bellm.compress.spectra import MatrixSpectrum, hill_alpha, layer_alphas, measure_spectra
+
+__all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "hill_alpha", "layer_alphas", "measure_spectra"]
+
+__getattr__, __dir__ = lazy_exports(__name__)
