@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from bellm.analyse.comparison import ComparedPair, Measured, check_draws, choose_measures, compare_vectors
     from bellm.analyse.measures import MEASURES, Measure
     from bellm.analyse.word_tasks import AnalogyTask, WordPairs, WordPairsTask
-    from bellm.analyse.words import check_words_folder, compare_words, make_word_tasks, write_words
+    from bellm.analyse.words import compare_words, make_word_tasks
+    from bellm.analyse.words_page import agreement_table, check_words_folder, word_agreement, write_words
 
 __all__ = ["MEASURES", "Agreement", "Analysis", "ComparedPair", "Measure", "Measured", "analysis_tables"]
 __all__ += ["check_analysis_folder", "check_draws", "check_num_models", "choose_measures", "compare_representations"]
-__all__ += ["AnalogyTask", "WordPairs", "WordPairsTask", "check_words_folder", "compare_words", "make_word_tasks"]
+__all__ += ["AnalogyTask", "WordPairs", "WordPairsTask", "agreement_table", "check_words_folder", "compare_words"]
 __all__ += [
+    "make_word_tasks",
+    "word_agreement",
     "write_words",
     "compare_vectors",
     "unique_texts",

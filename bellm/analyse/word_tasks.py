@@ -4,7 +4,7 @@ Shapes: N pairs, V words of a set, D width, Q questions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,15 @@ class WordPairs:
 
 
 @dataclass(frozen=True)
+class WordPairsResult(TaskResult):
+    """An area under the ROC curve with the cosines behind it; `texts` are the related pairs."""
+
+    related_N: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    random_N: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    random_texts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class WordPairsTask(Task[WordPairs]):
     """Are cosines of related words higher than those of random ones?
 
@@ -135,7 +144,7 @@ class WordPairsTask(Task[WordPairs]):
         sides = [[pair[side] for pair in those] for those in (data.pairs, data.random) for side in (0, 1)]
         return {"text": [word for side in sides for word in side]}
 
-    def score(self, data: WordPairs, vectors: Mapping[InputType, Vectors]) -> TaskResult:
+    def score(self, data: WordPairs, vectors: Mapping[InputType, Vectors]) -> WordPairsResult:
         """Compare the cosines."""
         count = len(data.pairs)
         related_2ND, random_2ND = np.split(vectors["text"], [2 * count])
@@ -150,7 +159,16 @@ class WordPairsTask(Task[WordPairs]):
             "Cohen's d": float((related_N.mean() - random_N.mean()) / spread) if spread else 0.0,
             "overlap": 100 * _overlap(related_N, random_N),
         }
-        return TaskResult(self.name, "AUC", ranks / len(random_N), extra_metrics=extra)
+        return WordPairsResult(
+            self.name,
+            "AUC",
+            ranks / len(random_N),
+            texts=data.pairs,
+            extra_metrics=extra,
+            related_N=related_N,
+            random_N=random_N,
+            random_texts=data.random,
+        )
 
 
 def _overlap(left_N: NDArray[np.float64], right_N: NDArray[np.float64]) -> float:

@@ -10,14 +10,11 @@ import numpy as np
 from bellm.analyse.word_tasks import METHODS, AnalogyTask, WordPairs, WordPairsTask
 from bellm.data import STSPairs, WordRelation, read_rated_words, read_relations
 from bellm.errors import BellmError, BellmWarning, check_list, warn
-from bellm.evaluate import EvaluatedModel, Report, STSTask, Task, evaluate, score_table, write_report_page
+from bellm.evaluate import EvaluatedModel, Report, STSTask, Task, evaluate
 from bellm.evaluate.evaluated_model import TextEncoder
 from bellm.evaluate.models import VectorFile
-from bellm.io.atomic import make_folder, write_bytes, write_json
-from bellm.report.report_files import check_results_folder
 
-_RESULTS, _PAGE, _TABLE = "results.json", "words.html", "words.md"
-_KINDS = {"morphological pairs": "morphology", "related words": "semantics"}
+_BATS_PAIRS = {"morphology": "morphological pairs", "semantics": "related words"}
 _FEWEST = 3  # Items of a task.
 
 
@@ -61,21 +58,21 @@ def compare_words(
 
 
 def make_word_tasks(rated: Sequence[STSPairs], relations: Sequence[WordRelation], seed: int = 0) -> list[Task[Any]]:
-    """A task for each set that has enough pairs: rated words, related against random ones, analogies by category."""
+    """A task for each set of three pairs or more: rated words, related against random ones, analogies by category."""
     tasks: list[Task[Any]] = [STSTask(one.name, data=one) for one in rated if len(one.left) >= _FEWEST]
-    relations = [relation for relation in relations if len(relation.questions_Q2)]
-    groups = {
-        category: tuple(one for one in relations if one.category == category)
-        for category in dict.fromkeys(relation.category for relation in relations)
-    }
     draw = np.random.default_rng(seed)
-    for name, kind in _KINDS.items():
-        chosen = [one for one in relations if one.category.startswith("BATS") and one.category.endswith(kind)]
+    for name in dict.fromkeys(filter(None, map(_pair_set, relations))):
+        chosen = [relation for relation in relations if _pair_set(relation) == name]
         pairs = tuple((word, answers[0]) for relation in chosen for word, answers in relation.pairs)
         if len(pairs) >= _FEWEST:
-            order = draw.permutation(len(pairs))
-            random = tuple((pairs[i][0], pairs[j][1]) for i, j in enumerate(order.tolist()) if i != j)
+            order = draw.permutation(len(pairs))  # In a circle, so that no pair meets itself.
+            random = tuple((pairs[i][0], pairs[j][1]) for i, j in zip(order, np.roll(order, 1), strict=True))
             tasks.append(WordPairsTask(name, data=WordPairs(pairs, random)))
+    asking = [relation for relation in relations if len(relation.questions_Q2)]
+    groups = {
+        category: tuple(relation for relation in asking if relation.category == category)
+        for category in dict.fromkeys(relation.category for relation in asking)
+    }
     tasks += [
         AnalogyTask(f"{category}, {method}", data=those, method=method)
         for category, those in groups.items()
@@ -85,6 +82,12 @@ def make_word_tasks(rated: Sequence[STSPairs], relations: Sequence[WordRelation]
     if not tasks:
         raise BellmError("No set has enough words that every file of vectors has. Try lowercase (--lowercase).")
     return tasks
+
+
+def _pair_set(relation: WordRelation) -> str | None:
+    """The task that compares a relation's pairs with random ones, if one does."""
+    source, _, kind = relation.category.partition(" ")
+    return relation.category if source == "WordNet" else _BATS_PAIRS.get(kind.split()[-1]) if source == "BATS" else None
 
 
 def _known_words(
@@ -109,34 +112,3 @@ def _known_pairs(pairs: STSPairs, known: Collection[str]) -> STSPairs:
     kept = [at for at, both in enumerate(zip(pairs.left, pairs.right, strict=True)) if {*both} <= set(known)]
     left, right, parts = (tuple(side[at] for at in kept) for side in (pairs.left, pairs.right, pairs.parts))
     return replace(pairs, left=left, right=right, gold_N=pairs.gold_N[kept], parts=parts)
-
-
-def check_words_folder(folder: str | Path, models: Sequence[str], *, force: bool = False) -> None:
-    """Make sure that a folder can take the word scores of these models.
-
-    Raises:
-        SourceError: It is a file, cannot be made, or holds other results and `force` is not given.
-    """
-    refusal = "holds results of {}. Choose another folder, or replace with --force."
-    check_results_folder(Path(folder) / _RESULTS, models, refusal, holds="words", force=force)
-
-
-def write_words(report: Report, folder: str | Path, *, force: bool = False, **more: Any) -> dict[str, Any]:
-    """Write `results.json`, `words.html` and `words.md`; returns what the JSON file holds.
-
-    The scores of each model are its `words`, by set. `more` are further keys; errors are those of `check_words_folder`.
-    """
-    folder = Path(folder)
-    check_words_folder(folder, [run.model for run in report.runs], force=force)
-    make_folder(folder)
-    found = report.to_json()
-    compared = [_renamed(run) for run in found.pop("compared")]
-    results = {**_renamed(found), "compared": compared, **more}
-    write_bytes(folder / _TABLE, score_table(report, metrics=True).to_markdown().encode("utf-8", "replace"))
-    write_json(folder / _RESULTS, results)
-    write_report_page(report, folder / _PAGE)
-    return results
-
-
-def _renamed(run: dict[str, Any]) -> dict[str, Any]:
-    return {"words" if name == "scores" else name: value for name, value in run.items()}

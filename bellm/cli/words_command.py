@@ -39,9 +39,10 @@ def words_command(
     """Score word vectors: similarity sets, related words, and analogies.
 
     A folder of word sets holds any of eval-word-vectors (SimLex-999, WS-353,
-    MEN, RW, SimVerb and more), BATS_3.0 and google_analogies, as published,
-    also under word/. Each word is a text of its own, with the model's prompt and
-    pooling. Models are compared on the words that all files of vectors have.
+    MEN, RW, SimVerb and more), BATS_3.0, google_analogies and wordnet, as
+    published, also under word/; Debian's WordNet is found by --data /usr/share.
+    Each word is a text of its own, with the model's prompt and pooling. Models
+    are compared on the words that all files of vectors have.
 
     Example: bellm words vectors:glove.txt smollm2 'smollm2?prompt=raw&pooling=mean' --data data/ -o words/ --lowercase
     """
@@ -62,6 +63,8 @@ def words_command(
             progress=lambda model, task, done, total: update(f"{model[:40]}: {task}", done, total, model),
         )
     seconds = time.monotonic() - started
-    record = analyse.write_words(report, folder, force=force, seconds=round(seconds, 1))
+    agreement = analyse.word_agreement(report)
+    record = analyse.write_words(report, folder, agreement, force=force, seconds=round(seconds, 1))
     end = f"{seconds:.0f} s. {folder / 'words.html'} shows it; results.json and words.md lie beside it."
-    print_result(record, as_json, evaluate.score_table(report, metrics=True), end)
+    tables = [part for table in ([analyse.agreement_table(agreement)] if agreement else []) for part in ("", table, "")]
+    print_result(record, as_json, evaluate.score_table(report, metrics=True), *tables, end)

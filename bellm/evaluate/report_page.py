@@ -74,8 +74,12 @@ def write_report(report: Report, folder: str | Path, *, force: bool = False, **m
     return results
 
 
-def write_report_page(report: Report, path: str | Path) -> None:
+def write_report_page(
+    report: Report, path: str | Path, template: Path = Path(__file__).parent / "report_page.html.jinja", **more: Any
+) -> None:
     """Write a report as one HTML file without links to anything else, whole or not at all.
+
+    A `template` of another package may extend the one here; `more` is what it needs besides.
 
     Raises:
         SourceError: The disk refuses; a page that was there before stays.
@@ -89,7 +93,7 @@ def write_report_page(report: Report, path: str | Path) -> None:
     shared, own = split_metadata(report)
     write_page(
         Path(path),
-        Path(__file__).parent / "report_page.html.jinja",
+        template,
         report=report,
         marks=run_marks(report),
         heading=heading,
@@ -102,8 +106,8 @@ def write_report_page(report: Report, path: str | Path) -> None:
         scatters=scatters,
         shared=shared,
         own=own,
-        results=report.to_json(),
         texts=_texts(scatters),
+        **{"results": report.to_json(), **more},
     )
 
 

@@ -1,15 +1,15 @@
-"""Place the marks of figures: forests, lines with bands, scatters and heat maps.
+"""Place the marks of figures: forests, lines with bands, scatters, histograms and heat maps.
 
 Positions are in per cent of a figure's box, x from the left and y from the top, so that a figure is as wide as the
 screen and its words keep their size. Only a heat map is in pixels: its cells hold numbers. macros.html.jinja draws.
 
-Shapes: R rows and C columns of a matrix, F of its values finite.
+Shapes: R rows and C columns of a matrix, F of its values finite; N values and B bins of a histogram.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from bellm.errors import BellmError
 from bellm.report.formatting import format_cell, format_tick, shorten
 from bellm.report.statistics import Difference, Score
+
+_BINS = 30
 
 _MOST_OPAQUE = 0.5  # The page's ink has a contrast of 4.5 on every color that covers at most half of its paper.
 
@@ -156,6 +158,51 @@ class Scatter:
     across: Axis
     up: Axis
     groups: Mapping[str, Sequence[Point]]
+
+
+@dataclass(frozen=True)
+class HistogramBin:
+    """An interval of a histogram; positions are in per cent."""
+
+    x: float
+    width: float
+    tooltip: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values of several groups are distributed, as outlines over the same bins."""
+
+    across: Axis
+    outlines: Mapping[Mark, str]
+    """SVG paths."""
+    bins: Sequence[HistogramBin]
+
+
+def make_histogram(groups: Mapping[Mark, NDArray[np.floating]]) -> Histogram:
+    """Count the values of each group in bins that all share; heights are shares of the group, the highest at the top.
+
+    Args:
+        groups: Finite values, (N,) each, one or more.
+    """
+    all_N = np.concatenate(list(groups.values()))
+    edges = np.histogram_bin_edges(all_N, _BINS)
+    across = make_axis([edges[0], edges[-1]])
+    shares = {mark: np.histogram(values_N, edges)[0] / len(values_N) for mark, values_N in groups.items()}
+    highest = max(share_B.max() for share_B in shares.values())
+    places = [across.percent(edge) for edge in edges.tolist()]
+
+    def outline(share_B: NDArray[np.floating]) -> str:
+        heights = [round(100 - 100 * float(share) / highest, 2) for share in share_B]
+        steps = [corner for at, y in enumerate(heights) for corner in ((places[at], y), (places[at + 1], y))]
+        return _path([(places[0], 100), *steps, (places[-1], 100)]) + "Z"
+
+    def words(at: int) -> str:
+        said = ", ".join(f"{100 * share_B[at]:.1f} % of {mark.label}" for mark, share_B in shares.items())
+        return f"{format_cell(edges[at])} to {format_cell(edges[at + 1])}: {said}"
+
+    bins = [HistogramBin(left, round(right - left, 2), words(at)) for at, (left, right) in enumerate(pairwise(places))]
+    return Histogram(across, {mark: outline(share_B) for mark, share_B in shares.items()}, bins)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import rich.console
 import rich.table
@@ -26,7 +27,21 @@ def format_points(value: float, *, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''}.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def format_interval(estimate: Score | Difference) -> str:
+class Interval(Protocol):
+    """What has the ends of an interval."""
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        ...
+
+
+def format_interval(estimate: Interval) -> str:
     """The ends of the 95 % interval."""
     return f"{format_points(estimate.low)} to {format_points(estimate.high)}"
 

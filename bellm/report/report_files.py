@@ -60,11 +60,12 @@ def check_results_folder(
 def write_page(path: Path, template: Path, **content: Any) -> None:
     """Fill in a template that extends `base.html.jinja`, and write the page, whole or not at all.
 
-    The functions of `formatting` are filters in it, by their name. What the template names comes from `content`; the
-    base wants a `heading`, and `results` for programs.
+    It may also extend a page of another package, named by its path in bellm. The functions of `formatting` are filters
+    in it, by their name. What the template names comes from `content`; the base wants a `heading`, and `results` for
+    programs.
     """
     environment = Environment(
-        loader=FileSystemLoader([template.parent, _HERE]),
+        loader=FileSystemLoader([template.parent, _HERE, _HERE.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,22 +1,46 @@
 """Words in worlds where the truth is planted, and against slow formulas."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from bellm import BellmError, BellmWarning
-from bellm.analyse import AnalogyTask, WordPairs, WordPairsTask, compare_words, make_word_tasks, write_words
+from bellm.analyse import (
+    AnalogyTask,
+    WordPairs,
+    WordPairsTask,
+    agreement_table,
+    compare_words,
+    make_word_tasks,
+    word_agreement,
+    write_words,
+)
 from bellm.analyse.word_tasks import METHODS
 from bellm.data import WordRelation, read_rated_words, read_relations
 from bellm.errors import SourceError
 from bellm.evaluate import EvaluatedModel, load_model
 
 Floats = NDArray[np.float32]
+NOUNS = (
+    "  1 A license stands here.  \n",
+    "00000010 05 n 01 bird 0 002 %p 00000030 n 0000 ~ 00000020 n 0000 | has feathers  \n",
+    '00000020 05 n 02 heron 0 hernshaw 0 001 @ 00000010 n 0000 | wades; "a heron | a stork"  \n',
+    "00000030 05 n 02 wing 0 great_wing 0 001 + 00000050 a 0101 | for flying  \n",
+    "00000040 05 n 01 Ibis 0 001 @ 00000010 n 0000 | a name  \n",
+)
+ADJECTIVES = (
+    "00000050 00 a 02 winged 0 alate(p) 0 003 ! 00000060 s 0201 + 00000030 n 0101 & 00000060 s 0000 | with wings  \n",
+    "00000060 00 s 02 wingless 0 bare 1 001 ! 00000050 a 0102 02 + 08 00 + 09 00 | without  \n",
+)
+"""Synsets in WordNet's form: a semantic pointer (0000), lexical ones, heads and satellites, verb frames."""
+
 PLURALS = {
     "heron": "herons",
     "bank": "banks",
@@ -177,15 +201,45 @@ def folder(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True)
         file.write_text("".join(f"{word}\t{answer}/an_{answer}\n" for word, answer in pairs.items()))
     (top / "google_analogies").mkdir()
+    (top / "wordnet").mkdir()
+    (top / "wordnet" / "data.noun").write_text("".join(NOUNS))
+    (top / "wordnet" / "data.adj").write_text("".join(ADJECTIVES))
     questions = ": gram8-plural\nheron herons bank banks\nbank banks loaf loaves\nloaf loaves Heron Herons\n"
     (top / "google_analogies" / "questions-words.txt").write_text(questions)
     return tmp_path / "data"
 
 
+def test_wordnet_is_read_as_published(folder: Path) -> None:
+    found = {one.category: set(one.pairs) for one in read_relations(folder) if "WordNet" in one.category}
+    assert found == {
+        "WordNet synonyms": {("heron", ("hernshaw",)), ("winged", ("alate",)), ("wingless", ("bare",))},
+        "WordNet hypernyms": {("heron", ("bird",))},
+        "WordNet parts": {("bird", ("wing",))},
+        "WordNet antonyms": {("wingless", ("alate",))},
+        "WordNet derivations": {("wing", ("winged",))},
+    }
+
+
+def test_much_of_wordnet_is_a_sample(folder: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pairs = [f"{at:08} 05 n 02 x{a}{b} 0 y{a}{b} 0 000 | \n" for at, (a, b) in enumerate(product(letters, letters * 2))]
+    (folder / "word" / "wordnet" / "data.noun").write_text("".join(pairs))
+    first, second = ([one for one in read_relations(folder) if one.name == "synonyms"] for _ in range(2))
+    assert len(first[0].pairs) == 678  # Pairs that come twice count once.
+    assert first[0].pairs == second[0].pairs
+    more = "".join(
+        f"{at:08} 05 n 02 {a}{b}x 0 {b}{a}y 0 000 | \n" for at, (a, b) in enumerate(product(letters, letters))
+    )
+    (folder / "word" / "wordnet" / "data.verb").write_text(more.replace(" n ", " v "))
+    (sampled,) = (one for one in read_relations(folder) if one.name == "synonyms")
+    assert len(sampled.pairs) == 1000
+    assert {word[0] for word, _ in sampled.pairs} == {*letters}
+
+
 def test_sets_are_read_as_published(folder: Path) -> None:
     (rated,) = read_rated_words(folder)
     assert (rated.name, rated.left[4], rated.gold_N.tolist()) == ("SimLex-999", "Cow", [1.5, 9, 7, 6.5, 0.5])
-    plurals, young, google = read_relations(folder, lowercase=True)
+    plurals, young, google, *_ = read_relations(folder, lowercase=True)
     assert (plurals.category, young.category) == ("BATS inflectional morphology", "BATS encyclopedic semantics")
     assert plurals.pairs[0] == ("heron", ("herons", "an herons"))
     assert len(plurals.questions_Q2) == 30
@@ -206,6 +260,7 @@ def test_sets_are_read_as_published(folder: Path) -> None:
             "is not a word, a tab and its answers",
         ),
         ("google_analogies/questions-words.txt", ": plural\nheron herons bank\n", "is not a question of four words"),
+        ("wordnet/data.noun", "00000010 05 n 02 bird\n", "line 1: '00000010 05 n 02 bird' is no synset of WordNet"),
     ],
 )
 def test_a_line_that_is_none_is_named(folder: Path, file: str, content: str, message: str) -> None:
@@ -221,14 +276,14 @@ def test_models_are_compared_on_the_words_that_all_have(folder: Path, tmp_path: 
     (tmp_path / "glove.txt").write_text("\n".join(lines))
     vectors = load_model(f"vectors:{tmp_path / 'glove.txt'}")
     other = EvaluatedModel.of(scattered(*relations), "scattered")
-    with pytest.warns(BellmWarning, match=r"glove.txt has no vector for 1\d of 3\d words, which are left out"):
+    with pytest.warns(BellmWarning, match=r"glove.txt has no vector for 19 of 40 words, which are left out"):
         report = compare_words([vectors, other], data=folder, lowercase=True, resamples=100)
     scores = report.runs[0].scores
     assert scores["BATS encyclopedic semantics, 3CosAdd"].value == 100
     assert scores["BATS encyclopedic semantics, 3CosAdd"].n == 4
     assert scores["Google morphology, PairDistance"].metric == "PairDistance accuracy"
     assert {"SimLex-999", "morphological pairs", "related words"} <= set(scores)
-    assert len(scores) == 3 + 3 * 4
+    assert len(scores) == 3 + 3 * 4  # Of WordNet hardly a word has a vector.
     assert report.runs[1].differences["BATS inflectional morphology, 3CosMul"].value < 0
     record = write_words(report, tmp_path / "out", seconds=1)
     assert {"metric", "value", "low", "high", "n"} <= set(record["words"]["SimLex-999"])
@@ -238,9 +293,63 @@ def test_models_are_compared_on_the_words_that_all_have(folder: Path, tmp_path: 
     assert (tmp_path / "out" / "words.html").exists()
 
 
+def test_models_agree_as_their_cosines_do(folder: Path, tmp_path: Path) -> None:
+    rated, relations = read_rated_words(folder), read_relations(folder)
+    words = [*rated[0].left, *rated[0].right, *(word for one in relations for word in one.words)]
+    draw = np.random.default_rng(0)
+    one = {word: draw.normal(size=4) for word in words}
+    tables = [one, {word: vector + 0.7 * draw.normal(size=4) for word, vector in one.items()}]
+    models = [EvaluatedModel.of(Table(table), name) for table, name in zip(tables, ("near", "far"), strict=True)]
+    report = compare_words(models, data=folder, resamples=100)
+    (found,) = word_agreement(report)
+    results = report.results[0]
+    pairs = {*results["SimLex-999"].texts}
+    for task in make_word_tasks(rated, relations):
+        pairs |= {*task.data.pairs, *task.data.random} if isinstance(task, WordPairsTask) else set()
+    cosines = [
+        [np.dot(t[a], t[b]) / np.linalg.norm(t[a]) / np.linalg.norm(t[b]) for a, b in sorted(pairs)] for t in tables
+    ]
+    assert (found.a, found.b, found.n) == ("near", "far", len(pairs))
+    assert found.value == pytest.approx(100 * spearmanr(*cosines).statistic, abs=1e-6)
+    assert found.low < found.value < found.high
+    record = write_words(report, tmp_path / "out")
+    assert record["agreement"] == [
+        {"a": "near", "b": "far", "value": found.value, "low": found.low, "high": found.high, "n": found.n}
+    ]
+    (row,) = agreement_table([found]).rows
+    assert row[:2] == ["near", "far"]
+    assert f"| near | far | {row[2]} | {row[3]} |" in (tmp_path / "out" / "words.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [3, 4, 30])
+def test_random_pairs_are_as_many_and_none_is_of_the_set(count: int) -> None:
+    pairs = {f"word{at}": f"answer{at}" for at in range(count)}
+    orders = []
+    for seed in range(8):
+        (task,) = (one for one in make_word_tasks([], [relation(pairs)], seed) if isinstance(one, WordPairsTask))
+        assert task.data is not None
+        random = dict(task.data.random)
+        assert random.keys() == pairs.keys()
+        assert sorted(random.values()) == sorted(pairs.values())
+        assert not random.items() & pairs.items()
+        orders.append(task.data.random)
+    assert len(set(orders)) > 1
+
+
+def test_one_model_agrees_with_nobody(folder: Path, tmp_path: Path) -> None:
+    report = compare_words([scattered(*read_relations(folder), rated_as_relation(folder))], data=folder, resamples=100)
+    assert word_agreement(report) == []
+    assert write_words(report, tmp_path / "out")["agreement"] == []
+
+
+def rated_as_relation(folder: Path) -> WordRelation:
+    (rated,) = read_rated_words(folder)
+    return relation(dict(zip(rated.left, rated.right, strict=True)))
+
+
 def test_nothing_to_score_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        SourceError, match=r"holds no words: none of the folders eval-word-vectors, BATS_3.0 and google"
+        SourceError, match=r"none of the folders eval-word-vectors, BATS_3.0, google_analogies and wordnet, also not"
     ):
         compare_words([Table({})], data=tmp_path)
     with pytest.raises(BellmError, match="No set has enough words that every file of vectors has"):
