@@ -11,7 +11,13 @@ from typer.testing import CliRunner
 from bellm import BellmError, Encoder, Prompt
 from bellm.cli import app
 from bellm.data import STSPairs
-from bellm.demonstrations import Demonstration, find_demonstrations, read_candidates, with_demonstrations
+from bellm.demonstrations import (
+    Demonstration,
+    _without_shared_beginning,
+    find_demonstrations,
+    read_candidates,
+    with_demonstrations,
+)
 from bellm.errors import PromptError, SourceError
 from bellm.prompts import PROMPTS
 from bellm.tensors.similarity import paired_cosine_similarity
@@ -50,6 +56,17 @@ def test_the_template_is_that_of_the_paper() -> None:
     own = with_demonstrations(Prompt("custom", "Sum up {text} as:"), CANDIDATES[2:])
     assert own.template == "Sum up He said 'no'. as:No. Sum up A debt was paid. as:Pay. Sum up {text} as:"
     assert own.name == "custom+2"
+
+
+def test_templates_of_queries_and_documents_get_them_too() -> None:
+    prompt = Prompt("own", "{text} means", query="{text} asks for", document="About {text}:")
+    shown = with_demonstrations(prompt, CANDIDATES[1:2])
+    assert shown.template_for("text") == "Snow fell. meansSnow. {text} means"
+    assert shown.template_for("query") == "Snow fell. asks forSnow. {text} asks for"
+    assert shown.template_for("document") == "About Snow fell.:Snow. About {text}:"
+    assert with_demonstrations(PROMPTS["prompteol"], CANDIDATES[:1]).query is None
+    with pytest.raises(PromptError, match="asks for no word after the text"):
+        with_demonstrations(Prompt("own", "{text} means", query="Find {text}"), CANDIDATES[:1])
 
 
 def test_prompts_without_a_place_for_a_word_are_refused() -> None:
@@ -118,6 +135,14 @@ def test_the_one_that_ratings_agree_with_is_found(tiny_encoder: Encoder, tmp_pat
     assert '"Snow fell." -> Snow: 100.0' in str(found)
     added = len(shown.tokenize(["A text."]).ids[0]) - len(tiny_encoder.tokenize(["A text."]).ids[0])
     assert found.cost.tokens - found.prompt_cost.tokens == added > 0
+    assert min(found.cost.milliseconds, found.cost.unshared_milliseconds, found.prompt_cost.milliseconds) > 0
+
+
+def test_what_a_shared_beginning_saves_is_measured_on_rows_that_share_none(tiny_encoder: Encoder) -> None:
+    tokens = tiny_encoder.tokenize(["A heron waits.", "A heron waits.", "Snow fell."])
+    apart = _without_shared_beginning(tokens)
+    assert [ids[1:] for ids in apart.ids] == [ids[1:] for ids in tokens.ids]
+    assert len({ids[0] for ids in apart.ids}) == 3
 
 
 def test_no_demonstration_that_helps_leaves_the_prompt_alone(tiny_encoder: Encoder, tmp_path: Path) -> None:
