@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from tiny import EAGER_ONLY, configuration, tiny
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.states import token_states
@@ -63,6 +63,17 @@ CPU = torch.device("cpu")
 def decoder(name: str, attention: str = "sdpa") -> PreTrainedModel:
     """A causal model that tests share: open twins of it, never the model."""
     return tiny(name, attention=attention)
+
+
+def attention_of(name: str) -> str:
+    return "eager" if name in EAGER_ONLY else "sdpa"
+
+
+def with_tokens_of(tokenizer: PreTrainedTokenizerFast, name: str) -> PreTrainedModel:
+    """A tiny model that knows the tokens of the tests' tokenizer."""
+    model = tiny(name, attention=attention_of(name))
+    model.resize_token_embeddings(len(tokenizer))
+    return model
 
 
 def openable(model: PreTrainedModel) -> list[int]:

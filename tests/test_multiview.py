@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
-from tiny import tiny
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
@@ -22,6 +22,8 @@ from bellm.multiview import View, choose_weight
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.types import InputType, Vectors
 
+from .backbone.test_routing import EXPERTS
+from .decoders import with_tokens_of
 from .processes import run
 
 TEXTS = ["A heron waits.", "The invoice was paid twice.", "Why does bread rise?", "", "A heron waits."]
@@ -29,8 +31,7 @@ TEXTS = ["A heron waits.", "The invoice was paid twice.", "Why does bread rise?"
 
 @pytest.fixture(scope="module")
 def experts(tiny_tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    model = tiny("olmoe", attention="sdpa")
-    model.resize_token_embeddings(len(tiny_tokenizer))
+    model = with_tokens_of(tiny_tokenizer, "olmoe")
     return Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="last:2")
 
 
@@ -87,6 +88,22 @@ def test_dot_products_are_weighted_sums_of_cosines(experts: Encoder, tiny_encode
     assert beside.shape == (5, 32 + 16 + 32)
     weighted = MultiViewEncoder(views, weights=(1, 0.5, 2))
     np.testing.assert_allclose(cosines(weighted), (summed @ summed.T) / 3.5, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Layers .* have no experts")
+@pytest.mark.parametrize("name", EXPERTS)
+def test_states_and_routing_of_every_architecture_are_combined(
+    name: str, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = with_tokens_of(tiny_tokenizer, name)
+    summed = MultiViewEncoder.moee(Encoder.from_pretrained(model, tokenizer=tiny_tokenizer), alpha=0.5)
+    hidden, routing = (cosines(view) for view in summed.embedders)
+    vectors = summed.encode(TEXTS)
+    np.testing.assert_allclose(vectors @ vectors.T, hidden + 0.5 * routing, rtol=0, atol=1e-6)
+    beside = MultiViewEncoder(summed.embedders).encode(TEXTS)
+    np.testing.assert_allclose(beside @ beside.T, (hidden + routing) / 2, rtol=0, atol=1e-6)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        np.testing.assert_allclose(summed.encode(text), vector, rtol=0, atol=1e-6)
 
 
 def test_prompts_are_averaged(tiny_encoder: Encoder) -> None:
@@ -208,13 +225,24 @@ def test_what_cannot_be_saved_leaves_nothing(tiny_encoder: Encoder, tmp_path: Pa
 # Folders
 
 
-def test_a_folder_gives_the_same_vectors_in_a_new_process(moee: MultiViewEncoder, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_embeds_and_searches_a_corpus_in_new_processes(
+    moee: MultiViewEncoder, folder: Path, tmp_path: Path
+) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.safetensors", "view-1", "views.json"]
-    (tmp_path / "texts.txt").write_text("\n".join(text for text in TEXTS if text) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "bellm", "embed", str(folder), str(tmp_path / "texts.txt"), "-o"]
-    assert run([*command, str(tmp_path / "v.npy")]).returncode == 0
-    wanted = moee.encode([text for text in TEXTS if text])
-    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), wanted, atol=2e-6)
+    texts, corpus = [text for text in TEXTS if text], tmp_path / "corpus"
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "bellm"]
+    done = run([*command, "embed", folder, tmp_path / "texts.txt", "-o", corpus, "--keep-text"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bellm("index", corpus).exit_code == 0
+    shard = pq.read_table(next(corpus.rglob("*.parquet")))
+    vectors = np.stack(shard.column("vector").to_numpy())
+    np.testing.assert_allclose(vectors, moee.encode(texts), atol=2e-6)
+    done = run([*command, "search", texts[1], "--in", corpus, "--json"])
+    hits = json.loads(done.stdout)["hits"]
+    scores = moee.similarity(moee.encode_query(texts[1]), moee.encode(texts))[0]
+    assert [hit["text"] for hit in hits[:2]] == [texts[row] for row in np.argsort(-scores)[:2]]
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
 
 
 def test_views_of_views_and_of_other_weights_are_saved(
@@ -266,12 +294,6 @@ def test_combine_writes_a_source_for_every_command(experts: Encoder, moee: Multi
 
     hits = json.loads(bellm("search", out, texts[2], "--in", tmp_path / "texts.txt", "--json").stdout)
     assert (hits["hits"][0]["row"], hits["hits"][0]["score"]) == (3, pytest.approx(1, abs=1e-5))
-
-    corpus = tmp_path / "corpus"
-    assert bellm("embed", out, tmp_path / "texts.txt", "-o", corpus, "--keep-text").exit_code == 0
-    assert bellm("index", corpus).exit_code == 0
-    hits = json.loads(bellm("search", texts[1], "--in", corpus, "--json").stdout)
-    assert (hits["hits"][0]["row"], hits["hits"][0]["text"]) == (2, texts[1])
 
     (tmp_path / "pairs.tsv").write_text(
         "sentence1\tsentence2\tscore\n"

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.data import STSPairs
@@ -15,19 +14,14 @@ from bellm.layer_search.layer_stats import measure_degradation
 from bellm.train.chunked_forward import Chunker
 from bellm.train.examples import Example
 
+from .decoders import with_tokens_of
+
 TEXTS = ["A heron waits.", "The invoice was paid twice.", "Why does bread rise?"]
-
-
-def tiny_experts(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A model of experts that knows the tokens of the tests' tokenizer."""
-    model = tiny(name)
-    model.resize_token_embeddings(len(tokenizer))
-    return model
 
 
 @pytest.fixture(scope="module")
 def experts(tiny_tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    model = tiny_experts("olmoe", tiny_tokenizer)
+    model = with_tokens_of(tiny_tokenizer, "olmoe")
     return Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="last:2")
 
 
@@ -69,7 +63,7 @@ def test_readouts_are_saved_and_are_settings_of_a_source(
 
 
 def test_dense_layers_are_named(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    model = tiny_experts("deepseek_v3", tiny_tokenizer)
+    model = with_tokens_of(tiny_tokenizer, "deepseek_v3")
     with pytest.warns(NoOpWarning, match=r"Layers 0 have no experts: .* \(12 experts\)"):
         encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, readout="routing")
     assert encoder.embedding_dim == 12

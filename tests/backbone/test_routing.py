@@ -13,7 +13,7 @@ from bellm.backbone.states import states_after
 from bellm.engine.padded import pad_rows
 from bellm.errors import BellmError
 
-from ..decoders import CPU, TEXTS, decoder
+from ..decoders import CPU, TEXTS, attention_of, decoder
 
 EXPERTS = ["olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "deepseek_v3", "gpt_oss"]
 DENSE = {"qwen2_moe": "0,2", "qwen3_moe": "0", "deepseek_v3": "0"}
@@ -24,10 +24,6 @@ def record(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> list[Tens
     with torch.inference_mode(), recorder.recording(ids_BL) as weights:
         states_after(recorder.model, ids_BL, mask_BL, [-1])
     return weights
-
-
-def attention_of(name: str) -> str:
-    return "eager" if name == "gpt_oss" else "sdpa"
 
 
 @pytest.mark.parametrize("name", [*EXPERTS, "llama4_text", "jetmoe", "longcat_flash"])
@@ -44,6 +40,27 @@ def test_weights_are_the_softmax_of_what_transformers_calls_router_logits(name: 
     for found_BLE, wanted_NE in zip(weights, wanted, strict=True):
         torch.testing.assert_close(found_BLE[0], wanted_NE, rtol=0, atol=1e-6)
         torch.testing.assert_close(found_BLE.sum(-1), torch.ones(1, len(wanted_NE)))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_weights_are_the_softmax_of_the_gate_times_what_it_got(name: str) -> None:
+    """In words of our own: what transformers calls router logits may one day be probabilities."""
+    model = decoder(name, attention_of(name))
+    batch = pad_rows(TEXTS[:1], 0, CPU)
+    gates = [router.module for router in find_routers(model)]
+    got: list[Tensor] = []
+    hooks = [gate.register_forward_pre_hook(lambda _, args: got.append(args[0])) for gate in gates]
+    try:
+        with torch.no_grad():
+            states_after(model, *batch, [-1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for found_BLE, gate, inputs in zip(record(model, *batch), gates, got, strict=True):
+        bias = dict(gate.named_parameters()).get("bias", torch.zeros(4))
+        logits_NE = inputs.reshape(-1, 32) @ gate.get_parameter("weight").T + bias
+        wanted_NE = logits_NE.exp() / logits_NE.exp().sum(-1, keepdim=True)
+        torch.testing.assert_close(found_BLE[0], wanted_NE.detach(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", EXPERTS)

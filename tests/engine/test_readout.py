@@ -15,8 +15,8 @@ from bellm.engine.readout import HiddenStateReadout, JoinedReadout, Readout, Rou
 from bellm.engine.tokenization import Tokens
 from bellm.types import PoolingName, Variant
 
-from ..backbone.test_routing import EXPERTS, attention_of
-from ..decoders import decoder
+from ..backbone.test_routing import EXPERTS
+from ..decoders import attention_of, decoder
 
 # Rows with a prefix that all share, one that some share, and one that is the beginning of another.
 STEM = [5, 9, 31]
@@ -88,8 +88,9 @@ def test_several_layers_are_the_joined_vectors_of_each(
 
 
 @torch.inference_mode()
-def test_states_and_routing_come_from_one_pass() -> None:
-    model = open_layers(decoder("olmoe"), (3,))
+@pytest.mark.parametrize("name", EXPERTS)
+def test_states_and_routing_come_from_one_pass(name: str) -> None:
+    model = open_layers(decoder(name, attention_of(name)), (3,))
     parts = (HiddenStateReadout("mean", 2), RoutingReadout("last"))
     wanted = torch.cat([normalize(one_by_one(model, part)) for part in parts], 1)
     for found in (padded(model, JoinedReadout(parts, "concat")), packed(model, JoinedReadout(parts, "concat"))):
