@@ -77,7 +77,7 @@ def diagnose(encoder: Encoder | MultiViewEncoder, *, saved: SavedEncoder | None 
     `saved` is what the folder it came from says of it, for the fingerprint.
     """
     if isinstance(encoder, MultiViewEncoder):
-        return Diagnosis(repr(encoder), (), tuple(_view_checks(encoder)))
+        return Diagnosis(repr(encoder), (), tuple(_view_checks(encoder.for_fingerprint())))
     token_ids = encoder.tokenize(FINGERPRINT_TEXTS).ids
     examined = examine(encoder.model, token_ids, fallback_token_id(encoder.tokenizer))
     checks = (*examined.checks, *_encoder_checks(encoder, saved))

@@ -13,6 +13,7 @@ from typing import Any
 from bellm.errors import MissingExtraError
 
 _IMPORTS = {
+    "amr": ("penman",),
     "train": ("peft", "accelerate", "datasets", "filelock", "pyarrow"),
     "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
@@ -23,16 +24,17 @@ _PACKAGES = ("analyse", "compress", "corpus", "data", "evaluate", "integrations"
 """Public packages, which are attributes of `bellm` once asked for."""
 
 
-def require_extra(extra: str) -> None:
-    """Make sure that an extra is installed; nothing is imported.
+def require_extra(extra: str, what: str | None = None) -> None:
+    """Make sure that an extra is installed; nothing is imported. `what` needs it, if not the package of its name.
 
     Raises:
         MissingExtraError: One of its packages is missing.
     """
     if missing := [name for name in _IMPORTS[extra] if _is_missing(name)]:
         verb = "is" if len(missing) == 1 else "are"
+        who = what or f"bellm.{extra}"
         raise MissingExtraError(
-            f"bellm.{extra} needs {', '.join(missing)}, which {verb} not installed: pip install 'bellm[{extra}]'."
+            f"{who} needs {', '.join(missing)}, which {verb} not installed: pip install 'bellm[{extra}]'."
         )
 
 

@@ -3,13 +3,14 @@
 Shapes: N texts, D width of a view, W width of a vector.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -21,6 +22,7 @@ from bellm.backbone.loading import locate
 from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout
 from bellm.backbone.source_names import split_revision
 from bellm.config import EncoderConfig, check_settings, parse_setting, refuse_unknown, setting_names
+from bellm.data.amr import Graphs, fingerprint_graphs, read_graphs, warn_missing_graphs
 from bellm.encode_options import read_fixed_habits
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult, warn_degenerate
@@ -38,7 +40,7 @@ from bellm.errors import (
 from bellm.io.atomic import atomic_directory, write_json
 from bellm.saving import FINGERPRINT_FILE, FINGERPRINT_TEXTS, weights_digest
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
-from bellm.types import CombineMethod, Embedder, InputType, Vectors
+from bellm.types import CombineMethod, Embedder, InputType, TransformName, Vectors
 from bellm.version import __version__
 
 _LOADING = ("dtype", "device", "device_map", "attention", "trust_remote_code", "verify")
@@ -56,7 +58,8 @@ class View:
     """One vector of a text: an embedder, and what a text is turned into before."""
 
     embedder: Embedder
-    transform: Callable[[str], str] | None = None
+    transform: Callable[[str], str] | TransformName | None = None
+    """A function of the text, which no folder keeps; or `amr`, its AMR graph (MSE-AMR, arXiv 2210.09773)."""
 
 
 class MultiViewEncoder:
@@ -78,7 +81,7 @@ class MultiViewEncoder:
         """Combine views.
 
         Args:
-            views: At least two embedders.
+            views: At least two embedders, or one that reads something else than the text.
             method: How they become one vector.
             weights: One for each view, above 0; None for equal ones.
             weights_from: Where the weights come from, in words; it is saved with them.
@@ -88,9 +91,12 @@ class MultiViewEncoder:
         """
         check_list("views", views)
         check_choice("method", method, CombineMethod)
-        self.views = tuple(view if isinstance(view, View) else View(view) for view in views)
-        if len(views) < 2:
+        self.views = tuple(map(_as_view, views))
+        if len(views) < 2 and self.views[0].transform is None:
             raise BellmError("One view is an encoder: give at least two.")
+        for view in self.views:
+            if isinstance(view.transform, str):
+                check_choice("transform", view.transform, TransformName)
         weights = tuple(map(float, weights or [1.0] * len(views)))
         if len(weights) != len(views):
             raise BellmError(f"There are {len(weights)} weights for {len(views)} views: give one for each.")
@@ -101,9 +107,11 @@ class MultiViewEncoder:
             raise BellmError(f"method='mean' takes views of one width, and these have {widths}. Take concat or sum.")
         self.method, self.weights, self.weights_from = method, weights, weights_from
         self.embedding_dim = widths[0] if method == "mean" else sum(widths)
-        self.name = " + ".join(str(getattr(view.embedder, "name", "?")) for view in self.views)
+        self.name = " + ".join(map(_view_name, self.views))
         self.source = self.name
         """What it was loaded from."""
+        self.graphs: Graphs | None = None
+        """What views of AMR graphs read, see `with_graphs`."""
 
     @classmethod
     def moee(
@@ -114,6 +122,11 @@ class MultiViewEncoder:
         Without `alpha`, the texts choose it; see `choose_weight`.
         """
         return cls.weighted([encoder, encoder.with_settings(readout="routing", layer=-1)], alpha, texts)
+
+    @classmethod
+    def amr(cls, encoder: Encoder, *, weights: Sequence[float] | None = None) -> "MultiViewEncoder":
+        """A text and its AMR graph, side by side, read by one encoder (MSE-AMR); see `with_graphs`."""
+        return cls([encoder, View(encoder, "amr")], weights=weights)
 
     @classmethod
     def prompts(cls, encoder: Encoder, prompts: Sequence[str]) -> "MultiViewEncoder":
@@ -156,7 +169,10 @@ class MultiViewEncoder:
         loaded: dict[str, Encoder | MultiViewEncoder] = {}
         for name in dict.fromkeys(view["folder"] for view in record["views"]):
             loaded[name] = open_encoder(str(folder / name), **options)
-        views = [_with_settings(loaded[view["folder"]], view.get("settings")) for view in record["views"]]
+        views = [
+            View(_with_settings(loaded[view["folder"]], view.get("settings")), view.get("transform"))
+            for view in record["views"]
+        ]
         choices = {name: record[name] for name in ("method", "weights", "weights_from")}
         encoder = cls(views, **choices)
         encoder.source = str(source)
@@ -174,7 +190,7 @@ class MultiViewEncoder:
             folders: list[tuple[Embedder, str]] = []
             for number, view in enumerate(self.views, 1):
                 embedder = view.embedder
-                if view.transform or not isinstance(embedder, Encoder | MultiViewEncoder):
+                if callable(view.transform) or not isinstance(embedder, Encoder | MultiViewEncoder):
                     raise SourceError(
                         f"View {number} is no encoder of bellm, or has a function before it: only encoders are saved."
                     )
@@ -186,6 +202,8 @@ class MultiViewEncoder:
                 else:
                     assert isinstance(embedder, Encoder)
                     record["views"].append({"folder": shared, "settings": embedder.config.to_dict()})
+                if view.transform:
+                    record["views"][-1]["transform"] = view.transform
             write_json(draft / VIEWS_FILE, record)
             save_file({"vectors": self.fingerprint()}, draft / FINGERPRINT_FILE, metadata={"views": _digest(record)})
             (draft / FINGERPRINT_FILE).chmod((draft / VIEWS_FILE).stat().st_mode)
@@ -215,6 +233,7 @@ class MultiViewEncoder:
             progress=call.progress,
         )
         warn_truncated(result.num_truncated, len(rows), self.max_tokens)
+        warn_missing_graphs(result.num_missing_graphs, len(rows))
         warn_degenerate(rows, result.vectors, self.dtype_name)
         return result.vectors[0] if isinstance(texts, str) else result.vectors
 
@@ -229,50 +248,100 @@ class MultiViewEncoder:
     def encode_with_stats(
         self, texts: Iterable[str], *, input_type: InputType = "text", **options: Any
     ) -> EncodeResult:
-        """Embed texts and count the tokens of all views, and the texts that were cut in the view that cut the most."""
+        """Embed texts and count the tokens of all views, and the texts that were cut in the view that cut the most.
+
+        Texts without an AMR graph are counted where views read graphs.
+        """
         texts = list_texts(texts)
         parts: dict[int, Vectors] = {}
         num_tokens = num_truncated = 0
         for group in self._passes():
             view = self.views[group[0]]
-            given = texts if view.transform is None else [view.transform(text) for text in texts]
+            given = self._read(view, texts)
             embedders = [self.views[index].embedder for index in group]
             vectors, tokens, truncated = _embed_views(embedders, given, input_type, options)
             parts |= {index: normalize_rows(vectors_ND) for index, vectors_ND in zip(group, vectors, strict=True)}
             num_tokens, num_truncated = num_tokens + tokens, max(num_truncated, truncated)
-        return EncodeResult(self._combine([parts[index] for index in range(len(parts))]), num_tokens, num_truncated)
+        vectors_NW = self._combine([parts[index] for index in range(len(parts))])
+        num_missing = self.graphs.num_missing(texts) if self.graphs else 0
+        return EncodeResult(vectors_NW, num_tokens, num_truncated, num_missing)
 
     def num_truncated(self, texts: Sequence[str], input_type: InputType = "text") -> int:
         """Count the texts that are cut in the view that cuts the most; only encoders of bellm can tell."""
         most = 0
         for view in self.views:
-            given = list(texts) if view.transform is None else [view.transform(text) for text in texts]
+            given = self._read(view, list(texts))
             if isinstance(view.embedder, Encoder):
                 most = max(most, view.embedder.tokenize(given, input_type).num_truncated)
             elif isinstance(view.embedder, MultiViewEncoder):
                 most = max(most, view.embedder.num_truncated(given, input_type))
         return most
 
+    @property
+    def reads_graphs(self) -> bool:
+        """Whether a view reads AMR graphs."""
+        return any(view.transform == "amr" or _reads_graphs(view.embedder) for view in self.views)
+
+    def with_graphs(self, graphs: Graphs) -> "MultiViewEncoder":
+        """Give the same encoder with the AMR graphs of texts, as `bellm.data.read_graphs` reads them.
+
+        Texts without a graph are read as they are. Graphs are part of `describe`, and are not saved.
+
+        Raises:
+            BellmError: No view reads graphs.
+        """
+        if not self.reads_graphs:
+            raise BellmError(
+                f"{self.source} has no view of AMR graphs: leave the graphs out, or add SOURCE?transform=amr."
+            )
+        other = copy.copy(self)
+        other.graphs = graphs
+        other.views = tuple(
+            replace(view, embedder=view.embedder.with_graphs(graphs))
+            if isinstance(view.embedder, MultiViewEncoder) and view.embedder.reads_graphs
+            else view
+            for view in self.views
+        )
+        return other
+
+    def check_graphs(self) -> None:
+        """Raise a BellmError where a view reads graphs, and there are none."""
+        if self.reads_graphs and self.graphs is None:
+            raise BellmError(
+                f"{self.source} reads AMR graphs, and none are given: --graphs FILE, or in Python "
+                "encoder.with_graphs(read_graphs(FILE)). Texts that the file has no graph of are embedded as they are."
+            )
+
     def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
         """Cosine of every left vector with every right vector, (N, M)."""
         return cosine_similarity(np.atleast_2d(left_ND), np.atleast_2d(right_MD))
 
     def fingerprint(self) -> Vectors:
-        """Vectors of a few fixed texts, as texts and as queries, by which encoders are compared."""
+        """Vectors of a few fixed texts, as texts and as queries, by which encoders are compared.
+
+        Views of graphs read fixed graphs of them, whatever graphs were given.
+        """
+        encoder = self.for_fingerprint()
         input_types: tuple[InputType, ...] = ("text", "query")
         return np.concatenate(
-            [self.encode_with_stats(FINGERPRINT_TEXTS, input_type=each).vectors for each in input_types]
+            [encoder.encode_with_stats(FINGERPRINT_TEXTS, input_type=each).vectors for each in input_types]
         )
 
+    def for_fingerprint(self) -> "MultiViewEncoder":
+        """The encoder itself, or where views read graphs with those of the fingerprint's texts."""
+        return self.with_graphs(fingerprint_graphs()) if self.reads_graphs else self
+
     def describe(self) -> dict[str, Any]:
-        """Method, weights and the description of every view, as JSON values."""
+        """Method, weights, digest of the graphs and the description of every view, as JSON values."""
         elsewhere = ("name", "device")
         views = [
             {name: value for name, value in view.embedder.describe().items() if name not in elsewhere}
-            | ({"transform": getattr(view.transform, "__qualname__", "?")} if view.transform else {})
+            | ({"transform": _transform_name(view)} if view.transform else {})
             for view in self.views
         ]
         own = {"name": self.name, **self._choices(), "views": views, "embedding_dim": self.embedding_dim}
+        if self.reads_graphs:
+            own["graphs"] = self.graphs.digest if self.graphs else "none given"
         return {**own, "max_tokens": self.max_tokens, "dtype": self.dtype_name}
 
     def weights_digest(self) -> str:
@@ -310,6 +379,14 @@ class MultiViewEncoder:
             f"MultiViewEncoder({self.name}, method={self.method}, weights={weights}, {self.embedding_dim} dimensions)"
         )
 
+    def _read(self, view: View, texts: list[str]) -> list[str]:
+        """What a view reads in place of texts."""
+        if view.transform == "amr":
+            self.check_graphs()
+            assert self.graphs
+            return [self.graphs(text) for text in texts]
+        return [view.transform(text) for text in texts] if callable(view.transform) else texts
+
     def _choices(self) -> dict[str, Any]:
         return {"method": self.method, "weights": list(self.weights), "weights_from": self.weights_from}
 
@@ -333,20 +410,50 @@ class MultiViewEncoder:
 
 
 def open_encoder(
-    source: str, *, loaded: dict[str, Encoder] | None = None, **options: Any
+    source: str,
+    *,
+    loaded: dict[str, Encoder] | None = None,
+    graphs: str | PathLike[str] | None = None,
+    **options: Any,
 ) -> Encoder | MultiViewEncoder:
     """Open an encoder or a multi-view encoder.
 
     Args:
         source: What `Encoder.from_pretrained` or `MultiViewEncoder.from_pretrained` takes; behind it may stand a
-            question mark and settings (`smollm2?bidirectional=last:8&pooling=mean`).
+            question mark and settings (`smollm2?bidirectional=last:8&pooling=mean`). `transform=amr` among them makes a
+            view of it that reads AMR graphs in place of texts.
         loaded: Encoders by their weights, which are shared and added to.
+        graphs: File of AMR graphs, for an encoder that reads them; see `bellm.data.read_graphs`.
         options: Arguments of `Encoder.from_pretrained`; the source's settings come before them.
 
     Raises:
-        BellmError: It cannot be loaded.
+        BellmError: It cannot be loaded, or reads no graphs.
     """
+    given = None if graphs is None else read_graphs(graphs)
+    encoder = _open(source, loaded, options)
+    return encoder if given is None else give_graphs([encoder], given)[0]
+
+
+def give_graphs(encoders: Sequence[Any], graphs: Graphs) -> list[Any]:
+    """Give AMR graphs to those of some encoders that read them; an error where none does."""
+    if not any(map(_reads_graphs, encoders)):
+        named = getattr(encoders[0], "source", "This") if len(encoders) == 1 else "None of these models"
+        raise BellmError(
+            f"{named} has no view of AMR graphs: leave --graphs {graphs.source} out, or give SOURCE?transform=amr."
+        )
+    return [encoder.with_graphs(graphs) if _reads_graphs(encoder) else encoder for encoder in encoders]
+
+
+def _open(source: str, loaded: dict[str, Encoder] | None, options: Mapping[str, Any]) -> Encoder | MultiViewEncoder:
     path, settings = source.partition("?")[0], {**options, **source_settings(source)}
+    if transform := settings.pop("transform", None):
+        views = MultiViewEncoder([View(_open_path(path, loaded, settings), transform)])
+        views.source = source
+        return views
+    return _open_path(path, loaded, settings)
+
+
+def _open_path(path: str, loaded: dict[str, Encoder] | None, settings: dict[str, Any]) -> Encoder | MultiViewEncoder:
     fixed = {name: settings.pop(name) for name in _LOADING if name in settings}
     try:
         if loaded is None:
@@ -371,9 +478,11 @@ def source_settings(source: str) -> Mapping[str, Any]:
     """Settings that stand behind a source's question mark, checked as far as that takes no model."""
     settings: dict[str, Any] = {}
     for name, value in parse_qsl(source.partition("?")[2], keep_blank_values=True):
-        refuse_unknown([name], (*setting_names(), "dtype", "attention"))
+        refuse_unknown([name], (*setting_names(), "dtype", "attention", "transform"))
         settings[name] = parse_setting(name, value) if name in setting_names() else value
     check_settings({name: value for name, value in settings.items() if name in setting_names()})
+    if "transform" in settings:
+        check_choice("transform", settings["transform"], TransformName)
     return settings
 
 
@@ -426,8 +535,28 @@ def _embed_views(
     return [part[:, : config.truncate_dim] for part, config in parts], result.num_tokens, result.num_truncated
 
 
+def _as_view(view: Any) -> View:
+    """A view; that of a multi-view encoder of one."""
+    if isinstance(view, MultiViewEncoder) and len(view.views) == 1:
+        return view.views[0]
+    return view if isinstance(view, View) else View(view)
+
+
+def _reads_graphs(embedder: Any) -> bool:
+    return isinstance(embedder, MultiViewEncoder) and embedder.reads_graphs
+
+
+def _view_name(view: View) -> str:
+    name = str(getattr(view.embedder, "name", "?"))
+    return f"{name} ({_transform_name(view)})" if view.transform else name
+
+
+def _transform_name(view: View) -> str:
+    return view.transform if isinstance(view.transform, str) else getattr(view.transform, "__qualname__", "?")
+
+
 def _same_pass(view: View, other: View) -> bool:
-    if view.transform is not other.transform or not _share_weights(view.embedder, other.embedder):
+    if view.transform != other.transform or not _share_weights(view.embedder, other.embedder):
         return False
     configs = (each.config for each in (view.embedder, other.embedder) if isinstance(each, Encoder))
     alike: dict[str, Any] = {"readout": "hidden", "pooling": "last", "layer": -1, "truncate_dim": None}
@@ -456,6 +585,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         names = [Path(view["folder"]) for view in record["views"]]
         if not names or any(len(name.parts) != 1 or name.name in ("", "..") for name in names):
             raise ValueError("a view's folder is none in this folder")
+        if unknown := {view.get("transform", "amr") for view in record["views"]} - {*get_args(TransformName)}:
+            raise ValueError(f"the transform {unknown} is not known")
         _ = record["method"], record["weights"], record["weights_from"], record["dtype"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error!r:.200}. Combine the encoders again.") from error

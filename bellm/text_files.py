@@ -120,6 +120,7 @@ def embed_file(
     texts = read_texts(files, column)
     with new_vector_file(output, force=force) as write:
         encoder = encoder() if callable(encoder) else encoder
+        from bellm.data.amr import warn_missing_graphs
         from bellm.engine.embedding import warn_degenerate
         from bellm.engine.tokenization import warn_truncated
 
@@ -129,6 +130,7 @@ def embed_file(
                 texts, input_type=input_type, max_batch_tokens=max_batch_tokens, progress=progress
             )
         warn_truncated(result.num_truncated, len(texts), encoder.describe()["max_tokens"])
+        warn_missing_graphs(result.num_missing_graphs, len(texts))
         warn_degenerate(texts, result.vectors, encoder.dtype_name)
         seconds = round(time.perf_counter() - start, 3)
         write(texts, result.vectors)

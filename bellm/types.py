@@ -39,6 +39,9 @@ CombineMethod = Literal["concat", "sum", "mean"]
 """How vectors of several views become one: side by side, of length 1 in all; side by side, so that dot products are
 weighted sums of cosines; weighted mean."""
 
+TransformName = Literal["amr"]
+"""What a view reads in place of a text: its AMR graph."""
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli.model_options import AsJson, Column, ModelOptions, with_model_options
+from bellm.cli.model_options import AsJson, Column, GraphFile, ModelOptions, with_model_options
 from bellm.cli.terminal import check_output, print_result, status_line
 from bellm.errors import BellmError, SourceError
 from bellm.types import CombineMethod
@@ -18,7 +18,8 @@ def combine_command(
         typer.Argument(
             metavar="SOURCE SOURCE...",
             help="Encoders, with settings of their own behind a question mark ('olmoe/?readout=routing'). Those on the "
-            "same weights share them, and one forward pass where only what is read of it differs.",
+            "same weights share them, and one forward pass where only what is read of it differs. SOURCE?transform=amr "
+            "reads the AMR graphs of texts, which commands that embed take with --graphs.",
         ),
     ],
     output: Annotated[
@@ -45,6 +46,7 @@ def combine_command(
         str | None, typer.Option(metavar="FILE", help="Texts that choose the weight of --weights auto.")
     ] = None,
     column: Column = "text",
+    graphs: GraphFile = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -56,24 +58,32 @@ def combine_command(
     Example: bellm combine olmoe/ 'olmoe/?readout=routing' -o moee/ --method sum --weights auto --texts sentences.txt
 
     Example: bellm combine 'smollm2?prompt=prompteol' 'smollm2?prompt=knowledge' -o prompts/ --method mean
+
+    Example: bellm combine smollm2 'smollm2?transform=amr' -o both/
     """
     if len(sources) < 2:
         raise BellmError(f"{sources[0]} alone is an encoder already: give at least two sources.")
     numbers = _weights(weights, len(sources))
     if (texts is None) == (weights == "auto"):
         raise BellmError("--weights auto and --texts FILE belong together: give both or neither.")
+    if graphs and weights != "auto":
+        raise BellmError(
+            "--graphs belongs to --weights auto: the folder keeps no graphs, commands that embed take them."
+        )
     if Path(output).exists():
         raise SourceError(f"{output} exists already. Choose another name or remove it.")
     from bellm.io.rows import read_texts
 
     read = None if texts is None else read_texts(texts, column)
     with status_line(f"loading {', '.join(sources)}"):
+        from bellm.data.amr import read_graphs
         from bellm.encoder import Encoder
-        from bellm.multiview import MultiViewEncoder, check_sources, open_encoder
+        from bellm.multiview import MultiViewEncoder, check_sources, give_graphs, open_encoder
 
         check_sources(sources)
         loaded: dict[str, Encoder] = {}
         views = [open_encoder(source, loaded=loaded, **options.given()) for source in sources]
+        views = give_graphs(views, read_graphs(graphs)) if graphs else views
     with status_line("combining"):
         if read is None:
             encoder = MultiViewEncoder(views, method=method, weights=numbers)

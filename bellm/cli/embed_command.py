@@ -1,6 +1,7 @@
 """`bellm embed`: texts to one file of vectors, or to a folder of shards."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bellm.cli.model_options import AsJson, BatchTokens, Column, ModelOptions, Source, with_model_options
+from bellm.cli.model_options import AsJson, BatchTokens, Column, GraphFile, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import BarUpdate, is_progress_shown, live_bars, print_result, show_note
 from bellm.corpus.row_ranges import SHARD_ROWS, Precision
 from bellm.errors import BellmError
@@ -59,6 +60,7 @@ def embed_command(
     input_type: Annotated[
         InputType, typer.Option(help="Whether the prompt's query or document template is used.")
     ] = "text",
+    graphs: GraphFile = None,
     devices: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +120,7 @@ def embed_command(
     }
     if output == STDOUT and as_json:
         raise BellmError("--json prints its object where -o - prints the vectors: leave one of them out.")
-    load = partial(options.load, source)
+    load = partial(options.load, source, graphs=graphs)
     if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")
@@ -128,7 +130,8 @@ def embed_command(
         check_columns(expand_inputs(inputs, skip=Path(output)), TextColumns.parse(column, id_column))
         from bellm.corpus import RayExecutor
 
-        ray = RayExecutor(source=source, workers=workers, options=options.relocation()) if engine == "ray" else None
+        relocation = options.relocation() | ({"graphs": os.path.abspath(graphs)} if graphs else {})
+        ray = RayExecutor(source=source, workers=workers, options=relocation) if engine == "ray" else None
         kept: dict[str, Any] = {"source": source, "id_column": id_column, "keep_text": keep_text}
         kept |= {"precision": precision, "shard_rows": shard_rows}
         report: Any = _embed_folder(load, inputs, output, executor=ray, **common, **kept)

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli.model_options import AsJson, CacheFolder, DataFolder, ModelOptions, OwnColumns, with_model_options
+from bellm.cli.model_options import (
+    AsJson,
+    CacheFolder,
+    DataFolder,
+    GraphFile,
+    ModelOptions,
+    OwnColumns,
+    with_model_options,
+)
 from bellm.cli.terminal import check_output, live_bars, print_result, status_line
 
 
@@ -41,6 +49,7 @@ def evaluate_command(
     ] = None,
     data: DataFolder = None,
     columns: OwnColumns = None,
+    graphs: GraphFile = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Clean the pairs as the papers do: full stops at the end.")
     ] = False,
@@ -74,7 +83,8 @@ def evaluate_command(
     started = time.monotonic()
     with status_line(f"loading {', '.join(named)}"):
         wanted = evaluation.load_tasks(names, data, columns, clean=clean)
-        models = evaluation.load_models(named, cache or evaluation.default_cache_folder(), **options.given())
+        kept = cache or evaluation.default_cache_folder()
+        models = evaluation.load_models(named, kept, graphs=graphs, **options.given())
     with live_bars() as update:
         report = evaluation.evaluate(
             models,

@@ -63,6 +63,15 @@ OwnColumns = Annotated[
         "text=review,label=stars; default by their usual names.",
     ),
 ]
+GraphFile = Annotated[
+    str | None,
+    typer.Option(
+        "--graphs",
+        metavar="FILE",
+        help="AMR graphs of the texts, for encoders with a view of them (SOURCE?transform=amr): PENMAN notation with "
+        "# ::snt TEXT, or a table with the columns text and graph. Texts without a graph are embedded as they are.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 

@@ -11,6 +11,7 @@ from bellm.cli.model_options import (
     AsJson,
     BatchTokens,
     Column,
+    GraphFile,
     ModelOptions,
     OptionalSource,
     with_model_options,
@@ -32,6 +33,7 @@ def similarity_command(
     *,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
+    graphs: GraphFile = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -43,7 +45,7 @@ def similarity_command(
     """
     from bellm.text_files import compare_texts
 
-    load, progress = partial(options.load, source or DEFAULT_MODEL), is_progress_shown()
+    load, progress = partial(options.load, source or DEFAULT_MODEL, graphs=graphs), is_progress_shown()
     result = compare_texts(load, a, b, column=column, max_batch_tokens=max_batch_tokens, progress=progress)
     print_result(result.to_json(), as_json, str(result))
 
@@ -95,6 +97,7 @@ def search_command(
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row of a corpus, however large.")] = False,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
+    graphs: GraphFile = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -115,12 +118,13 @@ def search_command(
         from bellm.corpus import search_corpus
 
         with status_line(f"loading the encoder of {place}"):
-            result = search_corpus(query, place, top=top, exact=exact, source=source or None, **options.given())
+            options_given = {**options.given(), "graphs": graphs}
+            result = search_corpus(query, place, top=top, exact=exact, source=source or None, **options_given)
     else:
         from bellm.text_files import search_file
 
         result = search_file(
-            partial(options.load, source or DEFAULT_MODEL),
+            partial(options.load, source or DEFAULT_MODEL, graphs=graphs),
             query,
             place,
             top=top,

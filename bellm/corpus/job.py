@@ -28,6 +28,7 @@ from bellm.corpus.manifest import (
     write_manifest,
 )
 from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
+from bellm.data.amr import warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult, warn_degenerate
@@ -83,6 +84,7 @@ class Job:
                 np.concatenate([part.vectors for part in parts]),
                 sum(part.num_tokens for part in parts),
                 sum(part.num_truncated for part in parts),
+                sum(part.num_missing_graphs for part in parts),
             ),
             precision=self.config.precision,
             keep_text=self.config.keep_text,
@@ -106,7 +108,16 @@ class CorpusReport:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers of the corpus and of this run, and the encoder."""
-        counts = ("rows", "unreadable", "numbered", "duplicate_ids", "truncated", "tokens", "embedding_dim")
+        counts = (
+            "rows",
+            "unreadable",
+            "numbered",
+            "duplicate_ids",
+            "truncated",
+            "missing_graphs",
+            "tokens",
+            "embedding_dim",
+        )
         return {
             **{name: getattr(self.manifest, name) for name in counts},
             "shards": len(self.manifest.shards),
@@ -168,6 +179,7 @@ def embed_corpus(
 
     Warns:
         TruncationWarning: Texts were cut to fit.
+        BellmWarning: Texts have no AMR graph, and the encoder reads graphs.
         CorpusWarning: Rows cannot be read, a damaged shard was replaced, or the folder holds other files as well.
         NoOpWarning: Some hundred different texts have the same vector, or some have a vector of zeros.
     """
@@ -189,6 +201,8 @@ def embed_corpus(
         embedder = encoder() if callable(encoder) else encoder
         if devices and not isinstance(embedder, Encoder):
             raise BellmError("Processes on several devices need a bellm Encoder, and this is none: leave devices out.")
+        if isinstance(embedder, MultiViewEncoder):
+            embedder.check_graphs()  # Before the folder begins, which belongs to one file of graphs.
         config = CorpusConfig.of(
             embedder,
             input_type=input_type,
@@ -208,6 +222,7 @@ def embed_corpus(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"finished shards are kept in {out}, and the same command resumes there.") from None
     warn_truncated(manifest.truncated, manifest.rows, manifest.encoder.get("max_tokens", 0))
+    warn_missing_graphs(manifest.missing_graphs, manifest.rows)
     check_contents(out, manifest, files)
     return CorpusReport(
         out=out,

@@ -41,6 +41,8 @@ class Manifest:
     duplicate_id: str
     """The first such id."""
     truncated: int
+    missing_graphs: int
+    """Texts without an AMR graph, of an encoder that reads graphs."""
     tokens: int
     shards: list[dict[str, Any]]
     """Every shard in the order of the corpus: `name`, `file`, `first`, `stop`, `rows`, `bytes`."""
@@ -101,6 +103,7 @@ def write_manifest(
         duplicate_ids=len(repeated),
         duplicate_id=next(iter(repeated), ""),
         truncated=sum(shard.num_truncated for shard in done),
+        missing_graphs=sum(shard.num_missing_graphs for shard in done),
         tokens=sum(shard.num_tokens for shard in done),
         shards=[
             {

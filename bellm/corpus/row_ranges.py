@@ -72,6 +72,8 @@ class Shard:
     """Rows that have no id of their own, although a column holds ids."""
     num_tokens: int
     num_truncated: int
+    num_missing_graphs: int
+    """Texts without an AMR graph, of an encoder that reads graphs."""
     rows_digest: str
     """Of the rows that it covers, see `digest_rows`."""
     config_digest: str

@@ -60,6 +60,7 @@ def write_shard(
         num_numbered=row_range.num_numbered,
         num_tokens=encoded.num_tokens,
         num_truncated=encoded.num_truncated,
+        num_missing_graphs=encoded.num_missing_graphs,
         rows_digest=row_range.digest,
         config_digest=config_digest,
     )

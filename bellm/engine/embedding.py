@@ -37,6 +37,8 @@ class EncodeResult:
     """Tokens of all texts, prompts included."""
     num_truncated: int
     """How many texts were cut."""
+    num_missing_graphs: int = 0
+    """How many texts have no AMR graph, of an encoder that reads graphs."""
 
 
 def embed_tokens(

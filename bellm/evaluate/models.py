@@ -8,11 +8,12 @@ import numpy as np
 
 from bellm import saving
 from bellm.backbone.source_layouts import SETTINGS_FILE
+from bellm.data.amr import read_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError, errors_naming, warn
 from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder
 from bellm.io.vectors import read_vectors
-from bellm.multiview import check_sources, open_encoder
+from bellm.multiview import check_sources, give_graphs, open_encoder
 from bellm.types import Embedder, InputType, Vectors
 
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
@@ -25,7 +26,8 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
     Args:
         source: A multi-view encoder, or what `Encoder.from_pretrained` takes, with settings of its own behind a
             question mark (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model; or
-            `vectors:` and a .parquet or .jsonl file with the columns text and vector.
+            `vectors:` and a .parquet or .jsonl file with the columns text and vector. A view of AMR graphs gets them
+            with `with_graphs`.
         loaded: Encoders by their weights, which are shared and added to.
         options: Arguments of `Encoder.from_pretrained`, for bellm encoders.
 
@@ -40,22 +42,31 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
         return open_encoder(source, loaded=loaded, **options)
 
 
-def load_models(sources: Sequence[str], cache: Path | None = None, **options: Any) -> list[EvaluatedModel]:
+def load_models(
+    sources: Sequence[str], cache: Path | None = None, *, graphs: str | None = None, **options: Any
+) -> list[EvaluatedModel]:
     """Open several sources for evaluation, each once; encoders on the same weights share them.
 
-    Sources name the models, vectors are kept in the folder `cache` if it is given, and options are for bellm encoders.
+    Sources name the models, vectors are kept in the folder `cache` if it is given, `graphs` is a file of AMR graphs for
+    those that read them, and options are for bellm encoders.
     """
     loaded: dict[str, Encoder] = {}
-    models: dict[str, EvaluatedModel] = {}
+    models: dict[str, Embedder] = {}
     # A mistake in the last source shows before the first model is loaded.
     check_sources(source for source in sources if not source.startswith((SENTENCE_TRANSFORMERS, VECTORS)))
+    given = None if graphs is None else read_graphs(graphs)
     for source in sorted(sources, key=lambda source: not source.startswith(VECTORS)):  # Files are quick.
         if source not in models:
             with errors_naming(source):
-                embedder = load_model(source, loaded=loaded, **options)
-                kept = None if isinstance(embedder, VectorFile) else cache
-                models[source] = EvaluatedModel.of(embedder, source, kept)
-    return [models[source] for source in dict.fromkeys(sources)]
+                models[source] = load_model(source, loaded=loaded, **options)
+    if given:
+        models = dict(zip(models, give_graphs(list(models.values()), given), strict=True))
+    evaluated = {}
+    for source, embedder in models.items():
+        with errors_naming(source):
+            kept = None if isinstance(embedder, VectorFile) else cache
+            evaluated[source] = EvaluatedModel.of(embedder, source, kept)
+    return [evaluated[source] for source in dict.fromkeys(sources)]
 
 
 class SentenceTransformerEmbedder(WrappedEncoder):

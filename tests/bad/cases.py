@@ -480,6 +480,17 @@ OTHERS = {
         "combine tiny 'tiny?readout=routing' -o out": "mixture of experts",
         "combine tiny 'tiny?pooling=middle' -o out": "pooling='middle' is not one of",
         "combine tiny none/ -o out": "none/ is no folder",
+        "combine tiny 'tiny?transform=tree' -o out": "transform='tree' is not one of amr",
+        "combine tiny tiny -o out --graphs graphs.amr": "belongs to --weights auto",
+        "embed 'tiny?transform=amr' good.txt -o v.npy": "reads AMR graphs, and none are given: --graphs FILE",
+        "embed 'tiny?transform=amr' good.txt -o vectors/": "reads AMR graphs, and none are given: --graphs FILE",
+        "embed 'tiny?transform=amr' good.txt -o v.npy --graphs none.amr": "none.amr cannot be read: No such file",
+        "embed 'tiny?transform=amr' good.txt -o v.npy --graphs broken.amr": "broken.amr, the graph at line 4: ",
+        "embed 'tiny?transform=amr' good.txt -o v.npy --graphs two_graphs.amr": "has another graph than in line 1",
+        "embed 'tiny?transform=amr' good.txt -o v.npy --graphs good.txt": "good.txt, the graph at line 1: ",
+        "embed 'tiny?transform=amr' good.txt -o v.npy --graphs good.jsonl": "good.jsonl",
+        "embed tiny good.txt -o v.npy --graphs graphs.amr": "has no view of AMR graphs: leave --graphs graphs.amr out",
+        "search 'tiny?transform=amr' hello --in good.txt": "reads AMR graphs, and none are given: --graphs FILE",
     },
 }
 

@@ -72,6 +72,7 @@ def shard_of(row_range: RowRange) -> Shard:
         num_rows=len(row_range.rows),
         num_tokens=0,
         num_truncated=0,
+        num_missing_graphs=0,
         rows_digest=row_range.digest,
         config_digest="",
     )
