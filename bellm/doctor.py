@@ -222,7 +222,7 @@ def _backends(samples: _SampleTexts) -> Check:
 
 
 def _packed(model: PreTrainedModel) -> Check:
-    name, check = "packed equals padded", check_packing(model)
+    name, check = "packed equals padded", check_packing(model, anew=True)
     if not check.packed_model:
         return Check(name, "skip", f"texts run in padded batches: {check.reason}")
     finding = "vectors of texts laid end to end that share their prefixes, against padded batches"

@@ -12,7 +12,8 @@ from bellm.errors import SourceError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-_RECORDS = "_output_capturing_hooks_installed"
+RECORDS = "_output_capturing_hooks_installed"
+"""Attribute of modules on which transformers installed hooks that record hidden states."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a call, which a forward pre-hook returns."""
@@ -37,11 +38,16 @@ def shared_copy(model: Model) -> Model:
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
     for module in copied.modules():
-        vars(module).pop(_RECORDS, None)
+        vars(module).pop(RECORDS, None)
         for number, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+            if is_recorder(hook):
                 del module._forward_hooks[number]
     return copied
+
+
+def is_recorder(hook: object) -> bool:
+    """Whether a hook is one by which transformers records hidden states."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def moved_copy(model: Model, device: torch.device, dtype: torch.dtype) -> Model:

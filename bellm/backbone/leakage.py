@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from bellm.backbone.architecture import get_layers, get_text_config
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import Arguments, Model, causal_copy
+from bellm.backbone.kept_checks import KeptCheck
 from bellm.backbone.states import input_device, refuse_non_finite, token_states, without_autocast
 from bellm.errors import LayerError
 from bellm.layer_spec import format_layers
@@ -55,7 +56,13 @@ def measure_leakage(model: PreTrainedModel) -> list[LayerLeakage]:
 
 
 def check_open_layers(model: PreTrainedModel) -> None:
-    """Raise a LayerError where an open layer stays causal, or a closed one sees the future."""
+    """Raise a LayerError where an open layer stays causal, or a closed one sees the future.
+
+    A model that passed in another process is not measured again, see `kept_checks`.
+    """
+    kept = KeptCheck("leakage", model)
+    if kept.passed:
+        return
     opened = set(get_open_layers(model))
     name = type(model).__name__
     try:
@@ -86,6 +93,7 @@ def check_open_layers(model: PreTrainedModel) -> None:
             f"Layers {format_layers(sorted(leaky))} of {name} see the future although they were not opened. The model "
             "is not causal to begin with; bellm cannot say what opening would mean."
         )
+    kept.keep()
 
 
 def sample_token_ids(model: PreTrainedModel) -> list[int]:

@@ -22,6 +22,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from bellm.backbone.architecture import get_text_config
 from bellm.backbone.gguf_conversion import conversion_name, converted_folder
+from bellm.backbone.kept_checks import mark_loaded
 from bellm.backbone.source_names import ALIASES, check_source_name, is_hub_id, split_revision
 from bellm.backbone.weights import check_class, check_code, check_files, check_kind, load_weights
 from bellm.errors import BellmError, SourceError
@@ -128,6 +129,7 @@ def load_pretrained(
         raise SourceError(f"{source} cannot be moved to {target}: {_brief(error)}") from error
     if given in ALIASES or location.gguf or is_hub_id(given):
         model.name_or_path = location.name  # Adapters name their base by it, and a path in a cache would be none.
+    mark_loaded(model)
     return LoadedModel(model.eval(), _checked(own), name)
 
 

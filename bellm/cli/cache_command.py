@@ -12,7 +12,7 @@ from bellm.io.cache import KINDS, cache_entries, clear_cache, default_cache_fold
 
 
 def cache_command(
-    kind: Annotated[str | None, typer.Argument(help=f"{' or '.join(KINDS)}; default everything.")] = None,
+    kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; default everything.")] = None,
     *,
     clear: Annotated[bool, typer.Option("--clear", help="Remove it; bellm makes again what it needs.")] = False,
     as_json: AsJson = False,
@@ -56,4 +56,4 @@ def cache_command(
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"

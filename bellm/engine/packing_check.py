@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.fused_modules import fuse_modules
 from bellm.backbone.hooks import shared_copy
+from bellm.backbone.kept_checks import KeptCheck
 from bellm.backbone.leakage import sample_token_ids
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.packed_pass import NotPackableError
@@ -52,7 +53,7 @@ class PackingCheck:
 
     packed_model: PackedModel | None  # The packed copy, where its vectors are those of padded batches.
     reason: str = ""  # Why there is none.
-    distance: float | None = None  # Largest relative distance between packed and padded vectors.
+    distance: float | None = None  # Largest relative distance between packed and padded vectors, if it was measured.
     limit: float | None = None
 
 
@@ -72,11 +73,14 @@ class _Checked:
 _cache: WeakKeyDictionary[PreTrainedModel, _Checked] = WeakKeyDictionary()
 
 
-def check_packing(model: PreTrainedModel) -> PackingCheck:
-    """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes."""
+def check_packing(model: PreTrainedModel, *, anew: bool = False) -> PackingCheck:
+    """Give the model's packed copy, or say why it has none; checked once for a model and again when it changes.
+
+    A model that passed in another process is not measured again, see `kept_checks`; `anew` measures always.
+    """
     cached, state = _cache.get(model), _state(model)
-    if cached is None or cached.state != _without(state, cached.volatile):
-        check, after = _check(model), _state(model)
+    if anew or cached is None or cached.state != _without(state, cached.volatile):
+        check, after = _check(model, anew), _state(model)
         volatile = {key for key in state.keys() & after.keys() if state[key] != after[key]}
         cached = _cache[model] = _Checked(check, _without(after, volatile), volatile, _parts(model))
     return cached.check
@@ -116,10 +120,14 @@ def _parts(model: nn.Module) -> list[object]:
     return parts
 
 
-def _check(model: PreTrainedModel) -> PackingCheck:
+def _check(model: PreTrainedModel, anew: bool) -> PackingCheck:
+    kept = KeptCheck("packing", model)
     limit = tolerances(model.dtype).packing
     try:
         packed = PackedModel(model)
+        if kept.passed and not anew:
+            fuse_modules(packed.model)
+            return PackingCheck(packed)
         with without_autocast(model):
             distance = _distance(model, packed)
     except NotPackableError as error:
@@ -131,6 +139,7 @@ def _check(model: PreTrainedModel) -> PackingCheck:
     if not distance <= limit:
         reason = f"packed vectors differ from padded ones by {distance:.2g}; something does not know where a text ends"
         return PackingCheck(None, reason, distance, limit)
+    kept.keep()
     fuse_modules(packed.model)  # Each part compared on its own; before, packed and padded round alike.
     return PackingCheck(packed, "", distance, limit)
 

@@ -3,24 +3,32 @@
 An entry is a file or a folder; when it was last used is the time of its last change.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bellm.errors import BellmWarning, SourceError, warn
-from bellm.io.atomic import atomic_directory, make_folder
+from bellm.io.atomic import atomic_directory, make_folder, write_json
 
 Made = TypeVar("Made")
 
-MODELS_KIND, VECTORS_KIND = "models", "vectors"
-KINDS = {MODELS_KIND: "GGUF files, converted", VECTORS_KIND: "vectors of evaluated texts"}
+MODELS_KIND, VECTORS_KIND, CHECKS_KIND = "models", "vectors", "checks"
+KINDS = {
+    MODELS_KIND: "GGUF files, converted",
+    VECTORS_KIND: "vectors of evaluated texts",
+    CHECKS_KIND: "checks that models passed",
+}
 
 LIMIT = 8 * 2**30
 """Most bytes of the entries that `cached_directory` makes of a kind."""
+
+_MOST_FILES = 100
+"""Most entries that `keep_json` makes of a kind."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,30 @@ def cached_directory(
             _warn_refused(error)
             return None
     return folder
+
+
+def kept_json(kind: str, name: str) -> Any:
+    """Value of a small entry, used now; None where there is none, or a damaged one."""
+    file = default_cache_folder() / kind / name
+    try:
+        value = json.loads(file.read_bytes())
+        os.utime(file)
+    except (OSError, ValueError):
+        return None
+    return value
+
+
+def keep_json(kind: str, name: str, value: Any) -> None:
+    """Keep a small value, for which the entry not used for longest has to go where there are many.
+
+    Where the cache cannot be written nothing is kept, without a word: it is for what is quickly made again.
+    """
+    file = default_cache_folder() / kind / name
+    with suppress(SourceError):
+        make_folder(file.parent)
+        for entry in cache_entries([kind])[_MOST_FILES - 1 :]:
+            _remove(entry)
+        write_json(file, value)
 
 
 def _warn_refused(error: SourceError) -> None:

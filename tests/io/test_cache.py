@@ -6,6 +6,7 @@ import pytest
 from bellm.errors import BellmWarning, SourceError
 from bellm.io import cache
 from bellm.io.cache import (
+    CHECKS_KIND,
     MODELS_KIND,
     VECTORS_KIND,
     cache_entries,
@@ -13,6 +14,8 @@ from bellm.io.cache import (
     clear_cache,
     default_cache_folder,
     find_cached,
+    keep_json,
+    kept_json,
 )
 
 
@@ -68,6 +71,26 @@ def test_those_not_used_for_longest_make_room(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(names()) == ["1", "4"]
     assert keep("5", size=31) is None
     assert sorted(names()) == ["1", "4"]
+
+
+def test_small_values_are_kept_and_those_not_used_for_longest_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_MOST_FILES", 3)
+    assert kept_json(CHECKS_KIND, "0") is None
+    for number in range(4):
+        keep_json(CHECKS_KIND, str(number), [number])
+        age(folder / "checks" / str(number), 100 - number)
+    assert names() == ["3", "2", "1"]
+    assert kept_json(CHECKS_KIND, "1") == [1]  # It was used now.
+    keep_json(CHECKS_KIND, "4", {})
+    assert sorted(names()) == ["1", "3", "4"]
+    (folder / "checks" / "3").write_text("[3")
+    assert kept_json(CHECKS_KIND, "3") is None
+
+
+def test_small_values_are_not_kept_where_the_cache_cannot_be_written(folder: Path) -> None:
+    folder.write_text("a file")
+    keep_json(CHECKS_KIND, "one", 1)
+    assert kept_json(CHECKS_KIND, "one") is None
 
 
 def test_clearing_removes_entries_and_nothing_else(folder: Path) -> None:
