@@ -165,7 +165,7 @@ def check_list(name: str, value: object) -> None:
         raise BellmError(f"{name} is empty: give at least one.")
 
 
-def check_encoder(value: object, kind: type) -> None:
+def check_encoder(value: object, kind: type | UnionType) -> None:
     """Raise a BellmError unless a value is an encoder of a kind, or a function that loads one."""
     if not (isinstance(value, kind) or callable(value)):
         raise BellmError(f"{value!r:.60} is no encoder. Open one with Encoder.from_pretrained.")

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
@@ -312,6 +313,21 @@ class MultiViewEncoder:
                 "encoder.with_graphs(read_graphs(FILE)). Texts that the file has no graph of are embedded as they are."
             )
 
+    def replace(self, **settings: Any) -> "MultiViewEncoder":
+        """Give the same views with other settings of each, see `Encoder.replace`.
+
+        Raises:
+            BellmError: A view is no encoder of bellm, or a setting does not fit it.
+        """
+        views = []
+        for number, view in enumerate(self.views, 1):
+            if not isinstance(view.embedder, Encoder | MultiViewEncoder):
+                raise BellmError(f"View {number} of {self.source} is no encoder of bellm: it has no settings.")
+            views.append(replace(view, embedder=view.embedder.replace(**settings)))
+        other = MultiViewEncoder(views, **self._choices())
+        other.source, other.graphs = self.source, self.graphs
+        return other
+
     def similarity(self, left_ND: Vectors, right_MD: Vectors) -> Vectors:
         """Cosine of every left vector with every right vector, (N, M)."""
         return cosine_similarity(np.atleast_2d(left_ND), np.atleast_2d(right_MD))
@@ -360,6 +376,15 @@ class MultiViewEncoder:
     def embedders(self) -> tuple[Embedder, ...]:
         """Embedder of each view."""
         return tuple(view.embedder for view in self.views)
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The encoders of bellm among the embedders, those of views of views too."""
+        parts = (
+            view.embedder.encoders if isinstance(view.embedder, MultiViewEncoder) else (view.embedder,)
+            for view in self.views
+        )
+        return tuple(encoder for encoder in chain.from_iterable(parts) if isinstance(encoder, Encoder))
 
     @property
     def dtype_name(self) -> str:

@@ -213,7 +213,7 @@ def test_doctor_info_and_layers_of_a_view_need_no_graphs(folder: Path, bare: Mul
     rows = "".join(f"{left}\t{right}\t{len(left) % 5}\n" for left in TEXTS for right in TEXTS)
     (tmp_path / "pairs.tsv").write_text(f"sentence1\tsentence2\tscore\n{rows}")
     options = ("-o", tmp_path / "layers", "--dev", tmp_path / "pairs.tsv", "--method", "degradation")
-    assert "holds several views, and this takes one encoder: give a view" in bellm("layers", folder, *options).stderr
+    assert "holds several views: --method search opens the same" in bellm("layers", folder, *options).stderr
     assert bellm("layers", folder / "view-1", *options, "--cache", tmp_path / "cache").exit_code == 0
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy.stats import spearmanr
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
@@ -262,6 +264,12 @@ def test_a_folder_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> N
     (changed / "views.json").write_text(json.dumps(record | {"weights": [1.0, 0.6]}))
     with pytest.raises(FingerprintError, match=r"views\.json was changed after saving"):
         MultiViewEncoder.from_pretrained(changed)
+    (changed / "views.json").write_text(json.dumps(record))
+    with safe_open(changed / "fingerprint.safetensors", "numpy") as file:
+        vectors, metadata = file.get_tensor("vectors"), file.metadata()
+    save_file({"vectors": 1.01 * vectors}, changed / "fingerprint.safetensors", metadata=metadata)
+    with pytest.raises(FingerprintError, match=r"does not give the vectors it was saved with \(relative distance 0\.0"):
+        MultiViewEncoder.from_pretrained(changed)
     (changed / "views.json").write_text('{"views": [{"folder": "../moee"}]}')
     with pytest.raises(SourceError, match="cannot be read"):
         MultiViewEncoder.from_pretrained(changed)
@@ -303,6 +311,11 @@ def test_combine_writes_a_source_for_every_command(experts: Encoder, moee: Multi
     report = json.loads(bellm("evaluate", out, sources[0], *options, "--resamples", 100).stdout)
     assert [run["model"] for run in (report, *report["compared"])] == [str(out), str(sources[0])]
     assert report["metadata"]["weights"] == [1, 0.5]
+
+    options = ("--dev", tmp_path / "pairs.tsv", "-o", tmp_path / "layers", "--cache", tmp_path / "cache", "--json")
+    found = json.loads(bellm("layers", out, *options, "--method", "search").stdout)
+    assert {candidate["bidirectional"] for candidate in found["candidates"]} > {"none", "all", "last:2"}
+    assert found["metadata"]["weights"] == [1, 0.5]
 
     diagnosis = json.loads(bellm("doctor", out, "--json").stdout)
     assert diagnosis["healthy"]

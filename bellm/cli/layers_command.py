@@ -10,6 +10,7 @@ from bellm.cli.model_options import (
     AsJson,
     CacheFolder,
     DataFolder,
+    GraphFile,
     ModelOptions,
     OwnColumns,
     Source,
@@ -66,6 +67,7 @@ def layers_command(
         int | None, typer.Option(min=1, help="Steps of the maps that come to the end; default 64.")
     ] = None,
     train_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a step; default 64.")] = None,
+    graphs: GraphFile = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -78,6 +80,8 @@ def layers_command(
     corrected for the number tried. The answer may be that nothing beats causal,
     and depends on prompt and pooling: ask again with others. Vectors are kept:
     the same command resumes where it was stopped.
+
+    Of several views (bellm combine) --method search opens each map in all.
 
     A model that was trained causal suffers from open layers until it is trained
     with them. With --train some maps, causal and all open among them, get
@@ -124,7 +128,7 @@ def layers_command(
         )
     with live_bars() as update:
         finding = find_layers(
-            lambda: options.load_encoder(source),
+            lambda: options.load(source, graphs=graphs),
             pairs,
             methods=[one.value for one in method or MethodOption],
             training=training,

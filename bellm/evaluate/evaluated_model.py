@@ -171,7 +171,7 @@ def open_cache(
     if isinstance(embedder, Encoder):
         identity = encoder_identity(embedder, weights)
     elif isinstance(embedder, MultiViewEncoder):
-        identity = f"{json.dumps(described)} {embedder.weights_digest()}"
+        identity = f"{json.dumps(described)} {weights or embedder.weights_digest()}"
     else:
         model = getattr(embedder, "model", None)
         weights = saving.parameters_digest(model) if isinstance(model, torch.nn.Module) else ""

@@ -13,8 +13,9 @@ from bellm.backbone.architecture import get_layers
 from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.engine.activation_cache import share_activations
-from bellm.errors import NoOpWarning
+from bellm.errors import BellmError, NoOpWarning
 from bellm.evaluate import EvaluatedModel, TaskResult, score_sts
+from bellm.multiview import MultiViewEncoder
 from bellm.report import statistics
 from bellm.report.statistics import Difference, Score
 from bellm.saving import weights_digest
@@ -88,19 +89,37 @@ class CandidateScores:
         return tuple(one for one in self.candidates if not one.is_causal and not one.no_op)
 
 
-def make_layer_sets(encoder: Encoder, more: Sequence[str] = ()) -> LayerSets:
+def encoders_of(encoder: Encoder | MultiViewEncoder) -> tuple[Encoder, ...]:
+    """The encoders in which a map opens layers: the encoder itself, or those of all views.
+
+    Raises:
+        BellmError: Views are of models with other layers, so that a map would not mean the same in each.
+    """
+    if isinstance(encoder, Encoder):
+        return (encoder,)
+    depths = [each.num_layers for each in encoder.encoders]
+    if len(depths) < len(encoder.views) or len(set(depths)) > 1:
+        raise BellmError(
+            f"A map opens the same layers in all views, and the encoders of {encoder.source} have {depths} layers. "
+            "Search each view alone, as in FOLDER/view-1."
+        )
+    return encoder.encoders
+
+
+def make_layer_sets(encoder: Encoder | MultiViewEncoder, more: Sequence[str] = ()) -> LayerSets:
     """The maps to try: none, all, the last and first 1, 2, 4, ..., the middle third, every second, each layer alone.
 
     Layers without attention stay out. Of maps that open the same layers the first is tried; `more` come last.
     """
-    num_layers = encoder.num_layers
+    first = encoders_of(encoder)[0]
+    num_layers = first.num_layers
     powers = [2**power for power in range(num_layers.bit_length()) if 2**power <= num_layers]
     specs = [ALL, *(f"{end}:{count}" for end in ("last", "first") for count in powers)]
     if num_layers > 2:
         specs.append(layer_spec.format_layers(range(num_layers // 3, 2 * num_layers // 3)))
     if num_layers > 1:
         specs.append("every:2")
-    openable = {layer.index for layer in get_layers(encoder.model) if layer.can_open}
+    openable = {layer.index for layer in get_layers(first.model) if layer.can_open}
     found: dict[tuple[int, ...], str] = {(): CAUSAL}
     for spec in (*specs, *map(str, range(num_layers)), *more):
         layers = tuple(index for index in layer_spec.parse_layers(spec, num_layers) if index in openable)
@@ -108,17 +127,18 @@ def make_layer_sets(encoder: Encoder, more: Sequence[str] = ()) -> LayerSets:
     return {spec: layers for layers, spec in found.items()}
 
 
-def prepending_depths(encoder: Encoder) -> tuple[int, ...]:
+def prepending_depths(encoder: Encoder | MultiViewEncoder) -> tuple[int, ...]:
     """The depths of Token Prepending to try: 4 and 8 layers, as far as there are so many.
 
     Its authors' code takes 7 of 32 layers, 6 of 28 and 42, and 3 of 32. Few are tried, because each candidate makes the
     correction harsher for all.
     """
-    return tuple(sorted({min(depth, encoder.num_layers) for depth in (4, 8)} - {1}))
+    num_layers = encoders_of(encoder)[0].num_layers
+    return tuple(sorted({min(depth, num_layers) for depth in (4, 8)} - {1}))
 
 
 def score_candidates(
-    encoder: Encoder,
+    encoder: Encoder | MultiViewEncoder,
     pairs: STSPairs,
     layer_sets: LayerSets,
     cache: Path,
@@ -131,7 +151,7 @@ def score_candidates(
     """Score every candidate and compare it with the causal model and with all layers open.
 
     Args:
-        encoder: Whose weights, prompt, pooling and variant are used.
+        encoder: Whose weights, prompt, pooling and variant are used. Of several views a map opens the layers in each.
         pairs: Development set, N rated pairs.
         layer_sets: The maps to try; no open layers first, and all among the others.
         cache: Folder that keeps vectors; `bellm evaluate` shares it.
@@ -144,12 +164,14 @@ def score_candidates(
     assert next(iter(layer_sets)) == CAUSAL
     depth_of = {_prepending(depth): depth for depth in depths}
     tried: LayerSets = {**layer_sets, **dict.fromkeys(depth_of, ())}
-    no_ops = {name: _no_op(encoder, layers) for name, layers in tried.items()}
+    encoders = encoders_of(encoder)
+    no_ops = {name: _no_op(encoders, layers) for name, layers in tried.items()}
     texts = list(dict.fromkeys((*pairs.left, *pairs.right)))
     results: dict[str, TaskResult] = {}
     moved: dict[str, float] = {}
     causal_ND: Vectors | None = None
-    weights = weights_digest(encoder.model)  # All candidates have the same.
+    # All candidates have the same.
+    weights = weights_digest(encoder.model) if isinstance(encoder, Encoder) else encoder.weights_digest()
     with share_activations():
         for number, name in enumerate(sorted(tried, key=lambda name: (name != CAUSAL, min(tried[name], default=0)))):
             progress(name, number, len(tried))
@@ -178,7 +200,7 @@ def score_candidates(
         for name, layers in tried.items()
     ]
     order = sorted(candidates, key=lambda one: (*rank_key(one.score, one.open_layers), one.prepending))
-    return CandidateScores(pairs.name, encoder.num_layers, tuple(order))
+    return CandidateScores(pairs.name, encoders[0].num_layers, tuple(order))
 
 
 def rank_key(score: Score, open_layers: Sequence[int]) -> tuple[float, int]:
@@ -219,7 +241,9 @@ def _prepending(depth: int) -> str:
     return f"prepending:{depth}"
 
 
-def _no_op(encoder: Encoder, layers: tuple[int, ...]) -> str | None:
-    if encoder.config.variant == "parallel" or not layers:
+def _no_op(encoders: Sequence[Encoder], layers: tuple[int, ...]) -> str | None:
+    """Why opening layers changes no vector of any view."""
+    if any(each.config.variant == "parallel" for each in encoders) or not layers:
         return None  # Open or not, what leaves the stack changes the vectors; without open layers it is the baseline.
-    return replace(encoder.config, bidirectional=layers).no_op_reason(encoder.num_layers)
+    reasons = [replace(each.config, bidirectional=layers).no_op_reason(each.num_layers) for each in encoders]
+    return reasons[0] if all(reasons) else None

@@ -10,7 +10,13 @@ from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, check_choice, check_encoder
 from bellm.evaluate import default_cache_folder, read_dev_set
-from bellm.layer_search.candidates import CandidateScores, make_layer_sets, prepending_depths, score_candidates
+from bellm.layer_search.candidates import (
+    CandidateScores,
+    encoders_of,
+    make_layer_sets,
+    prepending_depths,
+    score_candidates,
+)
 from bellm.layer_search.halving_rounds import HalvingPlan, HalvingResult, plan_halving
 from bellm.layer_search.layer_stats import Degradation, LayerStats, measure_degradation, measure_layers
 from bellm.layer_search.layer_text import (
@@ -22,6 +28,7 @@ from bellm.layer_search.layer_text import (
     summarize_turning_point,
 )
 from bellm.metadata import package_versions
+from bellm.multiview import MultiViewEncoder
 from bellm.report.formatting import Table
 from bellm.train import Dataset, Recipe
 
@@ -103,7 +110,7 @@ class HalvingTraining:
 
 
 def find_layers(
-    encoder: Encoder | Callable[[], Encoder],
+    encoder: Encoder | MultiViewEncoder | Callable[[], Encoder | MultiViewEncoder],
     dev: str | STSPairs = "STSBenchmark-dev",
     *,
     methods: Collection[Method] = ("degradation", "profile", "search"),
@@ -120,7 +127,8 @@ def find_layers(
 
     Args:
         encoder: Its weights, prompt, pooling and variant are used, whatever layers it opens; or a function that loads
-            one, called once everything else is known to be there.
+            one, called once everything else is known to be there. Of several views each map opens the layers in all,
+            and `search` is the only method.
         dev: Rated pairs that maps are chosen by; or what `read_dev_set` takes.
         methods: What to measure; without the curve the paper's rule is not among the maps.
         training: Also train the likeliest maps.
@@ -137,14 +145,19 @@ def find_layers(
         check_choice("methods", method, Method)
     if training and "search" not in methods:
         raise BellmError("--train takes its maps from the search: add --method search, or leave --method out.")
-    check_encoder(encoder, Encoder)
+    check_encoder(encoder, Encoder | MultiViewEncoder)
     if not isinstance(dev, str | STSPairs):
         raise BellmError(f"dev={dev!r:.60} is neither rated pairs, nor the name of a set or file.")
     dev = read_dev_set(dev, Path(data) if data else None) if isinstance(dev, str) else dev
     cache = Path(cache) if cache else default_cache_folder()
     encoder = encoder() if callable(encoder) else encoder
+    if isinstance(encoder, MultiViewEncoder) and (training or {*methods} != {"search"}):
+        raise BellmError(
+            f"{encoder.source} holds several views: --method search opens the same layers in all of them, and other "
+            "methods and --train take one encoder, as in FOLDER/view-1."
+        )
     encoder = encoder.replace(bidirectional="none", token_prepending=0)
-    metadata, num_layers = {"source": encoder.source, **encoder.describe()}, encoder.num_layers
+    metadata, num_layers = {"source": encoder.source, **encoder.describe()}, encoders_of(encoder)[0].num_layers
     degradation = stats = search = trained = None
     if "degradation" in methods:
         num_done = 0
@@ -155,10 +168,12 @@ def find_layers(
             progress("dropping layers", num_done, len(dev.left))
 
         count(0)
+        assert isinstance(encoder, Encoder)
         degradation = measure_degradation(encoder, dev, cache, seed=seed, done=count)
     if "profile" in methods:
         progress("looking at layers", 0, 1)
         texts = list(dict.fromkeys((*dev.left, *dev.right)))
+        assert isinstance(encoder, Encoder)
         stats = measure_layers(encoder, texts[:: -(-len(texts) // _STATS_TEXTS)])
     rule = degradation.rule if degradation else None
     if "search" in methods:

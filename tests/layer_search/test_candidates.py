@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from tokenizers import processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bellm import Encoder
+from bellm import BellmError, Encoder, MultiViewEncoder
 from bellm.data import sts
 from bellm.data.sts import STSPairs
 from bellm.errors import NoOpWarning
@@ -30,7 +30,7 @@ from bellm.report.statistics import Difference, Score
 from bellm.saving import parameters_digest
 from bellm.tensors.similarity import paired_cosine_similarity
 from tests.conftest import train_tokenizer
-from tests.decoders import decoder
+from tests.decoders import decoder, with_tokens_of
 from tests.evaluate.sets import write_pairs
 from tests.layer_search.planted import mixing_in
 from tests.report.comparison import compare_scores
@@ -97,6 +97,30 @@ def test_the_layer_that_helps_is_found(
             assert one.over_causal == Difference(0, 0, 0, 1)
     assert summarize_candidates(found).startswith(f"Best on STSBenchmark-dev is {best.name}: ")
     assert f"Open it with --bidirectional {best.bidirectional};" in summarize_candidates(found)
+
+
+@pytest.mark.filterwarnings("ignore:Opening only layer 3 changes nothing")
+def test_a_map_opens_layers_in_all_views(
+    tiny_encoder: Encoder, tiny_tokenizer: PreTrainedTokenizerFast, dev: STSPairs, tmp_path: Path
+) -> None:
+    parts, weights = [tiny_encoder.replace(pooling="mean"), tiny_encoder.replace(prompt="raw")], (1, 0.5)
+    views = MultiViewEncoder(parts, weights=weights)
+    maps = {spec: parse_layers(spec, 4) for spec in ("none", "all", "first:2", "3")}
+    found = score_candidates(views, dev, maps, tmp_path / "cache", resamples=100)
+    assert (found.num_layers, prepending_depths(views), make_layer_sets(views)["last:2"]) == (4, (4,), (2, 3))
+    for one in found.candidates:
+        opened = [part.replace(bidirectional=one.open_layers or "none") for part in parts]
+        sides = (MultiViewEncoder(opened, weights=weights).encode(side) for side in (dev.left, dev.right))
+        wanted = 100 * spearmanr(paired_cosine_similarity(*sides), dev.gold_N).statistic
+        assert one.score.value == pytest.approx(wanted, abs=0.1)
+        assert one.no_op is None  # With the last token layer 3 is one, and the mean sees it.
+    last = MultiViewEncoder([part.replace(pooling="last") for part in parts])
+    assert score_candidates(last, dev, maps, tmp_path / "cache", resamples=100).find("3").no_op
+    deeper = Encoder.from_pretrained(with_tokens_of(tiny_tokenizer, "lfm3"), tokenizer=tiny_tokenizer)
+    with pytest.raises(BellmError, match=r"same layers in all views, and the encoders of .* have \[4, 6\] layers"):
+        make_layer_sets(MultiViewEncoder([tiny_encoder, deeper]))
+    with pytest.raises(BellmError, match=r"several views: --method search .* take one encoder, as in FOLDER/view-1"):
+        find_layers(views, dev)
 
 
 def test_scores_and_differences_are_those_of_the_encoders(tiny_encoder: Encoder, dev: STSPairs, tmp_path: Path) -> None:
