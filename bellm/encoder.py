@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -86,6 +86,8 @@ class Encoder:
         self.name = name
         self.source = name
         """What it was loaded from."""
+        self.compression: tuple[dict[str, Any], ...] = ()
+        """What was done to its weights since they were loaded from the base model, step by step; each has a summary."""
 
     @classmethod
     def from_pretrained(
@@ -160,7 +162,7 @@ class Encoder:
             resolved = resolve_config(None, {**own, **given}, loaded.model, loaded.tokenizer)
             return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._with_open_layers(verify)
         encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._with_open_layers(verify)
-        encoder.source = str(source)
+        encoder.source, encoder.compression = str(source), saved.compression
         saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, encoder.source)
         return encoder.replace(**given, verify=verify) if given else encoder
 
@@ -208,6 +210,12 @@ class Encoder:
             )
         other = copy.copy(self)
         vars(other)["_model"] = model
+        return other
+
+    def with_compression(self, record: Mapping[str, Any]) -> "Encoder":
+        """Give the same encoder with one more record in `compression`, which is saved with it."""
+        other = copy.copy(self)
+        other.compression = (*self.compression, dict(record))
         return other
 
     @overload
@@ -429,7 +437,9 @@ class Encoder:
 
             merged = self.with_model(cast(PreTrainedModel, adapters.merged_copy(self._model)))
             written = merged._model if isinstance(self._model, PreTrainedModel) else self._model
-        saved = saving.SavedEncoder(self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint())
+        saved = saving.SavedEncoder(
+            self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint(), self.compression
+        )
         with atomic_directory(Path(path)) as draft:
             saving.write_saved(draft, causal_copy(written), self.tokenizer, saved, notes)
 
@@ -494,7 +504,7 @@ class Encoder:
         if name in setting_names() or name in _FIXED:
             instead = _FIXED.get(name, f"Write encoder = encoder.replace({name}={value!r}).")
             raise BellmError(f"encoder.{name} cannot be set. {instead}")
-        if name not in vars(self) and name not in ("_tokenizers", "name", "source"):
+        if name not in vars(self) and name not in ("_tokenizers", "name", "source", "compression"):
             raise unknown_attribute(name, (*setting_names(), *dir(self)))
         super().__setattr__(name, value)
 

@@ -62,6 +62,8 @@ class SavedEncoder:
     dtype: str
     num_layers: int
     fingerprint: Vectors
+    compression: tuple[dict[str, Any], ...] = ()
+    """What was done to the weights, see `Encoder.compression`."""
 
 
 def find_saved(source: str) -> Path | None:
@@ -95,6 +97,7 @@ def write_saved(
     tokenizer.save_pretrained(folder)
     model_settings = {"base_model": saved.base_model, "dtype": saved.dtype, "num_layers": saved.num_layers}
     settings = {"bellm": __version__, **model_settings, **saved.config.to_dict()}
+    settings |= {"compression": saved.compression} if saved.compression else {}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / MODULES_FILE).write_text(json.dumps([_MODULE], indent=2) + "\n", encoding="utf-8")
     prompts = {"prompts": TEMPLATE_NAMES, "default_prompt_name": None, "similarity_fn_name": "cosine"}
@@ -113,6 +116,7 @@ def read_saved(folder: Path) -> SavedEncoder:
         settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         config = EncoderConfig.from_dict(settings)
         known = str(settings["base_model"]), str(settings["dtype"]), int(settings["num_layers"])
+        compression = tuple(dict(step) for step in settings.get("compression", ()))
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, SourceError) else repr(error)
         raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
@@ -130,7 +134,7 @@ def read_saved(folder: Path) -> SavedEncoder:
             f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
             "back, or load it as saved and use Encoder.replace(...)."
         )
-    return SavedEncoder(config, *known, vectors)
+    return SavedEncoder(config, *known, vectors, compression)
 
 
 def load_source(
@@ -269,6 +273,7 @@ def _card(saved: SavedEncoder) -> str:
     values["bidirectional"] = f"`{values['bidirectional']}` of {saved.num_layers}"
     values["prompt"] = f"{values['prompt']}: `{values['template']}`"
     settings = "\n".join(f"| {name.replace('_', ' ')} | {values[name]} |" for name in setting_names())
+    compression = "".join(f"| compression | {step['summary']} |\n" for step in saved.compression)
     hub_id, _ = split_revision(saved.base_model)
     # Cards are public: a name that is not of the Hub is refused there, and a path is nobody's affair.
     is_public = is_hub_id(hub_id) and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id)
@@ -284,7 +289,7 @@ tags: [bellm, sentence-embeddings, bidirectional-attention]
 | base model | `{saved.base_model if is_public else Path(saved.base_model).name}` |
 {settings}
 | dtype | {saved.dtype} |
-
+{compression}
 ```python
 from bellm import Encoder
 

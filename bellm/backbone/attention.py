@@ -142,6 +142,11 @@ def get_open_layers(model: PreTrainedModel) -> tuple[int, ...]:
     )
 
 
+def get_branch(layer: nn.Module) -> bool | None:
+    """Whether a decoder layer is in the open branch of the parallel variant, or the causal one; None for no branch."""
+    return next((hook.is_open for hook in hooks_of(layer).values() if isinstance(hook, _BranchHook)), None)
+
+
 def _open(module: nn.Module, *, keep_window: bool) -> None:
     parameters = forward_parameters(module)
     takes_is_causal = "is_causal" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

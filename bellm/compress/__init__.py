@@ -9,8 +9,11 @@ from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
     from bellm.compress.allocation import allocate, allocate_by_outliers
+    from bellm.compress.layer_dropping import drop_layers, layer_changes
+    from bellm.compress.pruning import prune
     from bellm.compress.spectra import MatrixSpectrum, hill_alpha, layer_alphas, measure_spectra
 
-__all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "hill_alpha", "layer_alphas", "measure_spectra"]
+__all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "drop_layers", "hill_alpha", "layer_alphas"]
+__all__ += ["layer_changes", "measure_spectra", "prune"]
 
 __getattr__, __dir__ = lazy_exports(__name__)

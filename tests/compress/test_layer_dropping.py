@@ -1,0 +1,91 @@
+"""Encoders with fewer layers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bellm import BellmError, Encoder
+from bellm.backbone.states import all_layer_states
+from bellm.compress import drop_layers, layer_changes
+from tests.conftest import CORPUS
+
+TEXTS = list(CORPUS)
+
+
+def test_layers_from_the_top_are_what_the_degradation_curve_scores(tiny_encoder: Encoder) -> None:
+    causal = tiny_encoder.replace(bidirectional="none")
+    smaller = drop_layers(causal, 2)
+    ids = torch.tensor(causal.tokenize(TEXTS[:1]).ids)
+    model: Any = causal.model
+    with torch.no_grad():
+        states = model.model.norm(all_layer_states(model, ids, torch.ones_like(ids))[2])
+    np.testing.assert_allclose(smaller.encode(TEXTS[0]), states[0, -1], rtol=1e-4, atol=1e-5)
+    assert (smaller.num_layers, causal.num_layers) == (2, 4)
+    [record] = smaller.compression
+    assert record["summary"] == "2 of 4 layers dropped, from the top (2-3)"
+
+
+def test_settings_name_the_layers_that_they_named_before(tiny_encoder: Encoder) -> None:
+    changes = np.argsort(layer_changes(tiny_encoder, TEXTS))
+    first, second = sorted(changes[:2])
+    encoder = tiny_encoder.replace(bidirectional="1-3", layer="-1,2", pooling="mean")
+    smaller = drop_layers(encoder, 1, by="change", texts=TEXTS)
+    [dropped] = smaller.compression[0]["dropped"]
+    kept = [index for index in range(4) if index != dropped]
+    assert [kept[index] for index in smaller.config.bidirectional] == [index for index in (1, 2, 3) if index != dropped]
+    assert smaller.config.layer == f"-1,{2 - (dropped < 2)}"
+    assert first != second
+
+
+def test_the_least_changing_layers_go(tiny_encoder: Encoder) -> None:
+    changes = layer_changes(tiny_encoder, TEXTS)
+    model: Any = tiny_encoder.model
+    sums, counts = np.zeros(4), 0
+    outputs: dict[int, torch.Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, args, output, index=index: outputs.update({index: output}))
+        for index, layer in enumerate(model.model.layers)
+    ]
+    for ids in tiny_encoder.tokenize(TEXTS).ids:
+        with torch.no_grad():
+            model(torch.tensor([ids]))
+            states = [model.get_input_embeddings()(torch.tensor([ids])), *(outputs[index] for index in range(4))]
+        for index in range(4):
+            sums[index] += (1 - torch.cosine_similarity(states[index][0], states[index + 1][0])).sum().item()
+        counts += len(ids)
+    for hook in hooks:
+        hook.remove()
+    np.testing.assert_allclose(changes, sums / counts, rtol=1e-4)
+    smaller = drop_layers(tiny_encoder, 2, by="change", texts=TEXTS)
+    assert smaller.compression[0]["dropped"] == sorted(np.argsort(changes)[:2].tolist())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"variant": "parallel"}, {"bidirectional": "none", "token_prepending": 3}], ids=str
+)
+def test_smaller_encoders_are_saved_and_loaded(tiny_encoder: Encoder, settings: dict[str, Any], tmp_path: Path) -> None:
+    smaller = drop_layers(tiny_encoder.replace(**settings), 1, by="change", texts=TEXTS)
+    smaller.save_pretrained(tmp_path / "smaller")
+    loaded = Encoder.from_pretrained(tmp_path / "smaller")
+    np.testing.assert_allclose(loaded.encode(TEXTS), smaller.encode(TEXTS), rtol=1e-4, atol=1e-5)
+    assert loaded.compression == smaller.compression
+    assert loaded.num_layers == 3
+    assert tiny_encoder.num_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"number": 4}, "4 layers cannot go: the model has 4, of which 1 to 3 can"),
+        ({"number": 0}, "0 layers cannot go"),
+        ({"number": 1, "by": "change"}, "give calibration texts"),
+        ({"number": 1, "by": "bottom"}, "'bottom' is not one of top, change"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line(tiny_encoder: Encoder, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(BellmError, match=said):
+        drop_layers(tiny_encoder, **arguments)
