@@ -27,7 +27,7 @@ GRAPHS = {
 }
 TEXTS = [*GRAPHS, "Bread rises."]
 READ = [*map(linearize, GRAPHS.values()), "Bread rises."]
-MISSING = "1 of 4 texts have no AMR graph, and are embedded as they are"
+MISSING = "1 of 4 texts have no AMR graph, and are read as they are"
 
 
 @pytest.fixture(scope="module")

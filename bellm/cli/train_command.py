@@ -64,6 +64,14 @@ def train_command(
             min=1, help="First mine so many hard negatives for each anchor, with the untrained encoder.", metavar="N"
         ),
     ] = None,
+    graphs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="AMR graphs of the texts, as bellm embed takes them: in each step a text is itself or its graph, at "
+            "even odds.",
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log to OUTPUT/tensorboard, for TensorBoard.")
     ] = False,
@@ -88,6 +96,7 @@ def train_command(
         "learning_rate": learning_rate,
         "dev_every": dev_every,
         "mine": mine,
+        "graphs": graphs,
     }
     if source.endswith(".py") and not os.path.isfile(source):
         raise SourceError(f"There is no recipe {source}.")

@@ -134,7 +134,7 @@ def linearize(penman: str) -> str:
 def warn_missing_graphs(num_missing: int, num_texts: int) -> None:
     """Tell the caller of bellm that texts have no graph."""
     if num_missing:
-        message = f"{num_missing} of {num_texts} texts have no AMR graph, and are embedded as they are."
+        message = f"{num_missing} of {num_texts} texts have no AMR graph, and are read as they are."
         warn(message, BellmWarning)
 
 

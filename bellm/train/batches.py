@@ -2,8 +2,10 @@
 
 There is no state to save: a run that resumes at step n builds the epoch of step n again and continues inside it.
 
+With AMR graphs every text of a row is read, or its graph, at even odds (MSE-AMR, arXiv 2210.09773).
+
 A batch holds rows of one source, because rated pairs and triplets take different losses. No text is in two of its rows:
-a copy of an anchor's positive, or of the anchor itself, would be counted as its negative.
+a copy of an anchor's positive, or of the anchor itself, would be counted as its negative. So would an equal graph.
 
 Shapes: R rows, T texts of all rows.
 """
@@ -11,14 +13,17 @@ Shapes: R rows, T texts of all rows.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bellm.data.amr import Graphs
 from bellm.errors import BellmError, BellmWarning, warn
 from bellm.train.dataset import Dataset
-from bellm.train.examples import Example
+from bellm.train.examples import Example, text_key
+
+_GRAPH_SHARE = 0.5  # Of the texts that have a graph.
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,16 @@ class Batches:
     [2, 2, 1, 2, 2, 1]
     """
 
-    def __init__(self, sources: Sequence[tuple[Dataset, float]], batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        sources: Sequence[tuple[Dataset, float]],
+        batch_size: int,
+        seed: int = 0,
+        graphs: Graphs | None = None,
+    ) -> None:
         """Plan the first epoch of data sets with weights; the batch size is that of all processes together.
+
+        With `graphs` every text of a batch is itself or its graph.
 
         Warns where texts come again so often that batches are less than half full.
         """
@@ -62,7 +75,8 @@ class Batches:
         self.sources = tuple(sources)
         self.batch_size = batch_size
         self.seed = seed
-        self._texts = [_texts_of_rows(dataset) for dataset, _ in sources]
+        self.graphs = graphs
+        self._texts = [_texts_of_rows(dataset, graphs) for dataset, _ in sources]
         self._sizes: list[int] = []
         self._last: tuple[int, list[_Planned]] = (-1, [])
         for source in range(len(sources)):
@@ -86,12 +100,16 @@ class Batches:
 
     def described(self) -> dict[str, Any]:
         """All that decides the batches, as plain values: a run may resume where they are still the same."""
-        return {"sources": describe_sources(self.sources), "batch_size": self.batch_size, "seed": self.seed}
+        graphs = {"graphs": self.graphs.digest} if self.graphs else {}
+        return {"sources": describe_sources(self.sources), "batch_size": self.batch_size, "seed": self.seed, **graphs}
 
     def _batch(self, step: int, epoch: int, planned: _Planned) -> TrainBatch:
         dataset = self.sources[planned.source][0]
         # Each row starts from another of its symmetric texts, and takes the next one each epoch.
         examples = tuple(dataset[row].rotate(row + planned.turn) for row in planned.rows)
+        if self.graphs:
+            draw = np.random.default_rng(np.random.SeedSequence([self.seed, step, 0, 1]))  # The others have 3 numbers.
+            examples = tuple(_draw_views(example, self.graphs, draw) for example in examples)
         return TrainBatch(step, epoch, planned.source, tuple(planned.rows), examples)
 
     def _epoch(self, number: int) -> list[_Planned]:
@@ -182,9 +200,25 @@ def pack_batches(order: Iterable[int], texts: Sequence[Sequence[int]], size: int
     return batches
 
 
-def _texts_of_rows(dataset: Dataset) -> list[list[int]]:
-    """For every row, ids of those of its texts that occur more than once; the others cannot collide."""
-    _, number_T, count_T = np.unique(dataset.keys_T, return_inverse=True, return_counts=True)
+def _draw_views(example: Example, graphs: Graphs, draw: np.random.Generator) -> Example:
+    """A row in which every text is itself or its graph; a negative with the graph of another text stays a text."""
+
+    def view(text: str) -> str:
+        return graphs(text) if draw.random() < _GRAPH_SHARE else text
+
+    anchor, positives = view(example.anchor), tuple(map(view, example.positives))
+    same = {graphs(text) for text in (example.anchor, *example.positives)}
+    negatives = tuple(text if graphs(text) in same else view(text) for text in example.negatives)
+    return replace(example, anchor=anchor, positives=positives, negatives=negatives)
+
+
+def _texts_of_rows(dataset: Dataset, graphs: Graphs | None) -> list[list[int]]:
+    """For every row, ids of those of its texts, and graphs, that occur more than once; the others cannot collide."""
+    keys_T, key_ends_R = dataset.keys_T, dataset.key_ends_R
+    if graphs:
+        keys = [text_key(graphs(text)) for example in dataset for text in example.texts]
+        keys_T, key_ends_R = np.stack([keys_T, np.array(keys)], 1).ravel(), 2 * key_ends_R
+    _, number_T, count_T = np.unique(keys_T, return_inverse=True, return_counts=True)
     numbers, often = number_T.tolist(), (count_T[number_T] > 1).tolist()
-    ends = [0, *dataset.key_ends_R.tolist()]
+    ends = [0, *key_ends_R.tolist()]
     return [[numbers[at] for at in range(*span) if often[at]] for span in itertools.pairwise(ends)]

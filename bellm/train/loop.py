@@ -16,6 +16,7 @@ import torch
 from bellm import run_dir
 from bellm.backbone import adapters
 from bellm.backbone.leakage import check_open_layers
+from bellm.data.amr import Graphs, read_graphs, warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, LayerError, NonFiniteError, NoOpWarning, SourceError, warn
 from bellm.saving import FINGERPRINT_TEXTS
@@ -85,7 +86,8 @@ def train(
     if until is not None and recipe.sharded:
         raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
     described = recipe.described()
-    batches = Batches(sources, recipe.batch_size, recipe.seed)
+    graphs = _read_graphs(recipe, sources)
+    batches = Batches(sources, recipe.batch_size, recipe.seed, graphs)
     with run_dir.resumable_errors(output), distributed.report_lost_process(), ExitStack() as held:
 
         def lock_and_mine() -> None:
@@ -97,7 +99,7 @@ def train(
 
         distributed.broadcast(lock_and_mine)
         if recipe.mine is not None:
-            batches = Batches(read_mined_negatives(sources, output), recipe.batch_size, recipe.seed)
+            batches = Batches(read_mined_negatives(sources, output), recipe.batch_size, recipe.seed, graphs)
         total = recipe.num_steps(batches.per_epoch)
         stop = total if until is None else min(until, total)
         config = {**described, "data": batches.described(), "steps": total}
@@ -122,6 +124,20 @@ def train(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoOpWarning)  # It was given at the start.
             return Encoder.from_pretrained(output / run_dir.MODEL, **options)
+
+
+def _read_graphs(recipe: Recipe, sources: Sequence[tuple[Dataset, float]]) -> Graphs | None:
+    """Graphs that a recipe names, with a warning of the texts that have none; an error where that is all of them."""
+    if recipe.graphs is None:
+        return None
+    graphs = read_graphs(recipe.graphs)
+    texts = {text for dataset, _ in sources for example in dataset for text in example.texts}
+    if (num_missing := graphs.num_missing(texts)) == len(texts):
+        raise BellmError(
+            f"None of the {len(texts)} texts of the data has a graph in {recipe.graphs}: leave graphs out."
+        )
+    warn_missing_graphs(num_missing, len(texts))
+    return graphs
 
 
 class _Run:

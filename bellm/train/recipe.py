@@ -74,6 +74,9 @@ class Recipe:
     """Hard negatives to mine for each anchor among the positives of its source, with the untrained encoder, before the
     first step; None mines nothing."""
     mntp: MNTP | None = None
+    graphs: str | None = None
+    """File of AMR graphs, as `bellm.data.read_graphs` takes it: in every step each text is itself or its graph, at even
+    odds (MSE-AMR, arXiv 2210.09773). Texts without a graph are always themselves."""
     batch_size: int = 64
     """Examples of a step, over all processes."""
     epochs: float = 1.0
@@ -135,7 +138,8 @@ class Recipe:
 
     def described(self) -> dict[str, Any]:
         """All fields that decide the weights as plain values: the config of a run in run.json."""
-        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name != "sharded"}
+        elsewhere = ("sharded", "graphs")  # The content of the graphs is described with the data.
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name not in elsewhere}
 
     def num_steps(self, per_epoch: int) -> int:
         """Steps of a run, given the batches of an epoch."""

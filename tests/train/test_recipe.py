@@ -58,7 +58,7 @@ def test_a_recipe_says_all_of_itself_in_plain_values() -> None:
         dev=score,
     )
     described = recipe.described()
-    assert set(described) == {each.name for each in fields(Recipe)} - {"sharded"}
+    assert set(described) == {each.name for each in fields(Recipe)} - {"sharded", "graphs"}
     assert json.loads(json.dumps(described)) == described
     assert described["dev"] == "tests.train.test_recipe.score"
     assert "dims=(8, 16)" in described["objective"]
