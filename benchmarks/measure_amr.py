@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="of each test set, drawn with seed 0; default all")
     parser.add_argument("--steps", type=int, default=0, help="train both ways for so many steps (0)")
     parser.add_argument("--batch-size", type=int, default=32, help="pairs of a step (32)")
-    parser.add_argument("--quick", action="store_true", help="150 pairs of each set, nothing trained")
+    parser.add_argument("--quick", action="store_true", help="80 pairs of each set, nothing trained")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
     warnings.simplefilter("ignore", BellmWarning)
@@ -101,7 +101,7 @@ def main() -> None:
     folder = data_folder() / "amr" / "bamboo"
     options.work.mkdir(exist_ok=True)
     graphs = read_graphs(write_graphs(folder, options.work / "graphs.jsonl"))
-    tests = [read_pairs(folder, name, "test", 150 if options.quick else options.pairs) for name in SETS]
+    tests = [read_pairs(folder, name, "test", 80 if options.quick else options.pairs) for name in SETS]
     started = time.perf_counter()
     encoders = {"untrained": Encoder.from_pretrained(options.model, prompt=PROMPT, pooling="last")}
     if options.steps and not options.quick:

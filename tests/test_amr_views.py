@@ -1,5 +1,6 @@
 """Views of AMR graphs: vectors, folders, identities, and every command on an encoder that has one."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from typer.testing import CliRunner, Result
 
 from bellm import BellmError, Encoder, MultiViewEncoder, multiview
@@ -207,14 +209,24 @@ def test_commands_take_graphs(folder: Path, tiny_folder: Path, sidecar: Path, tm
         assert (result.exit_code, result.stderr.count("\n") == 1 or "\n" not in result.stderr.strip()) == (1, True)
 
 
-def test_doctor_info_and_layers_of_a_view_need_no_graphs(folder: Path, bare: MultiViewEncoder, tmp_path: Path) -> None:
+def test_doctor_and_info_need_no_graphs(folder: Path, bare: MultiViewEncoder) -> None:
     assert diagnose(bare).healthy
+    assert json.loads(bellm("doctor", folder, "--json").stdout)["healthy"]
     assert "none given" in bellm("info", folder, "--json").stdout
-    rows = "".join(f"{left}\t{right}\t{len(left) % 5}\n" for left in TEXTS for right in TEXTS)
+
+
+def test_layers_are_opened_in_both_views(folder: Path, both: MultiViewEncoder, sidecar: Path, tmp_path: Path) -> None:
+    pairs = list(itertools.combinations(TEXTS, 2))
+    rows = "".join(f"{left}\t{right}\t{score}\n" for score, (left, right) in enumerate(pairs))
     (tmp_path / "pairs.tsv").write_text(f"sentence1\tsentence2\tscore\n{rows}")
-    options = ("-o", tmp_path / "layers", "--dev", tmp_path / "pairs.tsv", "--method", "degradation")
-    assert "holds several views: --method search opens the same" in bellm("layers", folder, *options).stderr
-    assert bellm("layers", folder / "view-1", *options, "--cache", tmp_path / "cache").exit_code == 0
+    options = ("-o", tmp_path / "layers", "--dev", tmp_path / "pairs.tsv", "--cache", tmp_path / "cache", "--json")
+    assert "reads AMR graphs, and none are given" in bellm("layers", folder, *options, "--method", "search").stderr
+    result = bellm("layers", folder, *options, "--method", "search", "--graphs", sidecar)
+    candidates = json.loads(result.stdout)["candidates"]
+    [score] = [each["score"]["value"] for each in candidates if each["bidirectional"] == "all"]
+    opened = normalize_rows(both.replace(bidirectional="all").encode_with_stats(TEXTS).vectors)
+    wanted = 100 * spearmanr((opened @ opened.T)[np.triu_indices(len(TEXTS), 1)], range(len(pairs))).statistic
+    assert score == pytest.approx(wanted, abs=0.01)
 
 
 def test_combine_makes_a_view_of_graphs(
