@@ -64,7 +64,12 @@ def test_the_least_changing_layers_go(tiny_encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"variant": "parallel"}, {"bidirectional": "none", "token_prepending": 3}], ids=str
+    "settings",
+    [
+        {"variant": "parallel", "bidirectional": "0-2", "pooling": "mean"},
+        {"bidirectional": "none", "token_prepending": 3},
+    ],
+    ids=str,
 )
 def test_smaller_encoders_are_saved_and_loaded(tiny_encoder: Encoder, settings: dict[str, Any], tmp_path: Path) -> None:
     smaller = drop_layers(tiny_encoder.replace(**settings), 1, by="change", texts=TEXTS)
