@@ -1,9 +1,9 @@
 """What pruning does to embeddings, and to the language model beside them: SmolLM2 with fewer weights or fewer layers.
 
 Spearman x100 on pairs of STS-Benchmark's dev and test sets (drawn with seed 0), with 95 % intervals and the paired
-difference to the encoder as it was, and perplexity on WikiText-2's raw test text. Calibration texts are sentences of
-STS-Benchmark's training set, in the encoder's prompt. Nothing is chosen on test pairs. Each row is written as soon as it
-is there: the same command goes on where it was stopped. Data: BELLM_DATA or ../shared/data.
+difference to the encoder as it was, and perplexity on WikiText-2's raw test text. Calibration texts are those of
+STS-Benchmark's training set, in the encoder's prompt. Nothing is chosen on test pairs. Each row is written once it is
+there: the same command goes on where it was stopped. Data: BELLM_DATA or ../shared/data.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from bellm import Encoder
 from bellm.compress import drop_layers, prune
+from bellm.compress.layer_dropping import DropBy
 from bellm.compress.pruners import PruneMethod
 from bellm.compress.pruning import Allocation
 from bellm.report.statistics import BootstrapEstimate, bootstrap_estimate, paired_difference
@@ -64,16 +66,20 @@ def cells(quick: bool) -> Iterator[Cell]:
         yield from (Cell(0.6, method, "uniform") for method in ("magnitude", "wanda"))
         yield Cell(dropped=6, by="top")
         return
-    for sparsity in (0.6, 0.5):
-        for method in reversed(get_args(PruneMethod)):
-            for allocation in get_args(Allocation):
-                yield Cell(sparsity, method, allocation)
-    for dropped in (6, 3, 9, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15):
-        yield from (Cell(dropped=dropped, by=by) for by in ("top", "change"))
-    for sparsity in (0.7, 0.4, 0.3):
-        for method in reversed(get_args(PruneMethod)):
-            for allocation in get_args(Allocation):
-                yield Cell(sparsity, method, allocation)
+    yield from _prunings(0.6)
+    yield from _drops(6, 3, 9)
+    yield from _prunings(0.5)
+    yield from _drops(1, 2, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15)
+    yield from _prunings(0.7, 0.4, 0.3)
+
+
+def _prunings(*sparsities: float) -> Iterator[Cell]:
+    choices = product(sparsities, reversed(get_args(PruneMethod)), get_args(Allocation))
+    return (Cell(sparsity, method, allocation) for sparsity, method, allocation in choices)
+
+
+def _drops(*numbers: int) -> Iterator[Cell]:
+    return (Cell(dropped=number, by=by) for number, by in product(numbers, get_args(DropBy)))
 
 
 def main() -> None:
@@ -109,9 +115,9 @@ def main() -> None:
     texts = texts[:: len(texts) // options.texts][: options.texts]
     text = (folder / "plain" / "wikitext-2-raw" / "wiki.test.raw").read_text(encoding="utf-8")
     encoder = Encoder.from_pretrained(options.model, bidirectional=options.bidirectional)
-    base = {name: _estimate(encoder, pairs) for name, pairs in sets.items()}
     done = {row["name"] for row in record["rows"]}
     wanted = [cell for cell in (Cell(), *cells(options.quick)) if cell.name not in done]
+    base = {name: _estimate(encoder, pairs) for name, pairs in sets.items() if wanted}
     for cell in wanted[: options.cells]:
         started = time.process_time()
         smaller = cell.apply(encoder, texts) if cell != Cell() else encoder

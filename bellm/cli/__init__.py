@@ -17,6 +17,7 @@ from bellm.cli.layers_command import layers_command
 from bellm.cli.list_commands import models_command, prompts_command, tasks_command
 from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.option_file import read_option_file
+from bellm.cli.prune_command import prune_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
 from bellm.cli.terminal import CommandGroup, OneValueCommand, OptionalSourceCommand, open_streams, with_verbosity
 from bellm.cli.train_command import train_command
@@ -43,6 +44,7 @@ for _command in (
     train_command,
     combine_command,
     demonstrations_command,
+    prune_command,
     doctor_command,
     info_command,
     tasks_command,
@@ -110,6 +112,8 @@ def _bellm(
       several encoders as one, side by side
     [bold]bellm demonstrations smollm2 --candidates recipes/demonstrations.csv -o shown/[/]
       which example before the prompt helps?
+    [bold]bellm prune smollm2 --drop-layers 6 -o lower/[/]
+      a smaller encoder: fewer layers, or fewer weights
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """

@@ -42,6 +42,7 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
         "parameters": encoder.model.num_parameters(),
         "layers": layer_kinds(encoder.model),
         **encoder.describe(),
+        "compression": list(encoder.compression),
         "attention": encoder.model.config._attn_implementation,
         "batching_mode": encoder.batching_mode,
         "chat_template": bool(encoder.tokenizer.chat_template),
@@ -60,6 +61,7 @@ def _info_table(info: dict[str, Any]) -> "Table":
         "layers": "; ".join(f"{layers} {kind}" for kind, layers in info["layers"].items()),
         "bidirectional": f"{info['bidirectional']} of {info['num_layers']}",
         "prompt": f"{info['prompt']}: {info['template']}",
+        "compression": "; ".join(step["summary"] for step in info["compression"]) or None,
         "chat_template": chat if info["chat_template"] else "none",
     }
     table = Table(show_header=False, box=None)

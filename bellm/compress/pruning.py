@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,7 +26,7 @@ from bellm.encoder import Encoder
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.errors import BellmError, SourceError, check_choice, check_encoder
 from bellm.io import atomic
-from bellm.run_dir import refuse_other_config
+from bellm.run_dir import refuse_other_config, resumable_errors
 from bellm.saving import weights_digest
 
 Allocation = Literal["uniform", "alpha", "owl"]
@@ -86,8 +87,7 @@ def prune(
         raise BellmError("Nothing says how many weights go: give sparsity=0.5, say, or pattern='2:4'.")
     share = groups.sparsity if groups else sparsity
     assert share is not None
-    if not 0 < share < 1:
-        raise BellmError(f"sparsity={share:g} is not between 0 and 1: it is the share of weights that goes.")
+    allocate([0], [1], share, eps)  # Refuses what suits no layer.
     needs_texts = method != "magnitude" or allocation == "owl"
     if needs_texts and not texts:
         what = f"allocation={allocation}" if method == "magnitude" else f"method={method}"
@@ -241,18 +241,22 @@ def _work_folder(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
         lock = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout as error:
         raise SourceError(f"Another run is pruning in {folder}.") from error
-    with lock:
-        atomic.remove_drafts(folder)
-        path = folder / _CONFIG
-        if path.exists():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise SourceError(f"{path} cannot be read: {error}. Remove {folder}.") from error
-            refuse_other_config(folder, "pruning", known, config)
-        else:
-            atomic.write_json(path, config)
-        yield folder
+    with lock, resumable_errors(folder):
+        try:
+            atomic.remove_drafts(folder)
+            path = folder / _CONFIG
+            if path.exists():
+                try:
+                    known = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise SourceError(f"{path} cannot be read: {error}. Remove {folder}.") from error
+                refuse_other_config(folder, "pruning", known, config)
+            else:
+                atomic.write_json(path, config)
+            yield folder
+        finally:
+            if not any(path.suffix == ".safetensors" or path.name == _SCORES for path in folder.iterdir()):
+                shutil.rmtree(folder)  # Nothing was done.
 
 
 def _read_layer(path: Path) -> dict[str, torch.Tensor]:

@@ -39,6 +39,7 @@ COMMANDS = {
     "train": "train MODEL --data t.csv -o run --max-steps 1 --batch-size 4",
     "combine": "combine MODEL MODEL?pooling=mean -o both",
     "demonstrations": "demonstrations MODEL --dev rated.csv --candidates words.csv -o shown --pooling mean",
+    "prune": "prune MODEL --sparsity 0.5 --allocation alpha --calibration many.txt -o pruned",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
