@@ -39,8 +39,8 @@ class EncoderConfig:
     window: Annotated[Window, "Opened sliding-window layers keep or open their window; default keep"] = "keep"
     prompt: Annotated[
         Prompt,
-        "raw, bellm, prompteol, angle, pretended-cot, knowledge, instruct, instruct:TASK, chat, or your own template "
-        "with a {text} slot; default prompteol",
+        "raw, bellm, prompteol, angle, pretended-cot, knowledge, meta-topic, meta-mood, meta-fact, meta-sense, "
+        "instruct, instruct:TASK, chat, or your own template with a {text} slot; default prompteol",
     ]
     pooling: Annotated[PoolingName, "last, mean, mean-text, weighted-mean, first or max over the tokens; default last"]
     layer: Annotated[

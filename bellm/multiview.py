@@ -39,6 +39,7 @@ from bellm.errors import (
     errors_naming,
 )
 from bellm.io.atomic import atomic_directory, write_json
+from bellm.prompts import META_PROMPTS, Prompt
 from bellm.saving import FINGERPRINT_FILE, FINGERPRINT_TEXTS, weights_digest
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
 from bellm.types import CombineMethod, Embedder, InputType, TransformName, Vectors
@@ -130,8 +131,11 @@ class MultiViewEncoder:
         return cls([encoder, View(encoder, "amr")], weights=weights)
 
     @classmethod
-    def prompts(cls, encoder: Encoder, prompts: Sequence[str]) -> "MultiViewEncoder":
-        """Mean of the vectors that several prompts give a text (MetaEOL, arXiv 2402.18458)."""
+    def prompts(cls, encoder: Encoder, prompts: Sequence[str | Prompt] = META_PROMPTS) -> "MultiViewEncoder":
+        """Mean of the vectors that several prompts give a text (MetaEOL, arXiv 2402.18458).
+
+        Each prompt takes a forward pass over all texts. Packed batches compute what stands before the texts once.
+        """
         check_list("prompts", prompts)
         return cls([encoder.with_settings(prompt=prompt) for prompt in prompts], method="mean")
 

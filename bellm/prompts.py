@@ -45,6 +45,16 @@ def instruct_prompt(task: str = _TASK) -> Prompt:
     return Prompt("instruct", SLOT, query=f"Instruct: {task}\nQuery: {SLOT}")
 
 
+META_PROMPTS = (
+    Prompt("meta-topic", 'A librarian sorts sentences by their subject. The subject of this sentence : "{text}" is:"'),
+    Prompt("meta-mood", 'A listener hears the feeling behind a sentence. The mood of this sentence : "{text}" is:"'),
+    Prompt("meta-fact", 'A reporter notes who did what, and where. The event of this sentence : "{text}" is:"'),
+    Prompt("meta-sense", 'A teacher asks for the same with other words. The sense of this sentence : "{text}" is:"'),
+)
+"""One question each after topic, mood, event and meaning, as MetaEOL asks (arXiv 2402.18458), in words of our own.
+
+What stands before the text is the same for all texts: packed batches compute it once."""
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
@@ -63,6 +73,7 @@ PROMPTS: dict[str, Prompt] = {
             'provide additional but less central details. With this in mind , this sentence : "{text}" means in one '
             'word:"',
         ),
+        *META_PROMPTS,
         instruct_prompt(),
     )
 }

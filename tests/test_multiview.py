@@ -112,6 +112,8 @@ def test_prompts_are_averaged(tiny_encoder: Encoder) -> None:
     encoder = MultiViewEncoder.prompts(tiny_encoder, ["prompteol", "angle"])
     parts = [tiny_encoder.replace(prompt=prompt, normalize=True).encode(TEXTS) for prompt in ("prompteol", "angle")]
     np.testing.assert_allclose(encoder.encode(TEXTS), sum(parts) / 2, atol=1e-6)
+    usual = [view.config.prompt.name for view in MultiViewEncoder.prompts(tiny_encoder).embedders]  # type: ignore[attr-defined]
+    assert usual == ["meta-topic", "meta-mood", "meta-fact", "meta-sense"]
 
 
 def test_habits_work_or_are_refused_in_one_line(tiny_encoder: Encoder) -> None:

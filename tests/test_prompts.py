@@ -16,6 +16,10 @@ GOLDEN = {
         "additional but less central details. With this in mind , this sentence : "
         '"Snow fell." means in one word:"'
     ),
+    "meta-topic": 'A librarian sorts sentences by their subject. The subject of this sentence : "Snow fell." is:"',
+    "meta-mood": 'A listener hears the feeling behind a sentence. The mood of this sentence : "Snow fell." is:"',
+    "meta-fact": 'A reporter notes who did what, and where. The event of this sentence : "Snow fell." is:"',
+    "meta-sense": 'A teacher asks for the same with other words. The sense of this sentence : "Snow fell." is:"',
     "instruct": "Snow fell.",
 }
 
