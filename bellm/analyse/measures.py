@@ -22,6 +22,7 @@ Invariance = Literal["orthogonal", "scaling", "translation", "linear"]
 """Maps of either side that change nothing: rotations and reflections, a factor, a shift, any invertible matrix."""
 
 _SVCCA_VARIANCE = 0.99
+_ROUNDING = 1e-6  # Of numbers that were float32 once.
 _NEAR = 0.1  # A squared distance below which errors of 1e-7 show.
 
 
@@ -164,11 +165,12 @@ def cka(pair: Pair) -> float:
 def cka_debiased(pair: Pair) -> float:
     """Linear CKA from unbiased estimates of HSIC: 0 in the mean for independent matrices of any width.
 
-    0 too where the estimate of a matrix with itself is not positive, which happens with few texts only.
+    0 too where a matrix has all texts equally far apart: its estimate with itself is rounding alone.
     """
     left, right = pair.left, pair.right
-    own = [_unbiased_hsic((side.centered.scales_R**4).sum(), side, side) for side in (left, right)]
-    if min(own) <= 0:
+    norms = [float((side.centered.scales_R**4).sum()) for side in (left, right)]
+    own = [_unbiased_hsic(norm, side, side) for norm, side in zip(norms, (left, right), strict=True)]
+    if any(estimate <= _ROUNDING * norm for estimate, norm in zip(own, norms, strict=True)):
         return 0.0
     return _unbiased_hsic((pair.centered_product_CC**2).sum(), left, right) / math.sqrt(own[0] * own[1])
 

@@ -49,6 +49,21 @@ def test_so_it_does_where_vectors_are_wider_than_there_are_texts(name: str) -> N
     assert MEASURES[name](left, right) == pytest.approx(REFERENCES[name](left, right), abs=1e-6)
 
 
+@pytest.mark.parametrize("noise", [0, 1e-4, 1e-2])
+def test_small_distances_are_exact_where_columns_are_of_many_sizes(noise: float) -> None:
+    draw = np.random.default_rng(0)
+    left = draw.normal(size=(300, 40)) * np.geomspace(1, 1e-6, 40)
+    right = left + noise * draw.normal(size=left.shape)
+    assert MEASURES["procrustes"](left, right) == pytest.approx(REFERENCES["procrustes"](left, right), abs=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(20), 3 * np.eye(12) + 5, ortho_group.rvs(20, random_state=1)])
+def test_texts_that_are_all_equally_far_apart_have_nothing_in_common_with_others(matrix: Floats) -> None:
+    other = np.random.default_rng(0).normal(size=(len(matrix), 5))
+    assert MEASURES["cka_debiased"](matrix, other) == 0
+    assert MEASURES["cka_debiased"](matrix.astype(np.float32), matrix) == 0
+
+
 @pytest.mark.parametrize("name", ["pwcca", "linear_regression", "eigenspace_overlap"])
 def test_as_wide_as_there_are_texts_everything_is_explained(name: str) -> None:
     draw = np.random.default_rng(0)
