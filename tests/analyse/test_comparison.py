@@ -58,6 +58,8 @@ def test_a_score_that_the_width_explains_is_said_to_be_one() -> None:
     for name in ("cka", "procrustes", "aligned_cosine", "svcca", "pwcca", "linear_regression", "distance_correlation"):
         assert wide[name].is_mostly_chance, name
     assert not wide["cka_debiased"].is_mostly_chance
+    more, less = (only(world(30, 12, shared), **QUICK).measures["cka"] for shared in (0.5, 0.8))
+    assert (more.is_mostly_chance, less.is_mostly_chance) == (True, False)  # Chance is 62 and 37 % of them.
     some, little = (only(world(size, 12), **QUICK).measures["cka"] for size in (30, 300))
     assert (some.value, some.is_mostly_chance) == (pytest.approx(0.3, abs=0.1), True)
     assert (little.value, little.is_mostly_chance) == (pytest.approx(0.04, abs=0.02), False)  # Nobody is misled by it.
