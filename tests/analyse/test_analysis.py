@@ -9,6 +9,8 @@ import pytest
 
 from bellm import BellmError, BellmWarning, Encoder
 from bellm.analyse import MEASURES, compare_representations, compare_vectors
+from bellm.analyse import analysis as analysis_module
+from bellm.analyse import comparison as comparison_module
 from bellm.analyse.analysis import LAYER_MEASURES
 from bellm.analyse.layer_vectors import every_layer
 from bellm.engine import padded
@@ -46,6 +48,29 @@ def test_layers_are_read_once(tiny_encoder: Encoder, tmp_path: Path, monkeypatch
     assert len(rows) < len(TEXTS) / 2  # The fingerprint's, and those of the packing check.
     assert sum(done) == len(TEXTS)
     assert not np.array_equal(every_layer(named(tiny_encoder.replace(bidirectional="all")), TEXTS, tmp_path), first)
+
+
+def test_layers_and_vectors_of_one_encoder_are_kept_apart(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    model = EvaluatedModel.of(tiny_encoder, "heron", tmp_path)
+    vectors = model.vectors(TEXTS)
+    layers_NKD = every_layer(model, TEXTS, tmp_path)
+    np.testing.assert_array_equal(every_layer(model, TEXTS, tmp_path), layers_NKD)
+    np.testing.assert_array_equal(EvaluatedModel.of(tiny_encoder, "heron", tmp_path).vectors(TEXTS), vectors)
+
+
+@pytest.mark.filterwarnings("ignore::bellm.errors.NoOpWarning")
+def test_layers_that_all_give_one_vector_are_refused(tiny_encoder: Encoder) -> None:
+    blind = named(tiny_encoder.replace(bidirectional="none", pooling="first"))
+    with pytest.raises(BellmError, match="heron gives the same vector for all texts, in every layer"):
+        compare_representations([blind], TEXTS, layers=True, **QUICK)
+
+
+def test_the_record_says_how_many_texts_were_sampled(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (analysis_module, comparison_module):
+        monkeypatch.setattr(module, "MOST_TEXTS", 40)
+    pair = [named(tiny_encoder, "a"), named(tiny_encoder.replace(bidirectional="none"), "b")]
+    found = compare_representations(pair, TEXTS, measures=["rsa"], permutations=0, resamples=0)
+    assert found.metadata["sampled_texts"] == 40
 
 
 def test_models_are_compared_on_their_vectors(tiny_encoder: Encoder) -> None:

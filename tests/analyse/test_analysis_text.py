@@ -1,6 +1,9 @@
 import dataclasses
 
+import pytest
+
 from bellm.analyse import Analysis, analysis_tables, summarize_analysis
+from bellm.analyse.analysis_text import format_number
 from tests.analyse.analyses import across_layers, of_layers, of_models, pair
 
 
@@ -36,6 +39,20 @@ def test_measures_that_disagree_are_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("order", "mean", "is_said"), [((0, 1, 4, 3, 2, 5), 0.77, False), ((2, 1, 0, 5, 4, 3), 0.54, True)]
+)
+def test_measures_that_agree_half_way_are_said(order: tuple[int, ...], mean: float, is_said: bool) -> None:
+    found = of_models("heron", "crane", "stork", "ibis")
+    pairs = [
+        dataclasses.replace(one, measures={"cka": one.measures["cka"], "rsa": found.comparisons[at].measures["rsa"]})
+        for one, at in zip(found.comparisons, order, strict=True)
+    ]
+    said = summarize_analysis(dataclasses.replace(found, comparisons=tuple(pairs)))[-1]
+    assert said.startswith(f"Measures agree by a Spearman correlation of {mean} in the mean")
+    assert said.endswith("which are closer depends on the measure.") == is_said
+
+
 def test_layers_in_sentences() -> None:
     assert summarize_analysis(of_layers())[0] == (
         "From one layer to the next most changes between layer 4 and layer 5: debiased CKA, 0 by chance and 1 for "
@@ -69,6 +86,13 @@ def test_the_table_of_a_pair() -> None:
 def test_a_value_of_chance_has_a_sign() -> None:
     (table,) = analysis_tables(_single(0.3))
     assert {row[1][-2:] for row in table.rows if row[3] != "\N{EN DASH}"} == {" !"}
+
+
+def test_large_values_keep_three_digits() -> None:
+    minus = "\N{MINUS SIGN}"
+    assert [format_number(value) for value in (99.9994, 123.456, -12.3456, -0.0001, None)] == [
+        *("99.999", "123", f"{minus}12.346", "0.000", "\N{EN DASH}"),
+    ]
 
 
 def _single(closeness: float) -> Analysis:

@@ -64,6 +64,18 @@ def test_texts_that_are_all_equally_far_apart_have_nothing_in_common_with_others
     assert MEASURES["cka_debiased"](matrix.astype(np.float32), matrix) == 0
 
 
+def test_distances_that_are_all_equal_put_nothing_in_order() -> None:
+    assert MEASURES["rsa"](np.eye(20), np.random.default_rng(0).normal(size=(20, 5))) == 0
+
+
+def test_vectors_around_zero_have_no_concentricity() -> None:
+    left, _ = related(20)
+    mean = left.mean(axis=0)
+    cosines = left @ mean / np.linalg.norm(left, axis=1) / np.linalg.norm(mean)
+    around = np.vstack([np.eye(10), -np.eye(10)])
+    assert MEASURES["concentricity_difference"](left, around) == pytest.approx(cosines.mean())
+
+
 @pytest.mark.parametrize("name", ["pwcca", "linear_regression", "eigenspace_overlap"])
 def test_as_wide_as_there_are_texts_everything_is_explained(name: str) -> None:
     draw = np.random.default_rng(0)

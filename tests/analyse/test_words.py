@@ -34,6 +34,7 @@ NOUNS = (
     '00000020 05 n 02 heron 0 hernshaw 0 001 @ 00000010 n 0000 | wades; "a heron | a stork"  \n',
     "00000030 05 n 02 wing 0 great_wing 0 001 + 00000050 a 0101 | for flying  \n",
     "00000040 05 n 01 Ibis 0 001 @ 00000010 n 0000 | a name  \n",
+    "00000070 05 n 01 bird 1 001 @ 00000010 n 0000 | another sense  \n",
 )
 ADJECTIVES = (
     "00000050 00 a 02 winged 0 alate(p) 0 003 ! 00000060 s 0201 + 00000030 n 0101 & 00000060 s 0000 | with wings  \n",
@@ -183,7 +184,12 @@ def test_related_words_are_told_from_random_ones_as_their_cosines_are() -> None:
     assert found.extra_metrics["random cosine"] == pytest.approx(100 * others.mean(), abs=1e-3)
     pooled = np.sqrt((related.var(ddof=1) + others.var(ddof=1)) / 2)
     assert found.extra_metrics["Cohen's d"] == pytest.approx((related.mean() - others.mean()) / pooled, abs=1e-4)
-    assert 0 < found.extra_metrics["overlap"] < 100
+    edges = np.linspace(min(cosines), max(cosines), 101)
+    shares = [np.histogram(side, edges)[0] / len(side) for side in (related, others)]
+    assert found.extra_metrics["overlap"] == pytest.approx(
+        100 * np.minimum(*shares).sum(), abs=4
+    )  # A cosine on an edge.
+    assert 0 < found.extra_metrics["overlap"] < 60
 
 
 @pytest.fixture

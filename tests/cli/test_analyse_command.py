@@ -45,6 +45,7 @@ def test_layers(tiny_folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = json.loads(Path("out/results.json").read_text())
     assert found["layers"]
+    assert (found["permutations"], found["half_samples"]) == (20, 0)
     assert found["comparisons"][0]["a"] == f"{tiny_folder} layer 1"
     assert "note: Left out, because the vector is the same for all texts" in result.stderr
     assert "From one layer to the next most changes between layer" in " ".join(result.stdout.split())
