@@ -13,13 +13,16 @@ from bellm.cli import app
 from bellm.data import STSPairs
 from bellm.demonstrations import (
     Demonstration,
+    _Judge,
     _without_shared_beginning,
     find_demonstrations,
     read_candidates,
     with_demonstrations,
 )
 from bellm.errors import PromptError, SourceError
+from bellm.evaluate import EvaluatedModel, score_sts
 from bellm.prompts import PROMPTS
+from bellm.report.statistics import BootstrapEstimate, bootstrap_estimate, paired_difference
 from bellm.tensors.similarity import paired_cosine_similarity
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demonstrations.csv"
@@ -133,9 +136,41 @@ def test_the_one_that_ratings_agree_with_is_found(tiny_encoder: Encoder, tmp_pat
     assert found.best.gain.value == pytest.approx(100 - found.baseline.value, abs=1e-6)
     assert found.best_prompt == prompt
     assert '"Snow fell." -> Snow: 100.0' in str(found)
+    beginning, end = (tiny_encoder.tokenizer(part).input_ids for part in ('This sentence : "', '" means in one word:"'))
+    assert found.prompt_cost.tokens == len(beginning) + len(end) - 1  # One <s>.
     added = len(shown.tokenize(["A text."]).ids[0]) - len(tiny_encoder.tokenize(["A text."]).ids[0])
     assert found.cost.tokens - found.prompt_cost.tokens == added > 0
     assert min(found.cost.milliseconds, found.cost.unshared_milliseconds, found.prompt_cost.milliseconds) > 0
+
+
+def test_p_values_are_corrected_for_those_that_the_sample_sorted_out(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    many = [Demonstration(f"Row {index}.", f"Word{index}") for index in range(10)]
+    encoder, pairs = tiny_encoder.replace(pooling="mean"), rated(24)
+    found = find_demonstrations(encoder, many, pairs, sample=12, cache=tmp_path, resamples=400)
+
+    def estimate(prompt: Prompt) -> BootstrapEstimate:
+        result = score_sts(EvaluatedModel.of(encoder.replace(prompt=prompt), "one"), pairs)
+        return bootstrap_estimate(result.item_scores_N, result.gold_N, resamples=400)
+
+    baseline = estimate(PROMPTS["prompteol"])
+    finals = [each for each in found.tried if each.gain]
+    alone = [
+        paired_difference(estimate(with_demonstrations(PROMPTS["prompteol"], each.demonstrations)), baseline).p_value
+        for each in finals
+    ]
+    assert len(finals) == 8
+    assert min(each.gain.p_value for each in finals if each.gain) == pytest.approx(min(1, 10 * min(alone)), abs=1e-9)
+
+
+def test_the_sample_is_drawn_from_all_pairs_and_keeps_them_together(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    pairs = rated(24)
+    some = _Judge(tiny_encoder, tmp_path, 0, 10).sample(pairs, 12)
+    rows = list(zip(pairs.left, pairs.right, pairs.gold_N, strict=True))
+    drawn = list(zip(some.left, some.right, some.gold_N, strict=True))
+    assert len(drawn) == 12
+    assert set(drawn) <= set(rows)
+    assert set(drawn) != set(rows[:12])
+    assert len(_Judge(tiny_encoder, tmp_path, 0, 10).sample(pairs, 100).left) == 24
 
 
 def test_what_a_shared_beginning_saves_is_measured_on_rows_that_share_none(tiny_encoder: Encoder) -> None:

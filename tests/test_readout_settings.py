@@ -32,6 +32,7 @@ def test_routing_has_a_number_for_every_expert_of_every_layer(experts: Encoder) 
     np.testing.assert_allclose(vectors.reshape(3, 4, 4).sum(-1), 1, atol=1e-6)
     assert np.abs(vectors - experts.replace(readout="routing", pooling="mean").encode(TEXTS)).max() > 1e-3
     assert routing.replace(truncate_dim=4).encode(TEXTS).shape == (3, 4)
+    assert routing.replace(truncate_dim=16).encode(TEXTS).shape == (3, 16)
     np.testing.assert_allclose(np.linalg.norm(routing.replace(normalize=True).encode(TEXTS), axis=1), 1, rtol=1e-6)
     with routing.causal():
         assert np.array_equal(routing.encode(TEXTS), routing.replace(bidirectional="none").encode(TEXTS))

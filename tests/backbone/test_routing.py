@@ -4,11 +4,18 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MixtralForCausalLM, MixtralModel, PreTrainedModel
 
 from bellm.backbone.architecture import get_decoder
-from bellm.backbone.routing import RoutingRecorder, count_experts, dense_layers, find_routers, get_routers
+from bellm.backbone.routing import (
+    RoutingRecorder,
+    count_experts,
+    dense_layers,
+    find_routers,
+    get_routers,
+    routing_weights,
+)
 from bellm.backbone.states import states_after
 from bellm.engine.padded import pad_rows
 from bellm.errors import BellmError
@@ -93,10 +100,32 @@ def test_undeclared_routers_are_found_by_name_and_shape() -> None:
     model = MixtralForCausalLM(declared.config).eval()
     model.model = UndeclaredMixtralModel(declared.config).eval()
     model.load_state_dict(declared.state_dict())
+    model.model.layers[0].mlp.decoy = nn.Linear(32, 4)  # As many rows as experts, and no gate.
+    assert len(get_routers(model)) == 4
     assert {router.output for router in get_routers(model)} == {None}
     batch = pad_rows(TEXTS, 0, CPU)
     for found, wanted in zip(record(model, *batch), record(declared, *batch), strict=True):
         torch.testing.assert_close(found[batch[1].bool()], wanted[batch[1].bool()], rtol=0, atol=1e-6)
+
+
+def test_a_gate_of_another_kind_is_multiplied_with_its_bias() -> None:
+    with torch.random.fork_rng():
+        gate, inputs_BLD = nn.Linear(8, 4), torch.randn(2, 3, 8)
+    weights_NE = routing_weights(gate, (inputs_BLD,), None, None)
+    torch.testing.assert_close(weights_NE, gate(inputs_BLD).softmax(-1).reshape(6, 4))
+
+
+def test_what_an_interrupted_pass_left_is_not_recorded() -> None:
+    model = decoder("olmoe")
+    ids_BL, mask_BL = pad_rows(TEXTS[:2], 0, CPU)
+    recorder = RoutingRecorder(model)
+    with torch.inference_mode():
+        with pytest.raises(KeyboardInterrupt), recorder.recording(ids_BL):
+            states_after(recorder.model, ids_BL, mask_BL, [-1])
+            raise KeyboardInterrupt
+        with recorder.recording(ids_BL[:1]) as weights:
+            states_after(recorder.model, ids_BL[:1], mask_BL[:1], [-1])
+    assert [len(weights_BLE) for weights_BLE in weights] == [1] * 4
 
 
 def test_a_dense_model_has_no_routers() -> None:

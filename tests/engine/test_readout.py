@@ -95,3 +95,11 @@ def test_states_and_routing_come_from_one_pass(name: str) -> None:
     wanted = torch.cat([normalize(one_by_one(model, part)) for part in parts], 1)
     for found in (padded(model, JoinedReadout(parts, "concat")), packed(model, JoinedReadout(parts, "concat"))):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_joined_readouts_read_all_that_a_part_reads() -> None:
+    last, mean, text = (HiddenStateReadout(pooling) for pooling in POOLINGS)
+    assert JoinedReadout((last, text), "concat").needs_spans
+    assert not JoinedReadout((last, mean), "concat").needs_spans
+    assert not JoinedReadout((last, text), "concat").last_token_only
+    assert JoinedReadout((last, RoutingReadout("last")), "concat").last_token_only
