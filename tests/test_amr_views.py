@@ -203,6 +203,12 @@ def test_commands_take_graphs(folder: Path, tiny_folder: Path, sidecar: Path, tm
         "None of these models has"
         in bellm("evaluate", tiny_folder, f"{tiny_folder}?pooling=mean", *graphs, *options, "--force").stderr
     )
+    many = [f"{number} herons wait." for number in range(20)]
+    (tmp_path / "many.txt").write_text("\n".join([*TEXTS, *many]))
+    options = ("--texts", tmp_path / "many.txt", "-o", tmp_path / "analysis", "--cache", tmp_path / "cache")
+    assert (
+        bellm("analyse", tiny_folder, folder, *graphs, *options, "--permutations", 2, "--resamples", 0).exit_code == 0
+    )
     for file in ("none.amr", "broken.amr"):
         (tmp_path / "broken.amr").write_text("# ::snt A heron.\n(h / heron\n")
         result = bellm("similarity", folder, "a", "b", "--graphs", tmp_path / file)

@@ -17,8 +17,8 @@ from bellm.data import (
     read_retrieval,
     read_sts,
 )
+from tests.decoders import with_tokens_of
 from tests.evaluate.sets import write_pairs
-from tests.test_readout_settings import tiny_experts
 
 ROOT = Path(__file__).parents[1]
 DOORS = {
@@ -59,7 +59,7 @@ def test_the_blocks_run(
     monkeypatch.setenv("BELLM_CACHE", str(tmp_path / "cache"))
     names: dict[str, Any] = {"encoder": tiny_encoder, "another": tiny_encoder.replace(pooling="mean")}
     tokenizer = tiny_encoder.tokenizer
-    names["mixture"] = Encoder.from_pretrained(tiny_experts("olmoe", tokenizer), tokenizer=tokenizer)
+    names["mixture"] = Encoder.from_pretrained(with_tokens_of(tokenizer, "olmoe"), tokenizer=tokenizer)
     for block in blocks(file):
         code = block.replace('"smollm2"', repr(str(tiny_folder))).replace("last:8", "last:2")
         exec(compile(code, file, "exec"), names)

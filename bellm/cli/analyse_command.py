@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bellm.cli.model_options import AsJson, CacheFolder, Column, ModelOptions, with_model_options
+from bellm.cli.model_options import AsJson, CacheFolder, Column, GraphFile, ModelOptions, with_model_options
 from bellm.cli.terminal import check_output, live_bars, print_result, status_line
 
 
@@ -32,6 +32,7 @@ def analyse_command(
     ],
     *,
     column: Column = "text",
+    graphs: GraphFile = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Compare all layers of one source, or those of one with those of another.")
     ] = False,
@@ -83,7 +84,7 @@ def analyse_command(
     wanted = analyse.unique_texts(read_texts(expand_inputs(texts), column))
     kept = cache or evaluate.default_cache_folder()
     with status_line(f"loading {', '.join(named)}"):
-        models = evaluate.load_models(named, kept, **options.given())
+        models = evaluate.load_models(named, kept, graphs=graphs, **options.given())
     with live_bars() as update:
         analysis = analyse.compare_representations(
             models,
