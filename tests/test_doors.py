@@ -7,6 +7,7 @@ import pytest
 
 import bellm
 import bellm.analyse
+import bellm.compress
 import bellm.corpus
 import bellm.layer_search
 from bellm import BellmError, Encoder
@@ -31,7 +32,9 @@ def without(extra: str, program: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", BLOCKED.format(names=PACKAGES[extra]) + program, *map(str, arguments)]
 
 
-@pytest.mark.parametrize("package", [bellm, bellm.corpus, bellm.layer_search], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [bellm, bellm.compress, bellm.corpus, bellm.layer_search], ids=lambda package: package.__name__
+)
 def test_every_name_of_a_door_is_there(package: object) -> None:
     assert set(package.__all__) <= set(dir(package))  # type: ignore[attr-defined]
     for name in set(package.__all__) - {"__version__"}:  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ DOORS = {
     "bellm.evaluate",
     "bellm.layer_search",
     "bellm.corpus",
+    "bellm.compress",
     "bellm.data",
     "bellm.integrations",
 }

@@ -9,7 +9,6 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from tiny import tiny
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from bellm.compress import allocate, layer_alphas, measure_spectra, prune
 from bellm.compress.pruners import PruneMethod
 from bellm.compress.pruning import Allocation
 from tests.conftest import CORPUS
+from tests.decoders import with_tokens_of
 from tests.processes import runner
 
 
@@ -140,9 +140,7 @@ def test_gpt2_and_half_precision(tiny_tokenizer: PreTrainedTokenizerFast) -> Non
 
 def small(name: str, tokenizer: PreTrainedTokenizerFast) -> Encoder:
     """A causal encoder of some architecture."""
-    model = tiny(name)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return Encoder.from_pretrained(model, tokenizer=tokenizer, prompt="raw")
+    return Encoder.from_pretrained(with_tokens_of(tokenizer, name), tokenizer=tokenizer, prompt="raw")
 
 
 def test_no_more_than_one_layers_states_are_in_memory(
