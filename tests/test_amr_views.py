@@ -206,9 +206,8 @@ def test_commands_take_graphs(folder: Path, tiny_folder: Path, sidecar: Path, tm
     many = [f"{number} herons wait." for number in range(20)]
     (tmp_path / "many.txt").write_text("\n".join([*TEXTS, *many]))
     options = ("--texts", tmp_path / "many.txt", "-o", tmp_path / "analysis", "--cache", tmp_path / "cache")
-    assert (
-        bellm("analyse", tiny_folder, folder, *graphs, *options, "--permutations", 2, "--resamples", 0).exit_code == 0
-    )
+    result = bellm("analyse", tiny_folder, folder, *graphs, *options, "--permutations", 0, "--resamples", 0)
+    assert (result.exit_code, "21 of 24 texts have no AMR graph" in result.stderr) == (0, True), result.stderr
     for file in ("none.amr", "broken.amr"):
         (tmp_path / "broken.amr").write_text("# ::snt A heron.\n(h / heron\n")
         result = bellm("similarity", folder, "a", "b", "--graphs", tmp_path / file)

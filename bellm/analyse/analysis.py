@@ -16,7 +16,7 @@ from bellm.analyse.measures import MEASURES
 from bellm.analyse.representation import FEWEST_TEXTS, all_alike
 from bellm.errors import BellmError, BellmWarning, check_list, warn
 from bellm.evaluate import EvaluatedModel
-from bellm.evaluate.evaluated_model import TextEncoder
+from bellm.evaluate.evaluated_model import TextEncoder, warn_without_graphs
 from bellm.metadata import package_versions
 from bellm.types import Vectors
 
@@ -125,6 +125,7 @@ def compare_representations(
         )
     vectors: dict[str, Vectors] = {}
     groups: list[tuple[str, ...]] = []
+    warn_without_graphs(evaluated, texts)
     for model in evaluated:
         made = _vectors(model, texts, layers, Path(cache) if cache else None, progress)
         groups.append(tuple(made))

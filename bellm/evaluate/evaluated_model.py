@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bellm import saving
+from bellm.data.amr import warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, errors_naming
 from bellm.evaluate.vector_cache import VectorCache
@@ -139,6 +140,13 @@ class EvaluatedModel:
                 "became too large for its dtype: try float32."
             )
         return vectors
+
+
+def warn_without_graphs(models: Iterable[EvaluatedModel], texts: Collection[str]) -> None:
+    """Count the distinct texts without an AMR graph, once for each file of graphs that models read."""
+    read = [model.embedder.graphs for model in models if isinstance(model.embedder, MultiViewEncoder)]
+    for graphs in {each.digest: each for each in read if each}.values():
+        warn_missing_graphs(graphs.num_missing(texts), len(texts))
 
 
 def as_embedder(model: Any) -> Embedder:

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from bellm.data import LabeledTexts, RetrievalData, STSPairs, read_own_data
-from bellm.data.amr import warn_missing_graphs
 from bellm.data.own_files import Columns
 from bellm.data.task_names import GROUPS, resolve_tasks
 from bellm.errors import BellmError, NoOpWarning, check_list, warn
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
-from bellm.evaluate.evaluated_model import EvaluatedModel, TextEncoder, as_embedder, name_of
+from bellm.evaluate.evaluated_model import (
+    EvaluatedModel,
+    TextEncoder,
+    as_embedder,
+    name_of,
+    warn_without_graphs,
+)
 from bellm.evaluate.models import VectorFile
 from bellm.evaluate.results import Report, Run, TaskResult
 from bellm.evaluate.retrieval_task import RETRIEVAL_TASKS, RetrievalTask
 from bellm.evaluate.sts_task import STS_TASKS, STSTask, measure_geometry
 from bellm.evaluate.task import Task, embed_task, score_task
 from bellm.metadata import package_versions
-from bellm.multiview import MultiViewEncoder
 from bellm.report import statistics
 from bellm.report.statistics import BootstrapEstimate, Difference, Score
 from bellm.tensors.similarity import is_constant
@@ -69,7 +73,9 @@ def evaluate(
     evaluated = [EvaluatedModel.of(model) for model in models]
     for model in evaluated:
         _check_model(model, loaded)
-    _warn_missing_graphs(evaluated, loaded)
+    warn_without_graphs(
+        evaluated, {text for task in loaded for those in task.texts(task.data).values() for text in those}
+    )
     for model in evaluated:
         results, geometry = _score_tasks(model, loaded, progress)
         estimates = {
@@ -137,14 +143,6 @@ def _check_model(model: EvaluatedModel, tasks: Sequence[Task[Any]]) -> None:
             by_type.setdefault(input_type, []).extend(texts)
     for input_type, texts in by_type.items():
         model.encode(texts if isinstance(model.embedder, VectorFile) else texts[:1], input_type)
-
-
-def _warn_missing_graphs(models: Sequence[EvaluatedModel], tasks: Sequence[Task[Any]]) -> None:
-    """Count the texts without an AMR graph, once for each file of graphs."""
-    read = [model.embedder.graphs for model in models if isinstance(model.embedder, MultiViewEncoder)]
-    texts = {text for task in tasks for those in task.texts(task.data).values() for text in those}
-    for graphs in {each.digest: each for each in read if each}.values():
-        warn_missing_graphs(graphs.num_missing(texts), len(texts))
 
 
 def _complete_averages(tasks: Sequence[Task[Any]]) -> dict[str, tuple[str, ...]]:
