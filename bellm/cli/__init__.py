@@ -19,6 +19,7 @@ from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.option_file import read_option_file
 from bellm.cli.prune_command import prune_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
+from bellm.cli.spectra_command import spectra_command
 from bellm.cli.terminal import CommandGroup, OneValueCommand, OptionalSourceCommand, open_streams, with_verbosity
 from bellm.cli.train_command import train_command
 from bellm.cli.words_command import words_command
@@ -45,6 +46,7 @@ for _command in (
     combine_command,
     demonstrations_command,
     prune_command,
+    spectra_command,
     doctor_command,
     info_command,
     tasks_command,

@@ -490,6 +490,11 @@ OTHERS = {
         "prune tiny --drop-layers 0 -o out": "greater than or equal to 1",
         "prune tiny --drop-layers 1 --drop-by change -o out": "give --calibration FILE",
     },
+    "spectra": {
+        "spectra tiny": "--output",
+        "spectra tiny -o good.txt": "good.txt is a file",
+        "spectra none -o out": "none",
+    },
     "views": {
         "combine tiny -o out": "tiny alone is an encoder already",
         "combine tiny tiny -o tiny": "tiny exists already",

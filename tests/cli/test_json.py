@@ -40,6 +40,7 @@ COMMANDS = {
     "combine": "combine MODEL MODEL?pooling=mean -o both",
     "demonstrations": "demonstrations MODEL --dev rated.csv --candidates words.csv -o shown --pooling mean",
     "prune": "prune MODEL --sparsity 0.5 --allocation alpha --calibration many.txt -o pruned",
+    "spectra": "spectra MODEL -o spectra",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
