@@ -1,4 +1,6 @@
-"""MSE-AMR: Cai et al. 2022, "Retrofitting Multilingual Sentence Embeddings with AMR", arXiv 2210.09773.
+"""MSE-AMR: Cai et al. 2022, "Retrofitting Multilingual Sentence Embeddings with Abstract Meaning Representation".
+
+EMNLP 2022, arXiv 2210.09773.
 
 A model that reads sentences and their AMR graphs alike: every text of a triplet is itself or its linearised graph, at
 even odds. The vector of a sentence is then that of its text beside that of its graph:
@@ -12,7 +14,8 @@ Where the paper and this recipe differ:
 - **Views.** The paper has the graph parsed from English and from five translations, each as likely as the text, and
   comes three times to each triplet. Here text and graph.
 - **Vocabulary.** The paper adds relations, predicates and pointers as tokens. Here they are the pieces that the model's
-  tokenizer makes of them, so that a graph takes three times the tokens of its text: 128 are allowed, the paper has 32.
+  tokenizer makes of them, so that a graph takes about five times the tokens of its text: 192 are allowed, the paper
+  has 32.
 - **Adapters and prompt.** PromptEOL's, with their learning rate. The loss is the paper's: contrastive with hard
   negatives, both ways, temperature 0.05.
 
@@ -23,7 +26,7 @@ from bellm.train import InfoNCE, LoRA, Recipe
 
 recipe = Recipe(
     model="smollm2",
-    encoder_options={"prompt": "prompteol", "pooling": "last", "max_tokens": 128},
+    encoder_options={"prompt": "prompteol", "pooling": "last", "max_tokens": 192},
     tuning=LoRA(rank=64, alpha=16, dropout=0.05),
     objective=InfoNCE(temperature=0.05, symmetric=True),
     batch_size=256,
