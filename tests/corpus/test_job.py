@@ -209,6 +209,22 @@ def test_a_damaged_shard_is_made_anew(tiny_encoder: Encoder, counted: list[str])
     assert content() == before
 
 
+def test_a_manifest_never_names_a_shard_that_is_gone(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tiny_encoder, lines("a.txt", TEXTS))
+    sorted(Path("out/shards").iterdir())[2].write_bytes(b"torn")
+    encode = Encoder.encode_with_stats
+
+    def stopped(self: Encoder, texts: list[str], **options: Any) -> EncodeResult:
+        if TEXTS[16] in texts:
+            raise KeyboardInterrupt
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(Encoder, "encode_with_stats", stopped)
+    with pytest.warns(CorpusWarning, match="Its rows are embedded again"), pytest.raises(KeyboardInterrupt):
+        run(tiny_encoder, "a.txt")
+    assert not Path("out/manifest.json").exists()
+
+
 def test_damaged_shards_leave_nothing_behind(tiny_encoder: Encoder) -> None:
     run(tiny_encoder, lines("a.txt", TEXTS))
     for path in sorted(Path("out/shards").iterdir())[2:4]:
@@ -228,6 +244,14 @@ def test_shards_from_elsewhere_are_refused(tiny_encoder: Encoder) -> None:
     Path("out/fingerprint.safetensors").unlink()
     with pytest.raises(SourceError, match="holds shards without their fingerprint"):
         run(tiny_encoder, "a.txt")
+
+
+def test_a_folder_with_the_draft_of_a_killed_run_is_taken(tiny_encoder: Encoder) -> None:
+    draft = Path("out/.fingerprint.safetensors-1.part")
+    draft.parent.mkdir()
+    draft.touch()
+    assert run(tiny_encoder, lines("a.txt", TEXTS)).manifest.rows == 50
+    assert not draft.exists()
 
 
 def test_folders_of_others_are_left_alone(tiny_encoder: Encoder) -> None:

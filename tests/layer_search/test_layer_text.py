@@ -5,10 +5,11 @@ from rich.console import Console
 
 from bellm.layer_search.candidates import Candidate, CandidateScores
 from bellm.layer_search.layer_stats import Degradation, LayerStats
-from bellm.layer_search.layer_text import candidate_table, degradation_table
+from bellm.layer_search.layer_text import candidate_table, degradation_table, halving_table
 from bellm.layer_search.turning import TurningPoint
 from bellm.report.formatting import Table
 from bellm.report.statistics import Difference, Score
+from tests.layer_search.findings import trained
 
 
 def lines(table: Table) -> list[str]:
@@ -93,3 +94,12 @@ def test_prepending_has_a_row_and_is_explained() -> None:
     )
     assert found[3].startswith("causal 70.0")
     assert "prepending:K is Token Prepending in the first K layers" in " ".join(found)
+
+
+def test_the_causal_map_stands_out_among_trained_ones() -> None:
+    halving = trained().trained
+    assert halving is not None
+    styles = {
+        one.bidirectional: style for one, style in zip(halving.candidates, halving_table(halving).styles, strict=True)
+    }
+    assert styles == {"last:4": "", "none": "bold", "all": "", "2": ""}
