@@ -43,7 +43,7 @@ def find_matrices(model: PreTrainedModel) -> list[tuple[WeightMatrix, ...]]:
             their adapters.
     """
     if getattr(model, "is_quantized", False):
-        raise LayerError(f"The weights of {type(model).__name__} are quantized, and single ones cannot go. {_FIRST}")
+        raise LayerError(f"The weights of {type(model).__name__} are quantized already. {_FIRST}")
     layers = get_layers(model)
     found = [_matrices_in(index, layer.module) for index, layer in enumerate(layers)]
     uses = Counter(id(matrix.module.weight) for matrices in found for matrix in matrices)
@@ -52,7 +52,7 @@ def find_matrices(model: PreTrainedModel) -> list[tuple[WeightMatrix, ...]]:
     return found
 
 
-_FIRST = "Prune the model first, in floating point, and quantize it after that."
+_FIRST = "Give the model in floating point; what is to be pruned is pruned first, and quantized after that."
 
 
 def _matrices_in(index: int, layer: nn.Module) -> tuple[WeightMatrix, ...]:
@@ -64,7 +64,7 @@ def _matrices_in(index: int, layer: nn.Module) -> tuple[WeightMatrix, ...]:
         if type(module) in (nn.Linear, Conv1D):
             weight = module.get_parameter("weight")
             if type(weight) is not nn.Parameter or not weight.is_floating_point():
-                raise LayerError(f"{where} has quantized weights, and single ones cannot go. {_FIRST}")
+                raise LayerError(f"{where} has quantized weights already. {_FIRST}")
             found.append(WeightMatrix(name, module))
             continue
         if isinstance(module, nn.Linear):
@@ -72,8 +72,8 @@ def _matrices_in(index: int, layer: nn.Module) -> tuple[WeightMatrix, ...]:
         own = [] if isinstance(module, nn.Conv1d) else list(module.named_parameters(recurse=False))
         if fused := [part for part, weight in own if weight.ndim > 2]:
             raise LayerError(
-                f"{where} holds all experts in one fused tensor ({fused[0]}), which cannot be pruned matrix by matrix. "
-                "Take a dense model."
+                f"{where} holds all experts in one fused tensor ({fused[0]}), which cannot be pruned or quantized "
+                "matrix by matrix. Take a dense model."
             )
     if not found:
         raise LayerError(f"Layer {index} ({type(layer).__name__}) has no linear modules with weights to remove.")

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
+import bellm.backbone.quantized_modules  # noqa: F401 - so that transformers knows them
 from bellm.backbone.architecture import count_layers, get_decoder, get_text_config
 from bellm.errors import SourceError, SourceWarning, warn
 

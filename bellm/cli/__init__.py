@@ -18,6 +18,7 @@ from bellm.cli.list_commands import models_command, prompts_command, tasks_comma
 from bellm.cli.model_commands import doctor_command, info_command
 from bellm.cli.option_file import read_option_file
 from bellm.cli.prune_command import prune_command
+from bellm.cli.quantize_command import quantize_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
 from bellm.cli.spectra_command import spectra_command
 from bellm.cli.terminal import CommandGroup, OneValueCommand, OptionalSourceCommand, open_streams, with_verbosity
@@ -47,6 +48,7 @@ for _command in (
     demonstrations_command,
     prune_command,
     spectra_command,
+    quantize_command,
     doctor_command,
     info_command,
     tasks_command,
@@ -116,6 +118,8 @@ def _bellm(
       which example before the prompt helps?
     [bold]bellm prune smollm2 --drop-layers 6 -o lower/[/]
       a smaller encoder: fewer layers, or fewer weights
+    [bold]bellm quantize smollm2 --bits 8 -o small/[/]
+      the same weights in 8 or 4 bits
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """

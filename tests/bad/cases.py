@@ -470,6 +470,13 @@ OTHERS = {
         "demonstrations tiny --candidates equal.csv -o tiny": "tiny exists already",
         "demonstrations tiny -o out": "--candidates",
     },
+    "quantize": {
+        "quantize tiny --bits 3 -o out": "--bits 3 is not one of 8, 4",
+        "quantize tiny --bits eight -o out": "is not a valid int",
+        "quantize tiny -o tiny": "tiny exists already",
+        "quantize none -o out": "There is no file or folder none",
+        "quantize tiny": "Missing option '--output'",
+    },
     "prune": {
         "prune tiny -o out": "give --sparsity 0.5, --pattern 2:4 or --drop-layers 6",
         "prune tiny --sparsity 0.5 -o out": "give --calibration FILE with 128 or more",

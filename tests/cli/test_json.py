@@ -41,6 +41,7 @@ COMMANDS = {
     "demonstrations": "demonstrations MODEL --dev rated.csv --candidates words.csv -o shown --pooling mean",
     "prune": "prune MODEL --sparsity 0.5 --allocation alpha --calibration many.txt -o pruned",
     "spectra": "spectra MODEL -o spectra",
+    "quantize": "quantize MODEL --bits 4 -o quantized",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
