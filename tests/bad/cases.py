@@ -472,9 +472,9 @@ OTHERS = {
     },
     "quantize": {
         "quantize tiny --bits 3 -o out": "--bits 3 is not one of 8, 4",
-        "quantize tiny --bits eight -o out": "is not a valid int",
+        "quantize tiny --bits eight -o out": "Input should be a valid integer",
         "quantize tiny -o tiny": "tiny exists already",
-        "quantize none -o out": "There is no file or folder none",
+        "quantize none -o out": "none",
         "quantize tiny": "Missing option '--output'",
     },
     "prune": {
