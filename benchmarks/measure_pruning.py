@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import transformers
 from measure_sts import Pairs, data_folder, read_pairs
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,7 @@ from bellm.compress import drop_layers, prune
 from bellm.compress.layer_dropping import DropBy
 from bellm.compress.pruners import PruneMethod
 from bellm.compress.pruning import Allocation
-from bellm.report.statistics import BootstrapEstimate, bootstrap_estimate, paired_difference
+from bellm.report.statistics import bootstrap_estimate, paired_difference
 from bellm.tensors.similarity import paired_cosine_similarity
 
 WINDOW = 256  # Tokens of a text whose perplexity is taken.
@@ -74,8 +75,8 @@ def cells(quick: bool) -> Iterator[Cell]:
 
 
 def _prunings(*sparsities: float) -> Iterator[Cell]:
-    choices = product(sparsities, reversed(get_args(PruneMethod)), get_args(Allocation))
-    return (Cell(sparsity, method, allocation) for sparsity, method, allocation in choices)
+    choices = product(sparsities, get_args(Allocation), reversed(get_args(PruneMethod)))
+    return (Cell(sparsity, method, allocation) for sparsity, allocation, method in choices)
 
 
 def _drops(*numbers: int) -> Iterator[Cell]:
@@ -101,12 +102,19 @@ def main() -> None:
     path = options.json or Path(tempfile.mkdtemp()) / "pruning.json"
     folder = data_folder()
     settings = {"bidirectional": options.bidirectional, "pairs": options.pairs, "texts": options.texts}
-    record = {"model": options.model, **settings, "tokens": options.tokens, "machine": platform.machine(), "rows": []}
+    record = {
+        "model": options.model,
+        **settings,
+        "tokens": options.tokens,
+        "machine": platform.machine(),
+        "rows": [],
+        "cosines": {},
+    }
     if path.exists():
         known = json.loads(path.read_text())
-        if {**known, "rows": []} != {**record, "machine": known["machine"]}:
+        if any(known[name] != record[name] for name in ("model", *settings, "tokens")):
             raise SystemExit(f"{path} is of other settings: give another file.")
-        record = known
+        record = {**record, **known}
     sets = {
         name: read_pairs(folder / "stsbenchmark" / f"sts-{name}.csv", options.pairs or None) for name in ("dev", "test")
     }
@@ -117,25 +125,29 @@ def main() -> None:
     encoder = Encoder.from_pretrained(options.model, bidirectional=options.bidirectional)
     done = {row["name"] for row in record["rows"]}
     wanted = [cell for cell in (Cell(), *cells(options.quick)) if cell.name not in done]
-    base = {name: _estimate(encoder, pairs) for name, pairs in sets.items() if wanted}
+    for name, pairs in sets.items() if wanted else ():
+        record["cosines"].setdefault(name, _cosines(encoder, pairs).tolist())
     for cell in wanted[: options.cells]:
         started = time.process_time()
         smaller = cell.apply(encoder, texts) if cell != Cell() else encoder
         row = {"name": cell.name, **asdict(cell), "cpu_seconds": round(time.process_time() - started, 1)}
         for name, pairs in sets.items():
-            found = base[name] if cell == Cell() else _estimate(smaller, pairs)
+            base_N = np.array(record["cosines"][name])
+            base, found = (
+                bootstrap_estimate(cosines_N, pairs.gold, resamples=2000)
+                for cosines_N in (base_N, base_N if cell == Cell() else _cosines(smaller, pairs))
+            )
             row[name] = [found.value, found.low, found.high]
-            row[f"{name}_difference"] = list(asdict(paired_difference(found, base[name])).values())
+            row[f"{name}_difference"] = list(asdict(paired_difference(found, base)).values())
         row["perplexity"] = perplexity(smaller, text, options.tokens)
         record["rows"].append(row)
         path.write_text(json.dumps(record, indent=1) + "\n")
     Console().print(table(record))
 
 
-def _estimate(encoder: Encoder, pairs: Pairs) -> BootstrapEstimate:
+def _cosines(encoder: Encoder, pairs: Pairs) -> NDArray[np.float64]:
     vectors = encoder.encode([*pairs.left, *pairs.right])
-    cosines = paired_cosine_similarity(*np.split(vectors, 2)).astype(np.float64)
-    return bootstrap_estimate(cosines, pairs.gold, resamples=2000)
+    return paired_cosine_similarity(*np.split(vectors, 2)).astype(np.float64)
 
 
 @torch.inference_mode()

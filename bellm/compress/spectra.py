@@ -42,7 +42,8 @@ class MatrixSpectrum:
 def hill_alpha(eigenvalues_N: NDArray[np.float64], tail: TailName = "peak") -> float:
     """Hill's estimate of the exponent of a power law p(x) ~ x^-alpha in the tail of a spectrum.
 
-    1 + k / sum(ln(x_i / x_min)) over the k eigenvalues x_i above x_min. The scale of the spectrum does not matter.
+    1 + k / sum(ln(x_i / x_min)) over the k eigenvalues x_i from x_min on, as the authors' code and weightwatcher have
+    it; the paper does not count x_min itself. The scale of the spectrum does not matter.
 
     Args:
         eigenvalues_N: Eigenvalues of W^T W, in any order; those that are zero but for rounding do not count.
@@ -58,11 +59,11 @@ def hill_alpha(eigenvalues_N: NDArray[np.float64], tail: TailName = "peak") -> f
     if len(values_N) < 2 or values_N[0] == values_N[-1]:
         raise BellmError("A spectrum without two different eigenvalues has no tail: its matrix is zero or orthogonal.")
     logs_N = np.log(values_N)
-    above_N = np.arange(len(values_N))[::-1]  # How many are above each.
-    sums_N = np.cumsum(logs_N[::-1])[::-1] - logs_N - above_N * logs_N
-    with np.errstate(divide="ignore", invalid="ignore"):
-        alphas_N = 1 + above_N / sums_N
-    middle = len(values_N) - 1 - len(values_N) // 2
+    counts_N = np.arange(len(values_N), 0, -1)  # Of the tail from each on.
+    sums_N = np.cumsum(logs_N[::-1])[::-1] - counts_N * logs_N
+    with np.errstate(divide="ignore"):
+        alphas_N = 1 + counts_N / sums_N.clip(min=0)
+    middle = len(values_N) // 2
     if tail == "mid":
         return float(alphas_N[middle])
     counts, edges = np.histogram(np.log10(values_N), _BINS)
@@ -70,7 +71,7 @@ def hill_alpha(eigenvalues_N: NDArray[np.float64], tail: TailName = "peak") -> f
     starts = [
         start
         for start in np.flatnonzero((values_N >= _FINGER[0] * peak) & (values_N <= _FINGER[1] * peak))
-        if np.isfinite(alphas_N[start]) and above_N[start]
+        if np.isfinite(alphas_N[start])
     ]
     best = min(starts, key=lambda start: _distance(values_N[start:], alphas_N[start]), default=middle)
     return float(alphas_N[best])

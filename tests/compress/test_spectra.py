@@ -47,9 +47,39 @@ def test_a_tail_begins_no_lower_than_the_peak() -> None:
 
 def test_hills_formula_by_hand() -> None:
     values = np.array([1.0, 2.0, 3.0, 5.0, 8.0, 13.0])
-    assert hill_alpha(values, "mid") == pytest.approx(1 + 3 / sum(np.log(x / 3) for x in (5, 8, 13)))
+    assert hill_alpha(values, "mid") == pytest.approx(1 + 3 / sum(np.log(x / 5) for x in (5, 8, 13)))
     zeros = np.zeros(5)
     assert hill_alpha(np.concatenate([values, zeros]), "mid") == hill_alpha(values, "mid")
+
+
+def by_their_code(values: np.ndarray, lowest: float, highest: float) -> float:
+    """The loop of AlphaPruning, from the lowest x_min to the highest."""
+    values, best = np.sort(values), (np.inf, 0.0)
+    for index, start in enumerate(values[:-1]):
+        if lowest <= start <= highest:
+            tail = values[index:]
+            alpha = 1 + len(tail) / np.log(tail / start).sum()
+            distance = np.abs(1 - (tail / start) ** (1 - alpha) - np.arange(len(tail)) / len(tail)).max()
+            best = min(best, (distance, alpha))
+    return best[1]
+
+
+@pytest.mark.parametrize("scale", [0.3, 1e4])
+def test_the_best_tail_near_the_peak_is_theirs(scale: float) -> None:
+    values = scale * eigenvalues(torch.randn(90, 300, generator=torch.Generator().manual_seed(3)))
+    counts, edges = np.histogram(np.log10(values), 100)
+    peak = 10 ** edges[counts.argmax()]
+    assert hill_alpha(values) == pytest.approx(by_their_code(values, 0.95 * peak, 1.5 * peak))
+
+
+def test_weightwatcher_agrees_where_its_bound_does_no_harm() -> None:
+    weightwatcher = pytest.importorskip("weightwatcher")
+    for exponent in (2, 3, 4, 6):
+        values = eigenvalues(planted(exponent, 256, 320))
+        fit = weightwatcher.WeightWatcher().fit_powerlaw(
+            values, plot=False, fix_fingers="xmin_peak", pl_package="powerlaw"
+        )
+        assert hill_alpha(values) == pytest.approx(fit[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("values", [np.zeros(4), np.ones(4), np.array([])], ids=str)
