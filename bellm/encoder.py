@@ -24,8 +24,8 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
-from bellm.backbone.source_layouts import SETTINGS_FILE, VIEWS_FILE, fetch_layout, has_adapters
-from bellm.backbone.source_names import is_hub_id
+from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout, has_adapters
+from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
@@ -42,6 +42,7 @@ from bellm.hints import unknown_attribute
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
 from bellm.progress import can_show_bars, progress_bar
+from bellm.saved_encoder import SavedEncoder, read_saved
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, paired_cosine_similarity
 from bellm.types import InputType, Vectors
 
@@ -154,7 +155,7 @@ class Encoder:
                 f"{source} holds several views, and this takes one encoder: give a view, as in {source}/view-1, or "
                 "open it with MultiViewEncoder.from_pretrained."
             )
-        saved = saving.read_saved(folder) if folder and (folder / SETTINGS_FILE).is_file() else None
+        saved = read_saved(folder) if folder and (folder / SETTINGS_FILE).is_file() else None
         if saved and dtype == "auto":
             dtype = saved.dtype
         loaded, own = saving.load_source(source, folder, dtype=dtype, **options)
@@ -437,7 +438,7 @@ class Encoder:
 
             merged = self.with_model(cast(PreTrainedModel, adapters.merged_copy(self._model)))
             written = merged._model if isinstance(self._model, PreTrainedModel) else self._model
-        saved = saving.SavedEncoder(
+        saved = SavedEncoder(
             self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint(), self.compression
         )
         with atomic_directory(Path(path)) as draft:

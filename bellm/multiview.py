@@ -40,7 +40,8 @@ from bellm.errors import (
 )
 from bellm.io.atomic import atomic_directory, write_json
 from bellm.prompts import META_PROMPTS, Prompt
-from bellm.saving import FINGERPRINT_FILE, FINGERPRINT_TEXTS, weights_digest
+from bellm.saved_encoder import FINGERPRINT_FILE
+from bellm.saving import FINGERPRINT_TEXTS, weights_digest
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
 from bellm.types import CombineMethod, Embedder, InputType, TransformName, Vectors
 from bellm.version import __version__

@@ -6,14 +6,13 @@ import json
 import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,21 +21,19 @@ from bellm.backbone.architecture import MERGED, get_decoder
 from bellm.backbone.source_layouts import (
     ADAPTER_FILE,
     MODULES_FILE,
-    SETTINGS_FILE,
     fetch_layout,
     in_memory,
     merge_folder,
     own_tokenizer,
     read_layout,
 )
-from bellm.backbone.source_names import is_hub_id, split_revision
-from bellm.config import EncoderConfig, setting_names
+from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id, split_revision
+from bellm.config import setting_names
 from bellm.errors import BellmWarning, FingerprintError, SourceError, warn
+from bellm.saved_encoder import FINGERPRINT_FILE, SavedEncoder, read_saved
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
-
-FINGERPRINT_FILE = "fingerprint.safetensors"
 
 _MODULE = {"idx": 0, "name": "0", "path": "", "type": "bellm.integrations.sentence_transformer.EncoderModule"}
 """What makes sentence-transformers load a folder by bellm, or refuse it; else it would run the causal model."""
@@ -51,19 +48,6 @@ FINGERPRINT_TEXTS = (
     "Snow",
 )
 """Texts whose vectors tell one encoder from another."""
-
-
-@dataclass(frozen=True)
-class SavedEncoder:
-    """Contents of `bellm.json` and of the fingerprint file."""
-
-    config: EncoderConfig
-    base_model: str
-    dtype: str
-    num_layers: int
-    fingerprint: Vectors
-    compression: tuple[dict[str, Any], ...] = ()
-    """What was done to the weights, see `Encoder.compression`."""
 
 
 def find_saved(source: str) -> Path | None:
@@ -108,33 +92,6 @@ def write_saved(
     mode = (folder / SETTINGS_FILE).stat().st_mode
     for path in folder.iterdir():  # safetensors writes files that only their owner can read.
         path.chmod(mode)
-
-
-def read_saved(folder: Path) -> SavedEncoder:
-    """Read settings and fingerprint; a FingerprintError where it is missing or belongs to other settings."""
-    try:
-        settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        config = EncoderConfig.from_dict(settings)
-        known = str(settings["base_model"]), str(settings["dtype"]), int(settings["num_layers"])
-        compression = tuple(dict(step) for step in settings.get("compression", ()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error) if isinstance(error, SourceError) else repr(error)
-        raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
-    try:
-        with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
-            vectors: Vectors = file.get_tensor("vectors")
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise FingerprintError(
-            f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
-            "Save the encoder again with bellm."
-        ) from error
-    if metadata.get("config") != config.digest():
-        raise FingerprintError(
-            f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
-            "back, or load it as saved and use Encoder.replace(...)."
-        )
-    return SavedEncoder(config, *known, vectors, compression)
 
 
 def load_source(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from bellm import Encoder, saving
+from bellm import Encoder
 from bellm.backbone.architecture import get_layers
 from bellm.doctor import Check, Diagnosis, diagnose
 from bellm.errors import NoOpWarning
+from bellm.saved_encoder import read_saved
 
 Fault = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -116,7 +117,7 @@ def test_the_no_op_is_a_warning(tiny_encoder: Encoder) -> None:
 
 
 def test_other_weights_fail_the_fingerprint(tiny_encoder: Encoder, tiny_folder: Path) -> None:
-    saved = saving.read_saved(tiny_folder)
+    saved = read_saved(tiny_folder)
     assert find(diagnose(tiny_encoder, saved=saved), "fingerprint").value == 0
     sick = copy.deepcopy(tiny_encoder)
     with torch.no_grad():

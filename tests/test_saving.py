@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from bellm import Encoder, saving
 from bellm.backbone.attention import get_open_layers
 from bellm.errors import BellmError, FingerprintError, SourceError
+from bellm.saved_encoder import read_saved
 from bellm.saving import weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
 from tests.processes import run
@@ -247,7 +248,7 @@ def test_an_unreadable_fingerprint_is_refused(saved: Path, content: bytes) -> No
 def test_other_vectors_are_refused(saved: Path, spoil: Callable[[Any], Any]) -> None:
     place = saved / "fingerprint.safetensors"
     vectors = spoil(load_file(place)["vectors"])
-    record = saving.read_saved(saved)
+    record = read_saved(saved)
     save_file({"vectors": np.ascontiguousarray(vectors)}, place, {"config": record.config.digest()})
     with pytest.raises(FingerprintError, match="does not give the vectors it was saved with"):
         Encoder.from_pretrained(saved, device="cpu")

@@ -14,12 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.backbone.source_names import is_hub_id, split_revision
+from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id, split_revision
 from bellm.errors import BellmError, BellmWarning, SourceError, warn
 from bellm.io.hub import fetch_files
 from bellm.prompts import PROMPTS, SLOT, Prompt
 
-SETTINGS_FILE = "bellm.json"
 ADAPTER_FILE = "adapter_config.json"
 MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"

@@ -5,6 +5,12 @@ from pathlib import Path
 
 from bellm.errors import SourceError
 
+SETTINGS_FILE = "bellm.json"
+"""File of the settings in the folder of a saved encoder."""
+
+SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
+"""How sources begin that are no encoders of bellm; commands that evaluate take them."""
+
 
 @dataclass(frozen=True)
 class Alias:
@@ -44,6 +50,19 @@ def check_source_name(source: str) -> None:
         raise SourceError(f"{source} is a file, but not a GGUF file. Give the folder that holds the model.")
     if not path.exists() and not is_hub_id(source):
         raise SourceError(f"{source} is no folder, GGUF file, Hub id (owner/name) or alias ({', '.join(ALIASES)}).")
+
+
+def check_source_exists(source: str) -> None:
+    """Refuse a source that names nothing, with the settings and the beginning that it may have on a command line.
+
+    Raises:
+        SourceError: Such a source.
+    """
+    if source.startswith(VECTORS):
+        if not Path(file := source.removeprefix(VECTORS)).is_file():
+            raise SourceError(f"{source}: there is no file {file}.")
+    elif not source.startswith(SENTENCE_TRANSFORMERS):
+        check_source_name(split_revision(source.partition("?")[0])[0])
 
 
 def split_revision(source: str) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import print_result, status_line
 from bellm.config import setting_names
+from bellm.saved_encoder import describe_saved, is_saved, read_saved
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from bellm.doctor import Diagnosis
 
 _MERGED = ("saved_encoder", "name", "open_layers", "num_layers", "template")  # Shown in another row.
+_LOADED = ("parameters", "architecture", "layers", "device", "attention", "batching_mode")  # Unknown of files alone.
 _MARKS = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]", "skip": "[dim]skip[/]"}
 
 
@@ -24,8 +27,19 @@ _MARKS = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[bold re
 def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptions) -> None:
     """Show a model's layers and everything that decides its vectors.
 
+    Of a folder that bellm saved only small files are read, and no model, unless an option of a model is given. Whether
+    its weights are those of its settings bellm doctor says.
+
     Example: bellm info smollm2 --bidirectional last:8
+
+    Example: bellm info my-encoder
     """
+    if is_saved(source) and not options.given():
+        info = {"source": source, "saved_encoder": True, **describe_saved(Path(source))}
+        unknown = ", ".join(name for name in _LOADED if info[name] is None)
+        note = f"No model was loaded, which {unknown} are of: bellm info {source} --device auto, or bellm doctor."
+        print_result(info, as_json, _info_table(info), note)
+        return
     encoder = options.load(source)
     from bellm import MultiViewEncoder, saving
     from bellm.backbone.architecture import layer_kinds
@@ -57,8 +71,8 @@ def _info_table(info: dict[str, Any]) -> "Table":
     chat = "applied" if info["prompt"] == "chat" else "present, not applied"
     shown = info | {
         "source": f"{info['source']}{' (saved bellm encoder)' if info['saved_encoder'] else ''}",
-        "parameters": f"{info['parameters']:,}",
-        "layers": "; ".join(f"{layers} {kind}" for kind, layers in info["layers"].items()),
+        "parameters": info["parameters"] and f"{info['parameters']:,}",
+        "layers": info["layers"] and "; ".join(f"{layers} {kind}" for kind, layers in info["layers"].items()),
         "bidirectional": f"{info['bidirectional']} of {info['num_layers']}",
         "prompt": f"{info['prompt']}: {info['template']}",
         "compression": "; ".join(step["summary"] for step in info["compression"]) or None,
@@ -86,7 +100,7 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
         from bellm.doctor import diagnose
 
         folder = saving.find_saved(source)
-        saved = saving.read_saved(folder) if folder else None
+        saved = read_saved(folder) if folder else None
         # With other settings than the saved ones the fingerprint was checked on loading, and says no more.
         is_saved = saved and isinstance(encoder, Encoder) and saved.config == encoder.config
         diagnosis = diagnose(encoder, saved=saved if is_saved else None)

@@ -3,14 +3,14 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from bellm.backbone.source_names import check_source_name, split_revision
+from bellm.backbone.source_names import check_source_exists
 from bellm.cli.terminal import status_line
 from bellm.config import check_settings, setting_help, setting_names, setting_type
 from bellm.errors import BellmError
@@ -86,7 +86,6 @@ class ModelOptions:
 
     def load(self, source: str, **defaults: Any) -> "Encoder | MultiViewEncoder":
         """Load a source with these options, and others where they were not given."""
-        check_source_name(split_revision(source.partition("?")[0])[0])
         with status_line(f"loading {source}"):
             from bellm.multiview import open_encoder
 
@@ -94,7 +93,6 @@ class ModelOptions:
 
     def load_encoder(self, source: str) -> "Encoder":
         """Load a source that is one encoder, not a multi-view encoder, with these options."""
-        check_source_name(split_revision(source)[0])
         with status_line(f"loading {source}"):
             from bellm.encoder import Encoder
 
@@ -121,7 +119,9 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
             name = next(name for name in ("source", "sources") if name in kwargs)
             kwargs[name] = _with_revision(kwargs[name], revision)
         settings = {name: chosen.pop(name) for name in setting_names() if name in chosen}
-        check_settings(settings)  # Before anything slow is imported or loaded.
+        check_settings(settings)  # Before anything slow is imported or loaded, as are the sources.
+        for source in _sources(kwargs):
+            check_source_exists(source)
         command(*args, **kwargs, options=ModelOptions(settings, chosen))
 
     hints = get_type_hints(command, include_extras=True)
@@ -133,6 +133,15 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     with_options.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
     return with_options
+
+
+def _sources(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Sources of models among a command's arguments."""
+    source = arguments.get("source")
+    if source and not source.endswith(".py"):  # None stands for the default, and a recipe names its model itself.
+        yield source
+    for name in ("sources", "compare"):
+        yield from arguments.get(name) or ()
 
 
 def _with_revision(sources: Any, revision: str) -> Any:

@@ -20,7 +20,8 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError, FingerprintError, SourceError
 from bellm.io import atomic
 from bellm.multiview import MultiViewEncoder, open_encoder
-from bellm.saving import FINGERPRINT_FILE, weights_differ, weights_digest
+from bellm.saved_encoder import FINGERPRINT_FILE
+from bellm.saving import weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Embedder, InputType, Vectors
 

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bellm.backbone.loading import resolve_device
-from bellm.backbone.source_layouts import SETTINGS_FILE
+from bellm.backbone.source_names import SETTINGS_FILE
 from bellm.corpus import shards
 from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
 from bellm.corpus.manifest import (
@@ -39,7 +39,7 @@ from bellm.io.rows import TextColumns, check_columns, expand_inputs
 from bellm.io.streams import STDIN
 from bellm.multiview import MultiViewEncoder
 from bellm.pool import EncoderPool
-from bellm.saving import FINGERPRINT_FILE
+from bellm.saved_encoder import FINGERPRINT_FILE
 from bellm.text_files import on_devices, run_summary
 from bellm.types import Embedder, InputType
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bellm import saving
-from bellm.backbone.source_layouts import SETTINGS_FILE
+from bellm.backbone.source_names import SENTENCE_TRANSFORMERS, SETTINGS_FILE, VECTORS
 from bellm.data.amr import read_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError, errors_naming, warn
@@ -15,9 +15,6 @@ from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder
 from bellm.io.vectors import read_vectors
 from bellm.multiview import check_sources, give_graphs, open_encoder
 from bellm.types import Embedder, InputType, Vectors
-
-SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
-"""How sources that are no bellm encoders begin."""
 
 
 def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **options: Any) -> Embedder:

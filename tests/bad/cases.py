@@ -192,7 +192,7 @@ MODEL_COMMANDS = {
     "layers": "layers {} -o layers --method search",
     "train": "train {} --data triplets.csv -o run --batch-size 4 --max-steps 2",
     "doctor": "doctor {}",
-    "info": "info {}",
+    "info": "info {} --device cpu",
 }
 
 _NOT_INFO = [command for name, command in MODEL_COMMANDS.items() if name != "info"]
@@ -295,7 +295,7 @@ OTHERS = {
         "evaluate 'tiny?pooling=middle' --tasks STSBenchmark-dev -o report": "pooling='middle' is not one of",
         "evaluate 'tiny?layer=x' --tasks STSBenchmark-dev -o report": "layer='x' cannot be read",
         "evaluate 'tiny?normalize=maybe' --tasks STSBenchmark-dev -o report": "neither true nor false",
-        "evaluate vectors:none.jsonl --tasks STSBenchmark-dev -o report": "none.jsonl cannot be read",
+        "evaluate vectors:none.jsonl --tasks STSBenchmark-dev -o report": "there is no file none.jsonl",
         "evaluate vectors:good.txt --tasks STSBenchmark-dev -o report": "'A' is not followed by numbers",
         "evaluate vectors:good.jsonl --tasks STSBenchmark-dev -o report": "vector",
         "evaluate vectors:junk.jsonl --tasks STSBenchmark-dev -o report": "not JSON",
@@ -304,7 +304,7 @@ OTHERS = {
         "evaluate vectors:uneven.jsonl --tasks STSBenchmark-dev -o report": "uneven.jsonl",
         "evaluate vectors:few.vectors.jsonl --tasks STSBenchmark-dev -o report": "has no vector for 80 of 80 texts",
         "evaluate st:./none --tasks STSBenchmark-dev -o report": "none",
-        "evaluate tiny vectors:none.jsonl --tasks STSBenchmark-dev -o report": "none.jsonl cannot be read",
+        "evaluate tiny vectors:none.jsonl --tasks STSBenchmark-dev -o report": "there is no file none.jsonl",
     },
     "analyse": {
         "analyse tiny --texts good.txt -o analysis": "One model makes no pair. Give another, or compare its layers",
@@ -315,7 +315,7 @@ OTHERS = {
         "analyse tiny plain --texts good.txt --measures cosine -o analysis": "'cosine' is not one of procrustes",
         "analyse tiny plain --texts good.txt --permutations 5 -o analysis": "give 20 or more, or 0",
         "analyse tiny plain --texts good.txt --resamples 5 -o analysis": "give 10 or more, or 0",
-        "analyse tiny plain saved --layers --texts good.txt -o analysis": "Layers of 3 models",
+        "analyse tiny plain tiny?pooling=mean --layers --texts good.txt -o analysis": "Layers of 3 models",
         "analyse tiny plain --texts good.txt -o good.txt": "good.txt is a file",
         "analyse tiny plain --texts good.txt -o -": "'-' is no name",
     },

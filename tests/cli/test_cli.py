@@ -190,7 +190,7 @@ def test_search_shows_texts_as_they_are(tiny_folder: Path, tmp_path: Path) -> No
 
 
 def test_info(tiny_folder: Path, tiny_encoder: Encoder) -> None:
-    found = json.loads(bellm("info", tiny_folder, "--json").stdout)
+    found = json.loads(bellm("info", tiny_folder, "--device", "cpu", "--json").stdout)
     assert found["source"] == str(tiny_folder)
     assert found["architecture"] == "LlamaForCausalLM"
     assert found["saved_encoder"] is True
@@ -199,9 +199,10 @@ def test_info(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     assert found["parameters"] == tiny_encoder.model.num_parameters()
     assert found["attention"] == tiny_encoder.model.config._attn_implementation
     assert found["chat_template"] is False
-    words = " ".join(bellm("info", tiny_folder).stdout.split())
+    words = " ".join(bellm("info", tiny_folder, "--device", "cpu").stdout.split())
     for word in ("(saved bellm encoder)", "0-3 full", "2-3 of 4", "sequential", "{text}", "prompteol", "62,752"):
         assert word in words
+    assert "No model was loaded" not in words
 
 
 def test_info_of_a_plain_model(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -273,9 +274,10 @@ def test_misuse_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_cheap_checks_come_before_the_model(texts_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "no-model").mkdir()
     output = tmp_path / "v.npy"
     output.touch()
-    assert "exists already" in bellm("embed", "./no-such-model", texts_file, "-o", output).stderr
+    assert "exists already" in bellm("embed", tmp_path / "no-model", texts_file, "-o", output).stderr
 
 
 def test_process_is_quiet(tiny_folder: Path, texts_file: Path, tmp_path: Path) -> None:

@@ -75,7 +75,10 @@ def test_vectors_of_a_file(tiny_folder: Path, tiny_encoder: Encoder) -> None:
         ("MODEL --tasks STS12 --data data -o out", "STS12"),
         ("MODEL --tasks STSBenchmark --data nowhere -o out", "nowhere"),
         ("none/there --tasks STSBenchmark --data data -o out", "none/there"),
-        ("MODEL vectors:none.parquet --tasks STSBenchmark --data data -o out", "none.parquet cannot be read"),
+        (
+            "MODEL vectors:none.parquet --tasks STSBenchmark --data data -o out",
+            "vectors:none.parquet: there is no file none.parquet.",
+        ),
         ("MODEL?pooling=sum --tasks STSBenchmark --data data -o out", "pooling='sum' is not one of"),
         ("MODEL --tasks STSBenchmark --data data -o taken", "taken is a file. Name a folder."),
         ("MODEL --tasks STSBenchmark --data data -o known", "known/results.json holds results of another, third."),

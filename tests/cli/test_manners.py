@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import sys
 import threading
 import warnings
@@ -42,6 +43,7 @@ GOOD = {
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BELLM_CACHE", str(tmp_path / "cache"))
+    Path("MODEL").mkdir()
     Path("t.txt").write_text("A heron waits.\nSnow fell.\n")
     Path("t.csv").write_text("anchor,positive\nA heron waits.,It waits.\nSnow fell.,It snowed.\n")
 
@@ -127,6 +129,61 @@ def test_a_setting_that_is_wrong_costs_no_import() -> None:
     assert done.stderr.splitlines()[-1] == "1 []"
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each command says of a source that is not there, in a process that has no torch."""
+    folder = tmp_path_factory.mktemp("refused")
+    (folder / "t.csv").write_text("anchor,positive\nSnow fell.,It snowed.\n")
+    lines = {command: [command, *line.replace("MODEL", "./none").split()] for command, line in WITH_SOURCE.items()}
+    lines["evaluate, the second"] = ["evaluate", "st:some", "./none?pooling=mean", "-o", "out"]
+    lines["evaluate, to compare"] = ["evaluate", "st:some", "--compare", "./none@main", "-o", "out"]
+    lines["words, vectors"] = ["words", "vectors:./none", "-o", "out"]
+    done = run([sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
+
+
+WITH_SOURCE = {
+    "embed": "MODEL t.csv -o out.npy",
+    "similarity": "MODEL snow ice",
+    "search": "MODEL snow --in t.csv",
+    "evaluate": "MODEL -o out",
+    "analyse": "MODEL st:some --texts t.csv -o out",
+    "words": "MODEL -o out",
+    "combine": "smollm2 MODEL -o out",
+    "layers": "MODEL -o out",
+    "demonstrations": "MODEL --candidates t.csv -o out",
+    "train": "MODEL --data t.csv -o out",
+    "doctor": "MODEL",
+    "info": "MODEL",
+}
+"""Commands that take a source, in which nothing is wrong but that."""
+
+WITHOUT_TORCH = """
+import json, sys
+sys.modules.update(torch=None, transformers=None)  # To import them is an error.
+from typer.testing import CliRunner
+from bellm.cli import app
+
+results = {name: CliRunner().invoke(app, line) for name, line in json.loads(sys.argv[1]).items()}
+print(json.dumps({name: result.output for name, result in results.items()}))
+"""
+
+
+def test_every_command_with_a_source_is_asked() -> None:
+    takes = {
+        name for name, command in COMMANDS.items() if {"source", "sources"} & {each.name for each in command.params}
+    }
+    assert takes == set(WITH_SOURCE)
+
+
+@pytest.mark.parametrize("name", [*WITH_SOURCE, "evaluate, the second", "evaluate, to compare"])
+def test_a_source_that_is_not_there_costs_no_import(refused: dict[str, str], name: str) -> None:
+    assert re.match(r"bellm: \./none(@main)? is no folder, GGUF file, Hub id \(owner/name\) or alias", refused[name])
+    assert refused["words, vectors"] == "bellm: vectors:./none: there is no file ./none.\n"
+
+
 def test_the_encoder_checks_settings_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bellm.backbone.loading.load_pretrained", _not_to_be_called)
     for settings, words in (({"pooling": "middle"}, "pooling='middle'"), ({"pool": "mean"}, "'pool' is no setting")):
@@ -177,7 +234,6 @@ def test_ctrl_c_ends_every_command_with_130_and_a_line(command: str, monkeypatch
 
     monkeypatch.setenv("BELLM_DATA", "data")
     write_pairs(Path("data"), "dev")
-    Path("MODEL").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", stop)
     result = bellm(command, *GOOD[command].split())
     assert (result.exit_code, result.stdout) == (130, ""), result.stderr

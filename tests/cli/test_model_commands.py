@@ -3,19 +3,24 @@
 import io
 import json
 import re
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from tiny import configuration
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
+from bellm import Encoder
 from bellm.backbone.leakage import LayerLeakage
 from bellm.cli import app
 from bellm.cli.model_commands import _layer_table
 from bellm.doctor import Diagnosis, LayerDiagnosis
+from tests import processes
 
 
 def run(*arguments: str) -> Result:
@@ -93,3 +98,58 @@ def test_a_source_that_lacks_weights_is_no_healthy_encoder(tiny_folder: Path, tm
     assert "Healthy" not in result.output
     assert "lacks 9 weights of the model (layers.4." in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_info_of_a_saved_encoder_is_what_its_files_say(tiny_folder: Path) -> None:
+    program = (
+        "import sys; sys.modules.update(torch=None, transformers=None); from bellm.cli import app; "
+        "app(['info', *sys.argv[1:]])"
+    )
+    done = processes.run([sys.executable, "-c", program, tiny_folder, "--json"])
+    assert done.returncode == 0, done.stderr
+    of_files = json.loads(done.stdout)
+    loaded = json.loads(CliRunner().invoke(app, ["info", str(tiny_folder), "--device", "cpu", "--json"]).stdout)
+    unknown = {"layers", "device", "attention", "batching_mode"}
+    assert list(of_files) == list(loaded)
+    assert of_files == loaded | dict.fromkeys(unknown)
+    words = " ".join(CliRunner().invoke(app, ["info", str(tiny_folder)]).stdout.split())
+    assert "2-3 of 4" in words
+    assert (
+        f"No model was loaded, which layers, device, attention, batching_mode are of: bellm info {tiny_folder}" in words
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # As peft asks for it.
+def test_info_of_saved_adapters_says_what_they_leave_open(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    with tiny_encoder.causal() as model:
+        model.save_pretrained(tmp_path / "base")
+    tiny_encoder.tokenizer.save_pretrained(tmp_path / "base")
+    base = Encoder.from_pretrained(tmp_path / "base", bidirectional="last:2")
+    adapted = base.with_model(get_peft_model(base.model, LoraConfig(target_modules=["q_proj"])))  # type: ignore[arg-type]
+    adapted.save_pretrained(tmp_path / "adapted")
+    found = json.loads(CliRunner().invoke(app, ["info", str(tmp_path / "adapted"), "--json"]).stdout)
+    assert (found["base_model"], found["parameters"], found["embedding_dim"]) == (str(tmp_path / "base"), None, 32)
+    words = " ".join(CliRunner().invoke(app, ["info", str(tmp_path / "adapted")]).stdout.split())
+    assert "which parameters, architecture, layers, device" in words
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", "[", "cannot be read"),
+        ("config.json", "[]", "holds no object"),
+        ("model.safetensors", "{", "cannot be read"),
+        ("model.safetensors", None, "has no weights"),
+        ("bellm.json", "{}", "cannot be read"),
+    ],
+)
+def test_info_of_a_damaged_folder_is_one_line(
+    tiny_folder: Path, tmp_path: Path, file: str, content: str | None, words: str
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / file).unlink() if content is None else (tmp_path / "damaged" / file).write_text(content)
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "damaged")])
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith("bellm: ")
+    assert words in line

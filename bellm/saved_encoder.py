@@ -1,0 +1,112 @@
+"""What the files of a saved encoder say of it: settings, fingerprint, headers of the weights. Read without torch."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from bellm.backbone.source_names import SETTINGS_FILE
+from bellm.config import EncoderConfig
+from bellm.errors import FingerprintError, SourceError
+from bellm.types import Vectors
+
+FINGERPRINT_FILE = "fingerprint.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedEncoder:
+    """Contents of `bellm.json` and of the fingerprint file."""
+
+    config: EncoderConfig
+    base_model: str
+    dtype: str
+    num_layers: int
+    fingerprint: Vectors
+    compression: tuple[dict[str, Any], ...] = ()
+    """What was done to the weights, see `Encoder.compression`."""
+
+
+def read_saved(folder: Path) -> SavedEncoder:
+    """Read settings and fingerprint; a FingerprintError where it is missing or belongs to other settings."""
+    try:
+        settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        config = EncoderConfig.from_dict(settings)
+        known = str(settings["base_model"]), str(settings["dtype"]), int(settings["num_layers"])
+        compression = tuple(dict(step) for step in settings.get("compression", ()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, SourceError) else repr(error)
+        raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
+    try:
+        with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
+            vectors: Vectors = file.get_tensor("vectors")
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise FingerprintError(
+            f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
+            "Save the encoder again with bellm."
+        ) from error
+    if metadata.get("config") != config.digest():
+        raise FingerprintError(
+            f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
+            "back, or load it as saved and use Encoder.replace(...)."
+        )
+    return SavedEncoder(config, *known, vectors, compression)
+
+
+def is_saved(source: str) -> bool:
+    """Whether a source is a folder here that bellm saved an encoder to."""
+    return (Path(source) / SETTINGS_FILE).is_file()
+
+
+def describe_saved(folder: Path) -> dict[str, Any]:
+    """What is known of a saved encoder without its model, as JSON values; None where only the model could tell.
+
+    Raises:
+        SourceError: A file is missing or cannot be read.
+    """
+    saved = read_saved(folder)
+    try:
+        architectures = _read_json(folder / "config.json").get("architectures") or [None]
+        has_template = "chat_template" in _read_json(folder / "tokenizer_config.json")
+        num_parameters = _count_parameters(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SourceError(f"{folder} cannot be read: {error}. Save the encoder again.") from error
+    return {
+        "base_model": saved.base_model,
+        "architecture": architectures[0],
+        "parameters": num_parameters,
+        "layers": None,
+        "name": saved.base_model,
+        **saved.config.to_dict(),
+        "num_layers": saved.num_layers,
+        "embedding_dim": saved.fingerprint.shape[1],
+        "dtype": saved.dtype,
+        "device": None,
+        "compression": list(saved.compression),
+        "attention": None,
+        "batching_mode": None,
+        "chat_template": has_template or (folder / "chat_template.jinja").is_file(),
+    }
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """Numbers in the files of weights; None for adapters, whose base model is elsewhere."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files and not (folder / "adapter_model.safetensors").is_file():
+        raise SourceError(f"{folder} has no weights (model.safetensors). Save the encoder again.")
+    total = 0
+    for path in files:
+        with safe_open(path, "numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
+    return total or None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object of JSON; an empty one where there is no such file."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} holds no object. Save the encoder again.")
+    return found
