@@ -11,7 +11,6 @@ import typer
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import print_result, status_line
 from bellm.config import setting_names
-from bellm.saved_encoder import describe_saved, is_saved, read_saved
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +33,8 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
 
     Example: bellm info my-encoder
     """
+    from bellm.saved_encoder import describe_saved, is_saved
+
     if is_saved(source) and not options.given():
         info = {"source": source, "saved_encoder": True, **describe_saved(Path(source))}
         unknown = ", ".join(name for name in _LOADED if info[name] is None)
@@ -98,6 +99,7 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
     with status_line(f"examining {source}"):
         from bellm import Encoder, saving
         from bellm.doctor import diagnose
+        from bellm.saved_encoder import read_saved
 
         folder = saving.find_saved(source)
         saved = read_saved(folder) if folder else None

@@ -20,6 +20,7 @@ from tests.processes import run
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
     Path("t.csv").write_text("text,label\nA heron waits.,1\nSnow fell.,0\n")
 
 
