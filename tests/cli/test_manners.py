@@ -155,6 +155,8 @@ WITH_SOURCE = {
     "layers": "MODEL -o out",
     "demonstrations": "MODEL --candidates t.csv -o out",
     "train": "MODEL --data t.csv -o out",
+    "prune": "MODEL --drop-layers 1 -o out",
+    "spectra": "MODEL -o out",
     "doctor": "MODEL",
     "info": "MODEL",
 }
