@@ -93,14 +93,17 @@ def describe_saved(folder: Path) -> dict[str, Any]:
 
 
 def _count_parameters(folder: Path) -> int | None:
-    """Numbers in the files of weights; None for adapters, whose base model is elsewhere."""
+    """Numbers in the files of weights; None for adapters, whose base model is elsewhere, and for packed weights."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files and not (folder / "adapter_model.safetensors").is_file():
         raise SourceError(f"{folder} has no weights (model.safetensors). Save the encoder again.")
     total = 0
     for path in files:
         with safe_open(path, "numpy") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
+            parts = [file.get_slice(name) for name in list(file.keys())]
+        if any(part.get_dtype() in ("I8", "U8") for part in parts):
+            return None
+        total += sum(math.prod(part.get_shape()) for part in parts)
     return total or None
 
 

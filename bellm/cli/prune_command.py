@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bellm.encoder import Encoder
 
 
-class PruneMethod(StrEnum):
+class PruneMethodOption(StrEnum):
     """Which weights go."""
 
     MAGNITUDE = "magnitude"
@@ -54,12 +54,12 @@ def prune_command(
         typer.Option(metavar="N:M", help="In place of --sparsity: keep N of every M weights of a row, as in 2:4."),
     ] = None,
     method: Annotated[
-        PruneMethod,
+        PruneMethodOption,
         typer.Option(
             help="magnitude: the smallest weights go; needs no texts. wanda: those that weigh least on the texts. "
             "sparsegpt: weights that stay are corrected too; slower."
         ),
-    ] = PruneMethod.WANDA,
+    ] = PruneMethodOption.WANDA,
     allocation: Annotated[
         AllocationOption,
         typer.Option(

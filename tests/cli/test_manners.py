@@ -157,6 +157,7 @@ WITH_SOURCE = {
     "train": "MODEL --data t.csv -o out",
     "prune": "MODEL --drop-layers 1 -o out",
     "spectra": "MODEL -o out",
+    "quantize": "MODEL -o out",
     "doctor": "MODEL",
     "info": "MODEL",
 }
