@@ -477,6 +477,8 @@ def give_graphs(encoders: Sequence[Any], graphs: Graphs) -> list[Any]:
 def _open(source: str, loaded: dict[str, Encoder] | None, options: Mapping[str, Any]) -> Encoder | MultiViewEncoder:
     path, settings = source.partition("?")[0], {**options, **source_settings(source)}
     if transform := settings.pop("transform", None):
+        if given := [name for name in setting_names() if options.get(name) is not None]:
+            raise BellmError(f"{source} is a view with settings of its own: write {source}&{given[0]}=... instead.")
         views = MultiViewEncoder([View(_open_path(path, loaded, settings), transform)])
         views.source = source
         return views

@@ -158,6 +158,9 @@ def test_a_source_names_its_transform(tiny_folder: Path, sidecar: Path) -> None:
     assert (encoder.views[0].transform, encoder.describe()["views"][0]["pooling"]) == ("amr", "mean")
     with pytest.raises(BellmError, match="transform='tree' is not one of amr"):
         open_encoder(f"{tiny_folder}?transform=tree")
+    # A corpus knows a view by its source alone.
+    with pytest.raises(BellmError, match=r"a view with settings of its own: write .*\?transform=amr&prompt="):
+        open_encoder(f"{tiny_folder}?transform=amr", prompt="raw")
     with pytest.raises(BellmError, match=r"has no view of AMR graphs: leave --graphs .*birds\.amr out"):
         open_encoder(str(tiny_folder), graphs=sidecar)
 

@@ -24,7 +24,7 @@ class Forbid:
             raise ModuleNotFoundError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Forbid())
 """
-PACKAGES = {"corpus": ("pyarrow", "lancedb"), "evaluate": ("scipy", "sklearn", "jinja2")}
+PACKAGES = {"amr": ("penman",), "corpus": ("pyarrow", "lancedb"), "evaluate": ("scipy", "sklearn", "jinja2")}
 
 
 def without(extra: str, program: str, *arguments: object) -> list[str]:
@@ -50,6 +50,7 @@ def test_every_name_of_a_door_is_there(package: object) -> None:
         ("corpus", "import bellm.corpus; bellm.corpus.Index"),
         ("evaluate", "from bellm.layer_search import find_layers"),
         ("evaluate", "from bellm.analyse import MEASURES"),
+        ("amr", "from bellm.data import read_graphs; read_graphs('examples/otters.amr')"),
     ],
 )
 def test_a_door_without_its_extra_says_what_to_install(extra: str, statement: str) -> None:
