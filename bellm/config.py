@@ -7,7 +7,7 @@ its fields: a new setting is one field here and one use.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import takewhile
 from types import UnionType
@@ -17,7 +17,7 @@ from bellm.errors import BellmError, SourceError, did_you_mean, refuses_changes
 from bellm.hints import LOADING_HINTS, SETTING_HINTS, unknown_names
 from bellm.layer_spec import format_layers, parse_layers, parse_states
 from bellm.prompts import PROMPTS, Prompt, resolve_prompt
-from bellm.types import PoolingName, ReadoutName, Variant, Window
+from bellm.types import CenteringName, PoolingName, ReadoutName, Variant, Window
 
 _MANY_LAYERS = 1 << 20
 
@@ -57,6 +57,11 @@ class EncoderConfig:
     token_prepending: Annotated[
         int, "Token Prepending in the first K layers of a causal model (arXiv 2412.11556); default 0, off"
     ] = 0
+    centering: Annotated[
+        CenteringName,
+        "mean: subtract the mean vector that bellm center learned; whitening: give all directions one variance too; "
+        "default none, or as learned",
+    ] = "none"
     truncate_dim: Annotated[int | None, "Keep the first so many numbers of every vector (Matryoshka); default all"] = (
         None
     )
@@ -161,6 +166,10 @@ class EncoderConfig:
             return None
         beside = " (The vectors are not the causal model's: a layer beside the stack is no longer in it.)"
         return reason + (beside if self.variant == "parallel" else "")
+
+    def uncentered_digest(self) -> str:
+        """Digest of the settings that decide vectors before they are centered, cut and normalized."""
+        return replace(self, centering="none", truncate_dim=None, normalize=False, max_tokens=1).digest()
 
     def digest(self) -> str:
         """SHA-256 of the settings, hexadecimal: the same for the same settings, whoever wrote them."""

@@ -44,7 +44,8 @@ from bellm.layer_spec import format_layers
 from bellm.progress import can_show_bars, progress_bar
 from bellm.saved_encoder import SavedEncoder, read_saved
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, paired_cosine_similarity
-from bellm.types import InputType, Vectors
+from bellm.tensors.vector_statistics import VectorStatistics
+from bellm.types import CenteringName, InputType, Vectors
 
 _causal: ContextVar[dict[int, PreTrainedModel]] = ContextVar("causal", default={})  # noqa: B039 - never mutated
 
@@ -89,6 +90,8 @@ class Encoder:
         """What it was loaded from."""
         self.compression: tuple[dict[str, Any], ...] = ()
         """What was done to its weights since they were loaded from the base model, step by step; each has a summary."""
+        self.statistics: VectorStatistics | None = None
+        """What the setting `centering` takes from vectors, see `bellm.compress.center`."""
 
     @classmethod
     def from_pretrained(
@@ -162,8 +165,9 @@ class Encoder:
         if not saved:
             resolved = resolve_config(None, {**own, **given}, loaded.model, loaded.tokenizer)
             return cls(loaded.model, loaded.tokenizer, resolved, loaded.name)._with_open_layers(verify)
-        encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)._with_open_layers(verify)
-        encoder.source, encoder.compression = str(source), saved.compression
+        encoder = cls(loaded.model, loaded.tokenizer, saved.config, saved.base_model)
+        encoder.source, encoder.compression, encoder.statistics = str(source), saved.compression, saved.statistics
+        encoder = encoder._with_open_layers(verify)
         saving.check_fingerprint(saved, encoder.fingerprint(), encoder.dtype_name, encoder.source)
         return encoder.replace(**given, verify=verify) if given else encoder
 
@@ -193,6 +197,7 @@ class Encoder:
         if changed := [name for name in _OF_MODEL if getattr(config, name) != getattr(self.config, name)]:
             raise BellmError(f"{changed[0]} changes the model: write encoder.replace({changed[0]}=...).")
         check_readout(config, model)
+        _check_centering(config, self.statistics)
         other = copy.copy(self)
         vars(other).update(config=config, _model=model)  # Within `causal()` that is the plain one.
         return other
@@ -218,6 +223,37 @@ class Encoder:
         other = copy.copy(self)
         other.compression = (*self.compression, dict(record))
         return other
+
+    def with_statistics(self, statistics: VectorStatistics, centering: CenteringName) -> "Encoder":
+        """Give an encoder that centers or whitens vectors by statistics of its own vectors."""
+        other = copy.copy(self)
+        other.statistics = statistics
+        return other.with_settings(centering=centering)
+
+    def uncentered(self) -> "Encoder":
+        """Give the encoder of the whole vectors that are centered, cut and normalized after that."""
+        other = copy.copy(self)
+        vars(other)["config"] = replace(self.config, centering="none", truncate_dim=None, normalize=False)
+        return other
+
+    def check_uncentered(self, what: str) -> None:
+        """Raise a BellmError where vectors are centered by a mean that would no longer be theirs after what is done."""
+        if self.config.centering != "none":
+            raise BellmError(
+                f"{self.name} centers its vectors by a mean that {what} would leave behind. Give centering='none', and "
+                "learn the mean again after that (bellm center)."
+            )
+
+    def finish(self, vectors_ND: Vectors) -> Vectors:
+        """Center, cut and normalize vectors as the settings say, in this order."""
+        if self.statistics and self.config.centering != "none":
+            if id(self) in _causal.get():
+                raise BellmError(
+                    "The mean that centers vectors is not that of the causal model: replace(centering='none')."
+                )
+            vectors_ND = self.statistics.apply(vectors_ND, self.config.centering)
+        vectors_ND = vectors_ND[:, : self.config.truncate_dim]
+        return normalize_rows(vectors_ND) if self.config.normalize else vectors_ND
 
     @overload
     def encode(
@@ -364,8 +400,7 @@ class Encoder:
             result = embed_chunks(prefetch(rows) if len(chunks) > 1 else rows, embed, wanted.width(model))
         if readout:
             return result
-        vectors = result.vectors[:, : self.config.truncate_dim]
-        return replace(result, vectors=normalize_rows(vectors) if self.config.normalize else vectors)
+        return replace(result, vectors=self.finish(result.vectors))
 
     def similarity(self, left_ND: Vectors | torch.Tensor, right_MD: Vectors | torch.Tensor) -> Vectors:
         """Cosine of every left vector with every right vector, (N, M); one vector counts as a row.
@@ -416,6 +451,7 @@ class Encoder:
         return {
             "name": self.name,
             **self.config.to_dict(),
+            **({"centering_statistics": self.statistics.digest} if self.statistics else {}),
             "num_layers": self.num_layers,
             "embedding_dim": self.embedding_dim,
             "dtype": self.dtype_name,
@@ -439,7 +475,13 @@ class Encoder:
             merged = self.with_model(cast(PreTrainedModel, adapters.merged_copy(self._model)))
             written = merged._model if isinstance(self._model, PreTrainedModel) else self._model
         saved = SavedEncoder(
-            self.config, self.name, self.dtype_name, self.num_layers, merged.fingerprint(), self.compression
+            self.config,
+            self.name,
+            self.dtype_name,
+            self.num_layers,
+            merged.fingerprint(),
+            self.compression,
+            self.statistics,
         )
         with atomic_directory(Path(path)) as draft:
             saving.write_saved(draft, causal_copy(written), self.tokenizer, saved, notes)
@@ -505,7 +547,7 @@ class Encoder:
         if name in setting_names() or name in _FIXED:
             instead = _FIXED.get(name, f"Write encoder = encoder.replace({name}={value!r}).")
             raise BellmError(f"encoder.{name} cannot be set. {instead}")
-        if name not in vars(self) and name not in ("_tokenizers", "name", "source", "compression"):
+        if name not in vars(self) and name not in ("_tokenizers", "name", "source", "compression", "statistics"):
             raise unknown_attribute(name, (*setting_names(), *dir(self)))
         super().__setattr__(name, value)
 
@@ -581,6 +623,7 @@ class Encoder:
         else:
             model = open_layers(self.model, config.bidirectional, variant=config.variant, window=config.window)
         check_readout(config, model)
+        _check_centering(config, self.statistics)
         if reason := config.no_op_reason(count_layers(model)):
             warn(reason, NoOpWarning)
         if verify:
@@ -588,6 +631,26 @@ class Encoder:
         opened = copy.copy(self)
         vars(opened)["_model"] = model.eval()
         return opened
+
+
+def _check_centering(config: EncoderConfig, statistics: VectorStatistics | None) -> None:
+    """Refuse to center by statistics that are not there, or are of other vectors."""
+    if config.centering == "none":
+        return
+    learn = "learn it: bellm center SOURCE --texts FILE -o FOLDER, or bellm.compress.center."
+    given = f"centering={config.centering!r}"
+    if statistics is None:
+        raise BellmError(f"{given} needs the mean of some texts' vectors, and there is none: {learn}")
+    if config.centering == "whitening" and statistics.whitening_DD is None:
+        raise BellmError(
+            f"centering='whitening' needs more texts than the {len(statistics.mean_D)} numbers of a vector, and the "
+            f"mean is that of {len(statistics.hashes)}: learn both of more texts (bellm center --whiten)."
+        )
+    if statistics.settings != config.uncentered_digest():
+        raise BellmError(
+            "These settings give other vectors than those whose mean is known (prompt, pooling, layer, open layers): "
+            f"give centering='none' too, or {learn}"
+        )
 
 
 def _matrices(*sides: Vectors | torch.Tensor) -> tuple[Vectors, ...]:

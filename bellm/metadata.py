@@ -13,7 +13,9 @@ def encoder_identity(encoder: Encoder, weights: str = "") -> str:
     Two trainings of one model may differ so little that their vectors look equal but for rounding. `weights` is that
     digest where it is known already: to take it reads every weight.
     """
-    return f"{encoder.name} {encoder.config.digest()} {weights or weights_digest(encoder.model)}"
+    centered = encoder.config.centering != "none" and encoder.statistics
+    by = f" {encoder.statistics.digest}" if encoder.statistics and centered else ""
+    return f"{encoder.name} {encoder.config.digest()} {weights or weights_digest(encoder.model)}{by}"
 
 
 def package_versions() -> dict[str, str]:

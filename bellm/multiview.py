@@ -200,7 +200,7 @@ class MultiViewEncoder:
                     raise SourceError(
                         f"View {number} is no encoder of bellm, or has a function before it: only encoders are saved."
                     )
-                shared = next((name for other, name in folders if _share_weights(embedder, other)), None)
+                shared = next((name for other, name in folders if _share_folder(embedder, other)), None)
                 if shared is None:
                     folders.append((embedder, shared := f"view-{number}"))
                     embedder.save_pretrained(draft / shared)
@@ -563,8 +563,9 @@ def _embed_views(
     readouts = tuple(make_readout(config) for config in configs)
     result = first.encode_with_stats(texts, input_type=input_type, readout=JoinedReadout(readouts, "concat"), **options)
     ends = np.cumsum([readout.width(first.model) for readout in readouts])
-    parts = zip(np.split(result.vectors, ends[:-1], axis=1), configs, strict=True)
-    return [part[:, : config.truncate_dim] for part, config in parts], result.num_tokens, result.num_truncated
+    parts = zip(np.split(result.vectors, ends[:-1], axis=1), views, strict=True)
+    vectors = [view.finish(part) for part, view in parts if isinstance(view, Encoder)]
+    return vectors, result.num_tokens, result.num_truncated
 
 
 def _as_view(view: Any) -> View:
@@ -591,7 +592,13 @@ def _same_pass(view: View, other: View) -> bool:
     if view.transform != other.transform or not _share_weights(view.embedder, other.embedder):
         return False
     configs = (each.config for each in (view.embedder, other.embedder) if isinstance(each, Encoder))
-    alike: dict[str, Any] = {"readout": "hidden", "pooling": "last", "layer": -1, "truncate_dim": None}
+    alike: dict[str, Any] = {
+        "readout": "hidden",
+        "pooling": "last",
+        "layer": -1,
+        "truncate_dim": None,
+        "centering": "none",
+    }
     first, second = (replace(config, normalize=False, **alike) for config in configs)
     return first == second
 
@@ -601,6 +608,12 @@ def _share_weights(view: Embedder, other: Embedder) -> bool:
         return False
     ours, theirs = (list(map(id, each.model.parameters())) for each in (view, other))
     return ours == theirs
+
+
+def _share_folder(view: Embedder, other: Embedder) -> bool:
+    """Whether two views differ in their settings alone."""
+    same = isinstance(view, Encoder) and isinstance(other, Encoder) and view.statistics is other.statistics
+    return same and _share_weights(view, other)
 
 
 def _with_settings(encoder: "Encoder | MultiViewEncoder", settings: Mapping[str, Any] | None) -> Embedder:

@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from bellm.backbone.source_names import SETTINGS_FILE
 from bellm.config import EncoderConfig
 from bellm.errors import FingerprintError, SourceError
+from bellm.tensors.vector_statistics import VectorStatistics
 from bellm.types import Vectors
 
 FINGERPRINT_FILE = "fingerprint.safetensors"
+STATISTICS_FILE = "vector_statistics.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class SavedEncoder:
     fingerprint: Vectors
     compression: tuple[dict[str, Any], ...] = ()
     """What was done to the weights, see `Encoder.compression`."""
+    statistics: VectorStatistics | None = None
+    """By which vectors are centered."""
 
 
 def read_saved(folder: Path) -> SavedEncoder:
@@ -53,7 +57,19 @@ def read_saved(folder: Path) -> SavedEncoder:
             f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
             "back, or load it as saved and use Encoder.replace(...)."
         )
-    return SavedEncoder(config, *known, vectors, compression)
+    return SavedEncoder(config, *known, vectors, compression, _read_statistics(folder / STATISTICS_FILE, config))
+
+
+def _read_statistics(path: Path, config: EncoderConfig) -> VectorStatistics | None:
+    if config.centering == "none" and not path.exists():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            settings = (file.metadata() or {})["settings"]
+        return VectorStatistics(arrays["mean"], arrays.get("whitening"), arrays["texts"], settings)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise SourceError(f"{path} cannot be read, and vectors are centered by it: {error}. Center again.") from error
 
 
 def is_saved(source: str) -> bool:
@@ -81,6 +97,7 @@ def describe_saved(folder: Path) -> dict[str, Any]:
         "layers": None,
         "name": saved.base_model,
         **saved.config.to_dict(),
+        **({"centering_statistics": saved.statistics.digest} if saved.statistics else {}),
         "num_layers": saved.num_layers,
         "embedding_dim": saved.fingerprint.shape[1],
         "dtype": saved.dtype,

@@ -30,7 +30,7 @@ from bellm.backbone.source_layouts import (
 from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id, split_revision
 from bellm.config import setting_names
 from bellm.errors import BellmWarning, FingerprintError, SourceError, warn
-from bellm.saved_encoder import FINGERPRINT_FILE, SavedEncoder, read_saved
+from bellm.saved_encoder import FINGERPRINT_FILE, STATISTICS_FILE, SavedEncoder, read_saved
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
@@ -88,6 +88,9 @@ def write_saved(
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts, indent=2) + "\n", encoding="utf-8")
     metadata = {"config": saved.config.digest(), "dtype": saved.dtype}
     save_file({"vectors": saved.fingerprint}, folder / FINGERPRINT_FILE, metadata=metadata)
+    if saved.statistics:
+        arrays = saved.statistics.to_arrays()
+        save_file(arrays, folder / STATISTICS_FILE, metadata={"settings": saved.statistics.settings})
     (folder / "README.md").write_text(f"{_card(saved)}{notes and chr(10)}{notes}", encoding="utf-8")
     mode = (folder / SETTINGS_FILE).stat().st_mode
     for path in folder.iterdir():  # safetensors writes files that only their owner can read.

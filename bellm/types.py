@@ -35,6 +35,9 @@ PoolingName = Literal["last", "mean", "mean-text", "weighted-mean", "first", "ma
 ReadoutName = Literal["hidden", "routing"]
 """What of a forward pass becomes a vector: the states of layers, or the routing weights of a mixture of experts."""
 
+CenteringName = Literal["none", "mean", "whitening"]
+"""What is taken from a vector: nothing, the mean vector of some texts, or that and the differences in variance."""
+
 CombineMethod = Literal["concat", "sum", "mean"]
 """How vectors of several views become one: side by side, of length 1 in all; side by side, so that dot products are
 weighted sums of cosines; weighted mean."""

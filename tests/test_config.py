@@ -33,6 +33,7 @@ def test_settings_survive_json() -> None:
         {"max_tokens": 65},
         {"token_prepending": 2},
         {"normalize": True},
+        {"centering": "mean"},
         {"truncate_dim": 8},
     ],
     ids=str,

@@ -229,8 +229,8 @@ def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> N
 def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) -> None:
     assert repr(tiny_encoder.replace(variant="parallel", prompt="angle", max_tokens=99)) == (
         "Encoder(LlamaForCausalLM, bidirectional=2-3, variant=parallel, window=keep, prompt=angle, pooling=last, "
-        "layer=-1, readout=hidden, max_tokens=99, token_prepending=0, truncate_dim=None, normalize=False, "
-        "num_layers=4, embedding_dim=32, float32 on cpu)"
+        "layer=-1, readout=hidden, max_tokens=99, token_prepending=0, centering=none, truncate_dim=None, "
+        "normalize=False, num_layers=4, embedding_dim=32, float32 on cpu)"
     )
 
 

@@ -24,7 +24,13 @@ MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"
 VIEWS_FILE = "views.json"
 MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE, VIEWS_FILE)
-PATTERNS = [*loading.MODEL_FILES, "*/model*.safetensors", "adapter_model.safetensors", "fingerprint.safetensors"]
+PATTERNS = [
+    *loading.MODEL_FILES,
+    "*/model*.safetensors",
+    "adapter_model.safetensors",
+    "fingerprint.safetensors",
+    "vector_statistics.safetensors",
+]
 """Files that are fetched from the Hub for a source with one of these."""
 
 _POOLINGS = {"cls": "first", "max": "max", "mean": "mean", "weightedmean": "weighted-mean", "lasttoken": "last"}

@@ -9,6 +9,7 @@ import typer
 
 from bellm.cli.analyse_command import analyse_command
 from bellm.cli.cache_command import cache_command
+from bellm.cli.center_command import center_command
 from bellm.cli.combine_command import combine_command
 from bellm.cli.demonstrations_command import demonstrations_command
 from bellm.cli.embed_command import embed_command
@@ -49,6 +50,7 @@ for _command in (
     prune_command,
     spectra_command,
     quantize_command,
+    center_command,
     doctor_command,
     info_command,
     tasks_command,
@@ -120,6 +122,8 @@ def _bellm(
       a smaller encoder: fewer layers, or fewer weights
     [bold]bellm quantize smollm2 --bits 8 -o small/[/]
       the same weights in 8 or 4 bits
+    [bold]bellm center smollm2 --texts notes.txt -o centered/[/]
+      the mean vector of your texts, taken from all vectors
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """

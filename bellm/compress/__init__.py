@@ -9,13 +9,14 @@ from bellm.extras import lazy_exports
 
 if TYPE_CHECKING:
     from bellm.compress.allocation import allocate, allocate_by_outliers
+    from bellm.compress.centering import center
     from bellm.compress.layer_dropping import drop_layers, layer_changes
     from bellm.compress.pruning import prune
     from bellm.compress.quantization import quantize
     from bellm.compress.spectra import MatrixSpectrum, hill_alpha, layer_alphas, measure_spectra
     from bellm.compress.spectra_page import check_spectra_folder, write_spectra
 
-__all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "drop_layers", "hill_alpha", "layer_alphas"]
+__all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "center", "drop_layers", "hill_alpha", "layer_alphas"]
 __all__ += ["check_spectra_folder", "layer_changes", "measure_spectra", "prune", "quantize", "write_spectra"]
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -45,6 +45,7 @@ def drop_layers(
         LayerError: The layers are not all alike, and the model cannot do without some.
     """
     check_encoder(encoder, Encoder)
+    encoder.check_uncentered("dropping layers")
     check_choice("by", by, DropBy)
     num_layers = encoder.num_layers
     if not 0 < number < num_layers:

@@ -76,6 +76,7 @@ def prune(
         SourceError: The work folder is of another pruning, or is in use.
     """
     check_encoder(encoder, Encoder)
+    encoder.check_uncentered("pruning")
     check_choice("method", method, PruneMethod)
     check_choice("allocation", allocation, Allocation)
     groups = Pattern.parse(pattern) if pattern else None

@@ -25,6 +25,7 @@ def quantize(encoder: Encoder, bits: Bits = 8) -> Encoder:
     check_encoder(encoder, Encoder)
     if bits not in get_args(Bits):
         raise BellmError(f"bits={bits} is not one of {', '.join(map(str, get_args(Bits)))}.")
+    encoder.check_uncentered("quantizing")
     find_matrices(encoder.model)
     before = num_bytes(encoder)
     model = shared_copy(encoder.model)

@@ -13,7 +13,7 @@ import torch
 from bellm import saving
 from bellm.data.amr import warn_missing_graphs
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, errors_naming
+from bellm.errors import BellmError, BellmWarning, errors_naming, warn
 from bellm.evaluate.vector_cache import VectorCache
 from bellm.metadata import encoder_identity
 from bellm.multiview import MultiViewEncoder
@@ -147,6 +147,16 @@ def warn_without_graphs(models: Iterable[EvaluatedModel], texts: Collection[str]
     read = [model.embedder.graphs for model in models if isinstance(model.embedder, MultiViewEncoder)]
     for graphs in {each.digest: each for each in read if each}.values():
         warn_missing_graphs(graphs.num_missing(texts), len(texts))
+
+
+def warn_of_seen_texts(models: Iterable[EvaluatedModel], task: str, texts: Collection[str]) -> None:
+    """Say where vectors are centered by texts of a task: its score is not that of unseen texts."""
+    for model in models:
+        views = model.embedder.encoders if isinstance(model.embedder, MultiViewEncoder) else (model.embedder,)
+        known = [view.statistics for view in views if isinstance(view, Encoder) and view.config.centering != "none"]
+        if seen := max((statistics.num_seen(texts) for statistics in known if statistics), default=0):
+            message = f"{model.name} centers vectors by texts of which {seen:,} are among the {len(texts):,} of {task}"
+            warn(f"{message}: its score there is not that of unseen texts.", BellmWarning)
 
 
 def as_embedder(model: Any) -> Embedder:

@@ -16,6 +16,7 @@ from bellm.evaluate.evaluated_model import (
     TextEncoder,
     as_embedder,
     name_of,
+    warn_of_seen_texts,
     warn_without_graphs,
 )
 from bellm.evaluate.models import VectorFile
@@ -76,6 +77,8 @@ def evaluate(
     warn_without_graphs(
         evaluated, {text for task in loaded for those in task.texts(task.data).values() for text in those}
     )
+    for task in loaded:
+        warn_of_seen_texts(evaluated, task.name, {text for those in task.texts(task.data).values() for text in those})
     for model in evaluated:
         results, geometry = _score_tasks(model, loaded, progress)
         estimates = {

@@ -62,6 +62,7 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
             f"layer={encoder.config.layer} pools token embeddings, which lie below all adapters: nothing can be "
             "learned. Pool a later state, or train all weights."
         )
+    encoder.check_uncentered("training")
     if any(not weight.is_floating_point() for weight in encoder.model.parameters()):
         raise BellmError(
             f"{encoder.name} is quantized, and what is trained on it could not be saved. Give the model in full "

@@ -470,6 +470,14 @@ OTHERS = {
         "demonstrations tiny --candidates equal.csv -o tiny": "tiny exists already",
         "demonstrations tiny -o out": "--candidates",
     },
+    "center": {
+        "center tiny --texts none.txt -o out": "none.txt",
+        "center tiny --texts good.txt -o out": "different texts are too few for a mean: give at least 10",
+        "center tiny --texts good.txt --whiten -o out": "different texts are too few to whiten 32 numbers",
+        "center tiny --texts good.txt -o tiny": "tiny exists already",
+        "center tiny -o out": "Missing option '--texts'",
+        "info tiny --centering mean": "needs the mean of some texts' vectors, and there is none",
+    },
     "quantize": {
         "quantize tiny --bits 3 -o out": "--bits 3 is not one of 8, 4",
         "quantize tiny --bits eight -o out": "Input should be a valid integer",

@@ -42,6 +42,7 @@ COMMANDS = {
     "prune": "prune MODEL --sparsity 0.5 --allocation alpha --calibration many.txt -o pruned",
     "spectra": "spectra MODEL -o spectra",
     "quantize": "quantize MODEL --bits 4 -o quantized",
+    "center": "center MODEL --texts many.txt -o centered",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
