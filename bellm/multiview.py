@@ -563,9 +563,8 @@ def _embed_views(
     readouts = tuple(make_readout(config) for config in configs)
     result = first.encode_with_stats(texts, input_type=input_type, readout=JoinedReadout(readouts, "concat"), **options)
     ends = np.cumsum([readout.width(first.model) for readout in readouts])
-    parts = zip(np.split(result.vectors, ends[:-1], axis=1), views, strict=True)
-    vectors = [view.finish(part) for part, view in parts if isinstance(view, Encoder)]
-    return vectors, result.num_tokens, result.num_truncated
+    parts = zip(np.split(result.vectors, ends[:-1], axis=1), configs, strict=True)
+    return [part[:, : config.truncate_dim] for part, config in parts], result.num_tokens, result.num_truncated
 
 
 def _as_view(view: Any) -> View:
@@ -591,14 +590,10 @@ def _transform_name(view: View) -> str:
 def _same_pass(view: View, other: View) -> bool:
     if view.transform != other.transform or not _share_weights(view.embedder, other.embedder):
         return False
-    configs = (each.config for each in (view.embedder, other.embedder) if isinstance(each, Encoder))
-    alike: dict[str, Any] = {
-        "readout": "hidden",
-        "pooling": "last",
-        "layer": -1,
-        "truncate_dim": None,
-        "centering": "none",
-    }
+    configs = [each.config for each in (view.embedder, other.embedder) if isinstance(each, Encoder)]
+    if any(config.centering != "none" for config in configs):  # What is read together is of length 1 already.
+        return False
+    alike: dict[str, Any] = {"readout": "hidden", "pooling": "last", "layer": -1, "truncate_dim": None}
     first, second = (replace(config, normalize=False, **alike) for config in configs)
     return first == second
 
