@@ -12,7 +12,7 @@ from bellm.backbone.layerwise import LayerwisePass, equal_length_batches
 from bellm.config import EncoderConfig
 from bellm.encoder import Encoder
 from bellm.engine.memory_budget import default_batch_tokens
-from bellm.errors import BellmError, check_choice, check_encoder
+from bellm.errors import BellmError, LayerError, check_choice, check_encoder
 from bellm.layer_spec import format_layers
 
 DropBy = Literal["top", "change"]
@@ -42,7 +42,7 @@ def drop_layers(
 
     Raises:
         BellmError: The number does not fit, or texts are missing.
-        LayerError: The layers are not all alike, and the model cannot do without some.
+        LayerError: The layers are not all alike, and the model cannot do without some; or pooled states become one.
     """
     check_encoder(encoder, Encoder)
     encoder.check_uncentered("dropping layers")
@@ -59,8 +59,8 @@ def drop_layers(
         order.sort(key=changes.__getitem__)
     kept = sorted(order[number:])
     dropped = sorted(order[:number])
-    model = keep_layers(encoder.model, kept)
     config = _renumbered(encoder.config, kept, num_layers)
+    model = keep_layers(encoder.model, kept)
     smaller = Encoder.from_pretrained(model, tokenizer=encoder.tokenizer, config=config)
     smaller.name, smaller.source, smaller.compression = encoder.name, encoder.source, encoder.compression
     reason = "from the top" if by == "top" else "with the least change"
@@ -102,6 +102,10 @@ def _renumbered(config: EncoderConfig, kept: Sequence[int], num_layers: int) -> 
     """Settings of an encoder with only some of the layers."""
     states = [state % (num_layers + 1) for state in config.layers]
     left = [-1 if state == num_layers else sum(index < state for index in kept) for state in states]
+    if len(set(left)) < len(left):
+        raise LayerError(
+            f"layer={config.layer} pools states that are one without the layers between them: pool one of them."
+        )
     return replace(
         config,
         bidirectional=tuple(number for number, index in enumerate(kept) if index in config.bidirectional),

@@ -1,5 +1,6 @@
 """Encoders with fewer layers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,22 @@ def test_layers_from_the_top_are_what_the_degradation_curve_scores(tiny_encoder:
 
 
 def test_settings_name_the_layers_that_they_named_before(tiny_encoder: Encoder) -> None:
-    changes = np.argsort(layer_changes(tiny_encoder, TEXTS))
-    first, second = sorted(changes[:2])
-    encoder = tiny_encoder.replace(bidirectional="1-3", layer="-1,2", pooling="mean")
+    """Layer 1, made to change next to nothing, goes from below the open layers and the pooled states."""
+    model: Any = copy.deepcopy(tiny_encoder.model)
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        model.model.layers[1].get_submodule(name).weight.data.mul_(1e-4)
+    encoder = Encoder.from_pretrained(
+        model, tokenizer=tiny_encoder.tokenizer, bidirectional="0,2-3", layer="-1,1,3", pooling="mean"
+    )
     smaller = drop_layers(encoder, 1, by="change", texts=TEXTS)
-    [dropped] = smaller.compression[0]["dropped"]
-    kept = [index for index in range(4) if index != dropped]
-    assert [kept[index] for index in smaller.config.bidirectional] == [index for index in (1, 2, 3) if index != dropped]
-    assert smaller.config.layer == f"-1,{2 - (dropped < 2)}"
-    assert first != second
+    assert smaller.compression[0]["dropped"] == [1]
+    assert smaller.config.bidirectional == (0, 1, 2)
+    assert smaller.config.layer == "-1,1,2"
+    np.testing.assert_allclose(smaller.encode(TEXTS), encoder.encode(TEXTS), atol=0.01)
+    with pytest.raises(BellmError, match="pools states that are one without the layers between them"):
+        drop_layers(encoder.replace(layer="1,2"), 1, by="change", texts=TEXTS)
+    prepended = encoder.replace(bidirectional="none", token_prepending=3, layer=-1)
+    assert drop_layers(prepended, 1, by="change", texts=TEXTS).config.token_prepending == 2
 
 
 def test_the_least_changing_layers_go(tiny_encoder: Encoder) -> None:
