@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellm.errors import BellmError, BellmWarning
-from bellm.train.batches import Batches, TrainBatch, pack_batches
+from bellm.train.batches import Batches, TrainBatch, pack_batches, weighted_sources
 from bellm.train.dataset import Dataset, load_dataset
 from bellm.train.examples import Example, mark_symmetric, text_key
 
@@ -172,3 +172,9 @@ def test_the_nli_triplets_fill_their_batches(data: Path, size: int) -> None:
     for batch in steps:
         often = Counter(text for example in batch.examples for text in {text_key(text) for text in example.texts})
         assert set(often.values()) == {1}
+
+
+def test_a_data_set_without_a_weight_counts_once() -> None:
+    first, second = pairs(3, "first"), pairs(3, "second")
+    assert weighted_sources(first) == [(first, 1)]
+    assert weighted_sources([first, (second, 2)]) == [(first, 1), (second, 2)]

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bellm import Encoder
-from bellm.errors import BellmError, BellmWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, NoOpWarning, SourceError
 from bellm.report.statistics import Score
 from bellm.run_dir import BEST, CHECKPOINT, METRICS, MODEL, Interrupted
 from bellm.train.dataset import Dataset
@@ -496,6 +496,12 @@ def test_some_steps_without_a_gradient_are_said_once(recipe: Recipe, tmp_path: P
         train(replace(recipe, batch_size=2), [(rated([1.0] * 9 + [0.0] * 9), 1.0)], tmp_path / "out")
     assert len([warning for warning in caught if "teaches nothing" in str(warning.message)]) == 1
     assert (tmp_path / "out" / MODEL).exists()
+
+
+def test_a_layer_whose_opening_changes_nothing_is_said_once(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.warns(NoOpWarning) as caught:
+        run(replace(recipe, encoder_options={"bidirectional": "last:1", "pooling": "last"}), tmp_path / "out")
+    assert [warning.category for warning in caught] == [NoOpWarning]
 
 
 def test_junk_in_the_metrics_costs_no_model(recipe: Recipe, tmp_path: Path) -> None:
