@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from tokenizers import processors
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder, MultiViewEncoder
 from bellm.data import sts
@@ -56,6 +56,11 @@ def test_the_maps_of_four_layers(tiny_encoder: Encoder) -> None:
     }
     assert "last:3" not in make_layer_sets(tiny_encoder)
     assert make_layer_sets(tiny_encoder, ["last:3"])["last:3"] == (1, 2, 3)
+
+
+def test_the_middle_third_is_a_map(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    deeper = LlamaForCausalLM(LlamaConfig(**{**tiny_model.config.to_dict(), "num_hidden_layers": 6}))
+    assert make_layer_sets(Encoder.from_pretrained(deeper, tokenizer=tiny_tokenizer))["2-3"] == (2, 3)
 
 
 def test_layers_without_attention_stay_out(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

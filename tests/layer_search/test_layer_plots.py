@@ -115,6 +115,7 @@ def test_a_forest_has_every_other_candidate_at_its_difference() -> None:
     forest = layer_page.candidate_forest(found.search)
     assert list(forest.rows) == ["prepending:8", "last:4", "last:2", "every:2", "first:2", "all"]
     for name, (bar,) in forest.rows.items():
+        assert bar.has_interval
         ends = [value(forest.axis, 100 - end) for end in forest.span(bar)]
         (gain,) = [one.over_causal for one in found.search.candidates if one.name == name]
         assert ends == pytest.approx([gain.value, gain.low, gain.high], abs=0.01)
