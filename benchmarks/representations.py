@@ -34,7 +34,7 @@ from bellm.types import Vectors
 MAPS = ("none", "last:8", "last:15", "all")
 TRAINED = ("none", "last:8")
 WORDS = range(8, 61)  # Of a sentence from Wikipedia.
-MOST_TEXTS = 500
+MOST_TEXTS = 300
 HEADLINES = ("cka", "cka_debiased", "rsa", "knn_jaccard", "linear_regression", "rsm_difference")
 
 
