@@ -12,8 +12,9 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from functools import partial
+from functools import partial, partialmethod
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.utils.generic import GeneralInterface
 
 import bellm
 from bellm.backbone.architecture import get_text_config
@@ -81,12 +83,12 @@ def _digest(name: str, model: PreTrainedModel) -> str:
         return ""
     if any(getattr(torch_module, hooks) for hooks in _GLOBAL_HOOKS):
         return ""
-    state = _State()
-    attention = str(get_text_config(model)._attn_implementation)  # type: ignore[attr-defined]
-    functions = AttentionInterface().get(attention), AttentionMaskInterface().get(attention)
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():  # They take every call of torch.
+        return ""
+    state = _State(str(get_text_config(model)._attn_implementation))  # type: ignore[attr-defined]
     try:
-        state.add([name, *_surroundings(model.device), model, functions])
-        state.add_code("torch.nn.functional")
+        state.add([name, *_surroundings(model.device), model, AttentionInterface(), AttentionMaskInterface()])
+        state.add_code("torch", "torch.nn.functional")
     except (_ForeignError, KeyError, OSError):  # Its code, or the file of it, is not to be found.
         return ""
     return state.hash.hexdigest()
@@ -109,8 +111,9 @@ def _surroundings(device: torch.device) -> Iterator[Any]:
 class _State:
     """Hashes objects by what they are made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: str) -> None:
         self.hash = hashlib.sha256()
+        self._attention = attention
         self._seen: dict[int, tuple[int, object]] = {}  # The objects too, so that no other has their id meanwhile.
         self._modules: set[str] = set()
         self._hooks: dict[int, int] = {}  # Torch's numbers of hooks, in the order in which they are met.
@@ -134,9 +137,11 @@ class _State:
             self._add_function(value)
         elif isinstance(value, BuiltinFunctionType):
             self._put(f"{self._known(value.__module__ or 'builtins')} {value.__qualname__}")
-        elif isinstance(value, MethodType | partial):
+        elif isinstance(value, MethodType | partial | partialmethod):
             parts = ("__func__", "__self__") if isinstance(value, MethodType) else ("func", "args", "keywords")
             self.add([getattr(value, part) for part in parts])
+        elif isinstance(value, GeneralInterface):  # Of its functions, those under other names do not run.
+            self.add([type(value), value.get(self._attention)])
         else:
             self.add(type(value))
             if isinstance(value, nn.Module):
@@ -183,9 +188,10 @@ class _State:
             for module in map(sys.modules.__getitem__, names):
                 self._put(module.__name__)
                 self.hash.update(Path(str(module.__file__)).read_bytes())
-                for name, function in _functions(module):
+                for name, value in _code(module):
                     self._put(name)
-                    self.add(function)
+                    known = isinstance(value, FunctionType | BuiltinFunctionType | partial | partialmethod)
+                    self.add(value if known or isinstance(value, GeneralInterface) else type(value))
 
     def _known(self, module: str) -> str:
         """The name of a Python module whose code may run; one of those that run models is hashed, too."""
@@ -200,15 +206,15 @@ class _State:
         self.hash.update(f"{text}\n".encode())
 
 
-def _functions(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
-    """Functions of a Python module and of its classes, by name."""
-    for name, value in list(vars(module).items()):
-        if isinstance(value, FunctionType):
+def _code(owner: ModuleType | type) -> Iterator[tuple[str, Any]]:
+    """What can be called of a Python module and of its classes, by name; classes of other modules are left out."""
+    for name, value in sorted(vars(owner).items(), key=itemgetter(0)):
+        value = getattr(value, "__func__", value)  # Of a method of a class.
+        if isinstance(value, type):
+            if isinstance(owner, ModuleType) and value.__module__ == owner.__name__:
+                yield from _code(value)
+        elif callable(value) or isinstance(value, partialmethod | GeneralInterface):
             yield name, value
-        elif isinstance(value, type) and value.__module__ == module.__name__:
-            for attribute, each in list(vars(value).items()):
-                if isinstance(plain := getattr(each, "__func__", each), FunctionType):
-                    yield f"{name}.{attribute}", plain
 
 
 def _home(function: FunctionType) -> str:

@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Callable
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import AttentionInterface, LlamaForCausalLM, PreTrainedModel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, LlamaForCausalLM, PreTrainedModel, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
@@ -181,6 +184,21 @@ class OtherLinear(nn.Linear):
     pass
 
 
+class Caller:
+    """What can be called, and is no function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def register_for_one_file(interface: Any) -> Change:
+    """A function of another, registered with the instance that files of models share."""
+    return lambda _, monkeypatch: monkeypatch.setitem(interface._local_mapping, "sdpa", passing(interface["sdpa"]))
+
+
 CHANGES: dict[str, Change] = {
     "weight": lambda model, _: attention(model).q_proj.weight.data[3, 5].add_(1e-3),
     "buffer": lambda model, _: model.model.rotary_emb.inv_freq.mul_(1.001),
@@ -203,6 +221,16 @@ CHANGES: dict[str, Change] = {
     "registered attention": lambda _, monkeypatch: monkeypatch.setitem(
         AttentionInterface._global_mapping, "sdpa", passing(sdpa_attention_forward)
     ),
+    "attention registered for one file": register_for_one_file(modeling_llama.ALL_ATTENTION_FUNCTIONS),
+    "mask registered for one file": register_for_one_file(masking_utils.ALL_MASK_ATTENTION_FUNCTIONS),
+    "object that is called": wrap(modeling_llama, "apply_rotary_pos_emb", Caller),
+    "object in a class": wrap(modeling_llama.LlamaAttention, "forward", Caller),
+    "arguments of a function": wrap(modeling_llama, "apply_rotary_pos_emb", lambda f: partial(f, unsqueeze_dim=2)),
+    "arguments of a method": wrap(modeling_llama.LlamaAttention, "forward", lambda f: partialmethod(f, past=None)),
+    "kernel of torch": wrap(functional, "scaled_dot_product_attention", lambda f: partial(f, is_causal=True)),
+    "object for a kernel of torch": wrap(functional, "scaled_dot_product_attention", Caller),
+    "product of torch": wrap(torch, "matmul", passing),
+    "operator of torch": wrap(torch.Tensor, "__matmul__", passing),
     "version of bellm": patch(kept_checks, "__version__", "9"),
     "version of torch": patch(torch, "__version__", "9"),
     "version of transformers": patch(kept_checks.transformers, "__version__", "9"),
@@ -233,6 +261,36 @@ def test_hooks_on_all_modules_are_seen(tiny_model: LlamaForCausalLM) -> None:
     finally:
         handle.remove()
     assert KeptCheck("some", model).passed
+
+
+class PassingFunctions(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+class PassingOperators(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [PassingFunctions, PassingOperators])
+def test_what_takes_every_call_of_torch_is_seen(tiny_model: LlamaForCausalLM, mode: Any) -> None:
+    model = loaded(tiny_model)
+    KeptCheck("some", model).keep()
+    with mode():
+        assert not KeptCheck("some", model).passed
+    assert KeptCheck("some", model).passed
+
+
+def test_code_of_others_is_not_kept(
+    tiny_model: LlamaForCausalLM, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(tiny_model)
+    for owner, name in ((modeling_llama, "apply_rotary_pos_emb"), (modeling_llama.LlamaMLP, "forward")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, Caller(getattr(owner, name)))
+            KeptCheck("some", model).keep()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("opened", [[1], [2, 3]], ids=str)
