@@ -11,6 +11,7 @@ from bellm.cli.analyse_command import analyse_command
 from bellm.cli.cache_command import cache_command
 from bellm.cli.center_command import center_command
 from bellm.cli.combine_command import combine_command
+from bellm.cli.compress_command import compress_command
 from bellm.cli.demonstrations_command import demonstrations_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
@@ -51,6 +52,7 @@ for _command in (
     spectra_command,
     quantize_command,
     center_command,
+    compress_command,
     doctor_command,
     info_command,
     tasks_command,
@@ -124,6 +126,8 @@ def _bellm(
       the same weights in 8 or 4 bits
     [bold]bellm center smollm2 --texts notes.txt -o centered/[/]
       the mean vector of your texts, taken from all vectors
+    [bold]bellm compress smollm2 --dev STSBenchmark-dev --within 1 -o smallest/[/]
+      the smallest encoder that loses no more than a point
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """

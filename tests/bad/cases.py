@@ -470,6 +470,14 @@ OTHERS = {
         "demonstrations tiny --candidates equal.csv -o tiny": "tiny exists already",
         "demonstrations tiny -o out": "--candidates",
     },
+    "compress": {
+        "compress tiny --dev equal.csv --within 1 --budget 5 -o out": "two answers to one question",
+        "compress tiny --dev equal.csv --bits eight -o out": "is no list of numbers",
+        "compress tiny --dev equal.csv -o out": "there is no order to agree with",
+        "compress tiny --dev STSBenchmark -o out": "STSBenchmark",
+        "compress tiny --dev none.csv -o out": "none.csv",
+        "compress tiny -o out": "Missing option '--dev'",
+    },
     "center": {
         "center tiny --texts none.txt -o out": "none.txt",
         "center tiny --texts good.txt -o out": "different texts are too few for a mean: give at least 10",

@@ -43,6 +43,7 @@ COMMANDS = {
     "spectra": "spectra MODEL -o spectra",
     "quantize": "quantize MODEL --bits 4 -o quantized",
     "center": "center MODEL --texts many.txt -o centered",
+    "compress": "compress MODEL --dev rated.csv --drop-layers 1 --bits 8 --dims 8 -o smallest",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
