@@ -90,6 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, help="of each test set, drawn with seed 0; default all")
     parser.add_argument("--steps", type=int, default=0, help="train on mixed views for so many steps (0)")
+    parser.add_argument("--until", type=int, help="measure after so many of the --steps; the same command goes on")
     parser.add_argument("--batch-size", type=int, default=24, help="pairs of a step (24)")
     parser.add_argument("--quick", action="store_true", help="80 pairs of each set, nothing trained")
     parser.add_argument("--json", type=Path, help="also write the table here")
@@ -110,7 +111,8 @@ def main() -> None:
     title = f"{options.model}, {PROMPT} and {SECOND_PROMPT}, {time.perf_counter() - started:.0f} s"
     Console().print(table(title, cells))
     if options.json:
-        record = {"machine": platform.processor() or platform.machine(), "steps": options.steps}
+        record = {"machine": platform.processor() or platform.machine()}
+        record |= {name: getattr(options, name) for name in ("model", "pairs", "steps", "until", "batch_size")}
         rows = [asdict(cell) for cell in cells]
         options.json.write_text(json.dumps({**record, "cells": rows}, indent=1) + "\n")
 
@@ -169,7 +171,7 @@ def trained(options: argparse.Namespace, folder: Path, graphs: Path) -> Encoder:
         batch_size=options.batch_size,
         max_steps=options.steps,
     )
-    return train(recipe, load_dataset(file), options.work / "run", checkpoint_every=2)
+    return train(recipe, load_dataset(file), options.work / "run", checkpoint_every=2, until=options.until)
 
 
 def measure(training: str, encoder: Encoder, graphs: Graphs, tests: Sequence[STSPairs], work: Path) -> Iterator[Cell]:
