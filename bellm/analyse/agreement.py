@@ -15,6 +15,7 @@ from bellm.analyse.comparison import ComparedPair
 from bellm.analyse.measures import MEASURES
 
 _FEWEST = 4  # Comparisons; three have six orders only.
+_DECIMALS = 6  # What is beyond is rounding, and puts nothing in order.
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def measure_agreement(compared: Sequence[ComparedPair]) -> Agreement | None:
     if len(compared) < _FEWEST:
         return None
     closeness = {
-        name: np.array([(-1 if MEASURES[name].is_distance else 1) * pair.measures[name].value for pair in compared])
+        name: (-1 if MEASURES[name].is_distance else 1)
+        * np.array([pair.measures[name].value for pair in compared]).round(_DECIMALS)
         for name in compared[0].measures
     }
     names = tuple(name for name, values_C in closeness.items() if np.ptp(values_C) > 0)

@@ -147,6 +147,8 @@ def test_agreement_is_that_of_rankings() -> None:
 def test_no_agreement_of_few_comparisons_or_of_what_never_differs() -> None:
     pairs = [ComparedPair("a", str(n), {"cka": Measured(n / 9), "rsa": Measured(0.5)}) for n in range(5)]
     assert measure_agreement(pairs) is None
+    rounded = [ComparedPair("a", str(n), {"cka": Measured(n / 9), "rsa": Measured(1 - n * 1e-15)}) for n in range(5)]
+    assert measure_agreement(rounded) is None  # Regression of wide vectors is 1 but for rounding.
     four = [ComparedPair("a", str(n), {"cka": Measured(n / 9), "rsa": Measured(-n / 9)}) for n in range(4)]
     assert measure_agreement(four[:3]) is None
     found = measure_agreement(four)
