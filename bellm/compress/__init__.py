@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bellm.compress.allocation import allocate, allocate_by_outliers
     from bellm.compress.centering import center
     from bellm.compress.compress_page import check_compress_folder, write_compression
-    from bellm.compress.compression import Compression, Row, compress
+    from bellm.compress.compression import Compression, CompressionRow, compress
     from bellm.compress.grid import Grid, default_grid
     from bellm.compress.layer_dropping import drop_layers, layer_changes
     from bellm.compress.pruning import prune
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "center", "drop_layers", "hill_alpha", "layer_alphas"]
 __all__ += ["check_spectra_folder", "layer_changes", "measure_spectra", "prune", "quantize", "write_spectra"]
 
-__all__ += ["Compression", "Grid", "Row", "check_compress_folder", "compress", "default_grid", "write_compression"]
+__all__ += [
+    "Compression",
+    "CompressionRow",
+    "Grid",
+    "check_compress_folder",
+    "compress",
+    "default_grid",
+    "write_compression",
+]
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -34,7 +34,7 @@ _SAME_SPEED = 0.05
 
 
 @dataclass(frozen=True)
-class Row:
+class CompressionRow:
     """A smaller encoder: what was done, what it costs, and its score on the dev set."""
 
     name: str
@@ -60,7 +60,7 @@ class Row:
     pareto: bool = False
     """Whether no other row costs as little and scores as high."""
 
-    def dominates(self, other: "Row") -> bool:
+    def dominates(self, other: "CompressionRow") -> bool:
         """Whether this one costs no more than another in anything, scores no less, and is better in something."""
         faster = 1 - other.texts_per_second / max(self.texts_per_second, 1e-9)
         gains = (other.bytes - self.bytes, other.vector_bytes - self.vector_bytes, self.value - other.value)
@@ -74,8 +74,8 @@ class Compression:
     model: str
     dev: str
     num_pairs: int
-    rows: tuple[Row, ...]
-    chosen: Row
+    rows: tuple[CompressionRow, ...]
+    chosen: CompressionRow
     rule: str
     """By which it was chosen, in words."""
 
@@ -240,7 +240,7 @@ def _rows(
     texts: Sequence[str],
     seed: int,
     resamples: int,
-) -> tuple[Row, ...]:
+) -> tuple[CompressionRow, ...]:
     index = {text: number for number, text in enumerate(texts)}
     left_N, right_N = ([index[text] for text in side] for side in (pairs.left, pairs.right))
     estimates: dict[str, BootstrapEstimate] = {}
@@ -265,15 +265,15 @@ def _rows(
         one, gain = estimates[name], differences.get(name)
         costs = found.bytes, found.peak_bytes, found.texts_per_second, form.num_bytes(found.vectors_ND.shape[1])
         apart = (gain.value, gain.low, gain.high, gain.p_value) if gain else (0.0, 0.0, 0.0, 1.0)
-        rows.append(Row(name, variant, form, *costs, one.value, one.low, one.high, *apart))
+        rows.append(CompressionRow(name, variant, form, *costs, one.value, one.low, one.high, *apart))
     return tuple(_with_front(rows))
 
 
-def _with_front(rows: Sequence[Row]) -> list[Row]:
+def _with_front(rows: Sequence[CompressionRow]) -> list[CompressionRow]:
     return [replace(row, pareto=not any(other.dominates(row) for other in rows)) for row in rows]
 
 
-def _choose(rows: Sequence[Row], within: float, budget: int | None) -> tuple[Row, str]:
+def _choose(rows: Sequence[CompressionRow], within: float, budget: int | None) -> tuple[CompressionRow, str]:
     """Binary vectors are a matter of how they are kept, not of an encoder: they are scored and not chosen."""
     kept = [row for row in rows if not row.vectors.binary]
     if budget is None:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from bellm import BellmError, Encoder
 from bellm.compress import Compression, Grid, center, compress, default_grid, drop_layers, quantize, write_compression
-from bellm.compress.compression import Row
+from bellm.compress.compression import CompressionRow
 from bellm.compress.grid import VectorForm, WeightsVariant
 from bellm.data import STSPairs
 from tests.cli.test_cli import bellm
@@ -80,7 +80,7 @@ def test_every_row_is_what_the_encoder_itself_would_give(encoder: Encoder, found
 
 
 def test_the_front_holds_what_nothing_beats(found: Compression) -> None:
-    def row(size: int, vector: int, speed: float, value: float) -> Row:
+    def row(size: int, vector: int, speed: float, value: float) -> CompressionRow:
         costs = {"bytes": size, "vector_bytes": vector, "texts_per_second": speed, "value": value}
         return replace(found.rows[0], **costs)
 
