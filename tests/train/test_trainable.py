@@ -15,7 +15,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Params4bit
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.backbone.adapters import quantize_4bit
@@ -188,11 +188,12 @@ def test_what_saving_would_refuse_is_refused_before_the_first_step(
         return str(refusal.value)
 
     def fails(*_: object, **__: object) -> None:
-        raise NotImplementedError("This tokenizer\nhas no file.")
+        raise NotImplementedError("This part\nhas no file.")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(PreTrainedTokenizerFast, "save_pretrained", fails)
-        assert "could not be saved after training: NotImplementedError: This tokenizer has no file." in refused()
+    for part in (PreTrainedTokenizerFast, LlamaConfig):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "save_pretrained", fails)
+            assert "could not be saved after training: NotImplementedError: This part has no file." in refused()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         patch.setattr(trainable, "_SMALL", 2000)
