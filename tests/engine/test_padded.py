@@ -1,5 +1,7 @@
 """Padding, and batches that cover every row once and keep within their budget."""
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def test_rows_are_padded_on_the_side_that_is_asked_for() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1), budget=st.integers(1, 120))
-def test_every_row_comes_once_longest_first_within_the_budget(
+def test_every_row_comes_once_longest_first_in_batches_that_fill_the_budget(
     tiny_model: LlamaForCausalLM, lengths: list[int], budget: int
 ) -> None:
     tokens = Tokens([[3] * length for length in lengths], [(0, length) for length in lengths], 0)
@@ -29,3 +31,5 @@ def test_every_row_comes_once_longest_first_within_the_budget(
     assert sorted(planned) == list(range(len(lengths)))
     assert [lengths[number] for number in planned] == sorted(lengths, reverse=True)
     assert all(len(group) == 1 or len(group) * lengths[group[0]] <= budget for group in groups)
+    for full, _ in itertools.pairwise(groups):
+        assert (len(full) + 1) * lengths[full[0]] > budget
