@@ -119,7 +119,8 @@ class EncoderConfig:
             known["bidirectional"] = parse_layers(known["bidirectional"], _MANY_LAYERS)
             return cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SourceError(f"Settings of an encoder cannot be read: {error!r}.") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise SourceError(f"settings of an encoder cannot be read: {reason}.") from error
 
     def last_state(self, num_layers: int) -> int:
         """The last of the states that are pooled: 0 the embeddings, k after layer k."""

@@ -17,6 +17,8 @@ from bellm.types import Vectors
 FINGERPRINT_FILE = "fingerprint.safetensors"
 STATISTICS_FILE = "vector_statistics.safetensors"
 
+_AGAIN = "Save the encoder again."
+
 
 @dataclass(frozen=True)
 class SavedEncoder:
@@ -35,14 +37,14 @@ class SavedEncoder:
 
 def read_saved(folder: Path) -> SavedEncoder:
     """Read settings and fingerprint; a FingerprintError where it is missing or belongs to other settings."""
+    settings = _read_object(folder / SETTINGS_FILE)
     try:
-        settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         config = EncoderConfig.from_dict(settings)
         known = str(settings["base_model"]), str(settings["dtype"]), int(settings["num_layers"])
         compression = tuple(dict(step) for step in settings.get("compression", ()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error) if isinstance(error, SourceError) else repr(error)
-        raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason} Save the encoder again.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason}. {_AGAIN}") from error
     try:
         with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
             vectors: Vectors = file.get_tensor("vectors")
@@ -84,12 +86,11 @@ def describe_saved(folder: Path) -> dict[str, Any]:
         SourceError: A file is missing or cannot be read.
     """
     saved = read_saved(folder)
-    try:
-        architectures = _read_json(folder / "config.json").get("architectures") or [None]
-        has_template = "chat_template" in _read_json(folder / "tokenizer_config.json")
-        num_parameters = _count_parameters(folder)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SourceError(f"{folder} cannot be read: {error}. Save the encoder again.") from error
+    is_adapted = (folder / "adapter_model.safetensors").is_file()  # Their base model is elsewhere.
+    config = {} if is_adapted else _read_object(folder / "config.json")
+    architectures = config.get("architectures") or [None]
+    has_template = "chat_template" in _read_object(folder / "tokenizer_config.json")
+    num_parameters = None if is_adapted else _count_parameters(folder)
     return {
         "base_model": saved.base_model,
         "architecture": architectures[0],
@@ -110,23 +111,32 @@ def describe_saved(folder: Path) -> dict[str, Any]:
 
 
 def _count_parameters(folder: Path) -> int | None:
-    """Numbers in the files of weights; None for adapters, whose base model is elsewhere, and for packed weights."""
+    """Numbers in the files of weights; None for packed weights."""
     files = sorted(folder.glob("model*.safetensors"))
-    if not files and not (folder / "adapter_model.safetensors").is_file():
-        raise SourceError(f"{folder} has no weights (model.safetensors). Save the encoder again.")
+    if not files:
+        raise SourceError(f"{folder} has no weights (model.safetensors). {_AGAIN}")
     total = 0
     for path in files:
-        with safe_open(path, "numpy") as file:
-            parts = [file.get_slice(name) for name in list(file.keys())]
+        try:
+            with safe_open(path, "numpy") as file:
+                parts = [file.get_slice(name) for name in list(file.keys())]
+        except (OSError, SafetensorError) as error:
+            raise SourceError(f"{path} cannot be read: {error}. {_AGAIN}") from error
         if any(part.get_dtype() in ("I8", "U8") for part in parts):
             return None
         total += sum(math.prod(part.get_shape()) for part in parts)
-    return total or None
+    return total
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object of JSON; an empty one where there is no such file."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object that a file of JSON holds."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}. {_AGAIN}") from error
+    except ValueError as error:
+        reason = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise SourceError(f"{path} cannot be read: {reason}. {_AGAIN}") from error
     if not isinstance(found, dict):
-        raise SourceError(f"{path} holds no object. Save the encoder again.")
+        raise SourceError(f"{path} cannot be read: it holds no object. {_AGAIN}")
     return found

@@ -12,7 +12,7 @@ from bellm.backbone.layerwise import LayerwisePass, equal_length_batches
 from bellm.config import EncoderConfig
 from bellm.encoder import Encoder
 from bellm.engine.memory_budget import default_batch_tokens
-from bellm.errors import BellmError, LayerError, check_choice, check_encoder
+from bellm.errors import BellmError, BellmWarning, LayerError, check_choice, check_encoder, warn
 from bellm.layer_spec import format_layers
 
 DropBy = Literal["top", "change"]
@@ -63,6 +63,12 @@ def drop_layers(
     model = keep_layers(encoder.model, kept)
     smaller = Encoder.from_pretrained(model, tokenizer=encoder.tokenizer, config=config)
     smaller.name, smaller.source, smaller.compression = encoder.name, encoder.source, encoder.compression
+    if encoder.config.bidirectional and not config.bidirectional:
+        warn(
+            f"All open layers ({format_layers(encoder.config.bidirectional)}) are among those dropped: what is left is "
+            "causal. Open lower layers (bidirectional), or drop others.",
+            BellmWarning,
+        )
     reason = "from the top" if by == "top" else "with the least change"
     record: dict[str, Any] = {
         "kind": "drop_layers",

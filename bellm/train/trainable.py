@@ -133,6 +133,9 @@ def export_encoder(encoder: Encoder, recipe: Recipe) -> Encoder:
         encoder = rebuild_encoder(replace(recipe, tuning=replace(tuning, four_bit=False)), learned)
     if isinstance(tuning, LoRA) and tuning.merged:
         encoder = encoder.with_model(adapters.merge_adapters(encoder.model))
+    if any(step.get("kind") == "prune" for step in encoder.compression):
+        summary = "trained after that: removed weights may be back"
+        encoder = encoder.with_compression({"kind": "train", "summary": summary})
     return encoder
 
 

@@ -140,16 +140,25 @@ def test_info_of_saved_adapters_says_what_they_leave_open(tiny_encoder: Encoder,
         ("config.json", "[]", "holds no object"),
         ("model.safetensors", "{", "cannot be read"),
         ("model.safetensors", None, "has no weights"),
-        ("bellm.json", "{}", "cannot be read"),
+        ("bellm.json", "{}", "cannot be read: settings of an encoder cannot be read: 'bidirectional' is missing. Save"),
+        ("bellm.json", "[1]", "cannot be read: it holds no object. Save the encoder again."),
+        ("bellm.json", "{", "line 1 column 2 (char 1). Save the encoder again."),
+        ("bellm.json", "\udcff" * 900, "cannot be read: it is no UTF-8. Save the encoder again."),
+        ("config.json", None, "config.json cannot be read: No such file or directory. Save the encoder again."),
+        ("tokenizer_config.json", None, "tokenizer_config.json cannot be read: No such file"),
     ],
 )
 def test_info_of_a_damaged_folder_is_one_line(
     tiny_folder: Path, tmp_path: Path, file: str, content: str | None, words: str
 ) -> None:
     shutil.copytree(tiny_folder, tmp_path / "damaged")
-    (tmp_path / "damaged" / file).unlink() if content is None else (tmp_path / "damaged" / file).write_text(content)
+    (tmp_path / "damaged" / file).unlink() if content is None else (tmp_path / "damaged" / file).write_bytes(
+        content.encode(errors="surrogateescape")
+    )
     result = CliRunner().invoke(app, ["info", str(tmp_path / "damaged")])
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert line.startswith("bellm: ")
     assert words in line
+    assert "Error(" not in line
+    assert line.count("Save the encoder again.") == 1

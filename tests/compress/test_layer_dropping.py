@@ -11,6 +11,7 @@ import torch
 from bellm import BellmError, Encoder
 from bellm.backbone.states import all_layer_states
 from bellm.compress import drop_layers, layer_changes
+from bellm.errors import BellmWarning
 from tests.conftest import CORPUS
 
 TEXTS = list(CORPUS)
@@ -48,6 +49,13 @@ def test_settings_name_the_layers_that_they_named_before(tiny_encoder: Encoder) 
     assert drop_layers(prepended, 1, by="change", texts=TEXTS).config.token_prepending == 2
 
 
+def test_an_encoder_that_loses_all_its_open_layers_says_so(tiny_encoder: Encoder) -> None:
+    with pytest.warns(BellmWarning, match=r"All open layers \(2-3\) are among those dropped: what is left is causal\."):
+        assert drop_layers(tiny_encoder, 2).config.bidirectional == ()
+    assert drop_layers(tiny_encoder.replace(bidirectional="1-3"), 1).config.bidirectional == (1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:All open layers:bellm.BellmWarning")
 def test_the_least_changing_layers_go(tiny_encoder: Encoder) -> None:
     changes = layer_changes(tiny_encoder, TEXTS)
     model: Any = tiny_encoder.model

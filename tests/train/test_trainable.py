@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder
 from bellm.backbone.adapters import quantize_4bit
+from bellm.compress import prune
 from bellm.errors import BellmError, SourceError
 from bellm.train import trainable
 from bellm.train.loop import train
@@ -70,6 +71,17 @@ def test_a_folder_that_was_trained_from_stays_as_it_was(tiny_folder: Path, tiny_
         Encoder.from_pretrained(tiny_folder).encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6
     )
     assert not np.allclose(encoder.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-2)
+
+
+@pytest.mark.parametrize("tuning", [LoRA(), LoRA(merged=False), FullFineTuning()], ids=repr)
+def test_training_after_pruning_is_part_of_what_was_done(
+    tiny_encoder: Encoder, tmp_path: Path, tuning: LoRA | FullFineTuning
+) -> None:
+    """Removed weights come back, and the record of their removal alone would say that they are zeros."""
+    prune(tiny_encoder, 0.5, method="magnitude").save_pretrained(tmp_path / "pruned")
+    recipe = Recipe(model=str(tmp_path / "pruned"), tuning=tuning)
+    trained = export_encoder(load_trainable(recipe)[0], recipe)
+    assert [step["kind"] for step in trained.compression] == ["prune", "train"]
 
 
 def test_the_tuning_alone_decides_which_weights_learn(tiny_folder: Path) -> None:
