@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
@@ -21,6 +21,7 @@ def test_rows_are_padded_on_the_side_that_is_asked_for() -> None:
     assert mask.tolist() == [[1, 1], [0, 1]]
 
 
+@example(lengths=[3, 3, 3], budget=6)
 @given(lengths=st.lists(st.integers(1, 50), min_size=1), budget=st.integers(1, 120))
 def test_every_row_comes_once_longest_first_in_batches_that_fill_the_budget(
     tiny_model: LlamaForCausalLM, lengths: list[int], budget: int
