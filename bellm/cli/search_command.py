@@ -60,6 +60,10 @@ def index_command(
             help="Search a part of the rows, or compare every row; default approximate above a million rows",
         ),
     ] = None,
+    binary: Annotated[
+        bool,
+        typer.Option("--binary", help="Compare the signs of all rows first, a bit a number, and the nearest in full."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a corpus searchable.
@@ -74,9 +78,11 @@ def index_command(
     read_manifest(corpus)  # What is no corpus is said before anything slow is imported.
     from bellm.corpus import build_index
 
-    record = build_index(corpus, approximate=approximate, progress=is_progress_shown())
-    how = "approximate; bellm search --exact compares every row" if record.is_approximate else "exact"
-    result = {"corpus": corpus, "rows": record.rows, "exact": not record.is_approximate}
+    record = build_index(corpus, approximate=approximate, binary=binary, progress=is_progress_shown())
+    full = "bellm search --exact compares every row"
+    how = f"approximate; {full}" if record.is_approximate else "exact"
+    how = f"by signs, the nearest then in full; {full} so" if record.is_binary else how
+    result = {"corpus": corpus, "rows": record.rows, "exact": record.is_exact}
     print_result(result, as_json, f"{corpus}: {record.rows} rows can be searched, {how}")
 
 

@@ -118,6 +118,46 @@ def test_approximate_search_finds_what_exact_search_finds(
     assert shared(exact=True) == 200 > shared(exact=False)
 
 
+def test_a_search_by_signs_finds_what_exact_search_finds(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((2000, 90), dtype=np.float32)
+    planted(tmp_path / "out", tiny_encoder, vectors)
+    record = build_index(tmp_path / "out", binary=True)
+    assert (record.rows, record.is_approximate, record.is_binary, record.is_exact) == (2000, False, True, False)
+    searched = Index.open(tmp_path / "out")
+    queries = vectors[:20] + 0.7 * rng.standard_normal((20, 90), dtype=np.float32)
+    shared = 0
+    for query in queries:
+        scores = brute_force(vectors, query)
+        signs = ((vectors > 0) == (query > 0)).sum(axis=1)
+        candidates = np.argsort(-signs, kind="stable")
+        hits = searched.search(query, 5)
+        least = signs[candidates[16 * 5 - 1]]
+        assert all(signs[hit.row - 1] >= least for hit in hits)
+        assert hits[-1].score >= np.sort(scores[signs > least])[-5] - 1e-6
+        np.testing.assert_allclose([hit.score for hit in hits], [scores[hit.row - 1] for hit in hits], atol=1e-6)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        exact = searched.search(query, 5, exact=True)
+        assert [hit.row - 1 for hit in exact] == np.argsort(-scores)[:5].tolist()
+        shared += len({hit.row for hit in hits} & {hit.row for hit in exact})
+    assert 60 <= shared < 100
+    assert build_index(tmp_path / "out").is_exact
+    assert "code" not in Index.open(tmp_path / "out")._table.schema.names
+    with pytest.raises(BellmError, match="approximate=True does not go with binary=True"):
+        build_index(tmp_path / "out", approximate=True, binary=True)
+
+
+def test_a_corpus_by_signs_grows(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path) -> None:
+    texts_to(tmp_path / "in" / "a.txt", TEXTS)
+    embed(tiny_encoder, tiny_folder, tmp_path, precision="int8", keep_text=True)
+    build_index(tmp_path / "out", binary=True)
+    texts_to(tmp_path / "in" / "b.txt", ["A heron sleeps at noon."])
+    embed(tiny_encoder, tiny_folder, tmp_path, precision="int8", keep_text=True)
+    assert build_index(tmp_path / "out", binary=True).rows == 81
+    [hit] = Index.open(tmp_path / "out").search(tiny_encoder.encode("A heron sleeps at noon."), 1)
+    assert hit.text == "A heron sleeps at noon."
+
+
 def test_approximate_from_a_number_of_rows_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "EXACT_ROWS", 79)
     assert build_index(corpus).is_approximate
