@@ -125,8 +125,9 @@ def main() -> None:
     encoder = Encoder.from_pretrained(options.model, bidirectional=options.bidirectional)
     done = {row["name"] for row in record["rows"]}
     wanted = [cell for cell in (Cell(), *cells(options.quick)) if cell.name not in done]
-    for name, pairs in sets.items() if wanted else ():
-        record["cosines"].setdefault(name, _cosines(encoder, pairs).tolist())
+    for name, pairs in sets.items():
+        if name not in record["cosines"]:
+            record["cosines"][name] = _cosines(encoder, pairs).tolist()
     for cell in wanted[: options.cells]:
         started = time.process_time()
         smaller = cell.apply(encoder, texts) if cell != Cell() else encoder
