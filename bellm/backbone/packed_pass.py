@@ -137,7 +137,8 @@ def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, N
         spec, packing = MaskSpec(bool(causal), run.window), run.current.packing
         if base is not None and query.device.type == "cpu" and kwargs.get("position_bias") is None:
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            return packing.attend(spec, query_NHE, key_MGE, value_MGE, scaling)[None], None
+            output_NHE = packing.attend(spec, query_NHE, key_MGE, value_MGE, scaling)
+            return output_NHE[None].contiguous(), None  # As from transformers' functions: some models view it.
         function = base or sys.modules[type(module).__module__].eager_attention_forward
         options = {"scaling": scaling, "is_causal": False, "sliding_window": run.window, **kwargs}
 

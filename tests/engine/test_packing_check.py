@@ -23,6 +23,7 @@ from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.tensors.similarity import tolerances
+from tests.decoders import decoder
 
 TEXTS = ["A heron stands in the water.", "A heron stands still.", "Snow fell all night."]
 
@@ -48,6 +49,12 @@ def test_what_rounding_explains_is_no_fault(tiny_model: LlamaForCausalLM) -> Non
     assert check.distance is not None
     assert check.limit is not None
     assert tolerances(torch.bfloat16).packing < check.distance <= check.limit
+
+
+@pytest.mark.parametrize("opened", [[], [2, 3]], ids=str)
+def test_a_model_that_views_the_output_of_attention_is_packed(opened: list[int]) -> None:
+    check = check_packing(open_layers(decoder("afmoe"), opened))
+    assert check.packed_model is not None, check.reason
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
