@@ -92,11 +92,15 @@ class ModelOptions:
             return open_encoder(source, **{**defaults, **self.given()})
 
     def load_encoder(self, source: str) -> "Encoder":
-        """Load a source that is one encoder, not a multi-view encoder, with these options."""
+        """Load a source that is one encoder, not a multi-view encoder, with its settings and these options."""
         with status_line(f"loading {source}"):
             from bellm.encoder import Encoder
+            from bellm.multiview import source_settings
 
-            return Encoder.from_pretrained(source, **self.given())
+            settings = {**self.given(), **source_settings(source)}
+            if "transform" in settings:
+                raise BellmError(f"{source} is a view, and this takes one encoder: leave transform out.")
+            return Encoder.from_pretrained(source.partition("?")[0], **settings)
 
     def given(self) -> dict[str, Any]:
         """All options, as keyword arguments of `Encoder.from_pretrained`."""

@@ -162,3 +162,17 @@ def test_info_of_a_damaged_folder_is_one_line(
     assert words in line
     assert "Error(" not in line
     assert line.count("Save the encoder again.") == 1
+
+
+@pytest.mark.parametrize("command", [("quantize", "--bits=8"), ("prune", "--sparsity=0.5", "--method=magnitude")])
+def test_a_source_has_its_settings_wherever_one_encoder_is_asked_for(
+    tiny_folder: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    source, output = f"{tiny_folder}?pooling=mean&bidirectional=last:3", tmp_path / "made"
+    result = CliRunner().invoke(app, [*command, source, "--max-tokens=40", "-o", str(output)])
+    assert result.exit_code == 0, result.stderr
+    config = Encoder.from_pretrained(output).config
+    assert (config.pooling, config.bidirectional, config.max_tokens) == ("mean", (1, 2, 3), 40)
+    result = CliRunner().invoke(app, [*command, f"{tiny_folder}?transform=amr", "-o", str(tmp_path / "none")])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith("is a view, and this takes one encoder: leave transform out.\n")
