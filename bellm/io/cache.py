@@ -43,9 +43,12 @@ class CacheEntry:
 
 
 def default_cache_folder() -> Path:
-    """`BELLM_CACHE`, or `bellm` where the system keeps caches."""
+    """`BELLM_CACHE`, or `bellm` where the system keeps caches; a SourceError where nobody says where that is."""
     given = os.environ.get("BELLM_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bellm"
+    try:
+        return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bellm"
+    except RuntimeError as error:
+        raise SourceError("This user has no home folder for bellm's cache: set BELLM_CACHE to a folder.") from error
 
 
 def cache_entries(kinds: Sequence[str] = tuple(KINDS)) -> list[CacheEntry]:
@@ -106,8 +109,8 @@ def cached_directory(
 
 def kept_json(kind: str, name: str) -> Any:
     """Value of a small entry, used now; None where there is none, or a damaged one."""
-    file = default_cache_folder() / kind / name
     try:
+        file = default_cache_folder() / kind / name
         value = json.loads(file.read_bytes())
         os.utime(file)
     except (OSError, ValueError):
@@ -120,8 +123,8 @@ def keep_json(kind: str, name: str, value: Any) -> None:
 
     Where the cache cannot be written nothing is kept, without a word: it is for what is quickly made again.
     """
-    file = default_cache_folder() / kind / name
-    with suppress(SourceError):
+    with suppress(SourceError, OSError):
+        file = default_cache_folder() / kind / name
         make_folder(file.parent)
         for entry in cache_entries([kind])[_MOST_FILES - 1 :]:
             _remove(entry)

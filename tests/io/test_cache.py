@@ -132,3 +132,18 @@ def test_what_another_process_made_meanwhile_is_taken(folder: Path) -> None:
     assert path
     assert (path / "file").read_text() == "theirs"
     assert names() == ["one"]
+
+
+def test_small_values_are_not_kept_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user of a container that is but a number."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("BELLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    cache.keep_json("checks", "some", 1)
+    assert cache.kept_json("checks", "some") is None
+    with pytest.raises(SourceError, match="set BELLM_CACHE to a folder"):
+        cache.default_cache_folder()
