@@ -1,9 +1,9 @@
-"""Approximate against exact search over a corpus: recall@10, time for a query, time to index.
+"""Approximate search and search by signs against exact search: recall@10, time for a query, time to index.
 
 The generated corpus has the width of SmolLM2's vectors: clusters of very different sizes, with a spectrum that falls as
 that of embeddings does (seed 0); its queries are drawn as its rows are. Where BELLM_DATA or ../shared/data holds
 SciFact, its documents and test queries are embedded and searched as well. Recall is the share of the ten rows of exact
-search that approximate search finds; exact search is proved against numpy in tests/corpus/test_index.py.
+search that the others find; exact search is proved against numpy in tests/corpus/test_index.py.
 """
 
 import argparse
@@ -39,7 +39,7 @@ CLUSTERS = 3000
 
 @dataclass(frozen=True)
 class Row:
-    """One corpus, searched both ways."""
+    """One corpus, searched in all ways."""
 
     corpus: str
     rows: int
@@ -50,6 +50,9 @@ class Row:
     exact_ms: float
     approximate_ms: float
     recall: float
+    binary_ms: float
+    """By the signs of all vectors first, a bit a number, the nearest then in full."""
+    binary_recall: float
 
 
 class Clusters:
@@ -136,12 +139,17 @@ def embed_scifact(data: Path, out: Path, encoder: Encoder, count: int | None) ->
 
 
 def measure(name: str, out: Path, queries: Vectors) -> Row:
-    """Index a corpus both ways and put the same queries to both."""
+    """Index a corpus in all ways and put the same queries to each."""
     index_seconds, _ = timed(lambda: build_index(out, approximate=False))
     exact_seconds, expected = timed(lambda: searched(out, queries))
     approximate_index_seconds, record = timed(lambda: build_index(out, approximate=True))
     approximate_seconds, found = timed(lambda: searched(out, queries))
-    shared = sum(len(a & b) for a, b in zip(found, expected, strict=True))
+    build_index(out, binary=True)
+    binary_seconds, by_signs = timed(lambda: searched(out, queries))
+
+    def recall(found: list[set[int]]) -> float:
+        return sum(len(a & b) for a, b in zip(found, expected, strict=True)) / sum(map(len, expected))
+
     return Row(
         corpus=name,
         rows=record.rows,
@@ -150,7 +158,9 @@ def measure(name: str, out: Path, queries: Vectors) -> Row:
         approximate_index_seconds=approximate_index_seconds,
         exact_ms=1000 * exact_seconds / len(queries),
         approximate_ms=1000 * approximate_seconds / len(queries),
-        recall=shared / sum(map(len, expected)),
+        recall=recall(found),
+        binary_ms=1000 * binary_seconds / len(queries),
+        binary_recall=recall(by_signs),
     )
 
 
@@ -170,13 +180,25 @@ def searched(out: Path, queries: Vectors) -> list[set[int]]:
 def table(rows: Sequence[Row]) -> Table:
     """The rows for people."""
     grid = Table(
-        *("corpus", "rows", "queries", "indexed in", "approx. in", "exact", "approx.", "recall@10"),
-        title="Approximate against exact search",
+        *(
+            "corpus",
+            "rows",
+            "queries",
+            "indexed in",
+            "approx. in",
+            "exact",
+            "approx.",
+            "recall@10",
+            "signs",
+            "recall@10",
+        ),
+        title="Against exact search",
     )
     for row in rows:
         seconds = (f"{row.index_seconds:.1f} s", f"+ {row.approximate_index_seconds:.1f} s")
+        signs = (f"{row.binary_ms:.1f} ms", f"{row.binary_recall:.3f}")
         queries = (f"{row.exact_ms:.1f} ms", f"{row.approximate_ms:.1f} ms")
-        grid.add_row(row.corpus, f"{row.rows:,}", str(row.queries), *seconds, *queries, f"{row.recall:.3f}")
+        grid.add_row(row.corpus, f"{row.rows:,}", str(row.queries), *seconds, *queries, f"{row.recall:.3f}", *signs)
     return grid
 
 

@@ -130,7 +130,7 @@ def compress(
     quick: bool = False,
     data: str | Path | None = None,
     seed: int = 0,
-    resamples: int = 1000,
+    resamples: int = 4000,
     progress: CompressProgress = lambda *_: None,
 ) -> Compression:
     """Score smaller encoders against the encoder as it came, and save the chosen one as `output/model`.

@@ -4,7 +4,7 @@ A fresh process has a peak of its own, and shows that the folder loads without w
 """
 
 import json
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -76,9 +76,11 @@ def embed_and_report(folder: str, work: str, device: str) -> None:
 
 def _peak_memory() -> int:
     """Largest resident size of this process; 0 where the system does not say."""
-    if os.name != "posix":
-        return 0
-    import resource
+    if sys.platform == "darwin":
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # What getrusage says on Linux is no less than the size of the process that started this one.
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0

@@ -17,10 +17,11 @@ from scipy.stats import spearmanr
 from bellm import BellmError, Encoder
 from bellm.compress import Compression, Grid, center, compress, default_grid, drop_layers, quantize, write_compression
 from bellm.compress.compression import CompressionRow
+from bellm.compress.footprint import measure_footprint
 from bellm.compress.grid import VectorForm, WeightsVariant
 from bellm.data import STSPairs
 from tests.cli.test_cli import bellm
-from tests.processes import end, started
+from tests.processes import end, run, started
 from tests.report.browser import complaints, find, find_all, requests, visit
 
 LEFT = [f"{number} herons wait for fish" for number in range(24)]
@@ -134,6 +135,14 @@ def test_what_cannot_be_is_one_line(encoder: Encoder, folder: Path, found: Compr
         with pytest.raises(BellmError, match=said) as raised:
             compress(given.pop("encoder"), PAIRS, folder, **given)
         assert "\n" not in str(raised.value)
+
+
+def test_the_peak_is_that_of_the_process_itself(tiny_folder: Path) -> None:
+    large = np.ones(150_000_000)
+    own = measure_footprint(tiny_folder, LEFT, "cpu").peak_bytes
+    assert own > 50e6
+    program = "import bellm.compress.footprint as f, numpy as n; x = n.ones(150_000_000); print(f._peak_memory())"
+    assert int(run([sys.executable, "-c", program]).stdout) > own + large.nbytes / 4
 
 
 def test_the_usual_grid() -> None:

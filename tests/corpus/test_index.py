@@ -118,7 +118,9 @@ def test_approximate_search_finds_what_exact_search_finds(
     assert shared(exact=True) == 200 > shared(exact=False)
 
 
-def test_a_search_by_signs_finds_what_exact_search_finds(tiny_encoder: Encoder, tmp_path: Path) -> None:
+def test_a_search_by_signs_finds_what_exact_search_finds(
+    tiny_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((2000, 90), dtype=np.float32)
     planted(tmp_path / "out", tiny_encoder, vectors)
@@ -126,10 +128,13 @@ def test_a_search_by_signs_finds_what_exact_search_finds(tiny_encoder: Encoder, 
     assert (record.rows, record.is_approximate, record.is_binary, record.is_exact) == (2000, False, True, False)
     searched = Index.open(tmp_path / "out")
     queries = vectors[:20] + 0.7 * rng.standard_normal((20, 90), dtype=np.float32)
+    turned = index._rotation(90)
+    np.testing.assert_allclose(turned @ turned.T, np.eye(90), atol=1e-5)
+    monkeypatch.setattr(index, "_RESCORED", 16)
     shared = 0
     for query in queries:
         scores = brute_force(vectors, query)
-        signs = ((vectors > 0) == (query > 0)).sum(axis=1)
+        signs = ((vectors @ turned > 0) == (query @ turned > 0)).sum(axis=1)
         candidates = np.argsort(-signs, kind="stable")
         hits = searched.search(query, 5)
         least = signs[candidates[16 * 5 - 1]]
