@@ -445,4 +445,6 @@ def test_processes_on_devices_need_an_encoder_and_leave_no_folder_without(tiny_e
     lines("texts.txt", TEXTS)
     with pytest.raises(BellmError, match="several devices need a bellm Encoder, and this is none"):
         embed_corpus(views, ["texts.txt"], "out", devices=["cpu", "cpu"])
+    with pytest.raises(SourceError, match="device='toaster' is not known to torch"):
+        embed_corpus(tiny_encoder, ["texts.txt"], "out", devices=["cpu", "toaster"])
     assert not Path("out").exists()

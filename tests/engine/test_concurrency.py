@@ -39,6 +39,8 @@ def test_answers_come_in_order_with_modes_and_threads_as_outside() -> None:
     assert torch.get_num_threads() == 2
     with parallel_map(2) as each:
         assert list(each(found, [7])) == [(7, 1, False, torch.float32)]
+        assert any(thread.name.startswith("bellm") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("bellm") for thread in threading.enumerate())
 
 
 def test_one_thread_has_nothing_to_share() -> None:

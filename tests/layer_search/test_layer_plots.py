@@ -62,6 +62,7 @@ def test_a_curve_that_does_not_turn_has_no_turning_point() -> None:
 def test_all_figures_of_a_layer_stand_above_each_other_and_gaps_are_gaps() -> None:
     found = finding()
     stack = layer_page.layer_plots(found)
+    assert stack.positions[0] == pytest.approx(100 - stack.positions[-1])
     assert [panel.unit for panel in stack.panels] == ["mean of 1 \N{MINUS SIGN} cosine", "%", "%"]
     for marks in (stack.alone.points, *(panel.points for panel in stack.panels)):
         assert len(marks) == LAYERS
