@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from bellm.encoder import Encoder
 from bellm.engine.tokenization import list_texts
 from bellm.errors import BellmError, check_encoder
+from bellm.tensors.similarity import is_constant
 from bellm.tensors.vector_statistics import VectorStatistics
 
 _FEWEST_TEXTS = 10
@@ -25,7 +26,7 @@ def center(encoder: Encoder, texts: Iterable[str], *, whitening: bool = False, p
         progress: Show a progress bar.
 
     Raises:
-        BellmError: There are too few different texts.
+        BellmError: There are too few different texts, or all have the same vector.
     """
     check_encoder(encoder, Encoder)
     texts = list(dict.fromkeys(list_texts(texts)))
@@ -35,5 +36,7 @@ def center(encoder: Encoder, texts: Iterable[str], *, whitening: bool = False, p
         what = f"to whiten {plain.embedding_dim} numbers" if whitening else "for a mean"
         raise BellmError(f"{len(texts)} different texts are too few {what}: give at least {fewest}.")
     vectors_ND = plain.encode_with_stats(texts, progress=progress).vectors
+    if is_constant(vectors_ND):
+        raise BellmError("All texts have the same vector, and nothing would be left of it. Choose other settings.")
     statistics = VectorStatistics.measure(vectors_ND, texts, plain.config.uncentered_digest())
     return encoder.with_statistics(statistics, "whitening" if whitening else "mean")

@@ -85,8 +85,8 @@ def _read_word_vectors(file: Path) -> tuple[list[str], "Vectors"]:
         if not words and len(cells) == 1:  # The counts of word2vec.
             continue
         width = len(rows[0]) if rows else len(cells)
-        # Some words of GloVe hold spaces.
-        word, cells = " ".join([word, *cells[: len(cells) - width]]), cells[len(cells) - width :]
+        more = max(len(cells) - width, 0)  # Some words of GloVe hold spaces.
+        word, cells = " ".join([word, *cells[:more]]), cells[more:]
         try:
             rows.append(np.array(cells, dtype=np.float32))
         except ValueError as error:

@@ -89,6 +89,13 @@ def test_saved_loaded_and_under_the_fingerprint(white: Encoder, tmp_path: Path) 
         Encoder.from_pretrained(tmp_path / "white")
 
 
+@pytest.mark.filterwarnings("ignore::bellm.errors.NoOpWarning")
+def test_nothing_is_left_of_vectors_that_are_all_the_same(tiny_encoder: Encoder) -> None:
+    for whitening in (False, True):
+        with pytest.raises(BellmError, match="have the same vector, and nothing would be left"):
+            center(tiny_encoder.replace(bidirectional="none", pooling="first"), OWN, whitening=whitening)
+
+
 def test_what_does_not_go_with_a_mean_is_one_line(tiny_encoder: Encoder, centered: Encoder) -> None:
     few = center(tiny_encoder, OWN[:20])
     for refused, said in (

@@ -201,6 +201,7 @@ def test_word_vectors_are_read(tmp_path: Path, head: str, suffix: str) -> None:
     ("content", "message"),
     [
         ("heron 1 2\nbank 1\n", "line 2: 1 numbers, but the first word has 2"),
+        ("heron 1 2 3\nbank 1 2\n", "line 2: 2 numbers, but the first word has 3"),
         ("heron 1 2\nbank one 2\n", "line 2: 'bank' is not followed by numbers"),
         ("heron\n", "line 1: 0 numbers"),
         ("3 2\n", "holds no vectors"),
