@@ -62,10 +62,10 @@ def test_a_door_without_its_extra_says_what_to_install(extra: str, statement: st
 @pytest.mark.parametrize(
     ("extra", "arguments"),
     [
-        ("corpus", ["embed", "nothing", "t.txt", "-o", "out/"]),
+        ("corpus", ["embed", "smollm2", "t.txt", "-o", "out/"]),
         ("corpus", ["index", "out"]),
         ("corpus", ["search", "a query", "--in", "."]),
-        ("evaluate", ["layers", "nothing", "-o", "out"]),
+        ("evaluate", ["layers", "smollm2", "-o", "out"]),
     ],
     ids=str,
 )
