@@ -60,6 +60,7 @@ CPU = torch.device("cpu")
 
 
 @cache
+@torch.inference_mode(False)  # Whoever asks first: its weights could not be used outside inference mode.
 def decoder(name: str, attention: str = "sdpa") -> PreTrainedModel:
     """A causal model that tests share: open twins of it, never the model."""
     return tiny(name, attention=attention)

@@ -113,7 +113,7 @@ def test_a_file_is_converted_once_and_gives_what_it_holds(
     said = capfd.readouterr().err
     assert "GGUF" not in said
     assert "Writing" not in said
-    [entry] = cache_entries()
+    [entry] = cache_entries(["models"])
     written = (entry.path / "model.safetensors").stat().st_mtime_ns
     second = load(file)
     assert len(parses) == 1
@@ -145,7 +145,7 @@ def test_another_file_of_the_same_name_is_another(
     (tmp_path / "other").mkdir()
     write_gguf(tmp_path / "other" / "tiny.gguf", other, tiny_tokenizer)
     encoder = load(tmp_path / "other" / "tiny.gguf")
-    assert len(cache_entries()) == 2
+    assert len(cache_entries(["models"])) == 2
     weight = encoder.model.get_input_embeddings().weight
     assert torch.allclose(weight, other.get_input_embeddings().weight, atol=1e-3)
 
@@ -157,7 +157,7 @@ def test_without_room_in_the_cache_a_file_is_read_each_time(
     monkeypatch.setattr(cache, "LIMIT", 1000)
     monkeypatch.setenv("BELLM_CACHE", str(folder / "small"))
     assert (load(file).encode(TEXTS) == wanted).all()
-    assert cache_entries() == []
+    assert cache_entries(["models"]) == []
     monkeypatch.setattr(cache, "LIMIT", 2**30)
     (folder / "file").write_text("")
     monkeypatch.setenv("BELLM_CACHE", str(folder / "file"))
@@ -172,7 +172,7 @@ def test_a_spoilt_file_is_refused_and_not_kept(file: Path, tmp_path: Path) -> No
         with pytest.raises(SourceError, match=r"spoilt.gguf cannot be loaded") as caught:
             load(spoilt)
         assert "\n" not in str(caught.value)
-        assert cache_entries() == []
+        assert cache_entries(["models"]) == []
 
 
 def test_without_gguf_what_is_converted_is_loaded_and_more_is_refused(
@@ -189,7 +189,7 @@ def test_without_gguf_what_is_converted_is_loaded_and_more_is_refused(
 def test_the_alias_is_its_converted_copy_before_its_package(file: Path, folder: Path) -> None:
     alias = ALIASES["smollm2"]
     load(file)
-    [entry] = cache_entries()
+    [entry] = cache_entries(["models"])
     entry.path.rename(entry.path.with_name(conversion_name(alias.file, alias.sha256)))
     encoder = Encoder.from_pretrained("smollm2", device="cpu")
     assert (encoder.num_layers, encoder.name, encoder.model.name_or_path) == (4, "smollm2", "smollm2")

@@ -158,6 +158,8 @@ WITH_SOURCE = {
     "prune": "MODEL --drop-layers 1 -o out",
     "spectra": "MODEL -o out",
     "quantize": "MODEL -o out",
+    "center": "MODEL --texts t.csv -o out",
+    "compress": "MODEL --dev t.csv -o out",
     "doctor": "MODEL",
     "info": "MODEL",
 }
