@@ -234,7 +234,7 @@ class Bench:
         trial = texts.filled[: max(64, len(texts.filled) // 2)]
         encode(trial[:8], 8)
         offered = (1,) if workload.one_by_one else QUICK_BATCH_SIZES if self.quick else BATCH_SIZES
-        sizes = [size for size in offered if size < 2 * len(trial)]
+        sizes = [size for size in offered if size < 2 * len(trial)] or offered[:1]
         best = min(sizes, key=lambda size: seconds_of(lambda: encode(trial, size)))
         words = ", ".join(filter(None, (f"batch {best}", note)))
         return System("sentence-transformers", lambda: encode(texts.filled, best), len(texts.filled), words)
