@@ -46,7 +46,6 @@ from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import PoolingName, Vectors
 
 BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)  # that sentence-transformers may choose from
-QUICK_BATCH_SIZES = (8, 32)
 PLAIN_BATCH_SIZE = 32
 RATE_TOKENS = (256, 512, 1024, 4096)
 
@@ -118,7 +117,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="a Llama-like model (smollm2)")
     parser.add_argument("--dtype", default="auto", help="auto (bfloat16 where it is fast), float32, bfloat16")
     parser.add_argument("--workloads", nargs="+", choices=[one.name for one in WORKLOADS], help="only these")
-    parser.add_argument("--rounds", type=int, help="5, and 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="5, and 2 with --quick")
     parser.add_argument("--llama-cpp", action="store_true", help="also llama.cpp, on the GGUF file of smollm2")
     parser.add_argument("--quick", action="store_true", help="fewer texts and rounds: two minutes")
     parser.add_argument("--json", type=Path, help="also write the table here")
@@ -126,7 +125,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*texts were cut to")
-    rounds = options.rounds or (3 if options.quick else 5)
+    rounds = options.rounds or (2 if options.quick else 5)
     chosen = [one for one in WORKLOADS if not options.workloads or one.name in options.workloads]
     with tempfile.TemporaryDirectory() as folder:
         save_plain(options.model, folder)
@@ -219,7 +218,7 @@ class Bench:
         return np.asarray(np.load(file))
 
     def peer(self, texts: Texts, workload: Workload, note: str) -> System:
-        """sentence-transformers at the batch size that is fastest on some 64 of the texts, or text by text."""
+        """sentence-transformers, text by text or at the batch size that is fastest on some 64 texts (quick: 32)."""
         mode = {"last": "lasttoken", "mean": "mean"}[workload.pooling]
         model = SentenceTransformer(modules=[self.transformer, Pooling(self.shape.width, mode)], device="cpu")
         features: Any = model.preprocess(texts.filled[:64])
@@ -233,9 +232,11 @@ class Bench:
 
         trial = texts.filled[: max(64, len(texts.filled) // 2)]
         encode(trial[:8], 8)
-        offered = (1,) if workload.one_by_one else QUICK_BATCH_SIZES if self.quick else BATCH_SIZES
-        sizes = [size for size in offered if size < 2 * len(trial)] or offered[:1]
-        best = min(sizes, key=lambda size: seconds_of(lambda: encode(trial, size)))
+        if workload.one_by_one or self.quick:
+            best = 1 if workload.one_by_one else PLAIN_BATCH_SIZE
+        else:
+            sizes = [size for size in BATCH_SIZES if size < 2 * len(trial)]
+            best = min(sizes, key=lambda size: seconds_of(lambda: encode(trial, size)))
         words = ", ".join(filter(None, (f"batch {best}", note)))
         return System("sentence-transformers", lambda: encode(texts.filled, best), len(texts.filled), words)
 
