@@ -42,10 +42,12 @@ class Row:
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="50 texts, 200 trials a row")
+    parser.add_argument("--quick", action="store_true", help="50 texts, 100 trials a row")
+    parser.add_argument("--trials", type=int, help="pairs a row, if other than that")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
-    trials, size = (200, 50) if options.quick else (1000, 100)
+    trials, size = (100, 50) if options.quick else (1000, 100)
+    trials = options.trials or trials
     rows = [row for ratio in RATIOS for row in false_alarms(size, ratio, trials)]
     rows += list(coverage(2 * size, 10, trials // 2))
     for what in dict.fromkeys(row.what for row in rows):
