@@ -57,10 +57,12 @@ class Row:
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small tasks, 200 trials a row")
+    parser.add_argument("--quick", action="store_true", help="small tasks, 100 trials a row")
+    parser.add_argument("--trials", type=int, help="trials a row, if other than that")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
-    rows = list(simulate(200, (100, 400)) if options.quick else simulate(1000, (100, 400, 1379, 3000)))
+    trials, sizes = (100, (100, 400)) if options.quick else (1000, (100, 400, 1379, 3000))
+    rows = list(simulate(options.trials or trials, sizes))
     for what in dict.fromkeys(row.what for row in rows):
         Console().print(table([row for row in rows if row.what == what]))
     if options.json:
