@@ -4,7 +4,6 @@ The argument is a saved encoder. `{"out": FOLDER}` answers how a job that writes
 struck.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,16 +17,12 @@ def main(source: str) -> None:
     jobs.prepare()
     encoder = Encoder.from_pretrained(source)
     encoder.fingerprint()  # What is made at the first use is made before the forks.
-    for wish in jobs.wishes():
-        child = jobs.fork()
-        if not child:
-            if wish["blow"]:
-                jobs.strike(wish["blow"])
-            out = Path(wish["out"])
-            pruned = prune(encoder, 0.5, method="sparsegpt", allocation="owl", texts=CORPUS, work=out / "work")
-            pruned.save_pretrained(out / "model")
-            os._exit(0)
-        jobs.tell(jobs.how_it_ended(child))
+
+    def job(out: Path) -> None:
+        pruned = prune(encoder, 0.5, method="sparsegpt", allocation="owl", texts=CORPUS, work=out / "work")
+        pruned.save_pretrained(out / "model")
+
+    jobs.answer(job)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@ Arguments are a saved encoder, the corpus and the rows of a shard. `{"out": FOLD
 `"blow"` one that is struck.
 """
 
-import os
 import sys
-from pathlib import Path
 
 from bellm import Encoder
 from bellm.corpus.job import embed_corpus
@@ -17,14 +15,7 @@ def main(source: str, corpus: str, shard_rows: str) -> None:
     jobs.prepare()
     encoder = Encoder.from_pretrained(source)
     encoder.fingerprint()  # What is made at the first use is made before the forks.
-    for wish in jobs.wishes():
-        child = jobs.fork()
-        if not child:
-            if wish["blow"]:
-                jobs.strike(wish["blow"])
-            embed_corpus(encoder, [corpus], Path(wish["out"]), shard_rows=int(shard_rows), keep_text=True)
-            os._exit(0)
-        jobs.tell(jobs.how_it_ended(child))
+    jobs.answer(lambda out: embed_corpus(encoder, [corpus], out, shard_rows=int(shard_rows), keep_text=True))
 
 
 if __name__ == "__main__":
