@@ -107,15 +107,18 @@ def test_approximate_search_finds_what_exact_search_finds(
     assert build_index(tmp_path / "out", approximate=True).is_approximate
     queries = vectors[:20] + 0.3 * rng.standard_normal((20, 48), dtype=np.float32)
     searched = Index.open(tmp_path / "out")
-    expected = [set((-brute_force(vectors, query)).argsort()[:10] + 1) for query in queries]
 
-    def shared(exact: bool) -> int:
+    def shared(queries: Vectors, exact: bool) -> int:
+        nearest = [set((-brute_force(vectors, query)).argsort()[:10] + 1) for query in queries]
         found = [{hit.row for hit in searched.search(query, exact=exact)} for query in queries]
-        return sum(len(rows & nearest) for rows, nearest in zip(found, expected, strict=True))
+        return sum(len(rows & those) for rows, those in zip(found, nearest, strict=True))
 
-    assert shared(exact=False) >= 0.95 * 200
+    assert shared(queries, exact=False) >= 0.95 * 200
+    # A direction far from every centre has its nearest vectors in many cells, of which one is looked into.
+    astray = rng.standard_normal((20, 48), dtype=np.float32)
     monkeypatch.setattr(index, "_PROBES", 1)
-    assert shared(exact=True) == 200 > shared(exact=False)
+    assert shared(astray, exact=True) == 200
+    assert shared(astray, exact=False) < 180
 
 
 def test_a_search_by_signs_finds_what_exact_search_finds(
