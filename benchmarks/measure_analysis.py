@@ -21,7 +21,10 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=5000)
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--permutations", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="3 layers and 1,000 texts")
     options = parser.parse_args()
+    if options.quick:
+        options.layers, options.texts = 3, 1000
     draw, size = np.random.default_rng(0), (options.texts, options.width)
     common = draw.normal(size=(options.texts, 40))
     vectors = {

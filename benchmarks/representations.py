@@ -54,12 +54,20 @@ class WordAverages:
 def main() -> None:
     """Do what is missing, and print it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where trained models and results are kept")
-    parser.add_argument("--glove", type=Path, required=True, metavar="FILE", help="word vectors, glove.6B.50d.txt")
+    parser.add_argument("folder", type=Path, nargs="?", help="where trained models and results are kept")
+    parser.add_argument("--glove", type=Path, metavar="FILE", help="word vectors, glove.6B.50d.txt")
     parser.add_argument("--steps", type=int, default=16, help="of each training (16)")
+    parser.add_argument("--quick", action="store_true", help="the untrained encoders on 60 texts, nothing kept")
     options = parser.parse_args()
+    if not options.quick and not (options.folder and options.glove):
+        parser.error("give a folder and --glove FILE, or --quick")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if options.quick:
+        compared = load_models([f"smollm2?bidirectional={spec}" for spec in MAPS[:2]])
+        found = compare_representations(compared, texts()[:60], measures=LAYER_MEASURES, permutations=20, resamples=20)
+        Console(width=200).print(scores(found.to_json()))
+        return
     kept = options.folder / "analysis"
     if not (kept / "results.json").exists():
         compared = list(models(options))
