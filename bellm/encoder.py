@@ -24,8 +24,8 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
-from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout, has_adapters
-from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id
+from bellm.backbone.source_layouts import fetch_layout, has_adapters
+from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE, is_hub_id
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names

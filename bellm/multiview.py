@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bellm.backbone.loading import locate
-from bellm.backbone.source_layouts import VIEWS_FILE, fetch_layout
-from bellm.backbone.source_names import split_revision
+from bellm.backbone.source_layouts import fetch_layout
+from bellm.backbone.source_names import VIEWS_FILE, split_revision
 from bellm.config import EncoderConfig, check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.data.amr import Graphs, fingerprint_graphs, read_graphs, warn_missing_graphs
 from bellm.encode_options import read_fixed_habits
@@ -40,7 +39,7 @@ from bellm.errors import (
 )
 from bellm.io.atomic import atomic_directory, write_json
 from bellm.prompts import META_PROMPTS, Prompt
-from bellm.saved_encoder import FINGERPRINT_FILE
+from bellm.saved_encoder import FINGERPRINT_FILE, digest_views, read_views
 from bellm.saving import FINGERPRINT_TEXTS, weights_digest
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
 from bellm.types import CombineMethod, Embedder, InputType, TransformName, Vectors
@@ -171,7 +170,7 @@ class MultiViewEncoder:
         folder = fetch_layout(str(source))
         if folder is None or not (folder / VIEWS_FILE).is_file():
             raise SourceError(f"{source} has no {VIEWS_FILE}. Combine encoders first: bellm combine A B -o FOLDER.")
-        record = _read_record(folder)
+        record, saved = read_views(folder)
         loaded: dict[str, Encoder | MultiViewEncoder] = {}
         for name in dict.fromkeys(view["folder"] for view in record["views"]):
             loaded[name] = open_encoder(str(folder / name), **options)
@@ -182,7 +181,7 @@ class MultiViewEncoder:
         choices = {name: record[name] for name in ("method", "weights", "weights_from")}
         encoder = cls(views, **choices)
         encoder.source = str(source)
-        _check_fingerprint(encoder, folder, record)
+        _check_fingerprint(encoder, folder, record, saved)
         return encoder
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -210,8 +209,11 @@ class MultiViewEncoder:
                     record["views"].append({"folder": shared, "settings": embedder.config.to_dict()})
                 if view.transform:
                     record["views"][-1]["transform"] = view.transform
+            record["description"] = (self.with_graphs(None) if self.reads_graphs else self).describe()
             write_json(draft / VIEWS_FILE, record)
-            save_file({"vectors": self.fingerprint()}, draft / FINGERPRINT_FILE, metadata={"views": _digest(record)})
+            save_file(
+                {"vectors": self.fingerprint()}, draft / FINGERPRINT_FILE, metadata={"views": digest_views(record)}
+            )
             (draft / FINGERPRINT_FILE).chmod((draft / VIEWS_FILE).stat().st_mode)
 
     def encode(
@@ -288,8 +290,8 @@ class MultiViewEncoder:
         """Whether a view reads AMR graphs."""
         return any(view.transform == "amr" or _reads_graphs(view.embedder) for view in self.views)
 
-    def with_graphs(self, graphs: Graphs) -> "MultiViewEncoder":
-        """Give the same encoder with the AMR graphs of texts, as `bellm.data.read_graphs` reads them.
+    def with_graphs(self, graphs: Graphs | None) -> "MultiViewEncoder":
+        """Give the same encoder with the AMR graphs of texts, as `bellm.data.read_graphs` reads them, or with none.
 
         Texts without a graph are read as they are. Graphs are part of `describe`, and are not saved.
 
@@ -618,34 +620,7 @@ def _with_settings(encoder: "Encoder | MultiViewEncoder", settings: Mapping[str,
     return encoder.replace(**{name: getattr(EncoderConfig.from_dict(settings), name) for name in setting_names()})
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / VIEWS_FILE
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        names = [Path(view["folder"]) for view in record["views"]]
-        if not names or any(len(name.parts) != 1 or name.name in ("", "..") for name in names):
-            raise ValueError("a view's folder is none in this folder")
-        if unknown := {view.get("transform", "amr") for view in record["views"]} - {*get_args(TransformName)}:
-            raise ValueError(f"the transform {unknown} is not known")
-        _ = record["method"], record["weights"], record["weights_from"], record["dtype"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read: {error!r:.200}. Combine the encoders again.") from error
-    return record
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _check_fingerprint(encoder: MultiViewEncoder, folder: Path, record: Mapping[str, Any]) -> None:
-    try:
-        with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
-            saved: Vectors = file.get_tensor("vectors")
-            digest = (file.metadata() or {}).get("views")
-    except (OSError, SafetensorError) as error:
-        raise FingerprintError(f"{folder} has no readable {FINGERPRINT_FILE}. Combine the encoders again.") from error
-    if digest != _digest(record):
-        raise FingerprintError(f"{folder / VIEWS_FILE} was changed after saving. Put it back, or combine again.")
+def _check_fingerprint(encoder: MultiViewEncoder, folder: Path, record: Mapping[str, Any], saved: Vectors) -> None:
     distance = relative_distance(encoder.fingerprint(), saved)
     limit = tolerances(record["dtype"], encoder.dtype_name).fingerprint
     if not distance <= limit:

@@ -1,23 +1,26 @@
 """What the files of a saved encoder say of it: settings, fingerprint, headers of the weights. Read without torch."""
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from bellm.backbone.source_names import SETTINGS_FILE
+from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE
 from bellm.config import EncoderConfig
 from bellm.errors import FingerprintError, SourceError
 from bellm.tensors.vector_statistics import VectorStatistics
-from bellm.types import Vectors
+from bellm.types import TransformName, Vectors
 
 FINGERPRINT_FILE = "fingerprint.safetensors"
 STATISTICS_FILE = "vector_statistics.safetensors"
 
 _AGAIN = "Save the encoder again."
+_COMBINE = "Combine the encoders again."
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,7 @@ def read_saved(folder: Path) -> SavedEncoder:
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise SourceError(f"{folder / SETTINGS_FILE} cannot be read: {reason}. {_AGAIN}") from error
-    try:
-        with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
-            vectors: Vectors = file.get_tensor("vectors")
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise FingerprintError(
-            f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
-            "Save the encoder again with bellm."
-        ) from error
+    vectors, metadata = _read_fingerprint(folder, _AGAIN)
     if metadata.get("config") != config.digest():
         raise FingerprintError(
             f"{folder / SETTINGS_FILE} was changed after saving: its settings are not those of the fingerprint. Put it "
@@ -72,6 +67,44 @@ def _read_statistics(path: Path, config: EncoderConfig) -> VectorStatistics | No
         return VectorStatistics(arrays["mean"], arrays.get("whitening"), arrays["texts"], settings)
     except (OSError, SafetensorError, KeyError) as error:
         raise SourceError(f"{path} cannot be read, and vectors are centered by it: {error}. Center again.") from error
+
+
+def read_views(folder: Path) -> tuple[dict[str, Any], Vectors]:
+    """Read what `MultiViewEncoder.save_pretrained` wrote of the views, and their fingerprint."""
+    path = folder / VIEWS_FILE
+    record = _read_object(path, _COMBINE)
+    try:
+        names = [Path(view["folder"]) for view in record["views"]]
+        transforms = {view.get("transform", "amr") for view in record["views"]}
+        missing = {"method", "weights", "weights_from", "dtype", "description"} - {*record}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} cannot be read: it lists no views with their folders. {_COMBINE}") from error
+    if not names or any(len(name.parts) != 1 or name.name in ("", "..") for name in names):
+        raise SourceError(f"{path} cannot be read: a view's folder is none in this folder. {_COMBINE}")
+    if unknown := transforms - {*get_args(TransformName)}:
+        raise SourceError(f"{path} cannot be read: transform {sorted(unknown)[0]} is not known. {_COMBINE}")
+    if missing:
+        raise SourceError(f"{path} cannot be read: {sorted(missing)[0]} is missing. {_COMBINE}")
+    vectors, metadata = _read_fingerprint(folder, _COMBINE)
+    if metadata.get("views") != digest_views(record):
+        raise FingerprintError(f"{path} was changed after saving. Put it back, or combine again.")
+    return record, vectors
+
+
+def digest_views(record: Mapping[str, Any]) -> str:
+    """Digest of what is written of the views, which their fingerprint file has."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _read_fingerprint(folder: Path, advice: str) -> tuple[Vectors, dict[str, str]]:
+    try:
+        with safe_open(folder / FINGERPRINT_FILE, "numpy") as file:
+            return file.get_tensor("vectors"), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise FingerprintError(
+            f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
+            f"{advice}"
+        ) from error
 
 
 def is_saved(source: str) -> bool:
@@ -128,15 +161,15 @@ def _count_parameters(folder: Path) -> int | None:
     return total
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, advice: str = _AGAIN) -> dict[str, Any]:
     """The object that a file of JSON holds."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}. {_AGAIN}") from error
+        raise SourceError(f"{path} cannot be read: {error.strerror}. {advice}") from error
     except ValueError as error:
         reason = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
-        raise SourceError(f"{path} cannot be read: {reason}. {_AGAIN}") from error
+        raise SourceError(f"{path} cannot be read: {reason}. {advice}") from error
     if not isinstance(found, dict):
-        raise SourceError(f"{path} cannot be read: it holds no object. {_AGAIN}")
+        raise SourceError(f"{path} cannot be read: it holds no object. {advice}")
     return found

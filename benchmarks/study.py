@@ -3,7 +3,7 @@
 Every cell is compared with the causal model of the same prompt and pooling on the same pairs; trained ones with the
 causal model after the same steps on the same rows, over several seeds. A cell takes minutes to an hour. What is
 measured goes into a JSON file cell by cell, and the same command resumes from there; then the tables of docs/study.md
-are rewritten. Needs bellm[smollm2,evaluate,train], the STS tasks in BELLM_DATA, ../shared/data or the Hub, and for
+are rewritten. Needs bellm[gguf,evaluate,train], the STS tasks in BELLM_DATA, ../shared/data or the Hub, and for
 training a file of triplets.
 """
 

@@ -273,11 +273,44 @@ def test_a_folder_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> N
     save_file({"vectors": 1.01 * vectors}, changed / "fingerprint.safetensors", metadata=metadata)
     with pytest.raises(FingerprintError, match=r"does not give the vectors it was saved with \(relative distance 0\.0"):
         MultiViewEncoder.from_pretrained(changed)
-    (changed / "views.json").write_text('{"views": [{"folder": "../moee"}]}')
-    with pytest.raises(SourceError, match="cannot be read"):
-        MultiViewEncoder.from_pretrained(changed)
     with pytest.raises(SourceError, match=r"has no views\.json"):
         MultiViewEncoder.from_pretrained(folder / "view-1")
+
+
+def test_info_reads_what_the_files_say_of_the_views(folder: Path, moee: MultiViewEncoder) -> None:
+    program = (
+        "import sys; sys.modules.update(torch=None, transformers=None); from bellm.cli import app; app(sys.argv[1:])"
+    )
+    done = run([sys.executable, "-c", program, "info", folder, "--json"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"source": str(folder), **moee.describe()}
+    shown = bellm("info", folder)
+    assert "view 2" in shown.stdout
+    assert "readout=routing" in shown.stdout
+    assert bellm("info", folder, "--device", "cpu").stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"views": [{"folder": "../moee"}]}, "a view's folder is none in this folder"),
+        ({"views": []}, "a view's folder is none in this folder"),
+        ({"views": ["view-1"]}, "it lists no views with their folders"),
+        ({"views": [{"folder": "view-1", "transform": "tree"}]}, "transform tree is not known"),
+        ({"weights": ...}, "weights is missing"),
+    ],
+)
+def test_a_list_of_views_that_cannot_be_read_is_told(
+    folder: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    record = json.loads((changed / "views.json").read_text()) | change
+    (changed / "views.json").write_text(json.dumps({name: value for name, value in record.items() if value != ...}))
+    for command in ("info", "doctor"):
+        result = bellm(command, changed)
+        assert result.exit_code == 1
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_what_takes_one_encoder_says_so(folder: Path) -> None:
@@ -323,7 +356,7 @@ def test_combine_writes_a_source_for_every_command(experts: Encoder, moee: Multi
     diagnosis = json.loads(bellm("doctor", out, "--json").stdout)
     assert diagnosis["healthy"]
     assert {check["name"].partition(":")[0] for check in diagnosis["checks"]} > {"view 1", "view 2"}
-    assert "MultiViewEncoder(" in bellm("info", out).stdout
+    assert "view 2" in bellm("info", out).stdout
 
 
 def test_combine_chooses_a_weight_by_texts(tiny_folder: Path, tmp_path: Path) -> None:

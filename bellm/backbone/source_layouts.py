@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id, split_revision
+from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE, is_hub_id, split_revision
 from bellm.errors import BellmError, BellmWarning, SourceError, warn
 from bellm.io.hub import fetch_files
 from bellm.prompts import PROMPTS, SLOT, Prompt
@@ -22,7 +22,6 @@ from bellm.prompts import PROMPTS, SLOT, Prompt
 ADAPTER_FILE = "adapter_config.json"
 MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"
-VIEWS_FILE = "views.json"
 MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE, VIEWS_FILE)
 PATTERNS = [
     *loading.MODEL_FILES,

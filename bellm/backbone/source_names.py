@@ -8,6 +8,9 @@ from bellm.errors import SourceError
 SETTINGS_FILE = "bellm.json"
 """File of the settings in the folder of a saved encoder."""
 
+VIEWS_FILE = "views.json"
+"""The same of a saved multi-view encoder."""
+
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources begin that are no encoders of bellm; commands that evaluate take them."""
 

@@ -33,8 +33,13 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
 
     Example: bellm info my-encoder
     """
-    from bellm.saved_encoder import describe_saved, is_saved
+    from bellm.backbone.source_names import VIEWS_FILE
+    from bellm.saved_encoder import describe_saved, is_saved, read_views
 
+    if (Path(source) / VIEWS_FILE).is_file() and not options.given():
+        description = read_views(Path(source))[0]["description"]
+        print_result({"source": source, **description}, as_json, _views_table(description))
+        return
     if is_saved(source) and not options.given():
         info = {"source": source, "saved_encoder": True, **describe_saved(Path(source))}
         unknown = ", ".join(name for name in _LOADED if info[name] is None)
@@ -46,7 +51,8 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
     from bellm.backbone.architecture import layer_kinds
 
     if isinstance(encoder, MultiViewEncoder):
-        print_result({"source": source, **encoder.describe()}, as_json, *map(str, [encoder, *encoder.embedders]))
+        description = encoder.describe()
+        print_result({"source": source, **description}, as_json, _views_table(description))
         return
 
     info = {
@@ -63,6 +69,21 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
         "chat_template": bool(encoder.tokenizer.chat_template),
     }
     print_result(info, as_json, _info_table(info))
+
+
+def _views_table(description: dict[str, Any]) -> "Table":
+    """What is said of several views: the whole, then each view's settings in a row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, value in description.items():
+        if name != "views":
+            table.add_row(name.replace("_", " "), Text(str(value), overflow="fold"))
+    for number, view in enumerate(description["views"], 1):
+        settings = ", ".join(f"{name}={value}" for name, value in view.items() if value is not None)
+        table.add_row(f"view {number}", Text(settings, overflow="fold"))
+    return table
 
 
 def _info_table(info: dict[str, Any]) -> "Table":
