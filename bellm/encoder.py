@@ -42,6 +42,7 @@ from bellm.hints import unknown_attribute
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
 from bellm.progress import can_show_bars, progress_bar
+from bellm.prompts import Rendered
 from bellm.saved_encoder import SavedEncoder, read_saved
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, paired_cosine_similarity
 from bellm.tensors.vector_statistics import VectorStatistics
@@ -426,6 +427,14 @@ class Encoder:
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the model gets them, with the count of texts that were cut."""
         return self._tokenize_as(input_type)(texts)
+
+    def tokenize_answers(self, prompts: Sequence[str | Rendered], answers: Sequence[str]) -> Tokens:
+        """Token ids of every prompt with every answer behind it, prompt after prompt; spans are those of the answers.
+
+        Where a row is longer than `max_tokens`, parts of its prompt are shortened; see `bellm.prompts.render`.
+        """
+        rendered = [Rendered(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return self._tokenizers.tokenize_answers(rendered, answers, self.config.max_tokens)
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:

@@ -20,7 +20,7 @@ _IMPORTS = {
 }
 """What each extra of pyproject.toml makes importable."""
 
-_PACKAGES = ("analyse", "compress", "corpus", "data", "evaluate", "integrations", "layer_search", "train")
+_PACKAGES = ("analyse", "augment", "compress", "corpus", "data", "evaluate", "integrations", "layer_search", "train")
 """Public packages, which are attributes of `bellm` once asked for."""
 
 

@@ -1,5 +1,7 @@
-"""Prompts: templates with one `{text}` slot, and those of published papers by name."""
+"""Prompts: templates with slots, those with one `{text}` slot for embedding, and those of published papers by name."""
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -7,6 +9,67 @@ from bellm.errors import PromptError, did_you_mean
 from bellm.types import InputType
 
 SLOT = "{text}"
+
+SLOTS = {
+    "text": True,
+    "text_b": True,
+    "amr": True,
+    "amr_b": True,
+    "passage": True,
+    "hint": False,
+    "receipt": False,
+    "demonstrations": False,
+}
+"""Slots of templates that `render` fills, and whether what stands there may be shortened to fit the model."""
+
+_SLOT = re.compile(rf"{{({'|'.join(SLOTS)})}}")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A template whose slots are filled."""
+
+    text: str
+    long: tuple[tuple[int, int], ...] = ()
+    """First and past-the-last character of each part that may be shortened, in order; the rest is the frame."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def render(template: str, values: Mapping[str, str | Rendered]) -> Rendered:
+    """Fill the slots of a template, see `SLOTS`; any other brace is literal, and so are all braces of values.
+
+    What is itself rendered keeps its own frame: of demonstrations the texts may be shortened, their answers never.
+
+    >>> render("{hint} Review: {text}", {"hint": "Think.", "text": "A {fine} film."})
+    Rendered(text='Think. Review: A {fine} film.', long=((15, 29),))
+
+    Raises:
+        PromptError: A slot has no value, or a value has no slot.
+    """
+    named = set(_SLOT.findall(template))
+    if named != set(values):
+        lost = ", ".join(f"{{{name}}}" for name in sorted(named ^ set(values)))
+        raise PromptError(
+            f"The prompt {template[:60]!r} and the values for it do not fit: {lost} is in one of them alone."
+        )
+    parts = []
+    for index, piece in enumerate(_SLOT.split(template)):
+        value = values[piece] if index % 2 else piece
+        if isinstance(value, str):
+            value = Rendered(value, ((0, len(value)),) if index % 2 and SLOTS[piece] and value else ())
+        parts.append(value)
+    return join_rendered(parts)
+
+
+def join_rendered(parts: Iterable[Rendered]) -> Rendered:
+    """Put rendered texts one behind the other."""
+    text, long = "", list[tuple[int, int]]()
+    for part in parts:
+        long += [(len(text) + start, len(text) + end) for start, end in part.long]
+        text += part.text
+    return Rendered(text, tuple(long))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from bellm.errors import PromptError
-from bellm.prompts import PROMPTS, SLOT, Prompt, resolve_prompt
+from bellm.prompts import PROMPTS, SLOT, Prompt, Rendered, join_rendered, render, resolve_prompt
 
 GOLDEN = {
     "raw": "Snow fell.",
@@ -56,3 +56,31 @@ def test_an_unknown_prompt_lists_the_known_ones() -> None:
     with pytest.raises(PromptError) as caught:
         resolve_prompt("promteol")
     assert all(name in str(caught.value) for name in PROMPTS)
+
+
+# Several slots
+
+
+def test_slots_are_filled_once_and_braces_of_values_are_text() -> None:
+    found = render("{hint} {x} {text}|{text_b}", {"hint": "Think.", "text": "{text_b}{hint}", "text_b": ""})
+    assert found.text == "Think. {x} {text_b}{hint}|"
+    assert [found.text[start:end] for start, end in found.long] == ["{text_b}{hint}"]
+
+
+def test_what_is_rendered_keeps_its_own_frame() -> None:
+    demonstration = join_rendered([render("Q: {text}", {"text": "Why?"}), Rendered(" A: so\n")])
+    found = render("{demonstrations}Q: {text}", {"demonstrations": demonstration, "text": "How?"})
+    assert found.text == "Q: Why? A: so\nQ: How?"
+    assert [found.text[start:end] for start, end in found.long] == ["Why?", "How?"]
+    assert render("{receipt}", {"receipt": "Yes."}).long == ()
+
+
+@pytest.mark.parametrize(
+    ("template", "values", "lost"),
+    [("{text} {amr}", {"text": "a"}, "{amr}"), ("{text}", {"text": "a", "receipt": "b"}, "{receipt}")],
+)
+def test_a_slot_without_a_value_and_a_value_without_a_slot_are_refused(
+    template: str, values: dict[str, str], lost: str
+) -> None:
+    with pytest.raises(PromptError, match=f"do not fit: {lost} is in one of them alone"):
+        render(template, values)

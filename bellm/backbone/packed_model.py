@@ -101,10 +101,13 @@ class PackedModel:
         run.tap(("state", stop), run.add_branches(self._run(run)))
         return run.tapped
 
-    def logits(self, batch: PackedBatch, rows_C: Tensor) -> Tensor:
-        """Logits at some rows of the last layer range, (C, V), with whatever the model does around its head."""
+    def logits(self, batch: PackedBatch, prefix: SharedPrefix | None, rows_C: Tensor) -> Tensor:
+        """Logits at some rows of the last layer range, (C, V), with whatever the model does around its head.
+
+        Where a causal model has the prefix of all texts, rows count its tokens too, first.
+        """
         check_lm_head(self.model)
-        run = ForwardPass(batch, None, self.depth, batch.shared, logit_rows_C=rows_C)
+        run = ForwardPass(batch, prefix, self.depth, batch.shared, logit_rows_C=rows_C)
         logits_1CV: Tensor = _call(self.model, run).logits
         return logits_1CV[0]
 
@@ -127,8 +130,12 @@ def _call(module: nn.Module, run: ForwardPass) -> Any:
 
 def _select_logit_rows(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Forward hook of the decoder: its head gets only the rows that take logits."""
-    rows_C = current_pass.get().logit_rows_C
-    return output if rows_C is None else select_states(output, (0, rows_C))
+    run = current_pass.get()
+    if run.logit_rows_C is None:
+        return output
+    if run.prefix:
+        output.last_hidden_state = torch.cat([run.prefix.states_PD[None], output.last_hidden_state], 1)
+    return select_states(output, (0, run.logit_rows_C))
 
 
 def _tap_router(number: int, output_index: int | None, router: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from os import PathLike, fspath
@@ -22,6 +22,7 @@ from bellm.io.streams import content_suffix
 
 _SILENT = logging.NullHandler()
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_NAMED = re.compile(r"^# ::snt (.*)$", re.MULTILINE)
 _ALIGNMENT = re.compile(r"~(?:[a-z]\.?)?\d+(?:,\d+)*$")
 _COLUMNS = {"text": ("text", "snt", "sentence"), "graph": ("graph", "amr", "penman")}
 
@@ -102,6 +103,28 @@ def read_graphs(path: str | PathLike[str]) -> Graphs:
             f"{name} holds no graphs of texts. Give graphs in PENMAN notation below lines '# ::snt TEXT'."
         )
     return Graphs({key: graph for key, (_, graph) in found.items()}, name)
+
+
+def find_graphs(files: Sequence[str | PathLike[str]], texts: Iterable[str]) -> Graphs:
+    """Graphs of some texts from PENMAN files; graphs of other texts are not parsed, and of several the first counts.
+
+    Raises:
+        SourceError: A file cannot be read, or the graph of one of the texts is broken.
+        MissingExtraError: The library penman is not installed.
+    """
+    require_extra("amr", "Reading AMR graphs")
+    wanted, found = set(map(_key, texts)), dict[str, str]()
+    names = [fspath(file) for file in files]
+    for file in names:
+        for first, block in _blocks(file):
+            named = _NAMED.search(block)
+            key = _key(named[1]) if named else ""
+            if key in wanted and key not in found:
+                try:
+                    found.update((key, graph) for _, graph in _entries(block))
+                except SourceError as error:
+                    raise SourceError(f"{file}, the graph at line {first}: {error}") from error
+    return Graphs(found, ", ".join(names))
 
 
 @cache

@@ -7,7 +7,7 @@ sorted by their number of words and then by class, as there: folds are drawn fro
 Shapes: N rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -40,6 +40,13 @@ class LabeledTexts:
     """Classes, counted from 0."""
     split: Mapping[SplitName, range] = field(default_factory=dict)
     """The rows of each published part; empty where the task is cross-validated."""
+    label_names: tuple[str, ...] = ()
+    """What the classes are called, of files of a user's own."""
+
+    def select(self, rows: Sequence[int] | NDArray[np.intp]) -> "LabeledTexts":
+        """Some of the rows in this order, without parts."""
+        columns = tuple(tuple(column[row] for row in rows) for column in self.columns)
+        return LabeledTexts(self.name, columns, self.labels_N[list(rows)], label_names=self.label_names)
 
 
 class _Row(NamedTuple):

@@ -85,7 +85,8 @@ def read_own_data(
     if "text" in parts:
         names, labels_N = np.unique([str(row["label"]) for _, row in rows], return_inverse=True)
         _refuse_alike(path, names.tolist())
-        return LabeledTexts(path, (tuple(str(row["text"]) for _, row in rows),), labels_N.astype(np.int64))
+        texts = tuple(str(row["text"]) for _, row in rows)
+        return LabeledTexts(path, (texts,), labels_N.astype(np.int64), label_names=tuple(names.tolist()))
     if "label" in parts:
         _refuse_classes(path, parts["label"], {row["label"] for _, row in rows})
     rating = "score" if "score" in parts else "label"
@@ -93,6 +94,56 @@ def read_own_data(
     left, right = (tuple(change(str(row[part])) for _, row in rows) for part in ("anchor", "positive"))
     gold = [_rating(location, row[rating]) for location, row in rows]
     return STSPairs(path, left, right, np.array(gold), (path,) * len(gold))
+
+
+def read_labeled_file(path: str) -> LabeledTexts:
+    """Read a table of classes of texts, or of pairs of texts: the columns text and label, and text_b for pairs.
+
+    Names of columns are those of texts, pairs and labels above. Classes are sorted by their names.
+
+    Raises:
+        SourceError: It cannot be read, lacks a column, or a row lacks what the others have; or there is one class.
+    """
+    parts: dict[str, str] = {}
+
+    def select(names: Sequence[str]) -> list[str]:
+        if parts and (missing := [name for name in parts.values() if names.count(name) != 1]):
+            raise SourceError(f"no column {missing[0]!r}, unlike rows before. Columns: {quote_names(names)}.")
+        if not parts:
+            parts.update(_labeled_parts(names))
+        return list(parts.values())
+
+    columns: dict[str, list[str]] = {"anchor": [], "positive": [], "label": []}
+    source = RowFile(path)
+    for row in source.rows(select, strict=True, skip_blank=True):
+        if not isinstance(row.cells, dict):
+            raise SourceError(f"{path}, {row.location}: it has no columns. {_LABELED}")
+        for part, name in parts.items():
+            columns[part].append(str(_cell(f"{path}, {row.location}", part, row.cells[name], row.untyped)))
+    names, labels_N = np.unique(columns["label"], return_inverse=True)
+    if len(names) < 2:
+        raise SourceError(
+            f"{path} holds {len(columns['label'])} rows of {len(names)} classes: give two or more classes."
+        )
+    _refuse_alike(path, names.tolist())
+    warn_unread([source])
+    texts = tuple(tuple(columns[part]) for part in ("anchor", "positive") if part in parts)
+    return LabeledTexts(path, texts, labels_N.astype(np.int64), label_names=tuple(map(str, names)))
+
+
+_LABELED = "Give the columns text and label, and text_b where pairs are classified."
+
+
+def _labeled_parts(names: Sequence[str]) -> dict[str, str]:
+    """The columns of texts and labels."""
+    found = {part: _recognize(names, part) for part in ("anchor", "positive", "label")}
+    found["anchor"] += _recognize(names, "text")
+    for part, those in found.items():
+        if len(those) > 1:
+            raise SourceError(f"more than one column could be the {part}: {quote_names(those)}. {_LABELED}")
+    if not (found["anchor"] and found["label"]):
+        raise SourceError(f"no labelled texts in the columns {quote_names(names) or 'of an empty file'}. {_LABELED}")
+    return {part: those[0] for part, those in found.items() if those}
 
 
 def _match(names: Sequence[str], columns: Columns | None) -> dict[str, str]:

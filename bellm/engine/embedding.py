@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import count_layers
@@ -80,23 +81,51 @@ def embed_tokens(
             runner: Runner = PackedRunner(packed, rows, readout, cache=active_cache.get())
         else:
             runner = PaddedRunner(model, rows, readout, pad_id)
+
+        def take(group: Sequence[int], result: NDArray[np.float32]) -> None:
+            vectors[group] = result
+            done(int(copies[group].sum()))
+
+        run_batches(model, runner, rows, budget, lambda group: runner.vectors(group).cpu().numpy(), take)
+    return vectors[inverse]
+
+
+def run_batches(
+    model: PreTrainedModel,
+    runner: Runner,
+    rows: Tokens,
+    budget: int,
+    compute: Callable[[Sequence[int]], NDArray[np.float32]],
+    take: Callable[[Sequence[int], NDArray[np.float32]], None],
+) -> None:
+    """Compute something of all rows of a runner batch by batch, and hand it on with the rows that it is of.
+
+    A batch that does not fit in memory is halved, and so are those that follow. NaN or infinity is an error.
+
+    Args:
+        model: That of the runner.
+        runner: Groups the rows to batches.
+        rows: Of the runner.
+        budget: Most tokens of a batch.
+        compute: What is computed of a batch.
+        take: Gets the rows of a batch and what was computed, batch after batch.
+    """
+    with torch.inference_mode(), without_autocast(model):
         groups = runner.batches(range(len(rows)), budget)
         concurrent = num_concurrent_batches(model) if isinstance(runner, PackedRunner) and len(groups) > 1 else 1
         while groups:
             num_done = 0
             with parallel_map(min(concurrent, len(groups))) as map_groups:
-                results = map_groups(partial(_vectors, runner), groups)
+                results = map_groups(partial(_attempt, compute), groups)
                 for group, result in zip(groups, results, strict=False):
                     if result is None:
                         budget = _halve([len(rows.ids[row]) for row in group])
                         break
                     if not np.isfinite(result).all():
                         refuse_non_finite(model)
-                    vectors[group] = result
-                    done(int(copies[group].sum()))
+                    take(group, result)
                     num_done += 1
             groups = runner.batches(list(chain.from_iterable(groups[num_done:])), budget)
-    return vectors[inverse]
 
 
 def embed_layers(model: PreTrainedModel, tokens: Tokens, pooling: PoolingName, pad_id: int) -> Vectors:
@@ -153,10 +182,12 @@ def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
     return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
 
 
-def _vectors(runner: Runner, group: Sequence[int]) -> Vectors | None:
-    """Vectors of a group; None where it does not fit in memory."""
+def _attempt(
+    compute: Callable[[Sequence[int]], NDArray[np.float32]], group: Sequence[int]
+) -> NDArray[np.float32] | None:
+    """What is computed of a group; None where it does not fit in memory."""
     try:
-        vectors: Vectors = runner.vectors(group).cpu().numpy()
+        return compute(group)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
@@ -164,7 +195,6 @@ def _vectors(runner: Runner, group: Sequence[int]) -> Vectors | None:
         if "not enough memory" not in str(error):  # From the allocator of the CPU.
             raise
         return None
-    return vectors
 
 
 def _halve(lengths: Sequence[int]) -> int:

@@ -129,12 +129,14 @@ class PackedRunner:
         return [torch.cat([found[key] for key in keys], -1) for keys in self._keys]
 
     def logits(self, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (C, V) at some positions of each row, row after row; needs the last layer and no shared prefix."""
-        assert not self._prefix
+        """Logits (C, V) at some positions of each row, row after row; needs the last layer."""
         assert self._stop == self._model.depth
+        assert not (self._prefix and self._expands)
         batch, paths = self._batch([self._tokens.ids[row] for row in rows], last_only=False)
         chosen = [path[index] for path, indices in zip(paths, positions, strict=True) for index in indices]
-        return self._model.logits(batch, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device))
+        return self._model.logits(
+            batch, self._prefix, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device)
+        )
 
     def _batch(self, rows: Sequence[Sequence[int]], last_only: bool) -> tuple[PackedBatch, list[Indices]]:
         """Lay rows, sorted, end to end; returns also, for each row, the indices of its tokens among the states."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import longrope_short_context
 from bellm.backbone.routing import RoutingRecorder
-from bellm.backbone.states import input_device, states_after
+from bellm.backbone.states import input_device, logits_at, states_after
 from bellm.engine.readout import Readout
 from bellm.engine.tokenization import Tokens
 from bellm.tensors.packing import split_by_length
@@ -42,6 +42,14 @@ class PaddedRunner:
         ids_BL, mask_BL = pad_rows([self._tokens.ids[row] for row in rows], self._pad_id, device)
         tapped = self._tapped(ids_BL, mask_BL)
         return self._readout(tapped, mask_BL.bool(), [self._tokens.spans[row] for row in rows])
+
+    def logits(self, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (C, V) at some positions of each row, ascending, row after row."""
+        ids_BL, mask_BL = pad_rows([self._tokens.ids[row] for row in rows], self._pad_id, input_device(self._model))
+        chosen_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
+        for index, chosen in enumerate(positions):
+            chosen_BL[index, list(chosen)] = True
+        return logits_at(self._model, ids_BL, mask_BL, chosen_BL)
 
     def _tapped(self, ids_BL: Tensor, mask_BL: Tensor) -> list[Tensor]:
         layers = [tap for tap in self._readout.taps if tap != "routing"]

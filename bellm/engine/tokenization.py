@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bellm.backbone.token_prepending import PLACEHOLDER
 from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning, warn
-from bellm.prompts import SLOT
+from bellm.prompts import SLOT, Rendered
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,10 @@ class OwnTokenizers:
         tokens = tokenize(tokenizer, texts, template, max_tokens, num_reserved=int(prepends))
         return with_placeholders(tokens) if prepends else tokens
 
+    def tokenize_answers(self, prompts: Sequence[Rendered], answers: Sequence[str], max_tokens: int) -> Tokens:
+        """Tokenize prompts with answers; see `tokenize_answers`. Special tokens are text."""
+        return tokenize_answers(self._literal, prompts, answers, max_tokens)
+
     @cached_property
     def _marked(self) -> PreTrainedTokenizerBase:
         tokenizer = copy.deepcopy(self._literal)
@@ -111,34 +115,119 @@ def tokenize(
         num_reserved: How many of these are for Token Prepending's placeholder.
     """
     prefix, suffix = template.split(SLOT)
-    if not texts:
-        return Tokens([], [], 0)
+    filled = [Rendered(prefix + text + suffix, ((len(prefix), len(prefix) + len(text)),)) for text in texts]
+    rows: list[list[int]] = []
+    spans: list[tuple[int, int]] = []
+    num_truncated = 0
+    for ids, offsets, each in _encoded(tokenizer, filled):
+        kept, [span] = _shorten(ids, offsets, each, max_tokens - num_reserved, num_reserved)
+        rows.append(kept or [fallback_token_id(tokenizer)])
+        spans.append(span)
+        num_truncated += len(kept) < len(ids)
+    return Tokens(rows, spans, num_truncated)
+
+
+def tokenize_answers(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Rendered], answers: Sequence[str], max_tokens: int
+) -> Tokens:
+    """Tokenize every prompt with every answer behind it, prompt after prompt; spans are those of the answers.
+
+    Long parts of a prompt are shortened, each from its end and the longest first, so that it fits in `max_tokens` with
+    any of the answers; its frame and the answers never are. A token across the boundary belongs to the answer. A row
+    has a token before its answer, if need be BOS, EOS or PAD.
+
+    Raises:
+        PromptError: An answer has no tokens, or frame and answer leave no room for the long parts.
+    """
+    joined = [Rendered(prompt.text + answer, prompt.long) for prompt in prompts for answer in answers]
+    rows: list[list[int]] = []
+    spans: list[tuple[int, int]] = []
+    num_truncated = 0
+    encoded = list(_encoded(tokenizer, joined))
+    for prompt, first in zip(prompts, range(0, len(encoded), len(answers) or 1), strict=True):
+        of_prompt = encoded[first : first + len(answers)]
+        ends = [_end(offsets) for _, offsets, _ in of_prompt]
+        counts = [
+            sum(right > len(prompt.text) for _, right in offsets[:end])
+            for (_, offsets, _), end in zip(of_prompt, ends, strict=True)
+        ]
+        for (ids, offsets, each), end, count, answer in zip(of_prompt, ends, counts, answers, strict=True):
+            if not count:
+                raise PromptError(f"The answer {answer!r} has no tokens. Give another word.")
+            kept, _ = _shorten(ids[:end], offsets[:end], each, max_tokens - (max(counts) - count), 0)
+            num_truncated += len(kept) < end
+            rows.append([fallback_token_id(tokenizer), *kept] if len(kept) == count else kept)
+            spans.append((len(rows[-1]) - count, len(rows[-1])))
+    return Tokens(rows, spans, num_truncated)
+
+
+def _end(offsets: Sequence[tuple[int, int]]) -> int:
+    """Tokens up to the last one of the text: special ones that a tokenizer puts behind it are left out."""
+    return max((place + 1 for place, (left, right) in enumerate(offsets) if left < right), default=0)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]
+) -> Iterator[tuple[list[int], Sequence[tuple[int, int]], Rendered]]:
+    """Token ids and the characters of each token."""
+    if not rendered:
+        return
     encoded = tokenizer(
-        [prefix + text + suffix for text in texts],
+        [each.text for each in rendered],
         return_offsets_mapping=True,
         return_attention_mask=False,
         truncation=False,
         verbose=False,
     )
-    rows: list[list[int]] = []
-    spans: list[tuple[int, int]] = []
-    num_truncated = 0
-    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        start, end = _span(offsets, len(prefix), len(prefix) + len(text))
-        surplus = len(ids) + num_reserved - max_tokens
-        if surplus > 0:
-            if surplus >= end - start:
-                raise PromptError(
-                    f"max_tokens={max_tokens} leaves no room for the text: the prompt alone takes "
-                    f"{len(ids) - (end - start)} tokens{' and Token Prepending 1' * num_reserved}. Raise max_tokens or "
-                    "shorten the prompt."
-                )
-            ids = ids[: end - surplus] + ids[end:]
-            end -= surplus
-            num_truncated += 1
-        rows.append(ids or [fallback_token_id(tokenizer)])
-        spans.append((start, end))
-    return Tokens(rows, spans, num_truncated)
+    yield from zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
+
+
+def _shorten(
+    ids: list[int], offsets: Sequence[tuple[int, int]], rendered: Rendered, max_tokens: int, num_reserved: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """A row of at most so many tokens, and the tokens of its long parts, each of which keeps at least one."""
+    spans = [_span(offsets, start, end) for start, end in rendered.long]
+    lengths = [end - start for start, end in spans]
+    frame = len(ids) - sum(lengths)
+    kept = _share(lengths, max_tokens - frame)
+    if kept is None:
+        what = "the text" if len(spans) == 1 else f"its {len(spans)} texts"
+        raise PromptError(
+            f"max_tokens={max_tokens + num_reserved} leaves no room for {what}: the prompt alone takes "
+            f"{frame} tokens{' and Token Prepending 1' * num_reserved}. Raise max_tokens or shorten the prompt."
+        )
+    row: list[int] = []
+    places: list[tuple[int, int]] = []
+    last = 0
+    for (start, end), length in zip(spans, kept, strict=True):
+        if start == end:  # No token of its own.
+            places.append((0, 0))
+            continue
+        row += ids[last:start]
+        places.append((len(row), len(row) + length))
+        row += ids[start : start + length]
+        last = end
+    return row + ids[last:], places
+
+
+def _share(lengths: Sequence[int], budget: int) -> list[int] | None:
+    """Lengths that together are within a budget: the longest are cut to one length, give or take a token.
+
+    >>> _share([10, 3, 8], 15), _share([4, 4], 9), _share([5, 5], 1)
+    ([6, 3, 6], [4, 4], None)
+    """
+    if sum(lengths) <= budget:
+        return list(lengths)
+    if budget < sum(length > 0 for length in lengths):
+        return None
+    cap = max(cap for cap in range(budget + 1) if sum(min(length, cap) for length in lengths) <= budget)
+    spare = budget - sum(min(length, cap) for length in lengths)
+    kept = []
+    for length in lengths:
+        more = int(length > cap and spare > 0)
+        spare -= more
+        kept.append(min(length, cap) + more)
+    return kept
 
 
 def fallback_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -10,6 +10,7 @@ from bellm.extras import lazy_exports
 if TYPE_CHECKING:
     from bellm.evaluate.dev_pairs import read_dev_set
     from bellm.evaluate.evaluated_model import EvaluatedModel, open_cache
+    from bellm.evaluate.logistic_regression import fit_logits
     from bellm.evaluate.models import load_model, load_models
     from bellm.evaluate.mteb_encoder import MtebEncoder
     from bellm.evaluate.report_page import check_report_folder, write_report, write_report_page
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from bellm.io.cache import default_cache_folder
 
 __all__ = ["DevEvaluator", "EvaluatedModel", "MtebEncoder", "Report", "STSTask", "Task", "TaskResult"]
-__all__ += ["check_report_folder", "default_cache_folder", "evaluate", "load_model", "load_models", "load_tasks"]
+__all__ += [
+    "check_report_folder",
+    "default_cache_folder",
+    "evaluate",
+    "fit_logits",
+    "load_model",
+    "load_models",
+    "load_tasks",
+]
 __all__ += ["open_cache", "read_dev_set", "score_sts", "score_table", "write_report", "write_report_page"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "evaluate")

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from bellm.engine.readout import text_mask
-from bellm.engine.tokenization import tokenize
+from bellm.engine.tokenization import tokenize, tokenize_answers
 from bellm.errors import PromptError
+from bellm.prompts import render
 
 TEMPLATE = 'This sentence : "{text}" means in one word:"'
 LONG = "Snow fell all night and the street was white and quiet in the morning. " * 4
@@ -96,3 +97,51 @@ def test_no_text_is_no_row(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
 def test_the_texts_mask_leaves_the_prompt_out_unless_there_is_no_text() -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     assert text_mask(mask, [(1, 3), (0, 0)]).tolist() == [[0, 1, 1, 0], [1, 1, 1, 0]]
+
+
+# Prompts with several long parts, and answers
+
+
+TWO = "First: {text}\nGraph: {amr}\nSecond: {text_b}\nAnswer:"
+PARTS = {"text": LONG, "amr": "(s / snow)", "text_b": LONG + LONG}
+
+
+@settings(max_examples=50)
+@given(limit=st.integers(40, 300), short=st.text(st.characters(codec="utf-8"), max_size=20))
+def test_the_longest_parts_are_cut_to_the_token_and_the_frame_stays(
+    tiny_tokenizer: PreTrainedTokenizerFast, limit: int, short: str
+) -> None:
+    prompt = render(TWO, {**PARTS, "amr": short})
+    answers = [" yes", " no, it was quiet"]
+    whole = tokenize_answers(tiny_tokenizer, [prompt], answers, 10_000)
+    try:
+        cut = tokenize_answers(tiny_tokenizer, [prompt], answers, limit)
+    except PromptError:
+        assert limit < 80
+        return
+    longest = max(map(len, whole.ids))
+    assert max(map(len, cut.ids)) == min(limit, longest)
+    assert cut.num_truncated == 2 * (limit < longest)
+    for ids, (start, end), (first, last), all_ids in zip(cut.ids, cut.spans, whole.spans, whole.ids, strict=True):
+        assert ids[start:end] == all_ids[first:last]
+        shown = tiny_tokenizer.decode(ids[:start], skip_special_tokens=True)
+        assert shown.startswith("First: Snow")
+        assert "\nGraph: " in shown
+        assert "\nSecond: Snow" in shown
+        assert shown.endswith("\nAnswer:")
+
+
+def test_a_short_part_stays_whole_beside_long_ones(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = tokenize_answers(tiny_tokenizer, [render(TWO, PARTS)], [" yes"], 90)
+    assert "\nGraph: (s / snow)\nSecond:" in tiny_tokenizer.decode(tokens.ids[0])
+    frame = tokenize_answers(tiny_tokenizer, [render(TWO, dict.fromkeys(PARTS, ""))], [" yes"], 10_000)
+    with pytest.raises(PromptError, match="leaves no room for its 3 texts: the prompt alone takes"):
+        tokenize_answers(tiny_tokenizer, [render(TWO, PARTS)], [" yes"], len(frame.ids[0]) + 2)
+
+
+def test_an_answer_without_a_prompt_has_a_token_before_it(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = tokenize_answers(tiny_tokenizer, [render("", {})], ["Snow"], 50)
+    assert tokens.spans == [(1, len(tokens.ids[0]))]
+    assert tokens.ids[0] == tiny_tokenizer("Snow").input_ids
+    with pytest.raises(PromptError, match="has no tokens"):
+        tokenize_answers(tiny_tokenizer, [render("Say", {})], [""], 50)
