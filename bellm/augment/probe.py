@@ -20,7 +20,7 @@ from bellm.io.formats import find_column, is_blank, parse_number, text_problem
 from bellm.io.rows import RowFile
 from bellm.types import Vectors
 
-FOLDS = 5
+PROBE_FOLDS = 5
 _C_VALUES = tuple(4.0**power for power in range(-2, 6))
 
 
@@ -54,14 +54,14 @@ def fit_probe(train_ND: Vectors, labels_N: NDArray[np.int64], test_MD: Vectors, 
         BellmError: A class has fewer training items than there are folds.
     """
     counts = np.bincount(labels_N)
-    if len(counts) < 2 or counts.min() < FOLDS:
+    if len(counts) < 2 or counts.min() < PROBE_FOLDS:
         raise BellmError(
             f"The training items are {', '.join(map(str, counts))} of each class: a probe needs two classes or more, "
-            f"and {FOLDS} items of each."
+            f"and {PROBE_FOLDS} items of each."
         )
     fold_N = _folds(labels_N, seed)
     rows_N = np.arange(len(labels_N))
-    fits = [rows_N, *(rows_N[fold_N != fold] for fold in range(FOLDS))]
+    fits = [rows_N, *(rows_N[fold_N != fold] for fold in range(PROBE_FOLDS))]
     all_TD = np.concatenate([train_ND, test_MD])
     padded_T = np.concatenate([labels_N, np.zeros(len(test_MD), dtype=np.int64)])  # No fit has the test rows.
     best: tuple[float, float, NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -140,5 +140,5 @@ def _folds(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.intp]:
     fold_N = np.empty(len(labels_N), dtype=np.intp)
     for label in np.unique(labels_N):
         rows = draw.permutation(np.flatnonzero(labels_N == label))
-        fold_N[rows] = np.arange(len(rows)) % FOLDS
+        fold_N[rows] = np.arange(len(rows)) % PROBE_FOLDS
     return fold_N
