@@ -383,22 +383,15 @@ class Encoder:
                 raise BellmError(f"{name}={limit} is too small: give at least 1.")
         if progress is None:
             progress = len(texts) >= _PROGRESS_FROM and can_show_bars()
-        model, wanted = self.model, readout or make_readout(self.config)
+        wanted = readout or make_readout(self.config)
         chunks = list(tokenization.chunk_texts(texts))
         rows = map(self._tokenize_as(input_type), chunks)
         with progress_bar(len(texts), unit="text", shown=progress) as done:
             embed = partial(
-                embed_tokens,
-                model,
-                packed=check_packing(model).packed_model if texts else None,
-                readout=wanted,
-                max_batch_tokens=max_batch_tokens,
-                batch_size=batch_size,
-                pad_id=fallback_token_id(self.tokenizer),
-                done=done,
+                self._embed_rows, readout=wanted, max_batch_tokens=max_batch_tokens, batch_size=batch_size, done=done
             )
             # The next chunk is tokenized in a thread, where there is a next.
-            result = embed_chunks(prefetch(rows) if len(chunks) > 1 else rows, embed, wanted.width(model))
+            result = embed_chunks(prefetch(rows) if len(chunks) > 1 else rows, embed, wanted.width(self.model))
         if readout:
             return result
         return replace(result, vectors=self.finish(result.vectors))
@@ -435,6 +428,11 @@ class Encoder:
         """
         rendered = [Rendered(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         return self._tokenizers.tokenize_answers(rendered, answers, self.config.max_tokens)
+
+    def encode_tokens(self, tokens: Tokens, *, max_batch_tokens: int | None = None) -> Vectors:
+        """Embed rows of token ids, as `tokenize` gives them, float32 (len(tokens), embedding_dim); see `encode`."""
+        readout = make_readout(self.config)
+        return self.finish(self._embed_rows(tokens, readout=readout, max_batch_tokens=max_batch_tokens))
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:
@@ -614,6 +612,27 @@ class Encoder:
             f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in self.describe().items()
         )
         return f"<table><caption>Encoder</caption>{''.join(rows)}</table>"
+
+    def _embed_rows(
+        self,
+        tokens: Tokens,
+        *,
+        readout: Readout,
+        max_batch_tokens: int | None,
+        batch_size: int | None = None,
+        done: Callable[[int], object] = lambda _: None,
+    ) -> Vectors:
+        """Vectors of rows as a readout reads them, neither cut nor normalized."""
+        return embed_tokens(
+            self.model,
+            tokens,
+            packed=check_packing(self.model).packed_model if len(tokens) else None,
+            readout=readout,
+            max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
+            pad_id=fallback_token_id(self.tokenizer),
+            done=done,
+        )
 
     def _tokenize_as(self, input_type: InputType) -> Callable[[Sequence[str]], Tokens]:
         """What puts texts into the template of an input type and tokenizes them."""

@@ -17,10 +17,22 @@ _IMPORTS = {
     "train": ("peft", "accelerate", "datasets", "filelock", "pyarrow"),
     "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
+    "serve": ("orjson", "prometheus_client", "pydantic", "starlette", "uvicorn"),
 }
 """What each extra of pyproject.toml makes importable."""
 
-_PACKAGES = ("analyse", "augment", "compress", "corpus", "data", "evaluate", "integrations", "layer_search", "train")
+_PACKAGES = (
+    "analyse",
+    "augment",
+    "compress",
+    "corpus",
+    "data",
+    "evaluate",
+    "integrations",
+    "layer_search",
+    "serve",
+    "train",
+)
 """Public packages, which are attributes of `bellm` once asked for."""
 
 

@@ -274,16 +274,24 @@ class MultiViewEncoder:
         num_missing = self.graphs.num_missing(texts) if self.graphs else 0
         return EncodeResult(vectors_NW, num_tokens, num_truncated, num_missing)
 
-    def num_truncated(self, texts: Sequence[str], input_type: InputType = "text") -> int:
-        """Count the texts that are cut in the view that cuts the most; only encoders of bellm can tell."""
-        most = 0
-        for view in self.views:
+    def count_tokens(self, texts: Sequence[str], input_type: InputType = "text") -> tuple[list[int], int]:
+        """Tokens of each text in all passes, and how many texts are cut in the view that cuts the most.
+
+        Only encoders of bellm can tell.
+        """
+        totals, most = [0] * len(texts), 0
+        for group in self._passes():
+            view = self.views[group[0]]
             given = self._read(view, list(texts))
             if isinstance(view.embedder, Encoder):
-                most = max(most, view.embedder.tokenize(given, input_type).num_truncated)
+                tokens = view.embedder.tokenize(given, input_type)
+                counts, num_truncated = list(map(len, tokens.ids)), tokens.num_truncated
             elif isinstance(view.embedder, MultiViewEncoder):
-                most = max(most, view.embedder.num_truncated(given, input_type))
-        return most
+                counts, num_truncated = view.embedder.count_tokens(given, input_type)
+            else:
+                continue
+            totals, most = list(map(sum, zip(totals, counts, strict=True))), max(most, num_truncated)
+        return totals, most
 
     @property
     def reads_graphs(self) -> bool:

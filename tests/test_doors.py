@@ -10,6 +10,7 @@ import bellm.analyse
 import bellm.compress
 import bellm.corpus
 import bellm.layer_search
+import bellm.serve
 from bellm import BellmError, Encoder
 from bellm.config import parse_setting
 from bellm.evaluate import evaluate, write_report
@@ -24,7 +25,12 @@ class Forbid:
             raise ModuleNotFoundError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Forbid())
 """
-PACKAGES = {"amr": ("penman",), "corpus": ("pyarrow", "lancedb"), "evaluate": ("scipy", "sklearn", "jinja2")}
+PACKAGES = {
+    "amr": ("penman",),
+    "corpus": ("pyarrow", "lancedb"),
+    "evaluate": ("scipy", "sklearn", "jinja2"),
+    "serve": ("starlette", "uvicorn"),
+}
 
 
 def without(extra: str, program: str, *arguments: object) -> list[str]:
@@ -33,7 +39,9 @@ def without(extra: str, program: str, *arguments: object) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "package", [bellm, bellm.compress, bellm.corpus, bellm.layer_search], ids=lambda package: package.__name__
+    "package",
+    [bellm, bellm.compress, bellm.corpus, bellm.layer_search, bellm.serve],
+    ids=lambda package: package.__name__,
 )
 def test_every_name_of_a_door_is_there(package: object) -> None:
     assert set(package.__all__) <= set(dir(package))  # type: ignore[attr-defined]
@@ -66,6 +74,7 @@ def test_a_door_without_its_extra_says_what_to_install(extra: str, statement: st
         ("corpus", ["index", "out"]),
         ("corpus", ["search", "a query", "--in", "."]),
         ("evaluate", ["layers", "smollm2", "-o", "out"]),
+        ("serve", ["serve", "smollm2"]),
     ],
     ids=str,
 )

@@ -152,7 +152,7 @@ def test_views_of_the_same_pass_run_once(experts: Encoder, moee: MultiViewEncode
 def test_texts_that_a_view_cuts_are_counted(experts: Encoder, tiny_encoder: Encoder) -> None:
     encoder = MultiViewEncoder([tiny_encoder, MultiViewEncoder.moee(experts, alpha=1.0)])
     texts = [*TEXTS, "Two trains leave the station at noon. " * 6]
-    assert (encoder.max_tokens, encoder.num_truncated(texts)) == (64, 1)
+    assert (encoder.max_tokens, encoder.count_tokens(texts)[1]) == (64, 1)
     for views in (encoder.views, encoder.views[::-1]):
         assert MultiViewEncoder(views).encode_with_stats(texts).num_truncated == 1
     assert EvaluatedModel.of(encoder).num_truncated(texts) == 1

@@ -22,6 +22,7 @@ from bellm.cli.option_file import read_option_file
 from bellm.cli.prune_command import prune_command
 from bellm.cli.quantize_command import quantize_command
 from bellm.cli.search_command import index_command, search_command, similarity_command
+from bellm.cli.serve_command import serve_command
 from bellm.cli.spectra_command import spectra_command
 from bellm.cli.terminal import CommandGroup, OneValueCommand, OptionalSourceCommand, open_streams, with_verbosity
 from bellm.cli.train_command import train_command
@@ -41,6 +42,7 @@ for _command in (
     similarity_command,
     index_command,
     search_command,
+    serve_command,
     evaluate_command,
     layers_command,
     analyse_command,
@@ -106,6 +108,8 @@ def _bellm(
       the nearest lines of a file
     [bold]bellm index vectors/[/]
       a folder that bellm embed wrote, made searchable: bellm search "..." --in vectors/
+    [bold]bellm serve my-encoder[/]
+      vectors over HTTP, as OpenAI's and TEI's clients ask for them
     [bold]bellm evaluate smollm2 --tasks sts -o report/[/]
       scores on the standard tasks, with intervals and a page to look at
     [bold]bellm layers smollm2 -o layers/[/]

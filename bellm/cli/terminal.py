@@ -199,6 +199,11 @@ def _shows_progress(console: Any) -> bool:
     return console.is_terminal and _Verbosity.level >= 0
 
 
+def is_quiet() -> bool:
+    """Whether errors alone are to be said."""
+    return _Verbosity.level < 0
+
+
 def is_progress_shown() -> bool:
     """Whether bars of the library are for a person at a terminal, who wants them."""
     return sys.stderr.isatty() and _Verbosity.level >= 0

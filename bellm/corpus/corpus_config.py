@@ -79,13 +79,17 @@ class EncoderRef:
     def load(self, **options: Any) -> Encoder | MultiViewEncoder:
         """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
         encoder = open_encoder(self.source, config=self.config, dtype=self.dtype, **options)
+        self.check(encoder, self.source)
+        return encoder
+
+    def check(self, encoder: Embedder, name: str) -> None:
+        """Raise a FingerprintError unless an encoder, named so, gives the vectors that the corpus holds."""
         other_weights = weights_differ(self.weights, _weights_of(encoder))
         if problem := _problem(encoder, other_weights, self.fingerprint, self.dtype):
             raise FingerprintError(
-                f"{self.source} does not give the vectors that it gave to the corpus (it has {problem}): give the "
-                "model that embedded it."
+                f"{name} does not give the vectors that it gave to the corpus (it has {problem}): give the model "
+                "that embedded it."
             )
-        return encoder
 
 
 def check_corpus_config(out: Path, config: CorpusConfig, encoder: Embedder) -> str:

@@ -29,7 +29,7 @@ from bellm.io.rows import check_query
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.text_files import Hit, SearchResult
-from bellm.types import Vectors
+from bellm.types import Embedder, Vectors
 
 FOLDER = "index"
 RECORD_FILE = "index.json"
@@ -70,11 +70,12 @@ class Index:
     _table: Any
 
     @classmethod
-    def open(cls, out: str | Path) -> "Index":
-        """Open the index of a complete corpus.
+    def open(cls, out: str | Path, encoder: Embedder | None = None) -> "Index":
+        """Open the index of a complete corpus; `encoder`, if given, must be that of the corpus.
 
         Raises:
             SourceError: There is no corpus or no index, or it cannot be read.
+            FingerprintError: The encoder gives other vectors than the corpus holds.
 
         Warns:
             CorpusWarning: The corpus has grown since.
@@ -95,6 +96,8 @@ class Index:
         if record.shards != _digest(_keys(out, complete)):
             message = f"{out} has changed since it was indexed; the index is searched as it was. Run: bellm index {out}"
             warn(message, CorpusWarning)
+        if encoder is not None:
+            read_encoder_ref(out).check(encoder, str(encoder.describe().get("name", "This encoder")))
         return cls(record, table)
 
     def search(self, query: Vectors, top: int = 10, *, exact: bool = False) -> list[Hit]:

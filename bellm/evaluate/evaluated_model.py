@@ -117,7 +117,7 @@ class EvaluatedModel:
         if isinstance(self.embedder, Encoder):
             return self.embedder.tokenize(unique, input_type).num_truncated
         if isinstance(self.embedder, MultiViewEncoder):
-            return self.embedder.num_truncated(unique, input_type)
+            return self.embedder.count_tokens(unique, input_type)[1]
         count: Callable[[Sequence[str]], int] = getattr(self.embedder, "num_truncated", lambda _: 0)
         return count(unique)
 

@@ -470,6 +470,16 @@ OTHERS = {
         "demonstrations tiny --candidates equal.csv -o tiny": "tiny exists already",
         "demonstrations tiny -o out": "--candidates",
     },
+    "serve": {
+        "serve tiny --port 70000": "Invalid value for '--port'",
+        "serve none": "none is no folder",
+        "serve tiny --also small": "is no NAME=SOURCE",
+        "serve tiny --also small=none": "none is no folder",
+        "serve tiny --max-texts 0": "max_texts=0 is too small",
+        "serve tiny --timeout -1": "is no number of seconds",
+        "serve tiny --index none": "none",
+        "serve tiny --host none.invalid": "is no address of this machine",
+    },
     "compress": {
         "compress tiny --dev equal.csv --within 1 --budget 5 -o out": "two answers to one question",
         "compress tiny --dev equal.csv --bits eight -o out": "is no list of numbers",

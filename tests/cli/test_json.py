@@ -1,8 +1,11 @@
 """`--json` of every command is what docs/json.md says it is."""
 
 import json
+import os
 import re
 import shlex
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ COMMANDS = {
     "index": "index corpus",
     "search, a file": "search MODEL Snow --in t.txt",
     "search, a corpus": "search Snow --in corpus",
+    "serve": "serve MODEL --port 0 --quiet",
     "evaluate": "evaluate MODEL MODEL?bidirectional=none --tasks STSBenchmark --data data -o report",
     "layers": "layers MODEL --data data -o layers",
     "analyse": "analyse MODEL MODEL?bidirectional=none --texts many.txt -o analysis --permutations 20 --resamples 0",
@@ -72,11 +76,24 @@ def outputs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         Path("words.csv").write_text("sentence,word\nA heron waits for fish.,patience\nRain fell all night.,rain\n")
         rows = [f'"{row.anchor}","{row.positives[0]}","{row.negatives[0]}"\n' for row in triplets(8)]
         Path("t.csv").write_text("anchor,positive,negative\n" + "".join(rows))
+        end_once_ready(patch)
         for name, command in COMMANDS.items():
             result = CliRunner().invoke(app, shlex.split(f"{command.replace('MODEL', str(tiny_folder))} --json"))
             assert result.stdout.count("\n") == 1, (name, result.output)
             found[name] = json.loads(result.stdout)
     return found
+
+
+def end_once_ready(patch: pytest.MonkeyPatch) -> None:
+    """Ask a server to end as soon as it has said that it is ready."""
+    module = sys.modules["bellm.cli.serve_command"]
+    said = module.print_result
+
+    def say(*arguments: Any) -> None:
+        said(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(module, "print_result", say)
 
 
 def documented() -> dict[str, dict[str, str]]:

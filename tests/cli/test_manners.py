@@ -160,6 +160,7 @@ WITH_SOURCE = {
     "quantize": "MODEL -o out",
     "center": "MODEL --texts t.csv -o out",
     "compress": "MODEL --dev t.csv -o out",
+    "serve": "MODEL --port 0",
     "doctor": "MODEL",
     "info": "MODEL",
 }
@@ -372,7 +373,13 @@ def test_the_same_note_is_shown_once() -> None:
 
 def test_help_of_repeatable_options_says_so() -> None:
     repeatable = {(name, one.name) for name, command in COMMANDS.items() for one in command.params if one.multiple}
-    assert repeatable == {("analyse", "texts"), ("evaluate", "compare"), ("layers", "method"), ("train", "data")}
+    assert repeatable == {
+        ("analyse", "texts"),
+        ("evaluate", "compare"),
+        ("layers", "method"),
+        ("train", "data"),
+        ("serve", "also"),
+    }
     assert CliRunner().invoke(app, ["train", "--help"]).output.count("again") >= 1
 
 
