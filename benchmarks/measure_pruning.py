@@ -1,7 +1,8 @@
 """What pruning does to embeddings, and to the language model beside them: SmolLM2 with fewer weights or fewer layers.
 
 Spearman x100 on pairs of STS-Benchmark's dev and test sets (drawn with seed 0), with 95 % intervals and the paired
-difference to the encoder as it was, and perplexity on WikiText-2's raw test text. Calibration texts are those of
+difference to the encoder as it was, and perplexity on WikiText-2's raw test text. A second table has the paired
+differences of alpha's and OWL's allocation to the same share for every layer. Calibration texts are those of
 STS-Benchmark's training set, in the encoder's prompt. Nothing is chosen on test pairs. Each row is written once it is
 there: the same command goes on where it was stopped. Data: BELLM_DATA or ../shared/data.
 """
@@ -13,10 +14,10 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,10 +32,18 @@ from bellm.compress import drop_layers, prune
 from bellm.compress.layer_dropping import DropBy
 from bellm.compress.pruners import PruneMethod
 from bellm.compress.pruning import Allocation
-from bellm.report.statistics import bootstrap_estimate, paired_difference
+from bellm.report.statistics import (
+    BootstrapEstimate,
+    Difference,
+    bootstrap_estimate,
+    holm_correction,
+    paired_difference,
+)
 from bellm.tensors.similarity import paired_cosine_similarity
 
 WINDOW = 256  # Tokens of a text whose perplexity is taken.
+SETS = ("dev", "test")
+RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -67,20 +76,9 @@ def cells(quick: bool) -> Iterator[Cell]:
         yield from (Cell(0.6, method, "uniform") for method in ("magnitude", "wanda"))
         yield Cell(dropped=6, by="top")
         return
-    yield from _prunings(0.6)
-    yield from _drops(6, 3, 9)
-    yield from _prunings(0.5)
-    yield from _drops(1, 2, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15)
-    yield from _prunings(0.7, 0.4, 0.3)
-
-
-def _prunings(*sparsities: float) -> Iterator[Cell]:
-    choices = product(sparsities, get_args(Allocation), reversed(get_args(PruneMethod)))
-    return (Cell(sparsity, method, allocation) for sparsity, allocation, method in choices)
-
-
-def _drops(*numbers: int) -> Iterator[Cell]:
-    return (Cell(dropped=number, by=by) for number, by in product(numbers, get_args(DropBy)))
+    choices = product((0.5, 0.6, 0.7, 0.4, 0.3), reversed(get_args(PruneMethod)), get_args(Allocation))
+    yield from (Cell(sparsity, method, allocation) for sparsity, method, allocation in choices)
+    yield from (Cell(dropped=number, by=by) for number, by in product((6, 3, 9, 12, 15), get_args(DropBy)))
 
 
 def main() -> None:
@@ -115,9 +113,7 @@ def main() -> None:
         if any(known[name] != record[name] for name in ("model", *settings, "tokens")):
             raise SystemExit(f"{path} is of other settings: give another file.")
         record = {**record, **known}
-    sets = {
-        name: read_pairs(folder / "stsbenchmark" / f"sts-{name}.csv", options.pairs or None) for name in ("dev", "test")
-    }
+    sets = {name: read_pairs(folder / "stsbenchmark" / f"sts-{name}.csv", options.pairs or None) for name in SETS}
     train = read_pairs(folder / "stsbenchmark" / "sts-train.csv")
     texts = sorted({*train.left, *train.right}, key=len)
     texts = texts[:: len(texts) // options.texts][: options.texts]
@@ -125,25 +121,22 @@ def main() -> None:
     encoder = Encoder.from_pretrained(options.model, bidirectional=options.bidirectional)
     done = {row["name"] for row in record["rows"]}
     wanted = [cell for cell in (Cell(), *cells(options.quick)) if cell.name not in done]
-    for name, pairs in sets.items():
-        if name not in record["cosines"]:
-            record["cosines"][name] = _cosines(encoder, pairs).tolist()
     for cell in wanted[: options.cells]:
         started = time.process_time()
         smaller = cell.apply(encoder, texts) if cell != Cell() else encoder
         row = {"name": cell.name, **asdict(cell), "cpu_seconds": round(time.process_time() - started, 1)}
-        for name, pairs in sets.items():
-            base_N = np.array(record["cosines"][name])
-            base, found = (
-                bootstrap_estimate(cosines_N, pairs.gold, resamples=2000)
-                for cosines_N in (base_N, base_N if cell == Cell() else _cosines(smaller, pairs))
-            )
-            row[name] = [found.value, found.low, found.high]
-            row[f"{name}_difference"] = list(asdict(paired_difference(found, base)).values())
         row["perplexity"] = perplexity(smaller, text, options.tokens)
         record["rows"].append(row)
+        record["cosines"][cell.name] = {name: _cosines(smaller, pairs).tolist() for name, pairs in sets.items()}
         path.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(table(record))
+    estimates = {
+        name: {
+            cell: bootstrap_estimate(np.array(cosines[name]), pairs.gold, resamples=RESAMPLES)
+            for cell, cosines in record["cosines"].items()
+        }
+        for name, pairs in sets.items()
+    }
+    Console(width=120).print(table(record, estimates), comparison(record, estimates))
 
 
 def _cosines(encoder: Encoder, pairs: Pairs) -> NDArray[np.float64]:
@@ -163,7 +156,11 @@ def perplexity(encoder: Encoder, text: str, num_tokens: int) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-def table(record: dict) -> Table:  # type: ignore[type-arg]
+Estimates = dict[str, dict[str, BootstrapEstimate]]
+"""By set, then by row."""
+
+
+def table(record: dict[str, Any], estimates: Estimates) -> Table:
     """All rows that are there."""
     found = Table(
         title=f"{record['model']}, {record['bidirectional']}, {record['pairs']} pairs, {record['texts']} texts"
@@ -172,12 +169,56 @@ def table(record: dict) -> Table:  # type: ignore[type-arg]
         found.add_column(heading, justify="right" if heading else "left")
     for row in record["rows"]:
         numbers = []
-        for name in ("dev", "test"):
-            value, low, high = row[name]
-            difference, least, most, _ = row[f"{name}_difference"]
-            numbers += [f"{value:.1f} [{low:.1f}, {high:.1f}]", f"{difference:+.1f} [{least:+.1f}, {most:+.1f}]"]
+        for name in SETS:
+            one, base = estimates[name][row["name"]], estimates[name][Cell().name]
+            numbers += [f"{one.value:.1f} [{one.low:.1f}, {one.high:.1f}]", _said(paired_difference(one, base))]
         found.add_row(row["name"], *numbers, f"{row['perplexity']:.1f}", f"{row['cpu_seconds']:.0f}")
     return found
+
+
+def comparison(record: dict[str, Any], estimates: Estimates) -> Table:
+    """Allocations against the same share for every layer, on the same pairs: each cell, and the mean over sparsities.
+
+    p-values are corrected (Holm) for all cells of a column; means over sparsities are not among these.
+    """
+    rows = {row["name"]: row for row in record["rows"]}
+    found = Table(title="minus uniform, points [95 %], p after Holm; perplexity as a multiple")
+    for heading in ("", *SETS, "perplexity"):
+        found.add_column(heading, justify="right" if heading else "left")
+    others = [Cell(row["sparsity"], row["method"], row["allocation"]) for row in rows.values() if row["sparsity"]]
+    pairs = [(each, replace(each, allocation="uniform")) for each in others if each.allocation != "uniform"]
+    pairs = [(one, base) for one, base in pairs if base.name in rows]
+    corrected = {
+        name: holm_correction({one.name: paired_difference(of[one.name], of[base.name]) for one, base in pairs})
+        for name, of in estimates.items()
+    }
+    for one, base in sorted(pairs, key=lambda pair: (pair[0].allocation, pair[0].method, pair[0].sparsity)):
+        cells = [f"{_said(corrected[name][one.name])} p={corrected[name][one.name].p_value:.3f}" for name in SETS]
+        found.add_row(one.name, *cells, f"{rows[one.name]['perplexity'] / rows[base.name]['perplexity']:.2f}")
+    for allocation, method in product(("alpha", "owl"), (*get_args(PruneMethod), None)):
+        same = [pair for pair in pairs if pair[0].allocation == allocation and method in (None, pair[0].method)]
+        if not same:
+            continue
+        cells = []
+        for name in SETS:
+            both = [_mean([estimates[name][pair[side].name] for pair in same]) for side in (0, 1)]
+            difference = paired_difference(*both)
+            cells.append(f"{_said(difference)} p={difference.p_value:.3f}")
+        ratios = [rows[one.name]["perplexity"] / rows[base.name]["perplexity"] for one, base in same]
+        found.add_row(
+            f"{allocation}, {method or 'all'}, mean of {len(same)}", *cells, f"{np.exp(np.mean(np.log(ratios))):.2f}"
+        )
+    return found
+
+
+def _mean(estimates: list[BootstrapEstimate]) -> BootstrapEstimate:
+    """Mean of scores on the same pairs, whose replicates draw the same pairs."""
+    replicates_R = np.mean([one.resamples_R for one in estimates], axis=0)
+    return BootstrapEstimate(float(np.mean([one.value for one in estimates])), replicates_R)
+
+
+def _said(difference: Difference) -> str:
+    return f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
 if __name__ == "__main__":

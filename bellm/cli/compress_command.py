@@ -60,6 +60,15 @@ def compress_command(
     sparsity: Annotated[
         str | None, typer.Option(metavar="S,...", help="Shares of weights to remove; default 0.5 with --calibration.")
     ] = None,
+    recover: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="After layers are dropped also train the rest for so many steps on --calibration, a thousand texts or "
+            "more, to give the similarities of all layers; 200, say.",
+        ),
+    ] = None,
     bits: Annotated[str | None, typer.Option(metavar="8,4", help="Bits of a weight; default 8 and 4.")] = None,
     dims: Annotated[
         str | None, typer.Option(metavar="N,...", help="Numbers of a vector; default a half, a quarter and a ninth.")
@@ -74,15 +83,19 @@ def compress_command(
     Layers dropped, weights removed, fewer bits, fewer numbers, centered and
     binary vectors: every combination is scored on your rated pairs against the
     encoder as it came, on the same pairs. Each is saved, loaded in a process of
-    its own, and timed there. Stopped, the same command goes on.
+    its own, and timed there. Stopped, the same command goes on. A list of
+    nothing (--bits '') leaves that out.
 
     Fewer layers are smaller and faster. Fewer bits are smaller, zeros neither;
     numbers of a vector are a matter of an index. The page has the front: what
-    costs least for its score.
+    costs least for its score. With --recover an encoder that has lost layers
+    learns from the one that has them all.
 
     Example: bellm compress smollm2 --dev STSBenchmark-dev --within 1 -o small/ --bidirectional last:8
 
     Example: bellm compress smollm2 --dev rated.csv --calibration texts.txt --budget 100000000 -o small/ --quick
+
+    Example: bellm compress smollm2 --dev rated.csv --calibration texts.txt --drop-layers 10,15 --recover 200 -o small/
     """
     if within is not None and budget is not None:
         raise BellmError("--within and --budget are two answers to one question: give one.")
@@ -103,7 +116,7 @@ def compress_command(
     texts = read_texts(calibration, column) if calibration else []
     encoder = options.load_encoder(source)
     grid = default_grid(encoder.num_layers, encoder.uncentered().embedding_dim, with_texts=bool(texts), quick=quick)
-    grid = replace(grid, **{name: values for name, values in lists.items() if values is not None})
+    grid = replace(grid, recovery=recover or 0, **{name: it for name, it in lists.items() if it is not None})
     with live_bars() as update:
         found = compress(
             encoder,

@@ -124,9 +124,13 @@ def prune_command(
     folder = Path(output)
     if folder.exists():
         raise SourceError(f"{output} exists already. Choose another name or remove it.")
-    texts = _spread(calibration, column, max_texts) if calibration else []
+    from bellm.io.rows import read_texts
+
+    read = read_texts(calibration, column) if calibration else []
     from bellm.compress import drop_layers as drop
-    from bellm.compress import prune
+    from bellm.compress import prune, spread_texts
+
+    texts = spread_texts(read, max_texts)
 
     work = folder.with_name(f".{folder.name}-pruning")
     encoder: Encoder = options.load_encoder(source)
@@ -158,14 +162,6 @@ def prune_command(
     }
     tables = [_layer_table(step) for step in encoder.compression if step.get("kind") == "prune"][-1:]
     print_result(record, as_json, *tables, f"{output}: {'; '.join(summaries)}.")
-
-
-def _spread(file: str, column: str, most: int) -> list[str]:
-    """Different texts of a file, at most so many, from its beginning to its end."""
-    from bellm.io.rows import read_texts
-
-    texts = list(dict.fromkeys(read_texts(file, column)))
-    return [texts[number * len(texts) // most] for number in range(most)] if len(texts) > most else texts
 
 
 def _layer_table(step: dict[str, Any]) -> Any:

@@ -14,22 +14,15 @@ if TYPE_CHECKING:
     from bellm.compress.compression import Compression, CompressionRow, compress
     from bellm.compress.grid import Grid, default_grid
     from bellm.compress.layer_dropping import drop_layers, layer_changes
-    from bellm.compress.pruning import prune
+    from bellm.compress.pruning import prune, spread_texts
     from bellm.compress.quantization import quantize
+    from bellm.compress.recovery import recover
     from bellm.compress.spectra import MatrixSpectrum, hill_alpha, layer_alphas, measure_spectra
     from bellm.compress.spectra_page import check_spectra_folder, write_spectra
 
 __all__ = ["MatrixSpectrum", "allocate", "allocate_by_outliers", "center", "drop_layers", "hill_alpha", "layer_alphas"]
-__all__ += ["check_spectra_folder", "layer_changes", "measure_spectra", "prune", "quantize", "write_spectra"]
-
-__all__ += [
-    "Compression",
-    "CompressionRow",
-    "Grid",
-    "check_compress_folder",
-    "compress",
-    "default_grid",
-    "write_compression",
-]
+__all__ += ["check_spectra_folder", "layer_changes", "measure_spectra", "prune", "quantize", "recover", "spread_texts"]
+__all__ += ["Compression", "CompressionRow", "Grid", "check_compress_folder", "compress", "default_grid"]
+__all__ += ["write_compression", "write_spectra"]
 
 __getattr__, __dir__ = lazy_exports(__name__)

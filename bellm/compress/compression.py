@@ -11,24 +11,32 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from bellm.backbone.source_names import VECTORS
 from bellm.compress.footprint import Footprint, measure_footprint
-from bellm.compress.grid import Grid, VectorForm, WeightsVariant, default_grid
+from bellm.compress.grid import Grid, Recover, VectorForm, WeightsVariant, default_grid
+from bellm.compress.pruning import spread_texts
+from bellm.compress.recovery import check_recovery_texts, recover
 from bellm.data import STSPairs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, SourceError, check_encoder
-from bellm.evaluate import read_dev_set
+from bellm.evaluate import load_model, read_dev_set
+from bellm.extras import require_extra
 from bellm.io import atomic
+from bellm.io.vectors import new_vector_file
 from bellm.metadata import encoder_identity, package_versions
 from bellm.report import statistics
 from bellm.report.formatting import format_p_value, format_points
 from bellm.report.statistics import BootstrapEstimate
 from bellm.run_dir import refuse_other_config
 from bellm.tensors.similarity import paired_cosine_similarity
+from bellm.types import Embedder
 
 CompressProgress = Callable[[str, int, int], None]
 
-_MEASURED, _CONFIG = "measured", "grid.json"
+_MEASURED, _CONFIG, _TEACHER = "measured", "grid.json", "vectors.parquet"
 _QUICK_PAIRS = 200
+_MOST_TEXTS = 256
+"""Calibration texts that weights and means are taken from: each variant embeds them. Recovery trains on all."""
 _SAME_SPEED = 0.05
 """Share by which two measurements of speed may differ where nothing else does."""
 
@@ -136,8 +144,9 @@ def compress(
     """Score smaller encoders against the encoder as it came, and save the chosen one as `output/model`.
 
     Each variant of the weights is saved, loaded in a process of its own, and measured there; what vectors may lose
-    (numbers, bits, their mean) is scored on the same vectors. What is measured stays in `output/measured`: the same
-    call goes on after a stop, and another rule costs no measurement.
+    (numbers, bits, their mean) is scored on the same vectors. With `grid.recovery` what is left after layers were
+    dropped is also trained, see `recover`. What is measured and trained stays in `output/measured`: the same call goes
+    on after a stop, and another rule costs no measurement.
 
     Args:
         encoder: Which is to become smaller.
@@ -146,7 +155,8 @@ def compress(
         within: Points that it may lose; the smallest on disk is taken.
         budget: Bytes on disk that it may take; the best is taken, whatever it loses.
         calibration: Texts of the kind that will be embedded, not those of dev: they say which weights go, and what the
-            mean of vectors is. Without them no weight goes and nothing is centered.
+            mean of vectors is, 256 of them; recovery trains on all. Without them no weight goes and nothing is
+            centered.
         grid: What is tried; None for the usual.
         quick: Try little, on 200 pairs.
         data: Folder of data sets; None for `BELLM_DATA`, else the Hub.
@@ -155,7 +165,7 @@ def compress(
         progress: Told what is measured, how many variants are, and how many there are.
 
     Raises:
-        BellmError: Nothing fits the budget, or the encoder cannot be made smaller.
+        BellmError: Nothing fits the budget, the encoder cannot be made smaller, or recovery lacks texts.
         SourceError: The folder holds measurements of another encoder, dev set or calibration.
     """
     check_encoder(encoder, Encoder)
@@ -171,16 +181,27 @@ def compress(
             f"{len(seen)} calibration texts are among the pairs of {pairs.name}, and would be scored on. Give others."
         )
     grid = grid or default_grid(plain.num_layers, plain.embedding_dim, with_texts=bool(calibration), quick=quick)
+    if grid.recovery:
+        _check_recovery(grid, calibration)
     texts = list(dict.fromkeys((*pairs.left, *pairs.right)))
     folder = _begin(Path(output), plain, [*texts, *calibration], len(texts))
-    footprints, variants = [], grid.weights()
-    for number, variant in enumerate(variants):
-        progress(variant.name, number, len(variants))
-        footprints.append(_measure(variant, plain, folder, texts, calibration))
+    sample = spread_texts(calibration, _MOST_TEXTS)
+    footprints, variants = list[Footprint](), grid.weights()
+
+    def train_smaller(smaller: Encoder, steps: int) -> Encoder:
+        def show(step: int, total: int) -> None:
+            progress(f"{smaller.num_layers} layers: training step {step} of {total}", len(footprints), len(variants))
+
+        run_dir = folder / f"recovery-{smaller.num_layers}-layers-{steps}-steps"
+        return recover(smaller, _teacher(plain, calibration, folder), calibration, steps, run_dir, show)
+
+    for variant in variants:
+        progress(variant.name, len(footprints), len(variants))
+        footprints.append(_measure(variant, plain, folder, texts, sample, train_smaller))
     progress("scores", len(variants), len(variants))
     rows = _rows(variants, footprints, grid, pairs, texts, seed, resamples)
     chosen, rule = _choose(rows, within, budget)
-    smaller = chosen.vectors.finish(chosen.weights.make(plain, calibration), calibration)
+    smaller = chosen.vectors.finish(chosen.weights.make(plain, sample, train_smaller), sample)
     found = Compression(encoder.name, pairs.name, len(pairs.left), rows, chosen, rule)
     model = Path(output) / "model"
     if model.exists():
@@ -210,15 +231,36 @@ def _begin(output: Path, encoder: Encoder, texts: Sequence[str], num_scored: int
     return folder
 
 
+def _check_recovery(grid: Grid, texts: Sequence[str]) -> None:
+    require_extra("train", "recovery")
+    if not grid.dropped:
+        raise BellmError("Recovery trains what is left after layers were dropped: say how many layers to drop.")
+    check_recovery_texts(texts)
+
+
+def _teacher(encoder: Encoder, texts: Sequence[str], folder: Path) -> Embedder:
+    """The vectors of all texts that are trained on, computed once."""
+    path = folder / _TEACHER
+    if not path.exists():
+        with new_vector_file(str(path)) as write:
+            write(texts, encoder.encode_with_stats(texts).vectors)
+    return load_model(f"{VECTORS}{path}")
+
+
 def _measure(
-    variant: WeightsVariant, encoder: Encoder, folder: Path, texts: Sequence[str], calibration: Sequence[str]
+    variant: WeightsVariant,
+    encoder: Encoder,
+    folder: Path,
+    texts: Sequence[str],
+    calibration: Sequence[str],
+    recover: Recover,
 ) -> Footprint:
     path = folder / f"{variant.key}.safetensors"
     if not path.exists():
         draft = folder / "draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            variant.make(encoder, calibration).save_pretrained(draft)
+            variant.make(encoder, calibration, recover).save_pretrained(draft)
             found = measure_footprint(draft, [*texts, *calibration], str(encoder.device))
         finally:
             shutil.rmtree(draft, ignore_errors=True)

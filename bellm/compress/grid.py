@@ -1,9 +1,9 @@
 """The grid of smaller encoders that `compress` tries: variants of the weights, and forms of their vectors."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from bellm.compress.quantization import quantize
 from bellm.encoder import Encoder
 from bellm.types import Vectors
 
+Recover = Callable[[Encoder, int], Encoder]
+"""Trains an encoder with fewer layers for so many steps."""
+
 
 @dataclass(frozen=True)
 class WeightsVariant:
@@ -22,6 +25,8 @@ class WeightsVariant:
 
     dropped: int = 0
     """Layers, from the top."""
+    recovery: int = 0
+    """Steps of training after that."""
     sparsity: float = 0.0
     """Share of the weights that Wanda takes."""
     bits: int | None = None
@@ -31,6 +36,7 @@ class WeightsVariant:
     def name(self) -> str:
         """In words, as rows are called."""
         parts = [f"{self.dropped} layers dropped"] if self.dropped else []
+        parts += [f"{self.recovery} steps of recovery"] if self.recovery else []
         parts += [f"{self.sparsity:.0%} zeros"] if self.sparsity else []
         parts += [f"{self.bits} bits"] if self.bits else []
         return ", ".join(parts) or "weights as they are"
@@ -38,12 +44,15 @@ class WeightsVariant:
     @property
     def key(self) -> str:
         """A file name."""
-        return f"drop{self.dropped}-sparsity{round(1000 * self.sparsity)}-bits{self.bits or 0}"
+        recovery = f"-recovery{self.recovery}" if self.recovery else ""
+        return f"drop{self.dropped}{recovery}-sparsity{round(1000 * self.sparsity)}-bits{self.bits or 0}"
 
-    def make(self, encoder: Encoder, texts: Sequence[str]) -> Encoder:
+    def make(self, encoder: Encoder, texts: Sequence[str], recover: Recover) -> Encoder:
         """The encoder with all of it done; the given one stays as it is."""
         if self.dropped:
             encoder = drop_layers(encoder, self.dropped)
+        if self.recovery:
+            encoder = recover(encoder, self.recovery)
         if self.sparsity:
             encoder = prune(encoder, self.sparsity, method="wanda" if texts else "magnitude", texts=texts)
         return quantize(encoder, cast(Bits, self.bits)) if self.bits else encoder
@@ -92,21 +101,19 @@ class Grid:
     bits: tuple[int, ...]
     dims: tuple[int, ...]
     centered: bool
+    recovery: int = 0
+    """Steps of training after layers were dropped, which is tried besides not training; 0 trains nothing."""
 
     def weights(self) -> list[WeightsVariant]:
         """All variants of the weights, the untouched first."""
-        return [
-            WeightsVariant(*each) for each in product((0, *self.dropped), (0.0, *self.sparsity), (None, *self.bits))
-        ]
+        depths = [(0, 0), *product(self.dropped, (0, self.recovery) if self.recovery else (0,))]
+        others = list(product((0.0, *self.sparsity), (None, *self.bits)))
+        return [WeightsVariant(*depth, *other) for depth in depths for other in others]
 
     def forms(self) -> list[VectorForm]:
         """All forms of vectors, the untouched first."""
         centered = (False, True) if self.centered else (False,)
         return [VectorForm(*each) for each in product(centered, (None, *self.dims), (False, True))]
-
-    def to_json(self) -> dict[str, Any]:
-        """As lists."""
-        return asdict(self)
 
 
 def default_grid(num_layers: int, width: int, *, with_texts: bool, quick: bool) -> Grid:

@@ -219,6 +219,12 @@ class _Run:
         return found
 
 
+def spread_texts(texts: Sequence[str], most: int) -> list[str]:
+    """Different texts, at most so many, from the first to the last evenly."""
+    texts = list(dict.fromkeys(texts))
+    return [texts[number * len(texts) // most] for number in range(most)] if len(texts) > most else texts
+
+
 def _shares(
     allocation: Allocation, scores: Sequence[float | None], sizes: Sequence[int], sparsity: float, eps: float
 ) -> Shares:

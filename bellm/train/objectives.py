@@ -17,10 +17,12 @@ Shapes: B anchors, C candidates (positives, then negatives), K candidates of a r
 """
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ from bellm.errors import BellmError
 from bellm.tensors.losses import contrastive, nested, preferences, ranking
 from bellm.tensors.losses.loss_inputs import normalize
 from bellm.train.embedded_batch import EmbeddedBatch, ResponseLogProbs
+from bellm.types import Embedder
 
 Objective = Callable[[EmbeddedBatch], Tensor]
 """The scalar that training minimizes."""
@@ -196,13 +199,23 @@ class Espresso(_WithTemperature):
 class Distillation(_WithTemperature):
     """KL divergence from a teacher's in-batch similarities, softmax over the other texts (SEED, arXiv 2101.04731)."""
 
-    teacher: str
-    """An encoder that `Encoder.from_pretrained` takes."""
+    teacher: str | Embedder
+    """An encoder that `Encoder.from_pretrained` takes, or any embedder: a file of vectors costs no forward pass."""
     temperature: float = 0.05
+
+    def __repr__(self) -> str:
+        """As a run's config has it: of an embedder a digest of its vectors, by which another one is refused."""
+        teacher = self.teacher
+        if not isinstance(teacher, str):
+            vectors = np.round(teacher.fingerprint(), 2)
+            teacher = f"{type(teacher).__name__} {hashlib.sha256(vectors.tobytes()).hexdigest()[:16]}"
+        return f"Distillation(teacher={teacher!r}, temperature={self.temperature!r})"
 
     def __call__(self, batch: EmbeddedBatch) -> Tensor:
         """The divergence of the cosines among all texts of the batch."""
         own_TD = torch.cat(batch.vectors)
+        if len(own_TD) < 3:  # The last batch of an epoch may be as small, and has no similarities to compare.
+            return 0 * own_TD.sum()
         teacher_TD = torch.cat([_encode_with(self.teacher, texts, own_TD) for texts in batch.texts if texts])
         return contrastive.similarity_kl(own_TD, teacher_TD, temperature=self.temperature)
 
@@ -252,9 +265,12 @@ class GRL:
         return kl(cosines_BK, responses.mean_BK, temperature=self.contrastive.temperature, direction=self.direction)
 
 
-def _encode_with(source: str, texts: list[str], like: Tensor) -> Tensor:
+def _encode_with(embedder: str | Embedder, texts: list[str], like: Tensor) -> Tensor:
     """Another encoder's vectors of the texts, on the device of `like`."""
-    return torch.from_numpy(_load_encoder(source).encode(texts, progress=False)).to(like.device)
+    embedder = _load_encoder(embedder) if isinstance(embedder, str) else embedder
+    # Without an encoder's progress bar, which every step would show.
+    options: dict[str, Any] = {"progress": False} if isinstance(embedder, Encoder) else {}
+    return torch.from_numpy(embedder.encode(texts, **options)).to(like.device)
 
 
 @functools.cache

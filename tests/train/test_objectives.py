@@ -100,6 +100,24 @@ def test_another_encoder_guides_and_teaches(batch: EmbeddedBatch, tiny_encoder: 
     torch.testing.assert_close(InfoNCE(guide=str(tiny_folder), margin=0.5)(batch), wanted)
     taught = contrastive.similarity_kl(torch.cat(batch.vectors), torch.cat(seen))
     torch.testing.assert_close(Distillation(str(tiny_folder))(batch), taught, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Distillation(tiny_encoder)(batch), taught, rtol=1e-5, atol=1e-6)
+
+
+def test_a_teacher_in_memory_is_known_by_its_vectors(tiny_encoder: Encoder) -> None:
+    """In a run's config, by which a run with another teacher is refused."""
+    other = tiny_encoder.replace(bidirectional="none")
+    assert repr(Distillation(tiny_encoder)) == repr(Distillation(tiny_encoder.replace())) != repr(Distillation(other))
+    assert repr(Distillation("heron", 0.1)) == "Distillation(teacher='heron', temperature=0.1)"
+
+
+def test_a_last_batch_too_small_to_compare_teaches_nothing(tiny_encoder: Encoder) -> None:
+    """Two texts have one similarity, and one text none: an epoch may end with such a batch."""
+    rows = vectors(2, 16).requires_grad_()
+    loss = Distillation(tiny_encoder)(make_embedded_batch([(rows, [Example("a", ("b",))])]))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert rows.grad is not None
+    assert not rows.grad.any()
 
 
 def test_ranked_and_angle_take_ratings(rated: EmbeddedBatch) -> None:
