@@ -3,7 +3,7 @@
 import ast
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ _IMPORTS = {
     "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
     "serve": ("orjson", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+    "export": ("sentence_transformers",),
 }
 """What each extra of pyproject.toml makes importable."""
 
@@ -28,6 +29,7 @@ _PACKAGES = (
     "corpus",
     "data",
     "evaluate",
+    "export",
     "integrations",
     "layer_search",
     "serve",
@@ -36,13 +38,15 @@ _PACKAGES = (
 """Public packages, which are attributes of `bellm` once asked for."""
 
 
-def require_extra(extra: str, what: str | None = None) -> None:
+def require_extra(extra: str, what: str | None = None, packages: Sequence[str] | None = None) -> None:
     """Make sure that an extra is installed; nothing is imported. `what` needs it, if not the package of its name.
+
+    `packages` are those of the extra that are needed, if not all.
 
     Raises:
         MissingExtraError: One of its packages is missing.
     """
-    if missing := [name for name in _IMPORTS[extra] if _is_missing(name)]:
+    if missing := [name for name in packages or _IMPORTS[extra] if _is_missing(name)]:
         verb = "is" if len(missing) == 1 else "are"
         who = what or f"bellm.{extra}"
         raise MissingExtraError(

@@ -23,7 +23,7 @@ FLOORS = (
     {"metadata", "pool", "multiview"},
     {"text_files", "doctor"},
     {"corpus", "evaluate", "train", "integrations"},
-    {"analyse", "layer_search", "demonstrations", "compress", "augment", "serve"},
+    {"analyse", "layer_search", "demonstrations", "compress", "export", "augment", "serve"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

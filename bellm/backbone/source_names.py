@@ -11,6 +11,9 @@ SETTINGS_FILE = "bellm.json"
 VIEWS_FILE = "views.json"
 """The same of a saved multi-view encoder."""
 
+EXPORT_FILE = "export.json"
+"""File of the settings in a folder that `bellm export` wrote."""
+
 SENTENCE_TRANSFORMERS, VECTORS = "st:", "vectors:"
 """How sources begin that are no encoders of bellm; commands that evaluate take them."""
 

@@ -15,6 +15,7 @@ from bellm.cli.compress_command import compress_command
 from bellm.cli.demonstrations_command import demonstrations_command
 from bellm.cli.embed_command import embed_command
 from bellm.cli.evaluate_command import evaluate_command
+from bellm.cli.export_command import export_command
 from bellm.cli.layers_command import layers_command
 from bellm.cli.list_commands import models_command, prompts_command, tasks_command
 from bellm.cli.model_commands import doctor_command, info_command
@@ -55,6 +56,7 @@ for _command in (
     quantize_command,
     center_command,
     compress_command,
+    export_command,
     doctor_command,
     info_command,
     tasks_command,
@@ -132,6 +134,8 @@ def _bellm(
       the mean vector of your texts, taken from all vectors
     [bold]bellm compress smollm2 --dev STSBenchmark-dev --within 1 -o smallest/[/]
       the smallest encoder that loses no more than a point
+    [bold]bellm export smollm2 --to sentence-transformers -o for-st/ --bidirectional last:8[/]
+      the same encoder in another library, proved there
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """

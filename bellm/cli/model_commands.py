@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bellm.backbone.source_names import EXPORT_FILE
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import print_result, status_line
 from bellm.config import setting_names
+from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,10 +114,27 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
     """Measure what every layer sees, and whether vectors stay the same where they must.
 
     Differences are relative to the states compared; float32 unless --dtype says otherwise, for exact answers.
-    Exits with 1 if anything fails.
+    Exits with 1 if anything fails. A folder that bellm export wrote is run in
+    its own library, and compared with the encoder's vectors of that day.
 
     Example: bellm doctor smollm2 --bidirectional last:8
     """
+    if (Path(source) / EXPORT_FILE).is_file():
+        if given := options.given():
+            raise BellmError(f"{source} is an export with settings of its own: leave {next(iter(given))} out.")
+        with status_line(f"running {source}"):
+            from bellm.export import diagnose_export
+
+            diagnosis = diagnose_export(Path(source))
+    else:
+        diagnosis = _diagnose_encoder(source, options)
+    record = {"healthy": diagnosis.healthy, **dataclasses.asdict(diagnosis)}
+    print_result(record, as_json, *_diagnosis_in_words(diagnosis))
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+def _diagnose_encoder(source: str, options: ModelOptions) -> "Diagnosis":
     encoder = options.load(source, verify=False, dtype="float32")
     with status_line(f"examining {source}"):
         from bellm import Encoder, saving
@@ -126,11 +145,7 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
         saved = read_saved(folder) if folder else None
         # With other settings than the saved ones the fingerprint was checked on loading, and says no more.
         is_saved = saved and isinstance(encoder, Encoder) and saved.config == encoder.config
-        diagnosis = diagnose(encoder, saved=saved if is_saved else None)
-    record = {"healthy": diagnosis.healthy, **dataclasses.asdict(diagnosis)}
-    print_result(record, as_json, *_diagnosis_in_words(diagnosis))
-    if not diagnosis.healthy:
-        raise typer.Exit(1)
+        return diagnose(encoder, saved=saved if is_saved else None)
 
 
 def _diagnosis_in_words(diagnosis: "Diagnosis") -> Iterator[Any]:

@@ -55,7 +55,7 @@ class OwnTokenizers:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
         """Copy a tokenizer; a SourceError where its tokens are more than the model embeds."""
-        self._special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = special_tokens(tokenizer)
         ids = [token_id for token, token_id in tokenizer.get_vocab().items() if token not in self._special]
         largest = max([*ids, *tokenizer("").input_ids, fallback_token_id(tokenizer)])
         if largest >= num_embeddings:
@@ -96,6 +96,11 @@ class OwnTokenizers:
         tokenizer = copy.deepcopy(self._literal)
         tokenizer.split_special_tokens = False
         return tokenizer
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Texts of the special tokens; a prompt that holds one has them read as such."""
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
 def tokenize(

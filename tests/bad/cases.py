@@ -488,6 +488,14 @@ OTHERS = {
         "compress tiny --dev none.csv -o out": "none.csv",
         "compress tiny -o out": "Missing option '--dev'",
     },
+    "export": {
+        "export tiny --to safetensors -o out": "'safetensors' is not one of",
+        "export tiny --to transformers -o tiny": "tiny exists already",
+        "export tiny --to transformers": "Missing option '--output'",
+        "export tiny --to transformers -o -": "'-' is no name",
+        "export tiny --to transformers -o out --tolerance=-1": "--tolerance",
+        "export tiny --to transformers -o out --pooling mean-text": "cannot hold pooling='mean-text': take last, mean",
+    },
     "center": {
         "center tiny --texts none.txt -o out": "none.txt",
         "center tiny --texts good.txt -o out": "different texts are too few for a mean: give at least 10",

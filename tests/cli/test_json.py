@@ -48,6 +48,7 @@ COMMANDS = {
     "quantize": "quantize MODEL --bits 4 -o quantized",
     "center": "center MODEL --texts many.txt -o centered",
     "compress": "compress MODEL --dev rated.csv --drop-layers 1 --bits 8 --dims 8 -o smallest",
+    "export": "export MODEL --to transformers -o exported",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",

@@ -159,6 +159,7 @@ WITH_SOURCE = {
     "spectra": "MODEL -o out",
     "quantize": "MODEL -o out",
     "center": "MODEL --texts t.csv -o out",
+    "export": "MODEL --to transformers -o out",
     "compress": "MODEL --dev t.csv -o out",
     "serve": "MODEL --port 0",
     "doctor": "MODEL",

@@ -1,0 +1,53 @@
+"""`bellm export`: an encoder in another library's format, proved there."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
+from bellm.cli.terminal import check_output, print_result, status_line
+from bellm.errors import SourceError
+from bellm.export.export_formats import EXPORT_FORMATS, FormatName
+
+
+@with_model_options
+def export_command(
+    source: Source,
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=check_output, help="New folder; there only if the proof holds.")
+    ],
+    to: Annotated[
+        FormatName, typer.Option(help="; ".join(f"{name}: {form.summary}" for name, form in EXPORT_FORMATS.items()))
+    ],
+    *,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest relative distance of a vector; default what rounding explains."),
+    ] = None,
+    as_json: AsJson = False,
+    options: ModelOptions,
+) -> None:
+    """Write an encoder in another library's format, and prove that it is the same there.
+
+    The folder is loaded by that library, in a process of its own without
+    bellm, and embeds texts of many lengths. Where a vector is not the
+    encoder's, the command fails and leaves no folder. parity.json has the
+    distances; bellm doctor DIR measures them again.
+
+    A format that cannot hold a setting says so, with the nearest that it can.
+    docs/export.md has the table.
+
+    Example: bellm export my-encoder --to sentence-transformers -o for-st/
+
+    Example: bellm export smollm2 --to transformers -o decoder/ --bidirectional last:8 --pooling mean
+    """
+    if Path(output).exists():
+        raise SourceError(f"{output} exists already. Choose another name or remove it.")
+    from bellm.export import export
+
+    encoder = options.load_encoder(source)
+    with status_line(f"writing {output}, and running it with {to}"):
+        parity = export(encoder, to, output, tolerance=tolerance)
+    record: dict[str, Any] = {"output": output, "parity": parity.to_json()}
+    print_result({**record, "encoder": {"source": source, **encoder.describe()}}, as_json, f"{output}: {parity}")

@@ -1,0 +1,104 @@
+"""`export`: an encoder in another library's format, proved there to give the same vectors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bellm.backbone.source_names import EXPORT_FILE
+from bellm.config import setting_names
+from bellm.encoder import Encoder
+from bellm.errors import BellmError, check_choice, check_encoder
+from bellm.export.export_formats import EXPORT_FORMATS, FormatName, check_exportable
+from bellm.export.parity import PARITY_FILE, Parity, run_export, write_reference
+from bellm.export.transformer_folder import write_sentence_transformers, write_transformers
+from bellm.extras import require_extra
+from bellm.io.atomic import atomic_directory, write_bytes, write_json
+from bellm.tensors.similarity import tolerances
+from bellm.version import __version__
+
+_WRITERS: dict[FormatName, Callable[[Encoder, Path], dict[str, Any]]] = {
+    "sentence-transformers": write_sentence_transformers,
+    "transformers": write_transformers,
+}
+"""Each writes an encoder to a folder, and returns what the manifest says besides its settings."""
+
+
+def export(encoder: Encoder, format: FormatName, path: str | Path, *, tolerance: float | None = None) -> Parity:
+    """Write an encoder in another library's format, and run it there, in a process of its own without bellm.
+
+    Args:
+        encoder: Its weights are written in its dtype.
+        format: See `EXPORT_FORMATS`.
+        path: A new folder; it is there only if the vectors are the encoder's.
+        tolerance: Largest relative distance of a vector; None for what rounding explains in the format and dtype.
+
+    Raises:
+        BellmError: The format cannot hold a setting, its package is missing, the disk refuses, or vectors differ.
+    """
+    check_encoder(encoder, Encoder)
+    check_choice("format", format, FormatName)
+    check_exportable(encoder.config, encoder.num_layers, format)
+    require_extra("export", f"The format {format}", EXPORT_FORMATS[format].packages)
+    if tolerance is not None and not tolerance >= 0:
+        raise BellmError(f"tolerance={tolerance} is no distance: give 0 or more.")
+    with atomic_directory(Path(path)) as draft:
+        write_export(encoder, format, draft, tolerance=tolerance)
+        parity = run_export(draft)
+        if not parity.holds:
+            raise BellmError(
+                f"{format} gives other vectors in {parity.runtime}: they differ by {parity.max_difference:.2g}, and "
+                f"{parity.tolerance:g} is allowed (least cosine {parity.min_cosine:.4f}). Nothing was written."
+            )
+        write_json(draft / PARITY_FILE, parity.to_json())
+        for file in draft.rglob("*"):  # safetensors writes files that only their owner can read.
+            file.chmod(0o755 if file.is_dir() else 0o644)
+    return parity
+
+
+def write_export(encoder: Encoder, format: FormatName, folder: Path, *, tolerance: float | None = None) -> None:
+    """Write all of an export but its parity to an empty folder; see `export`."""
+    form = EXPORT_FORMATS[format]
+    if tolerance is None:
+        tolerance = max(form.tolerance, tolerances(encoder.dtype_name).packing * (encoder.dtype_name != "float32"))
+    manifest = {"format": format, "bellm": __version__, "tolerance": tolerance}
+    manifest |= {name: value for name, value in encoder.describe().items() if name != "device"}
+    manifest |= _WRITERS[format](encoder, folder)
+    write_json(folder / EXPORT_FILE, manifest)
+    write_reference(encoder, folder, form)
+    write_bytes(folder / "README.md", _card(manifest).encode())
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    trust = ", trust_remote_code=True" if manifest.get("remote_code") else ""
+    settings = "\n".join(f"| {name.replace('_', ' ')} | {manifest[name]} |" for name in setting_names())
+    return f"""# An encoder for {manifest["format"]}
+
+| | |
+|---|---|
+| base model | `{Path(manifest["name"]).name}` |
+{settings}
+| dtype | {manifest["dtype"]} |
+
+{_USE[manifest["format"]].format(trust=trust)}
+
+`parity.json` says how far the vectors are from those of bellm {manifest["bellm"]}, which wrote this folder.
+`bellm doctor` measures it again.
+"""
+
+
+_USE: dict[FormatName, str] = {
+    "sentence-transformers": """```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/or/id"{trust})
+vectors = model.encode(["A sentence."])  # encode_query and encode_document have their own prompts
+```""",
+    "transformers": """```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("path/or/id"{trust})
+tokenizer = AutoTokenizer.from_pretrained("path/or/id")
+```
+
+Prompt, pooling, cutting of texts and vectors, and normalization are yours: `export.json` says what they are.""",
+}

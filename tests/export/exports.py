@@ -1,0 +1,32 @@
+"""Exports of tiny encoders, run by their runtimes in this process: a process of their own takes seconds for each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bellm import Encoder
+from bellm.export import EXPORT_FORMATS, Parity
+from bellm.export.exporting import write_export
+from bellm.export.parity import measure_parity, read_export, read_reference
+from bellm.export.runtimes import run_job
+
+
+def exported(encoder: Encoder, name: Any, folder: Path) -> dict[str, Any]:
+    """Manifest and parity of an export, as `export` writes them."""
+    folder.mkdir()
+    write_export(encoder, name, folder)
+    return {**read_export(folder), **compared(folder).to_json()}
+
+
+def compared(folder: Path) -> Parity:
+    """What `run_export` finds."""
+    manifest, (expected, job) = read_export(folder), read_reference(folder)
+    work = folder.with_name(f"{folder.name}-work")
+    work.mkdir()
+    (work / "job.json").write_text(json.dumps({**job, "runtime": EXPORT_FORMATS[manifest["format"]].packages[0]}))
+    run_job(str(folder), str(work))
+    with np.load(work / "vectors.npz") as found:
+        actual = {key: found[key] for key in found.files}
+    return measure_parity(manifest, json.loads((work / "costs.json").read_text()), actual, expected)
