@@ -96,7 +96,8 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"the encoder's vectors in {self.runtime}: largest distance {self.max_difference:.2g}, allowed "
-            f"{self.tolerance:g}; least cosine {self.min_cosine:.6f}, {100 * self.rank_agreement:.1f} % of neighbors in order."
+            f"{self.tolerance:g}; least cosine {self.min_cosine:.6f}, "
+            f"{100 * self.rank_agreement:.1f} % of neighbors in order."
         )
 
 
@@ -106,7 +107,8 @@ def write_reference(encoder: Encoder, folder: Path, form: ExportFormat) -> None:
     if not encoder.tokenizer(encoder.config.prompt.template.replace(SLOT, "")).input_ids:
         texts["text"].remove("")  # bellm takes a token of its own for it, and other libraries take none.
     if not any(token in encoder.config.prompt.template for token in special_tokens(encoder.tokenizer)):
-        texts["text"].append(f"It is written {encoder.tokenizer.eos_token or encoder.tokenizer.pad_token} here.")
+        written = encoder.tokenizer.eos_token or encoder.tokenizer.pad_token
+        texts["text"].append(f"It is written {written} here.")
     if not form.finishes:
         texts = {
             name: [text for text in each if not encoder.tokenize([text], name).num_truncated]
