@@ -25,7 +25,7 @@ from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
 from bellm.backbone.source_layouts import fetch_layout, has_adapters
-from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE, is_hub_id
+from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id
 from bellm.backbone.states import input_device
 from bellm.backbone.token_prepending import has_token_prepending, with_token_prepending
 from bellm.config import EncoderConfig, check_settings, given_settings, setting_names
@@ -37,13 +37,13 @@ from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens, war
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import Readout, check_readout, make_readout
 from bellm.engine.tokenization import Tokens, fallback_token_id
-from bellm.errors import BellmError, LayerError, NoOpWarning, SeveralViewsError, SourceError, warn
+from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, warn
 from bellm.hints import unknown_attribute
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
 from bellm.progress import can_show_bars, progress_bar
 from bellm.prompts import Rendered
-from bellm.saved_encoder import SavedEncoder, read_saved
+from bellm.saved_encoder import SavedEncoder, centered_error, check_one_encoder, read_saved
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, paired_cosine_similarity
 from bellm.tensors.vector_statistics import VectorStatistics
 from bellm.types import CenteringName, InputType, Vectors
@@ -154,11 +154,8 @@ class Encoder:
                 raise SourceError(f"revision={revision!r} is for a model of the Hub (owner/name), not for {source}.")
             source = f"{source}@{revision}"
         folder = fetch_layout(source) if isinstance(source, str) else None
-        if folder and (folder / VIEWS_FILE).is_file():
-            raise SeveralViewsError(
-                f"{source} holds several views, and this takes one encoder: give a view, as in {source}/view-1, or "
-                "open it with MultiViewEncoder.from_pretrained."
-            )
+        if folder:
+            check_one_encoder(folder, str(source))
         saved = read_saved(folder) if folder and (folder / SETTINGS_FILE).is_file() else None
         if saved and dtype == "auto":
             dtype = saved.dtype
@@ -240,10 +237,7 @@ class Encoder:
     def check_uncentered(self, what: str) -> None:
         """Raise a BellmError where vectors are centered by a mean that would no longer be theirs after what is done."""
         if self.config.centering != "none":
-            raise BellmError(
-                f"{self.name} centers its vectors by a mean that {what} would leave behind. Give centering='none', and "
-                "learn the mean again after that (bellm center)."
-            )
+            raise centered_error(self.name, what)
 
     def finish(self, vectors_ND: Vectors) -> Vectors:
         """Center, cut and normalize vectors as the settings say, in this order."""

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save_file
 
 from bellm.backbone.loading import locate
-from bellm.backbone.source_layouts import fetch_layout
+from bellm.backbone.source_layouts import MODULES_FILE, fetch_layout
 from bellm.backbone.source_names import VIEWS_FILE, split_revision
 from bellm.config import EncoderConfig, check_settings, parse_setting, refuse_unknown, setting_names
 from bellm.data.amr import Graphs, fingerprint_graphs, read_graphs, warn_missing_graphs
@@ -40,7 +40,7 @@ from bellm.errors import (
 from bellm.io.atomic import atomic_directory, write_json
 from bellm.prompts import META_PROMPTS, Prompt
 from bellm.saved_encoder import FINGERPRINT_FILE, digest_views, read_views
-from bellm.saving import FINGERPRINT_TEXTS, weights_digest
+from bellm.saving import ENCODER_MODULE, FINGERPRINT_TEXTS, weights_digest
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
 from bellm.types import CombineMethod, Embedder, InputType, TransformName, Vectors
 from bellm.version import __version__
@@ -211,6 +211,7 @@ class MultiViewEncoder:
                     record["views"][-1]["transform"] = view.transform
             record["description"] = (self.with_graphs(None) if self.reads_graphs else self).describe()
             write_json(draft / VIEWS_FILE, record)
+            write_json(draft / MODULES_FILE, [ENCODER_MODULE])
             save_file(
                 {"vectors": self.fingerprint()}, draft / FINGERPRINT_FILE, metadata={"views": digest_views(record)}
             )

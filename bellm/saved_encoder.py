@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE
 from bellm.config import EncoderConfig
-from bellm.errors import FingerprintError, SourceError
+from bellm.errors import BellmError, FingerprintError, SeveralViewsError, SourceError
 from bellm.tensors.vector_statistics import VectorStatistics
 from bellm.types import TransformName, Vectors
 
@@ -110,6 +110,53 @@ def _read_fingerprint(folder: Path, advice: str) -> tuple[Vectors, dict[str, str
 def is_saved(source: str) -> bool:
     """Whether a source is a folder here that bellm saved an encoder to."""
     return (Path(source) / SETTINGS_FILE).is_file()
+
+
+def check_one_encoder(folder: Path, source: str) -> None:
+    """Raise a SeveralViewsError where a folder holds a multi-view encoder."""
+    if (folder / VIEWS_FILE).is_file():
+        raise SeveralViewsError(
+            f"{source} holds several views, and this takes one encoder: give a view, as in {source}/view-1, or open it "
+            "with bellm.MultiViewEncoder.from_pretrained."
+        )
+
+
+def check_trainable(source: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder here of which its files say that it cannot be trained, before data is read or a model loaded.
+
+    Args:
+        source: As users give it; what is no folder of bellm passes.
+        settings: Those that it is trained with.
+
+    Raises:
+        BellmError: It holds several views, or what was saved is quantized or centered.
+    """
+    folder = Path(source)
+    check_one_encoder(folder, source)
+    if not is_saved(source):
+        return
+    saved = read_saved(folder)
+    if any(step.get("kind") == "quantize" for step in saved.compression):
+        raise quantized_error(source)
+    config = settings.get("config", saved.config)
+    if (settings.get("centering") or config.centering) != "none":
+        raise centered_error(source, "training")
+
+
+def quantized_error(name: str) -> BellmError:
+    """What is said of an encoder with quantized weights that is to be trained."""
+    return BellmError(
+        f"{name} is quantized, and what is trained on it could not be saved. Give the model in full precision; "
+        "LoRA(four_bit=True) keeps its frozen weights in four bits while it trains."
+    )
+
+
+def centered_error(name: str, what: str) -> BellmError:
+    """What is said where vectors are centered by a mean that would no longer be theirs after what is done."""
+    return BellmError(
+        f"{name} centers its vectors by a mean that {what} would leave behind. Give centering='none', and learn the "
+        "mean again after that (bellm center)."
+    )
 
 
 def describe_saved(folder: Path) -> dict[str, Any]:

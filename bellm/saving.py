@@ -35,7 +35,7 @@ from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
 
-_MODULE = {"idx": 0, "name": "0", "path": "", "type": "bellm.integrations.sentence_transformer.EncoderModule"}
+ENCODER_MODULE = {"idx": 0, "name": "0", "path": "", "type": "bellm.integrations.sentence_transformer.EncoderModule"}
 """What makes sentence-transformers load a folder by bellm, or refuse it; else it would run the causal model."""
 
 TEMPLATE_NAMES = {"query": "<the encoder's query template>", "document": "<the encoder's document template>"}
@@ -83,7 +83,7 @@ def write_saved(
     settings = {"bellm": __version__, **model_settings, **saved.config.to_dict()}
     settings |= {"compression": saved.compression} if saved.compression else {}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / MODULES_FILE).write_text(json.dumps([_MODULE], indent=2) + "\n", encoding="utf-8")
+    (folder / MODULES_FILE).write_text(json.dumps([ENCODER_MODULE], indent=2) + "\n", encoding="utf-8")
     prompts = {"prompts": TEMPLATE_NAMES, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts, indent=2) + "\n", encoding="utf-8")
     metadata = {"config": saved.config.digest(), "dtype": saved.dtype}

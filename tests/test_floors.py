@@ -103,6 +103,18 @@ def test_all_warnings_are_given_by_one_function() -> None:
         assert len(named) == (path.name == "errors.py"), path
 
 
+def test_no_message_shows_the_repr_of_an_exception() -> None:
+    """A message is a sentence: what Python's repr of an exception says belongs into it in words."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and node.name:
+                shown = [part for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
+                names = [
+                    part.value.id for part in shown if part.conversion == ord("r") and isinstance(part.value, ast.Name)
+                ]
+                assert node.name not in names, f"{path}, line {node.lineno}"
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -233,7 +233,12 @@ def test_what_cannot_be_saved_leaves_nothing(tiny_encoder: Encoder, tmp_path: Pa
 def test_a_folder_embeds_and_searches_a_corpus_in_new_processes(
     moee: MultiViewEncoder, folder: Path, tmp_path: Path
 ) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.safetensors", "view-1", "views.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "fingerprint.safetensors",
+        "modules.json",
+        "view-1",
+        "views.json",
+    ]
     texts, corpus = [text for text in TEXTS if text], tmp_path / "corpus"
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "bellm"]

@@ -108,7 +108,12 @@ def layers_command(
     from bellm.data.task_names import check_dev_name
 
     check_dev_name(dev)  # Said before anything slow is imported.
-    sources = read_training_data([train], train_columns) if train else []
+    sources = []
+    if train:
+        from bellm.saved_encoder import check_trainable
+
+        check_trainable(source, options.given())
+        sources = read_training_data([train], train_columns)
     from bellm.evaluate import read_dev_set
     from bellm.layer_search import HalvingTraining, check_finding_folder, find_layers, write_finding
 

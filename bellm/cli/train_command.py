@@ -98,11 +98,16 @@ def train_command(
         "mine": mine,
         "graphs": graphs,
     }
-    if source.endswith(".py") and not os.path.isfile(source):
-        raise SourceError(f"There is no recipe {source}.")
-    sources = read_training_data(data, columns)  # Before anything slow is imported.
+    from bellm.saved_encoder import check_trainable
+
+    written = _load_recipe(source) if source.endswith(".py") else None
+    model, settings = (written.model, written.encoder_options) if written else (source, {})
+    if isinstance(model, str):
+        check_trainable(model, {**settings, **options.given()})
+    sources = read_training_data(data, columns)  # Where there is no recipe, before anything slow is imported.
     with status_line("reading the recipe"):
-        recipe = _recipe(source, options, {name: value for name, value in given.items() if value is not None}, dev)
+        changes = {name: value for name, value in given.items() if value is not None}
+        recipe = _recipe(written or source, options, changes, dev)
     folder = Path(output)
     last: dict[str, Any] = {"step": None, "loss": None, "dev": None}
     from bellm.train import Distributed, TensorBoardLog, train
@@ -154,10 +159,19 @@ def _weighted(entry: str) -> tuple[str, float]:
     return entry, 1.0
 
 
-def _recipe(source: str, options: ModelOptions, changes: dict[str, Any], dev: str | None) -> "Recipe":
-    from bellm.train import Recipe, load_recipe
+def _load_recipe(file: str) -> "Recipe":
+    if not os.path.isfile(file):  # Said before anything slow is imported.
+        raise SourceError(f"There is no recipe {file}.")
+    with status_line("reading the recipe"):
+        from bellm.train import load_recipe
 
-    recipe = load_recipe(source) if source.endswith(".py") else Recipe(model=source)
+        return load_recipe(file)
+
+
+def _recipe(source: "Recipe | str", options: ModelOptions, changes: dict[str, Any], dev: str | None) -> "Recipe":
+    from bellm.train import Recipe
+
+    recipe = source if isinstance(source, Recipe) else Recipe(model=source)
     if dev:
         from bellm.evaluate import DevEvaluator
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bellm import saving
-from bellm.backbone.source_names import SENTENCE_TRANSFORMERS, SETTINGS_FILE, VECTORS
+from bellm.backbone.source_names import SENTENCE_TRANSFORMERS, SETTINGS_FILE, VECTORS, VIEWS_FILE
 from bellm.data.amr import read_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError, errors_naming, warn
@@ -79,7 +79,7 @@ class SentenceTransformerEmbedder(WrappedEncoder):
             from sentence_transformers import SentenceTransformer
 
             name = source.removeprefix(SENTENCE_TRANSFORMERS)
-            if (Path(name) / SETTINGS_FILE).is_file():
+            if any((Path(name) / file).is_file() for file in (SETTINGS_FILE, VIEWS_FILE)):
                 raise SourceError(f"{source} was saved by bellm. Give it without {SENTENCE_TRANSFORMERS}")
             model: Any = SentenceTransformer(name, device=None if device == "auto" else device)
         except ImportError as error:

@@ -44,7 +44,8 @@ def encoder_from_json(values: Mapping[str, Any]) -> Encoder:
     try:
         source, dtype, vector = values["source"], values["dtype"], np.array(values["vector"], dtype=np.float32)
     except (KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"This is no reference to an encoder, as encoder_to_json gives it: {error!r}.") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else "its vector is no list of numbers"
+        raise SourceError(f"This is no reference to an encoder, as encoder_to_json gives it: {reason}.") from error
     encoder = Encoder.from_pretrained(source, config=EncoderConfig.from_dict(values), dtype=dtype)
     distance, limit = relative_distance(_vector(encoder)[None], vector[None]), tolerances(dtype, encoder.dtype_name)
     if distance > limit.fingerprint:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from bellm.errors import SourceError
 from bellm.io.atomic import reserve_file
+from bellm.io.formats import text_problem
 from bellm.io.rows import RowFile
 from bellm.io.streams import content_suffix, import_pyarrow
 
@@ -65,14 +66,29 @@ def read_vectors(file: Path) -> tuple[list[str], "Vectors"]:
         )
     import numpy as np  # Here, as commands that only name a file start without it.
 
-    rows = RowFile(str(file)).rows(_require_columns, strict=True)
-    try:
-        pairs = [(row.cells["text"], np.asarray(row.cells["vector"], dtype=np.float32)) for row in rows]
-        return [text for text, _ in pairs], np.stack([vector for _, vector in pairs])
-    except SourceError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise SourceError(f"{file} cannot be read: it needs the columns text and vector ({error!r}).") from error
+    texts: list[str] = []
+    vectors: list[Vectors] = []
+    for row in RowFile(str(file)).rows(_require_columns, strict=True):
+        if not isinstance(row.cells, dict):
+            raise SourceError(f"{file}, {row.location}: it has no columns. Give the columns text and vector.")
+        text, numbers = (row.cells[name] for name in _COLUMNS)
+        if problem := text_problem(text):
+            raise SourceError(f"{file}, {row.location}: {problem}")
+        try:
+            vector = np.asarray(numbers, dtype=np.float32)
+        except (ValueError, TypeError):
+            vector = np.empty(0, dtype=np.float32)
+        if vector.ndim != 1 or not len(vector):
+            raise SourceError(f"{file}, {row.location}: its vector is no list of numbers.")
+        if vectors and len(vector) != len(vectors[0]):
+            raise SourceError(
+                f"{file}, {row.location}: {len(vector)} numbers, but the first vector has {len(vectors[0])}."
+            )
+        texts.append(text)
+        vectors.append(vector)
+    if not vectors:
+        raise SourceError(f"{file} holds no vectors.")
+    return texts, np.stack(vectors)
 
 
 def _read_word_vectors(file: Path) -> tuple[list[str], "Vectors"]:

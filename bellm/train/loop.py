@@ -19,6 +19,7 @@ from bellm.backbone.leakage import check_open_layers
 from bellm.data.amr import Graphs, read_graphs, warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, LayerError, NonFiniteError, NoOpWarning, SourceError, warn
+from bellm.saved_encoder import check_trainable
 from bellm.saving import FINGERPRINT_TEXTS
 from bellm.tensors.similarity import is_constant
 from bellm.train import trainable
@@ -85,6 +86,8 @@ def train(
     recipe = replace(recipe, sharded=recipe.sharded and distributed.world_size > 1)
     if until is not None and recipe.sharded:
         raise BellmError(f"until={until} does not go with sharded=True: no process has the whole encoder at a pause.")
+    if isinstance(recipe.model, str):
+        check_trainable(recipe.model, recipe.encoder_options)
     described = recipe.described()
     graphs = _read_graphs(recipe, sources)
     batches = Batches(sources, recipe.batch_size, recipe.seed, graphs)

@@ -26,6 +26,7 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmError, NothingToLearnError, SourceError
 from bellm.io import atomic
 from bellm.run_dir import MODEL
+from bellm.saved_encoder import quantized_error
 from bellm.train.distributed import Distributed, gather_parameters, local_shard
 from bellm.train.recipe import FullFineTuning, LoRA, Recipe
 
@@ -64,10 +65,7 @@ def load_trainable(recipe: Recipe) -> tuple[Encoder, torch.dtype | None]:
         )
     encoder.check_uncentered("training")
     if any(not weight.is_floating_point() for weight in encoder.model.parameters()):
-        raise BellmError(
-            f"{encoder.name} is quantized, and what is trained on it could not be saved. Give the model in full "
-            "precision; LoRA(four_bit=True) keeps its frozen weights in four bits while it trains."
-        )
+        raise quantized_error(encoder.name)
     asked = recipe.encoder_options.get("dtype", "auto")
     if isinstance(recipe.model, Encoder):
         asked = recipe.model.dtype_name

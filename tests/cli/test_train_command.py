@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bellm import Encoder
+from bellm import Encoder, MultiViewEncoder
+from bellm.compress import center, quantize
+from bellm.errors import BellmError, SourceError
+from bellm.train import Recipe, load_dataset, train
 from tests.cli.test_cli import bellm
 from tests.evaluate.sets import write_pairs
 from tests.train.rows import triplets
@@ -40,6 +43,29 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_what_cannot_be_trained_is_refused_before_data_is_read(tiny_encoder: Encoder, recipe: bool) -> None:
+    encoders = {
+        "holds several views": MultiViewEncoder([tiny_encoder, tiny_encoder.replace(prompt="raw")]),
+        "is quantized": quantize(tiny_encoder, 8),
+        "centers its vectors": center(tiny_encoder, [f"{number} herons wait." for number in range(20)]),
+    }
+    for said, encoder in encoders.items():
+        encoder.save_pretrained(folder := said.replace(" ", "-"))
+        Path("recipe.py").write_text(RECIPE.format(model=folder))
+        result = bellm("train", "recipe.py" if recipe else folder, "--data=none.csv", "-o", "out")
+        assert said in result.stderr
+    with pytest.raises(SourceError, match=r"none\.amr cannot be read"):
+        train(
+            Recipe(model=folder, graphs="none.amr", encoder_options={"centering": "none"}), load_dataset("t.csv"), "out"
+        )
+    with pytest.raises(BellmError, match="centers its vectors"):
+        train(Recipe(model=folder, graphs="none.amr"), load_dataset("t.csv"), "out")
+    assert "none.csv" in bellm("train", folder, "--data=none.csv", "-o", "out", "--centering=none").stderr
+    assert "holds several views" in bellm("layers", "holds-several-views", "--train=none.csv", "-o", "layers").stderr
+    assert not Path("out").exists()
 
 
 def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Encoder) -> None:

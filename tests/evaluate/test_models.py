@@ -124,7 +124,16 @@ def test_a_file_of_vectors(tiny_encoder: Encoder, tmp_path: Path, suffix: str) -
     [
         ("v.jsonl", '{"text": "a"}\n', "needs the columns text and vector"),
         ("v.jsonl", '{"text": "a", "vector": [1, NaN]}\n', "hold numbers that are none"),
-        ("v.jsonl", '{"text": "a", "vector": [1]}\n{"text": "b", "vector": [1, 2]}\n', "needs the columns"),
+        (
+            "v.jsonl",
+            '{"text": "a", "vector": [1]}\n{"text": "b", "vector": [1, 2]}\n',
+            r"line 2: 2 numbers, but the first",
+        ),
+        ("v.jsonl", '{"text": "a", "vector": [[1]]}\n', r"v\.jsonl, line 1: its vector is no list of numbers\.$"),
+        ("v.jsonl", '{"text": "a", "vector": ["x"]}\n', r"line 1: its vector is no list of numbers\.$"),
+        ("v.jsonl", '{"text": 7, "vector": [1]}\n', "line 1: 7 is not a text"),
+        ("v.jsonl", '"a"\n', "line 1: it has no columns"),
+        ("v.jsonl", "", "holds no vectors"),
         ("v.parquet", "no parquet", "cannot be read"),
         ("v.npy", "", "its suffix is '.npy'"),
         ("", "", "No such file"),

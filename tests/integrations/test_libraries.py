@@ -106,8 +106,12 @@ def test_another_model_at_the_source_is_refused(encoder: Encoder, tiny_model: An
     vector = [number + 0.5 for number in values["vector"]]
     with pytest.raises(FingerprintError, match="does not give the vectors that it gave"):
         encoder_from_json({**values, "vector": vector})
-    with pytest.raises(SourceError, match="This is no reference to an encoder"):
-        encoder_from_json({"model": "all-MiniLM-L6-v2"})
+    for broken, said in (
+        ({"source": "heron"}, "'dtype' is missing"),
+        ({**values, "vector": "x"}, "no list of numbers"),
+    ):
+        with pytest.raises(SourceError, match=rf"This is no reference to an encoder, .*{said}\.$"):
+            encoder_from_json(broken)
     values = encoder_to_json(Encoder.from_pretrained(tiny_model, tokenizer=tiny_tokenizer))
     _in_use.clear()
     with pytest.raises(BellmError, match="LlamaForCausalLM"):

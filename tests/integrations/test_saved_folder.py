@@ -14,7 +14,7 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from bellm import Encoder
+from bellm import Encoder, MultiViewEncoder
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import MtebEncoder, load_model
 from tests.evaluate.test_mteb_encoder import OurSearch
@@ -91,6 +91,16 @@ def test_a_folder_is_refused_by_those_that_do_not_run_bellm(folder: Path) -> Non
     with warnings.catch_warnings(), pytest.raises(NotImplementedError, match="No model implementation"):
         warnings.simplefilter("ignore")  # It looks for the folder on the Hub.
         mteb.get_model(str(folder))
+    with pytest.raises(SourceError, match=r"st:.* was saved by bellm. Give it without st:"):
+        load_model(f"st:{folder}")
+
+
+def test_several_views_are_refused_by_a_line_that_names_bellm(encoder: Encoder, tmp_path: Path) -> None:
+    MultiViewEncoder([encoder, encoder.replace(prompt="raw")]).save_pretrained(folder := tmp_path / "both")
+    with pytest.raises(ValueError, match=r"module class 'bellm.integrations.sentence_transformer.EncoderModule'"):
+        SentenceTransformer(str(folder), device="cpu")
+    with pytest.raises(SourceError, match=r"holds several views, .* open it with bellm\.MultiViewEncoder"):
+        SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
     with pytest.raises(SourceError, match=r"st:.* was saved by bellm. Give it without st:"):
         load_model(f"st:{folder}")
 
