@@ -29,7 +29,6 @@ from bellm.train import Recipe, load_dataset, train
 from bellm.types import Vectors
 
 MAPS = ("none", "last:8", "last:15", "all")
-TRAINED = ("none", "last:8")
 WORDS = range(8, 61)  # Of a sentence from Wikipedia.
 NUM_TEXTS = 300
 HEADLINES = ("cka", "cka_debiased", "rsa", "knn_jaccard", "linear_regression", "rsm_difference")
@@ -71,24 +70,26 @@ def main() -> None:
     kept = options.folder / "analysis"
     if not (kept / "results.json").exists():
         compared = list(models(options))
-        found = compare_representations(compared, texts(), measures=LAYER_MEASURES, permutations=20, resamples=20)
+        found = compare_representations(
+            compared, texts(NUM_TEXTS), measures=LAYER_MEASURES, permutations=20, resamples=20
+        )
         write_analysis(found, kept)
     results = json.loads((kept / "results.json").read_text())
     Console(width=200).print(scores(results), agreement_of(results))
 
 
-def texts() -> list[str]:
+def texts(number: int) -> list[str]:
     """Sentences of a sample of Wikipedia, as SimCSE was trained on."""
     file = data_folder() / "plain" / "wiki1m_sample" / "wiki1m_for_simcse.txt"
     lines = dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines()[:-1])
-    return random.Random(0).sample([line for line in lines if len(line.split()) in WORDS], NUM_TEXTS)
+    return random.Random(0).sample([line for line in lines if len(line.split()) in WORDS], number)
 
 
 def models(options: argparse.Namespace) -> Iterator[EvaluatedModel]:
     """All that is compared, each with its name."""
     kept = default_cache_folder()
     sources = {_label(spec): f"smollm2?bidirectional={spec}" for spec in MAPS}
-    sources |= {f"{_label(spec)}, trained": str(trained_folder(spec, options)) for spec in TRAINED}
+    sources |= {f"{_label(spec)}, trained": str(trained_folder(spec, options)) for spec in MAPS}
     sources["causal, mean of raw text"] = "smollm2?prompt=raw&pooling=mean"
     for name, model in zip(sources, load_models(list(sources.values()), kept), strict=True):
         yield EvaluatedModel(name, model.embedder, model.metadata, model.cache)

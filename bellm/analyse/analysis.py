@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bellm.analyse.agreement import Agreement, measure_agreement
 from bellm.analyse.comparison import MOST_TEXTS, ComparedPair, check_draws, choose_measures, compare_vectors
 from bellm.analyse.layer_vectors import every_layer
@@ -203,4 +201,4 @@ def _vectors(
         raise BellmError(f"{model.name} gives the same vector for all texts, in every layer.")
     if constant:
         warn(f"Left out, because the vector is the same for all texts: {', '.join(constant)}.", BellmWarning)
-    return {name: np.ascontiguousarray(kept[name]) for name in kept if name not in constant}
+    return {name: vectors_ND for name, vectors_ND in kept.items() if name not in constant}

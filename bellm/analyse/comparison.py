@@ -24,7 +24,7 @@ MOST_TEXTS = 1000
 
 _FEWEST_PERMUTATIONS = 20  # No p-value of fewer is below 0.05.
 _FEWEST_RESAMPLES = 10
-_ROUNDING = 1e-7
+_ROUNDING = 1e-6  # Chance of many texts is taken in float32.
 _NOTABLE = 0.1  # Of the way from the worst value to the best: less is no score to be misled by.
 
 
@@ -102,42 +102,66 @@ def compare_vectors(
     if resamples and size // 2 < FEWEST_TEXTS:
         raise BellmError(f"{size} texts are too few for intervals: give {2 * FEWEST_TEXTS} or more, or resamples=0.")
     draw = np.random.default_rng(seed)
-    sampled = np.sort(draw.choice(size, MOST_TEXTS, replace=False)) if size > MOST_TEXTS else None
-    sides: dict[str, _Side] = {}
-    for name in names:
-        with errors_naming(name):
-            whole = Representation(vectors[name])
-            sides[name] = _Side(whole, whole if sampled is None else whole.take(sampled))
-    total, steps = len(pairs) * (1 + permutations + resamples), 0
+    parts: list[tuple[list[Measure], NDArray[np.intp] | None]] = [(chosen, None)]
+    if size > MOST_TEXTS:  # One kind after the other, so that only what one of them needs is in memory.
+        sampled = np.sort(draw.choice(size, MOST_TEXTS, replace=False))
+        kinds = ((False, None), (True, sampled))
+        parts = [([each for each in chosen if each.compares_texts == kind], rows) for kind, rows in kinds]
+    parts = [(some, rows) for some, rows in parts if some]
+    total, steps = len(pairs) * (1 + permutations + resamples) * len(parts), 0
 
     def done() -> None:
         nonlocal steps
         steps += 1
         progress(steps, total)
 
+    found: dict[tuple[str, str], dict[str, Measured]] = {pair: {} for pair in pairs}
+    for some, rows in parts:
+        sides: dict[str, Representation] = {}
+        for name in names:
+            with errors_naming(name):
+                sides[name] = Representation(vectors[name] if rows is None else vectors[name][rows])
+        for pair, measured in _compare(sides, pairs, some, draw, permutations, resamples, done):
+            found[pair] |= measured
+    return [ComparedPair(a, b, {each.name: found[a, b][each.name] for each in chosen}) for a, b in pairs]
+
+
+def _compare(
+    sides: Mapping[str, Representation],
+    pairs: Sequence[tuple[str, str]],
+    measures: Sequence[Measure],
+    draw: np.random.Generator,
+    permutations: int,
+    resamples: int,
+    done: Callable[[], None],
+) -> Iterator[tuple[tuple[str, str], dict[str, Measured]]]:
+    """Values, chance levels and intervals of all pairs by some measures, on all texts of the representations."""
     values: dict[tuple[str, str], dict[str, float]] = {}
     for a, b in pairs:
         with errors_naming(f"{a} and {b}"):
-            values[a, b] = _measure_pair(sides[a], sides[b], chosen)
+            values[a, b] = _measure(Pair(sides[a], sides[b]), measures)
         done()
+    size = len(next(iter(sides.values())))
+    # A mean over permutations of many texts needs no seventh digit.
+    paired, exact = [measure for measure in measures if measure.is_paired], size <= MOST_TEXTS
     shuffled: dict[tuple[str, str], list[dict[str, float]]] = {pair: [] for pair in pairs}
-    paired = [measure for measure in chosen if measure.is_paired]
-    orders = [_orders(draw, next(iter(sides.values()))) for _ in range(permutations)]
+    orders = [draw.permutation(size) for _ in range(permutations)]
     for name in dict.fromkeys(b for _, b in pairs):
         for order in orders:
-            permuted = sides[name].permuted(*order)
+            permuted = sides[name].permuted(order, exact=exact)
             for a, b in pairs:
                 if b == name:
-                    shuffled[a, b].append(_measure_pair(sides[a], permuted, paired))
+                    shuffled[a, b].append(_measure(Pair(sides[a], permuted, exact=exact), paired))
                     done()
     halves: dict[tuple[str, str], list[dict[str, float]]] = {pair: [] for pair in pairs}
     for _ in range(resamples):
-        rows = _orders(draw, next(iter(sides.values())))
-        parts = {name: sides[name].half(*rows) for name in dict.fromkeys(name for pair in pairs for name in pair)}
+        rows = np.sort(draw.permutation(size)[: size // 2])
+        half = {name: sides[name].take(rows) for name in dict.fromkeys(name for pair in pairs for name in pair)}
         for a, b in pairs:
-            halves[a, b].append(_measure_pair(parts[a], parts[b], chosen))
+            halves[a, b].append(_measure(Pair(half[a], half[b]), measures))
             done()
-    return [ComparedPair(a, b, dict(_results(chosen, values[a, b], shuffled[a, b], halves[a, b]))) for a, b in pairs]
+    for pair in pairs:
+        yield pair, dict(_results(measures, values[pair], shuffled[pair], halves[pair]))
 
 
 def choose_measures(names: Collection[str] | None) -> list[Measure]:
@@ -161,32 +185,8 @@ def check_draws(permutations: int, resamples: int) -> None:
         raise BellmError(f"{resamples} half samples make no interval: give {_FEWEST_RESAMPLES} or more, or 0.")
 
 
-@dataclass(frozen=True)
-class _Side:
-    """A representation, and that of the sampled texts."""
-
-    whole: Representation
-    sample: Representation
-
-    def permuted(self, order_N: NDArray[np.intp], sample_order: NDArray[np.intp]) -> "_Side":
-        whole = self.whole.permuted(order_N)
-        return _Side(whole, whole if self.sample is self.whole else self.sample.permuted(sample_order))
-
-    def half(self, order_N: NDArray[np.intp], sample_order: NDArray[np.intp]) -> "_Side":
-        whole = self.whole.take(np.sort(order_N[: len(order_N) // 2]))
-        if self.sample is self.whole:
-            return _Side(whole, whole)
-        return _Side(whole, self.sample.take(np.sort(sample_order[: len(sample_order) // 2])))
-
-
-def _orders(draw: np.random.Generator, side: _Side) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    return draw.permutation(len(side.whole)), draw.permutation(len(side.sample))
-
-
-def _measure_pair(left: _Side, right: _Side, measures: Sequence[Measure]) -> dict[str, float]:
-    whole = Pair(left.whole, right.whole)
-    sample = whole if left.sample is left.whole else Pair(left.sample, right.sample)
-    return {measure.name: measure.of_pair(sample if measure.compares_texts else whole) for measure in measures}
+def _measure(pair: Pair, measures: Sequence[Measure]) -> dict[str, float]:
+    return {measure.name: measure.of_pair(pair) for measure in measures}
 
 
 def _results(

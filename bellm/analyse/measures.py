@@ -97,9 +97,9 @@ def _measure(
 def procrustes(pair: Pair) -> float:
     """Distance after the best rotation: sqrt(2 - 2 ||X'Y||_*), both centered and at Frobenius norm 1."""
     norms = np.linalg.norm(pair.left.centered.scales_R) * np.linalg.norm(pair.right.centered.scales_R)
-    squared = 2 - 2 * _singular_values(pair.centered_product_CC).sum() / norms
+    squared = 2 - 2 * _singular_values(pair.scaled_RR).sum() / norms
     if squared < _NEAR:
-        squared = 2 - 2 * np.linalg.svd(pair.centered_product_CC, compute_uv=False).sum() / norms
+        squared = 2 - 2 * np.linalg.svd(pair.scaled_RR, compute_uv=False).sum() / norms
     return math.sqrt(max(squared, 0))
 
 
@@ -153,7 +153,7 @@ def _dot(left_NN: Vectors, right_NN: Vectors) -> float:
 def cka(pair: Pair) -> float:
     """||X'Y||_F^2 / (||X'X||_F ||Y'Y||_F) of the centered matrices. Grows with D / N, whatever they hold."""
     norms = np.linalg.norm(pair.left.centered.scales_R**2) * np.linalg.norm(pair.right.centered.scales_R**2)
-    return float((pair.centered_product_CC**2).sum() / norms)
+    return float((pair.scaled_RR**2).sum() / norms)
 
 
 @_measure(
@@ -172,7 +172,7 @@ def cka_debiased(pair: Pair) -> float:
     own = [_unbiased_hsic(norm, side, side) for norm, side in zip(norms, (left, right), strict=True)]
     if any(estimate <= _ROUNDING * norm for estimate, norm in zip(own, norms, strict=True)):
         return 0.0
-    return _unbiased_hsic((pair.centered_product_CC**2).sum(), left, right) / math.sqrt(own[0] * own[1])
+    return _unbiased_hsic((pair.scaled_RR**2).sum(), left, right) / math.sqrt(own[0] * own[1])
 
 
 def _unbiased_hsic(norm: float, left: Representation, right: Representation) -> float:
@@ -281,16 +281,18 @@ def linear_regression(pair: Pair) -> float:
 
     An invertible map of the left changes nothing. Independent matrices give D / (N - 1) in the mean.
     """
-    explained = (pair.left.centered.whitening_CR.T @ pair.centered_product_CC) ** 2
-    return float(explained.sum() / (pair.right.centered.scales_R**2).sum())
+    scales_R = pair.right.centered.scales_R
+    return float(((pair.overlap_RR * scales_R) ** 2).sum() / (scales_R**2).sum())
 
 
 @_measure("eigenspace overlap", "orthogonal scaling linear", "May et al. 2019, arXiv 1909.01264")
 def eigenspace_overlap(pair: Pair) -> float:
     """||U'V||_F^2 by the larger rank, of orthonormal bases of the columns as they are, not centered."""
-    left, right = pair.left.raw, pair.right.raw
-    overlap_RS = left.whitening_CR.T @ pair.product_CC @ right.whitening_CR
-    return float((overlap_RS**2).sum() / max(len(left.scales_R), len(right.scales_R)))
+    missing_KE, overlap_EE = pair.left.missing_EK.T @ pair.extended_EE, pair.extended_EE
+    gone = (missing_KE**2).sum() + ((overlap_EE @ pair.right.missing_EK) ** 2).sum()
+    shared = (overlap_EE**2).sum() - gone + ((missing_KE @ pair.right.missing_EK) ** 2).sum()
+    ranks = (len(side.missing_EK) - side.missing_EK.shape[1] for side in (pair.left, pair.right))
+    return float(shared / max(ranks))
 
 
 @_measure(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
@@ -30,7 +31,7 @@ FEWEST_TEXTS = NEIGHBORS + 2
 """With one less, every other text would be a neighbor."""
 
 # What has a row for each text, and what has a row and a column.
-_ROWS = ("vectors_ND", "lengths_N", "centered_squares_N")
+_ROWS = ("vectors_ND", "lengths_N", "centered_squares_N", "basis_NR")
 _SQUARES = ("cosines_NN", "distance_ranks_NN", "centered_distances_NN")
 
 
@@ -86,8 +87,13 @@ class Representation:
         """Some of the texts; all is computed anew."""
         return Representation(self.vectors_ND[rows])
 
-    def permuted(self, order_N: NDArray[np.intp]) -> "Representation":
-        """The same vectors in another order. What has been computed is put in order, not computed again."""
+    def permuted(self, order_N: NDArray[np.intp], *, exact: bool = True) -> "Representation":
+        """The same vectors in another order. What has been computed is put in order, not computed again.
+
+        Without `exact` that is also the basis, by which such a pair is measured; see `Pair`.
+        """
+        if not exact:
+            _ = self.basis_NR
         other = copy.copy(self)
         known = vars(other)
         known |= {name: known[name][order_N] for name in _ROWS if name in known}
@@ -120,14 +126,27 @@ class Representation:
         return np.asarray(self.coordinates_NC.mean(axis=0, dtype=np.float64))
 
     @cached_property
-    def raw(self) -> Basis:
-        """Of the coordinates as they are."""
-        return self._basis(self.coordinates_NC.astype(np.float64))
-
-    @cached_property
     def centered(self) -> Basis:
         """Of the coordinates less their mean."""
         return self._basis(self.coordinates_NC - self.mean_C)
+
+    @cached_property
+    def basis_NR(self) -> Vectors:
+        """Orthonormal basis of the columns of the centered coordinates, in float32."""
+        return np.asarray((self.coordinates_NC - self.mean_C) @ self.centered.whitening_CR, dtype=np.float32)
+
+    @cached_property
+    def parts_EC(self) -> Floats:
+        """The coordinates by the basis, and the constant column of length 1 after it (E = R + 1)."""
+        basis = self.centered
+        mean_1C = math.sqrt(len(self)) * self.mean_C[None]
+        return np.concatenate([basis.scales_R[:, None] * (basis.whitening_CR * basis.scales_R).T, mean_1C])
+
+    @cached_property
+    def missing_EK(self) -> Floats:
+        """Orthonormal directions of the basis with the constant column that no column of the coordinates has."""
+        values_E, axes_EE = np.linalg.eigh(self.parts_EC @ self.parts_EC.T)
+        return axes_EE[:, np.sqrt(np.maximum(values_E, 0)) <= _ROUNDING * np.linalg.norm(self.vectors_ND)]
 
     def _basis(self, matrix_NC: Floats) -> Basis:
         # Several times as fast as singular values, and as exact as numbers that were float32 once.
@@ -211,34 +230,51 @@ class Representation:
 
 
 class Pair:
-    """Two representations of the same texts, the same row for each."""
+    """Two representations of the same texts, the same row for each.
 
-    def __init__(self, left: Representation, right: Representation) -> None:
+    Measures of all columns need one product of the two: that of their bases. The columns are the basis, with one that
+    is constant, times `Representation.parts_EC`.
+    """
+
+    def __init__(self, left: Representation, right: Representation, *, exact: bool = True) -> None:
         """Pair two representations.
+
+        Args:
+            left: Of one model.
+            right: Of another.
+            exact: Take the product in float64; else that of the bases in float32, which is several times as fast and
+                moves measures by some 1e-7, Procrustes near 0 by some 1e-4.
 
         Raises:
             BellmError: They are of different numbers of texts.
         """
         if len(left) != len(right):
             raise BellmError(f"{len(left)} vectors and {len(right)}: give those of the same texts, in the same order.")
-        self.left, self.right = left, right
-
-    @cached_property
-    def product_CC(self) -> Floats:
-        """Cross-product of the coordinates."""
-        left_NC, right_NC = (side.coordinates_NC.astype(np.float64) for side in (self.left, self.right))
-        return np.asarray(left_NC.T @ right_NC)
-
-    @cached_property
-    def centered_product_CC(self) -> Floats:
-        """Cross-product of the centered coordinates."""
-        return self.product_CC - len(self.left) * np.outer(self.left.mean_C, self.right.mean_C)
+        self.left, self.right, self._is_exact = left, right, exact
 
     @cached_property
     def overlap_RR(self) -> Floats:
         """Cross-product of the orthonormal bases of the centered coordinates."""
-        left, right = self.left.centered, self.right.centered
-        return np.asarray(left.whitening_CR.T @ self.centered_product_CC @ right.whitening_CR)
+        left, right = self.left, self.right
+        if not self._is_exact:
+            return (left.basis_NR.T @ right.basis_NR).astype(np.float64)
+        product_CC = (left.coordinates_NC - left.mean_C).T @ (right.coordinates_NC - right.mean_C)
+        return np.asarray(left.centered.whitening_CR.T @ product_CC @ right.centered.whitening_CR)
+
+    @cached_property
+    def scaled_RR(self) -> Floats:
+        """Cross-product of the centered coordinates, each side rotated to its principal axes."""
+        return self.left.centered.scales_R[:, None] * self.overlap_RR * self.right.centered.scales_R
+
+    @cached_property
+    def extended_EE(self) -> Floats:
+        """Cross-product of the bases with the constant column, which is orthogonal to both."""
+        return np.asarray(block_diag(self.overlap_RR, 1.0))
+
+    @cached_property
+    def product_CC(self) -> Floats:
+        """Cross-product of the coordinates, not centered."""
+        return np.asarray(self.left.parts_EC.T @ self.extended_EE @ self.right.parts_EC)
 
     @cached_property
     def shared_NKK(self) -> NDArray[np.bool_]:

@@ -60,21 +60,25 @@ class VectorCache:
             embed: Embeds texts.
             done: Called with the number of further distinct texts whose vectors are there.
         """
-        keys = {text: hashlib.sha256(f"{len(view)} {view}{text}".encode()).digest() for text in dict.fromkeys(texts)}
+        key_of = {text: hashlib.sha256(f"{len(view)} {view}{text}".encode()).digest() for text in dict.fromkeys(texts)}
+        row_of = {key: row for row, key in enumerate(key_of.values())}
+        vectors_UD = np.empty((len(key_of), self._width), dtype=np.float32)  # Of the distinct texts.
+        known = set()
         with self._open() as database:
-            known = dict(_fetch(database, list(keys.values())))
-            missing = sorted(text for text, key in keys.items() if key not in known)
+            for key, vector in _fetch(database, list(row_of)):
+                vectors_UD[row_of[key]] = np.frombuffer(vector, dtype=np.float32)
+                known.add(key)
+            missing = sorted(text for text, key in key_of.items() if key not in known)
             done(len(known))
             for start in range(0, len(missing), _PART):
                 part = missing[start : start + _PART]
-                rows = [(keys[text], row.tobytes()) for text, row in zip(part, embed(part), strict=True)]
+                made, keys = embed(part), [key_of[text] for text in part]
+                rows = ((key, row.tobytes()) for key, row in zip(keys, made, strict=True))
                 with database:
                     database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-                known.update(rows)
+                vectors_UD[[row_of[key] for key in keys]] = made
                 done(len(part))
-        joined = bytearray().join(known[keys[text]] for text in texts)
-        # Of a bytearray, because torch warns of arrays that cannot be written.
-        return np.frombuffer(joined, dtype=np.float32).reshape(len(texts), self._width)
+        return vectors_UD if len(key_of) == len(texts) else vectors_UD[[row_of[key_of[text]] for text in texts]]
 
     def _check_fingerprint(self, database: sqlite3.Connection, fingerprint: Vectors, tolerance: float) -> None:
         """Empty the file if it holds vectors of another model."""

@@ -1,5 +1,6 @@
 """Chance levels, intervals and agreement, in worlds where the truth is known."""
 
+import tracemalloc
 from itertools import combinations
 from typing import Any
 
@@ -108,6 +109,37 @@ def test_measures_of_pairs_of_texts_take_a_sample(monkeypatch: pytest.MonkeyPatc
     assert found["rsa"].value == pytest.approx(MEASURES["rsa"](vectors["a"][rows], vectors["b"][rows]), abs=1e-6)
     assert (found["rsa"].low or 0) < found["rsa"].value < (found["rsa"].high or 0)
     assert found["rsa"].null_mean == pytest.approx(0, abs=0.1)
+
+
+def test_chance_of_many_texts_is_that_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken in float32: what is 1 whatever the vectors hold is no evidence there either."""
+    vectors = {name: matrix.astype(np.float32) for name, matrix in world(60, 80).items()}
+    names = [name for name in PAIRED if not MEASURES[name].compares_texts]
+    few = only(vectors, measures=names, **QUICK).measures
+    monkeypatch.setattr(comparison_module, "MOST_TEXTS", 40)
+    many = only(vectors, measures=names, **QUICK).measures
+    for name in names:
+        assert many[name].value == few[name].value, name
+        assert many[name].null_mean == pytest.approx(few[name].null_mean, abs=2 * (few[name].null_sd or 0) + 1e-6), name
+        assert many[name].null_sd == pytest.approx(few[name].null_sd, rel=1, abs=1e-6), name
+    assert [many[name].p for name in ("linear_regression", "pwcca", "eigenspace_overlap")] == [1, 1, 1]
+
+
+def test_of_many_texts_one_kind_of_matrices_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison_module, "MOST_TEXTS", 300)
+    draw = np.random.default_rng(0)
+    vectors = {name: draw.normal(size=(2000, 50)).astype(np.float32) for name in "abcdefgh"}
+
+    def peak(*measures: str) -> int:
+        tracemalloc.start()
+        compare_vectors(vectors, measures=measures, **QUICK)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    alone = peak("cka"), peak("rsa")
+    assert min(alone) > 8 * 300 * 300 * 4
+    assert peak("cka", "rsa") < 1.1 * max(alone)
 
 
 def test_a_seed_is_a_result_and_pairs_do_not_touch_each_other() -> None:

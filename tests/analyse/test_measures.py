@@ -164,6 +164,17 @@ def test_single_precision_is_enough() -> None:
         ), name
 
 
+@pytest.mark.parametrize("name", [name for name, measure in MEASURES.items() if not measure.compares_texts])
+@pytest.mark.parametrize("widths", [(7, 5), (40, 90)], ids=str)
+def test_the_product_of_bases_in_single_precision_is_enough(name: str, widths: tuple[int, int]) -> None:
+    left, right = related(60, *widths)
+    left = 100 + left * np.geomspace(10, 1e-3, widths[0])  # As in language models: a large mean, and large columns.
+    sides = Representation(left), Representation(right)
+    order = np.random.default_rng(0).permutation(60)
+    found = MEASURES[name].of_pair(Pair(sides[0], sides[1].permuted(order, exact=False), exact=False))
+    assert found == pytest.approx(MEASURES[name](left, right[order]), abs=1e-6)
+
+
 def test_a_direction_of_rounding_alone_is_none() -> None:
     left, right = related()
     doubled = np.hstack([left, left[:, :1] + left[:, 1:2]]).astype(np.float32)
