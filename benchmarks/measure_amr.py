@@ -2,8 +2,9 @@
 
 Graphs are those of BAMBOO, of a parser. Both and the control put two vectors side by side, of equal weight and width:
 what both gains beyond the control comes from the graph. With --steps it also trains on the rated training pairs of both
-sets, every text drawn from itself and its graph. Nothing is chosen on the test pairs. What is embedded and trained is
-kept in --work: the same command resumes. Data: `amr/bamboo` in BELLM_DATA or ../shared/data.
+sets, twice from the same weights and in the same order: on texts alone, and with every text drawn from itself and its
+graph. Nothing is chosen on the test pairs. What is embedded and trained is kept in --work: the same command resumes.
+Data: `amr/bamboo` in BELLM_DATA or ../shared/data.
 """
 
 import argparse
@@ -11,8 +12,8 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bellm.types import InputType, Vectors
 
 TEXT, GRAPH, BOTH, CONTROL = "text", "graph", "text + graph", "text + second prompt"
 PROMPT, SECOND_PROMPT = "prompteol", "knowledge"
+UNTRAINED, TEXTS, MIXED = "untrained", "texts", "mixed views"
 SETS = {"STS-Benchmark": "sts", "SICK": "sick"}
 DUMMY = "Empty line"
 """The last graph of every file; the files of SICK also begin with one, of the header."""
@@ -47,9 +49,8 @@ class Cell:
     task: str
     view: str
     score: Score
-    to_text: Difference | None
-    to_control: Difference | None
-    """Of text + graph alone."""
+    against: dict[str, Difference] = field(default_factory=dict)
+    """Score minus that of other models on the same pairs; p-values are corrected for both sets."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ def main() -> None:
         "--work", type=Path, default=Path("amr-work"), help="folder of vectors and trainings (amr-work)"
     )
     parser.add_argument("--pairs", type=int, help="of each test set, drawn with seed 0; default all")
-    parser.add_argument("--steps", type=int, default=0, help="train on mixed views for so many steps (0)")
-    parser.add_argument("--until", type=int, help="measure after so many of the --steps; the same command goes on")
+    parser.add_argument("--steps", type=int, default=0, help="steps of each training (0, none)")
     parser.add_argument("--batch-size", type=int, default=24, help="pairs of a step (24)")
     parser.add_argument("--quick", action="store_true", help="80 pairs of each set, nothing trained")
     parser.add_argument("--json", type=Path, help="also write the table here")
@@ -103,16 +103,22 @@ def main() -> None:
     file = write_graphs(folder, options.work / "graphs.jsonl")
     graphs = read_graphs(file)
     tests = [read_pairs(folder, name, "test", 80 if options.quick else options.pairs) for name in SETS]
-    started = time.perf_counter()
-    encoders = {"untrained": Encoder.from_pretrained(options.model, prompt=PROMPT, pooling="last")}
+    started = time.process_time()
+    encoders = {UNTRAINED: Encoder.from_pretrained(options.model, prompt=PROMPT, pooling="last")}
     if options.steps and not options.quick:
-        encoders["mixed views"] = trained(options, folder, file)
-    cells = [cell for name, encoder in encoders.items() for cell in measure(name, encoder, graphs, tests, options.work)]
-    title = f"{options.model}, {PROMPT} and {SECOND_PROMPT}, {time.perf_counter() - started:.0f} s"
+        encoders[TEXTS] = trained(options, folder, None)
+        encoders[MIXED] = trained(options, folder, file)
+    models = {
+        (training, view): EvaluatedModel.of(model, f"{view}, {training}")
+        for training, encoder in encoders.items()
+        for view, model in views_of(encoder, None if training == TEXTS else graphs, options.work).items()
+    }
+    cells = measure(models, tests)
+    title = f"{options.model}, {PROMPT} and {SECOND_PROMPT}, {time.process_time() - started:.0f} s of CPU"
     Console().print(table(title, cells))
     if options.json:
         record = {"machine": platform.processor() or platform.machine()}
-        record |= {name: getattr(options, name) for name in ("model", "pairs", "steps", "until", "batch_size")}
+        record |= {name: getattr(options, name) for name in ("model", "pairs", "steps", "batch_size")}
         rows = [asdict(cell) for cell in cells]
         options.json.write_text(json.dumps({**record, "cells": rows}, indent=1) + "\n")
 
@@ -155,8 +161,8 @@ def read_pairs(folder: Path, name: str, part: str, number: int | None = None) ->
     )
 
 
-def trained(options: argparse.Namespace, folder: Path, graphs: Path) -> Encoder:
-    """An encoder after a short training on rated pairs, every text of which is itself or its graph."""
+def trained(options: argparse.Namespace, folder: Path, graphs: Path | None) -> Encoder:
+    """An encoder after a short training on rated pairs; with graphs every text is itself or its graph."""
     from bellm.train import Recipe, load_dataset, train
 
     file = options.work / "pairs.jsonl"
@@ -167,52 +173,71 @@ def trained(options: argparse.Namespace, folder: Path, graphs: Path) -> Encoder:
     recipe = Recipe(
         model=options.model,
         encoder_options={"prompt": PROMPT, "pooling": "last"},
-        graphs=str(graphs),
+        graphs=str(graphs) if graphs else None,
         batch_size=options.batch_size,
         max_steps=options.steps,
     )
-    return train(recipe, load_dataset(file), options.work / "run", checkpoint_every=2, until=options.until)
+    run = options.work / ("run" if graphs else "run-texts")
+    return train(recipe, load_dataset(file), run, checkpoint_every=2)
 
 
-def measure(training: str, encoder: Encoder, graphs: Graphs, tests: Sequence[STSPairs], work: Path) -> Iterator[Cell]:
-    """Score the views of an encoder on all sets."""
-    alone: dict[str, Any] = {
-        TEXT: encoder,
-        GRAPH: MultiViewEncoder([View(encoder, "amr")]).with_graphs(graphs),
-        SECOND_PROMPT: encoder.replace(prompt=SECOND_PROMPT),
-    }
-    kept = {name: Kept(EvaluatedModel.of(each, name, work / "vectors")) for name, each in alone.items()}
-    models: dict[str, Any] = {
-        TEXT: kept[TEXT],
-        GRAPH: kept[GRAPH],
-        CONTROL: MultiViewEncoder([kept[TEXT], kept[SECOND_PROMPT]]),
-        BOTH: MultiViewEncoder([kept[TEXT], kept[GRAPH]]),
-    }
+def views_of(encoder: Encoder, graphs: Graphs | None, work: Path) -> dict[str, Any]:
+    """What is made of an encoder, with its vectors kept; without graphs the text, and two prompts."""
+
+    def kept(name: str, model: Any) -> Kept:
+        return Kept(EvaluatedModel.of(model, name, work / "vectors"))
+
+    text = kept(TEXT, encoder)
+    second = kept(SECOND_PROMPT, encoder.replace(prompt=SECOND_PROMPT))
+    views: dict[str, Any] = {TEXT: text, CONTROL: MultiViewEncoder([text, second])}
+    if graphs:
+        graph = kept(GRAPH, MultiViewEncoder([View(encoder, "amr")]).with_graphs(graphs))
+        views |= {GRAPH: graph, BOTH: MultiViewEncoder([text, graph])}
+    return views
+
+
+def measure(models: Mapping[tuple[str, str], EvaluatedModel], tests: Sequence[STSPairs]) -> list[Cell]:
+    """Score every model on all sets, and compare those that answer a question.
+
+    With the text alone and, of text + graph, with two prompts, each after the same training; and after training on
+    mixed views with text, or two prompts, after training on texts.
+    """
     tasks = [STSTask(pairs.name, data=pairs) for pairs in tests]
-    named = [EvaluatedModel.of(model, name) for name, model in models.items()]
-    report = evaluate(named, tasks, resamples=2000)
-    [_, against] = evaluate(named[2:], tasks, resamples=2000).runs
-    for run in report.runs:
+    report = evaluate(list(models.values()), tasks, resamples=2000)
+    cells = {
+        (key, task.name): Cell(key[0], task.name, key[1], run.scores[task.name])
+        for key, run in zip(models, report.runs, strict=True)
+        for task in tasks
+    }
+
+    def compare(key: tuple[str, str], other: tuple[str, str], name: str) -> None:
+        _, run = evaluate([models[other], models[key]], tasks, resamples=2000).runs
         for task in tasks:
-            to_control = against.differences[task.name] if run.model == BOTH else None
-            yield Cell(
-                training, task.name, run.model, run.scores[task.name], run.differences.get(task.name), to_control
-            )
+            cells[key, task.name].against[name] = run.differences[task.name]
+
+    for training, view in models:
+        if view != TEXT:
+            compare((training, view), (training, TEXT), "text")
+        if view == BOTH:
+            compare((training, view), (training, CONTROL), "two prompts")
+        if training == MIXED:
+            compare((training, view), (TEXTS, TEXT), "text, trained on texts")
+            compare((training, view), (TEXTS, CONTROL), "two prompts, trained on texts")
+    return list(cells.values())
 
 
 def table(title: str, cells: Sequence[Cell]) -> Table:
     """The cells for people."""
-    grid = Table("training", "set", "view", "Spearman x100", "against text", "against two prompts", title=title)
+    grid = Table("training", "set", "view", "Spearman x100", "against", title=title)
     for cell in cells:
         score = f"{cell.score.value:.2f} ({cell.score.low:.1f} to {cell.score.high:.1f})"
-        grid.add_row(cell.training, cell.task, cell.view, score, *map(in_words, (cell.to_text, cell.to_control)))
+        against = "\n".join(f"{name}: {in_words(difference)}" for name, difference in cell.against.items())
+        grid.add_row(cell.training, cell.task, cell.view, score, against)
     return grid
 
 
-def in_words(difference: Difference | None) -> str:
+def in_words(difference: Difference) -> str:
     """A difference with its interval and p-value."""
-    if difference is None:
-        return ""
     gain = format_points(difference.value, signed=True)
     return f"{gain}, {format_interval(difference)}, {format_p_value(difference.p_value)}"
 
