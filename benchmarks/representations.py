@@ -64,7 +64,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     if options.quick:
         compared = load_models([f"smollm2?bidirectional={spec}" for spec in MAPS[:2]])
-        found = compare_representations(compared, texts()[:60], measures=LAYER_MEASURES, permutations=20, resamples=20)
+        found = compare_representations(compared, texts(60), measures=LAYER_MEASURES, permutations=20, resamples=20)
         Console(width=200).print(scores(found.to_json()))
         return
     kept = options.folder / "analysis"
