@@ -40,7 +40,7 @@ class SavedEncoder:
 
 def read_saved(folder: Path) -> SavedEncoder:
     """Read settings and fingerprint; a FingerprintError where it is missing or belongs to other settings."""
-    settings = _read_object(folder / SETTINGS_FILE)
+    settings = read_object(folder / SETTINGS_FILE)
     try:
         config = EncoderConfig.from_dict(settings)
         known = str(settings["base_model"]), str(settings["dtype"]), int(settings["num_layers"])
@@ -72,7 +72,7 @@ def _read_statistics(path: Path, config: EncoderConfig) -> VectorStatistics | No
 def read_views(folder: Path) -> tuple[dict[str, Any], Vectors]:
     """Read what `MultiViewEncoder.save_pretrained` wrote of the views, and their fingerprint."""
     path = folder / VIEWS_FILE
-    record = _read_object(path, _COMBINE)
+    record = read_object(path, _COMBINE)
     try:
         names = [Path(view["folder"]) for view in record["views"]]
         transforms = {view.get("transform", "amr") for view in record["views"]}
@@ -167,9 +167,9 @@ def describe_saved(folder: Path) -> dict[str, Any]:
     """
     saved = read_saved(folder)
     is_adapted = (folder / "adapter_model.safetensors").is_file()  # Their base model is elsewhere.
-    config = {} if is_adapted else _read_object(folder / "config.json")
+    config = {} if is_adapted else read_object(folder / "config.json")
     architectures = config.get("architectures") or [None]
-    has_template = "chat_template" in _read_object(folder / "tokenizer_config.json")
+    has_template = "chat_template" in read_object(folder / "tokenizer_config.json")
     num_parameters = None if is_adapted else _count_parameters(folder)
     return {
         "base_model": saved.base_model,
@@ -208,7 +208,7 @@ def _count_parameters(folder: Path) -> int | None:
     return total
 
 
-def _read_object(path: Path, advice: str = _AGAIN) -> dict[str, Any]:
+def read_object(path: Path, advice: str = _AGAIN) -> dict[str, Any]:
     """The object that a file of JSON holds."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -95,6 +95,6 @@ def _claims(folder: Path, part: SplitName, source: DataSource) -> Iterator[_Labe
             labels = {each["label"] for found in evidence for each in found}
             text, key = str(claim["text"]), str(claim["_id"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"{line.location}: {line.text[:60]!r} is no claim of SciFact ({error!r:.80}).") from error
+            raise SourceError(f"{line.location}: {line.text[:60]!r} is no claim of SciFact.") from error
         if key in wanted and len(labels) == 1 and labels <= {*LABEL_NAMES["SciFact-claims"]}:
             yield (text,), labels.pop()

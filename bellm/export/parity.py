@@ -26,6 +26,7 @@ from bellm.export import runtimes
 from bellm.export.export_formats import EXPORT_FORMATS, ExportFormat
 from bellm.io.atomic import write_json
 from bellm.prompts import SLOT
+from bellm.saved_encoder import read_object
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity, relative_distance
 from bellm.types import Vectors
 
@@ -174,11 +175,9 @@ def diagnose_export(folder: Path) -> Diagnosis:
 
 def read_export(folder: Path) -> dict[str, Any]:
     """What export.json says."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-        _ = EXPORT_FORMATS[manifest["format"]], manifest["tolerance"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{folder / EXPORT_FILE} cannot be read: {error!r:.200}. Export again.") from error
+    manifest = read_object(folder / EXPORT_FILE, "Export again.")
+    if str(manifest.get("format")) not in EXPORT_FORMATS or "tolerance" not in manifest:
+        raise SourceError(f"{folder / EXPORT_FILE} cannot be read: it lacks a format or a tolerance. Export again.")
     return manifest
 
 
@@ -190,7 +189,7 @@ def read_reference(folder: Path) -> tuple[dict[str, Vectors], dict[str, Any]]:
             job = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
             return {name: file.get_tensor(name) for name in job["texts"]}, job
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} cannot be read: {error!r:.200}. Export again.") from error
+        raise SourceError(f"{path} cannot be read: it holds no vectors with their texts. Export again.") from error
 
 
 def measure_parity(
