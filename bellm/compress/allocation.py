@@ -77,9 +77,14 @@ def _checked(scores: Sequence[float], sizes: Sequence[int], sparsity: float) -> 
         )
     if not np.isfinite(scores_B).all() or (sizes_B < 1).any():
         raise BellmError("Scores of layers must be finite, and their sizes at least 1.")
+    check_sparsity(sparsity)
+    return scores_B, sizes_B
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise a BellmError unless a share of weights can go and some stay."""
     if not 0 < sparsity < 1:
         raise BellmError(f"sparsity={sparsity:g} is not between 0 and 1: it is the share of weights that goes.")
-    return scores_B, sizes_B
 
 
 def _scaled(scores_B: Shares) -> Shares:

@@ -181,6 +181,7 @@ def compress(
             f"{len(seen)} calibration texts are among the pairs of {pairs.name}, and would be scored on. Give others."
         )
     grid = grid or default_grid(plain.num_layers, plain.embedding_dim, with_texts=bool(calibration), quick=quick)
+    grid.check(plain)
     if grid.recovery:
         _check_recovery(grid, calibration)
     texts = list(dict.fromkeys((*pairs.left, *pairs.right)))

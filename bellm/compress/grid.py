@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 
 from bellm.backbone.quantized_modules import Bits
+from bellm.backbone.weight_matrices import find_matrices
+from bellm.compress.allocation import check_sparsity
 from bellm.compress.centering import center
-from bellm.compress.layer_dropping import drop_layers
+from bellm.compress.layer_dropping import check_num_dropped, drop_layers
 from bellm.compress.pruning import prune
 from bellm.compress.quantization import quantize
 from bellm.encoder import Encoder
+from bellm.errors import BellmError, LayerError
 from bellm.types import Vectors
 
 Recover = Callable[[Encoder, int], Encoder]
@@ -104,16 +107,33 @@ class Grid:
     recovery: int = 0
     """Steps of training after layers were dropped, which is tried besides not training; 0 trains nothing."""
 
+    def check(self, encoder: Encoder) -> None:
+        """Raise a BellmError where a value does not suit an encoder, before the first of them is measured."""
+        layers, width = encoder.num_layers, encoder.embedding_dim
+        for number in self.dropped:
+            check_num_dropped(number, layers)
+        for share in self.sparsity:
+            check_sparsity(share)
+        if wrong := [bits for bits in self.bits if bits not in get_args(Bits)]:
+            raise BellmError(f"Weights cannot have {wrong[0]} bits: give 8 or 4.")
+        if wrong := [dim for dim in self.dims if not 0 < dim <= width]:
+            raise BellmError(f"Vectors cannot be cut to {wrong[0]} numbers: they have {width}.")
+        if self.sparsity or self.bits:
+            try:
+                find_matrices(encoder.model)
+            except LayerError as error:
+                raise LayerError(f"{error} Or leave sparsity and bits out (--sparsity '' --bits '').") from error
+
     def weights(self) -> list[WeightsVariant]:
         """All variants of the weights, the untouched first."""
         depths = [(0, 0), *product(self.dropped, (0, self.recovery) if self.recovery else (0,))]
         others = list(product((0.0, *self.sparsity), (None, *self.bits)))
-        return [WeightsVariant(*depth, *other) for depth in depths for other in others]
+        return list(dict.fromkeys(WeightsVariant(*depth, *other) for depth in depths for other in others))
 
     def forms(self) -> list[VectorForm]:
         """All forms of vectors, the untouched first."""
         centered = (False, True) if self.centered else (False,)
-        return [VectorForm(*each) for each in product(centered, (None, *self.dims), (False, True))]
+        return list(dict.fromkeys(VectorForm(*each) for each in product(centered, (None, *self.dims), (False, True))))
 
 
 def default_grid(num_layers: int, width: int, *, with_texts: bool, quick: bool) -> Grid:

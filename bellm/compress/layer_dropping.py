@@ -48,8 +48,7 @@ def drop_layers(
     encoder.check_uncentered("dropping layers")
     check_choice("by", by, DropBy)
     num_layers = encoder.num_layers
-    if not 0 < number < num_layers:
-        raise BellmError(f"{number} layers cannot go: the model has {num_layers}, of which 1 to {num_layers - 1} can.")
+    check_num_dropped(number, num_layers)
     changes: list[float] = []
     order = list(range(num_layers))[::-1]
     if by == "change":
@@ -79,6 +78,12 @@ def drop_layers(
         "changes": [round(change, 6) for change in changes] or None,
     }
     return smaller.with_compression(record)
+
+
+def check_num_dropped(number: int, num_layers: int) -> None:
+    """Raise a BellmError unless so many layers can be dropped and one stays."""
+    if not 0 < number < num_layers:
+        raise BellmError(f"{number} layers cannot go: the model has {num_layers}, of which 1 to {num_layers - 1} can.")
 
 
 def layer_changes(

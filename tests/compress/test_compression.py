@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from transformers import PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.compress import Compression, Grid, center, compress, default_grid, drop_layers, quantize, write_compression
@@ -21,6 +22,7 @@ from bellm.compress.footprint import measure_footprint
 from bellm.compress.grid import VectorForm, WeightsVariant
 from bellm.data import STSPairs
 from tests.cli.test_cli import bellm
+from tests.decoders import with_tokens_of
 from tests.processes import end, run, started
 from tests.report.browser import complaints, find, find_all, requests, visit
 
@@ -135,6 +137,43 @@ def test_what_cannot_be_is_one_line(encoder: Encoder, folder: Path, found: Compr
         with pytest.raises(BellmError, match=said) as raised:
             compress(given.pop("encoder"), PAIRS, folder, **given)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"dropped": (1, 4)}, "4 layers cannot go: the model has 4, of which 1 to 3 can"),
+        ({"dropped": (0,)}, "0 layers cannot go"),
+        ({"dims": (8, 33)}, "Vectors cannot be cut to 33 numbers: they have 32"),
+        ({"dims": (0,)}, "Vectors cannot be cut to 0 numbers"),
+        ({"bits": (3,)}, "Weights cannot have 3 bits: give 8 or 4"),
+        ({"sparsity": (0.5, 1.0)}, "sparsity=1 is not between 0 and 1"),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_suit_are_refused_before_anything_is_measured(
+    encoder: Encoder, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BellmError, match=said) as raised:
+        compress(encoder, PAIRS, tmp_path / "out", calibration=OWN, grid=replace(GRID, **values))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_change_are_refused_at_the_start(
+    encoder: Encoder, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    experts = Encoder.from_pretrained(with_tokens_of(tiny_tokenizer, "mixtral"), tokenizer=tiny_tokenizer, prompt="raw")
+    for model, said in ((experts, "in one fused tensor"), (quantize(encoder), "are quantized already")):
+        with pytest.raises(BellmError, match=f"{said}.* Or leave sparsity and bits out") as raised:
+            compress(model, PAIRS, tmp_path / "out", grid=GRID, calibration=OWN)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_given_twice_is_tried_once() -> None:
+    grid = Grid(dropped=(1, 1), sparsity=(), bits=(8, 8), dims=(4, 4), centered=False)
+    assert (len(grid.weights()), len(grid.forms())) == (4, 4)
 
 
 def test_the_peak_is_that_of_the_process_itself(tiny_folder: Path) -> None:
