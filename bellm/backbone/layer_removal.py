@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import get_layers
 from bellm.backbone.hooks import causal_copy
+from bellm.backbone.weight_matrices import check_not_quantized
 from bellm.errors import LayerError
 
 
@@ -15,8 +16,9 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     """A causal model of some of the layers, on the same weights, whose configuration says what it holds.
 
     Raises:
-        LayerError: The layers differ in a way that a configuration of fewer layers cannot say.
+        LayerError: Weights are quantized, or the layers differ in a way that a configuration of fewer cannot say.
     """
+    check_not_quantized(model)
     layers = get_layers(model)
     name = type(model).__name__
     source = causal_copy(model)

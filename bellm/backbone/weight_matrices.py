@@ -42,8 +42,7 @@ def find_matrices(model: PreTrainedModel) -> list[tuple[WeightMatrix, ...]]:
         LayerError: Weights are quantized, fused into one tensor for several experts, shared by layers, or apart from
             their adapters.
     """
-    if getattr(model, "is_quantized", False):
-        raise LayerError(f"The weights of {type(model).__name__} are quantized already. {_FIRST}")
+    check_not_quantized(model)
     layers = get_layers(model)
     found = [_matrices_in(index, layer.module) for index, layer in enumerate(layers)]
     uses = Counter(id(matrix.module.weight) for matrices in found for matrix in matrices)
@@ -52,7 +51,13 @@ def find_matrices(model: PreTrainedModel) -> list[tuple[WeightMatrix, ...]]:
     return found
 
 
-_FIRST = "Give the model in floating point; what is to be pruned is pruned first, and quantized after that."
+def check_not_quantized(model: PreTrainedModel) -> None:
+    """Raise a LayerError where weights are no longer in floating point."""
+    if getattr(model, "is_quantized", False):
+        raise LayerError(f"The weights of {type(model).__name__} are quantized already. {_FIRST}")
+
+
+_FIRST = "Give the model in floating point: weights and layers go first, and what is left is quantized after that."
 
 
 def _matrices_in(index: int, layer: nn.Module) -> tuple[WeightMatrix, ...]:

@@ -114,6 +114,8 @@ def compress_command(
     check_compress_folder(output, source)
     pairs = read_dev_set(dev, data)
     texts = read_texts(calibration, column) if calibration else []
+    if calibration and not texts:
+        raise BellmError(f"--calibration {calibration} holds no texts. Give others, or leave it out.")
     encoder = options.load_encoder(source)
     grid = default_grid(encoder.num_layers, encoder.uncentered().embedding_dim, with_texts=bool(texts), quick=quick)
     grid = replace(grid, recovery=recover or 0, **{name: it for name, it in lists.items() if it is not None})

@@ -8,7 +8,7 @@ from typing import cast, get_args
 import numpy as np
 
 from bellm.backbone.quantized_modules import Bits
-from bellm.backbone.weight_matrices import find_matrices
+from bellm.backbone.weight_matrices import check_not_quantized, find_matrices
 from bellm.compress.allocation import check_sparsity
 from bellm.compress.centering import center
 from bellm.compress.layer_dropping import check_num_dropped, drop_layers
@@ -118,6 +118,8 @@ class Grid:
             raise BellmError(f"Weights cannot have {wrong[0]} bits: give 8 or 4.")
         if wrong := [dim for dim in self.dims if not 0 < dim <= width]:
             raise BellmError(f"Vectors cannot be cut to {wrong[0]} numbers: they have {width}.")
+        if self.dropped:
+            check_not_quantized(encoder.model)
         if self.sparsity or self.bits:
             try:
                 find_matrices(encoder.model)

@@ -42,7 +42,8 @@ def drop_layers(
 
     Raises:
         BellmError: The number does not fit, or texts are missing.
-        LayerError: The layers are not all alike, and the model cannot do without some; or pooled states become one.
+        LayerError: Weights are quantized, the layers are not all alike and the model cannot do without some, or pooled
+            states become one.
     """
     check_encoder(encoder, Encoder)
     encoder.check_uncentered("dropping layers")

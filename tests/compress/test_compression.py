@@ -164,9 +164,13 @@ def test_weights_that_cannot_change_are_refused_at_the_start(
     encoder: Encoder, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     experts = Encoder.from_pretrained(with_tokens_of(tiny_tokenizer, "mixtral"), tokenizer=tiny_tokenizer, prompt="raw")
-    for model, said in ((experts, "in one fused tensor"), (quantize(encoder), "are quantized already")):
-        with pytest.raises(BellmError, match=f"{said}.* Or leave sparsity and bits out") as raised:
-            compress(model, PAIRS, tmp_path / "out", grid=GRID, calibration=OWN)
+    for model, grid, said in (
+        (experts, GRID, "in one fused tensor.* Or leave sparsity and bits out"),
+        (quantize(encoder), replace(GRID, dropped=()), "are quantized already.* Or leave sparsity and bits out"),
+        (quantize(encoder), replace(GRID, bits=()), "are quantized already"),
+    ):
+        with pytest.raises(BellmError, match=said) as raised:
+            compress(model, PAIRS, tmp_path / "out", grid=grid, calibration=OWN)
         assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
@@ -174,6 +178,18 @@ def test_weights_that_cannot_change_are_refused_at_the_start(
 def test_a_value_given_twice_is_tried_once() -> None:
     grid = Grid(dropped=(1, 1), sparsity=(), bits=(8, 8), dims=(4, 4), centered=False)
     assert (len(grid.weights()), len(grid.forms())) == (4, 4)
+
+
+def test_a_file_without_calibration_texts_is_one_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rated.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n")
+    Path("empty.txt").write_text("")
+    result = bellm("compress", tiny_folder, "--dev=rated.csv", "--calibration=empty.txt", "-o", "small")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("bellm: --calibration empty.txt holds no texts.")
+    assert not Path("small").exists()
 
 
 def test_the_peak_is_that_of_the_process_itself(tiny_folder: Path) -> None:

@@ -18,7 +18,7 @@ from bellm.backbone.architecture import get_layers
 from bellm.backbone.hooks import shared_copy
 from bellm.backbone.quantized_modules import Bits, QuantizedEmbedding, QuantizedLinear
 from bellm.backbone.weight_matrices import find_matrices
-from bellm.compress import prune, quantize
+from bellm.compress import drop_layers, prune, quantize
 from bellm.train import Recipe
 from bellm.train.trainable import load_trainable
 from tests.cli.test_cli import bellm
@@ -140,6 +140,7 @@ def test_what_cannot_be_quantized_or_changed_afterwards_is_one_line(
     for refused, said in (
         (lambda: quantize(tiny_encoder, bits), "bits=3 is not one of 8, 4"),
         (lambda: quantize(smaller), "are quantized already. Give the model in floating point"),
+        (lambda: drop_layers(smaller, 1), "are quantized already. Give the model in floating point"),
         (lambda: prune(smaller, 0.5, method="magnitude"), "are quantized already"),
         (lambda: quantize(small("mixtral", tiny_tokenizer)), "holds all experts in one fused tensor"),
         (lambda: smaller.to(torch.bfloat16), "quantized weights, or on several devices, cannot be moved"),
