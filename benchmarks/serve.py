@@ -1,0 +1,313 @@
+"""Load on servers of one model: bellm serve against FastAPI with sentence-transformers, as people write it.
+
+The model is the first layers of SmolLM2, causal, with mean pooling, so that both serve the same vectors, which is
+checked. Clients are closed loops on keep-alive connections, in a process of their own; each request has texts of its
+own, generated, 6 to 40 words.
+A row is one number of clients and of texts a request. Besides texts a second it says how many texts a server embeds in
+a second of its own CPU time, which others on the machine change less; `engine` is `encoder.encode` of the same texts in
+one process. Rows that --json holds already are not measured again.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+WORDS = [
+    "river",
+    "snow",
+    "market",
+    "quiet",
+    "engine",
+    "window",
+    "garden",
+    "letter",
+    "winter",
+    "mountain",
+    "ticket",
+    "doctor",
+    "bridge",
+    "music",
+    "paper",
+    "stone",
+    "harbour",
+    "teacher",
+    "coffee",
+    "storm",
+    "village",
+    "signal",
+    "candle",
+    "forest",
+    "reason",
+    "answer",
+    "silver",
+    "captain",
+    "morning",
+    "kitchen",
+    "border",
+    "history",
+]
+SYSTEMS = ("bellm", "plain")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One server under one load."""
+
+    system: str
+    clients: int
+    texts: int
+    """Of a request."""
+    requests: int
+    texts_per_second: float
+    texts_per_cpu_second: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6, help="layers of SmolLM2 that are served (6)")
+    parser.add_argument("--quick", action="store_true", help="2 layers, few requests, no 64 clients with 16 texts")
+    parser.add_argument("--json", type=Path, help="write rows here, and read those that were measured")
+    parser.add_argument("--plain", nargs=2, metavar=("FOLDER", "PORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=4, metavar=("URL", "CLIENTS", "TEXTS", "REQUESTS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.plain:
+        serve_plainly(options.plain[0], int(options.plain[1]))
+    elif options.load:
+        url, *numbers = options.load
+        print(json.dumps(load(url, *map(int, numbers))))
+    else:
+        compare(2 if options.quick else options.layers, options.quick, options.json)
+
+
+def compare(layers: int, quick: bool, path: Path | None) -> None:
+    """Put every load on both servers, in turn."""
+    record: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "layers": layers, "rows": []}
+    if path and path.exists():
+        record = json.loads(path.read_text())
+    loads = [each for each in product((1, 8, 64), (1, 16)) if not (quick and each == (64, 16))]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        prepare(folder, layers)
+        for clients, texts in loads:
+            for system in SYSTEMS:
+                if any(
+                    (row["system"], row["clients"], row["texts"]) == (system, clients, texts) for row in record["rows"]
+                ):
+                    continue
+                record["rows"].append(asdict(measure(system, folder, clients, texts, quick)))
+                if path:
+                    path.write_text(json.dumps(record, indent=1) + "\n")
+        if "engine" not in record:
+            record["engine"] = engine(folder / "bellm", 64 if quick else 512)
+            if path:
+                path.write_text(json.dumps(record, indent=1) + "\n")
+    rows = [Row(**row) for row in record["rows"]]
+    Console().print(table(rows, record["engine"]))
+
+
+def prepare(folder: Path, layers: int) -> None:
+    """Save the first layers of SmolLM2 for both servers."""
+    from bellm import Encoder
+    from bellm.compress import drop_layers
+
+    full = Encoder.from_pretrained("smollm2", prompt="raw", pooling="mean", max_tokens=128)
+    encoder = drop_layers(full, full.num_layers - layers)
+    encoder.save_pretrained(folder / "bellm")
+    encoder.model.save_pretrained(folder / "plain")
+    encoder.tokenizer.save_pretrained(folder / "plain")
+
+
+def measure(system: str, folder: Path, clients: int, texts: int, quick: bool) -> Row:
+    """One load on one server."""
+    requests = max(clients * 2, (16 if quick else 128) // texts, 8)
+    with server(system, folder / system) as (url, process):
+        check(url)
+        load(url, 2, 2, 4)
+        before, began = cpu_seconds(process), time.perf_counter()
+        command = [sys.executable, __file__, "--load", url, str(clients), str(texts), str(requests)]
+        latencies = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        seconds, spent = latencies["seconds"], cpu_seconds(process) - before
+        assert time.perf_counter() - began >= seconds
+    percentiles = 1000 * np.percentile(latencies["latencies"], (50, 95, 99))
+    count = requests * texts
+    return Row(system, clients, texts, requests, count / seconds, count / spent, *map(float, percentiles))
+
+
+@contextmanager
+def server(system: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server of the model in a process of its own."""
+    if system == "bellm":
+        command = [sys.executable, "-m", "bellm", "serve", str(folder), "--port", "0", "--quiet"]
+    else:
+        command = [sys.executable, __file__, "--plain", str(folder), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().split()[-1], process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def serve_plainly(folder: str, port: int) -> None:
+    """What people write: FastAPI, a function that encodes, a thread for each request."""
+    import socket
+
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformer = Transformer(folder, max_seq_length=128)
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")], device="cpu"
+    )
+    if model.tokenizer.pad_token is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+    app = FastAPI()
+
+    class Texts(BaseModel):
+        inputs: list[str]
+
+    @app.post("/embed")
+    def embed(body: Texts) -> list[list[float]]:
+        vectors: list[list[float]] = model.encode(body.inputs, show_progress_bar=False).tolist()
+        return vectors
+
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", port))
+        print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="error")).run([bound])
+
+
+def check(url: str) -> None:
+    """Wait for a server, and compare its vector of a text with what the other gave."""
+    while True:
+        try:
+            vector = np.array(ask(connect(url), ["The river was quiet."])[0])
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.1)
+    known = _CHECKED.setdefault("vector", vector)
+    assert np.allclose(vector, known, rtol=0, atol=1e-3 * np.abs(known).max()), np.abs(vector - known).max()
+
+
+_CHECKED: dict[str, Any] = {}
+
+
+def load(url: str, clients: int, texts: int, requests: int) -> dict[str, Any]:
+    """Latencies of requests from so many clients, each of which sends its next one when it has an answer."""
+    numbers = iter(range(requests))
+    lock, latencies = threading.Lock(), []
+    gate = threading.Barrier(clients + 1)
+    seed = os.getpid()
+
+    def client() -> None:
+        connection = connect(url)
+        gate.wait()
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            chance = random.Random(f"{seed} {number}")
+            sentences = [" ".join(chance.choices(WORDS, k=chance.randint(6, 40))) for _ in range(texts)]
+            began = time.perf_counter()
+            assert len(ask(connection, sentences)) == texts
+            latencies.append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    gate.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    assert len(latencies) == requests
+    return {"seconds": time.perf_counter() - began, "latencies": latencies}
+
+
+def connect(url: str) -> http.client.HTTPConnection:
+    """A connection that is kept."""
+    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
+
+
+def ask(connection: http.client.HTTPConnection, texts: list[str]) -> list[list[float]]:
+    """Vectors of texts from a server."""
+    connection.request("POST", "/embed", json.dumps({"inputs": texts}), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    vectors: list[list[float]] = json.loads(response.read())
+    assert response.status == 200, vectors
+    return vectors
+
+
+def cpu_seconds(process: subprocess.Popen[str]) -> float:
+    """CPU time that a process and its children have spent."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return float(sum(sum(each.cpu_times()[:2]) for each in family))
+
+
+def engine(folder: Path, count: int) -> dict[str, float]:
+    """What the engine does with such texts in one call, without any server."""
+    from bellm import Encoder
+
+    encoder, chance = Encoder.from_pretrained(folder), random.Random(0)
+    texts = [" ".join(chance.choices(WORDS, k=chance.randint(6, 40))) for _ in range(count)]
+    encoder.encode(texts[:16])
+    began, spent = time.perf_counter(), time.process_time()
+    encoder.encode(texts)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - spent
+    return {"texts_per_second": count / seconds, "texts_per_cpu_second": count / cpu}
+
+
+def table(rows: list[Row], alone: dict[str, float]) -> Table:
+    """Rows, with ratios to the plain server under the same load and to the engine."""
+    shown = Table(
+        "clients", "texts", "server", "texts/s", "x plain", "texts/CPU s", "x plain", "x engine", "p50 ms", "p95", "p99"
+    )
+    for row in rows:
+        plain = next(
+            each for each in rows if (each.system, each.clients, each.texts) == ("plain", row.clients, row.texts)
+        )
+        shown.add_row(
+            str(row.clients),
+            str(row.texts),
+            row.system,
+            f"{row.texts_per_second:.1f}",
+            f"{row.texts_per_second / plain.texts_per_second:.2f}",
+            f"{row.texts_per_cpu_second:.1f}",
+            f"{row.texts_per_cpu_second / plain.texts_per_cpu_second:.2f}",
+            f"{row.texts_per_cpu_second / alone['texts_per_cpu_second']:.2f}",
+            *(f"{value:.0f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)),
+        )
+    shown.caption = f"engine: {alone['texts_per_second']:.1f} texts/s, {alone['texts_per_cpu_second']:.1f} a CPU second"
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""An embedder that a test can hold up, and that some texts make fail."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bellm.types import InputType, Vectors
+from tests.processes import LIMIT
+
+
+class Planted:
+    """Its vectors hold length and first character of a text; a text of three characters has one token for a server."""
+
+    embedding_dim = 2
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        """Texts of every call that has begun."""
+        self.open = threading.Event()
+        """Calls wait for it."""
+        self.open.set()
+        self.faults: dict[str, Callable[[], Any]] = {}
+        """What happens where a text is among those of a call."""
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
+        self.batches.append(list(texts))
+        assert self.open.wait(LIMIT)
+        for text in texts:
+            if text in self.faults:
+                self.faults[text]()
+        return np.array(
+            [[len(text), ord(text[0])] if text != "nan" else [np.nan, 0] for text in texts], dtype=np.float32
+        )
+
+    def fingerprint(self) -> Vectors:
+        return self.encode(["one", "two"])
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "planted"}
