@@ -165,7 +165,7 @@ def overhead(model: str, folder: Path, lines: int) -> dict[str, Any]:
         "lines": lines,
         "seconds": report.seconds,
         "embedding": sum(seconds),
-        "mask_probability": 1 - sum(seconds) / report.seconds,
+        "share": 1 - sum(seconds) / report.seconds,
         "one_call": one_call,
     }
 

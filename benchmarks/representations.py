@@ -124,9 +124,17 @@ def scores(results: Mapping[str, Any]) -> Table:
         cells = (pair["measures"][each] for each in HEADLINES)
         table.add_row(
             f"{pair['a']} | {pair['b']}",
-            *(f"{one['value']:.3f} ({one['calibrated']:.2f}) {one['low']:.2f}-{one['high']:.2f}" for one in cells),
+            *(
+                "{} ({}) {}-{}".format(*map(_number, (one[key] for key in ("value", "calibrated", "low", "high"))))
+                for one in cells
+            ),
         )
     return table
+
+
+def _number(value: float | None) -> str:
+    """Two digits, or a dash where there are too few texts to tell."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def agreement_of(results: Mapping[str, Any]) -> str:

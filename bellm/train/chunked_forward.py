@@ -30,10 +30,10 @@ from bellm.train.embedded_batch import split_texts
 from bellm.train.examples import Example
 from bellm.train.gradients import Chunk
 from bellm.train.token_prediction import (
+    ResponseScorer,
     mask_tokens,
     masking_vocabulary,
-    mntp_losses,
-    response_log_probs,
+    prediction_losses,
     tokenize_turns,
 )
 
@@ -84,8 +84,12 @@ class Chunker:
         chunks: list[Chunk] = [partial(runner.vectors, group) for group in groups]
         return ChunkedForward(tokens, chunks, self._row_order(groups), isinstance(runner, PackedRunner))
 
-    def responses(self, causal: PreTrainedModel, prompt: str, examples: Sequence[Example]) -> ChunkedForward:
+    def responses(
+        self, causal: PreTrainedModel, prompt: str, examples: Sequence[Example]
+    ) -> tuple[ChunkedForward, Tensor]:
         """Log-probability of each candidate of each row as a response to its anchor, summed over its tokens, (R,).
+
+        Gives the forward pass, and the values of the model without adapters.
 
         They are those of the encoder's model with all layers causal. The prompt has a slot for the anchor; rows have
         one positive and equally many negatives.
@@ -93,14 +97,11 @@ class Chunker:
         prompts = [prompt.replace(SLOT, example.anchor) for example in examples for _ in example.texts[1:]]
         answers = [text for example in examples for text in example.texts[1:]]
         tokens = tokenize_turns(self.encoder.tokenizer, prompts, answers, self.encoder.config.max_tokens)
-        runner = PaddedRunner(causal, tokens, HiddenStateReadout("last", -1), 0)
-        groups = runner.batches(range(len(tokens)), self.chunk_tokens)
-
-        def log_probs(group: Sequence[int]) -> Tensor:
-            rows = Tokens([tokens.ids[row] for row in group], [tokens.spans[row] for row in group], 0)
-            return response_log_probs(causal, rows, max_batch_tokens=self.chunk_tokens)
-
-        return ChunkedForward(tokens, [partial(log_probs, group) for group in groups], self._row_order(groups))
+        scorer = ResponseScorer(causal, tokens, packs=self.packs)
+        groups = scorer.batches(self.chunk_tokens)
+        chunks: list[Chunk] = [partial(scorer.log_probs, group) for group in groups]
+        reference_R = scorer.reference(self.chunk_tokens)
+        return ChunkedForward(tokens, chunks, self._row_order(groups), scorer.is_packed), reference_R
 
     def masked_tokens(
         self, parts: Sequence[Sequence[Example]], rank: int, mask_probability: float, seed: int
@@ -127,9 +128,8 @@ class Chunker:
         masked = all_masked.some(range(start, start + len(own)))
         rows = Tokens(masked.ids, own.spans, own.num_truncated)
         runner = self._runner(rows, HiddenStateReadout("last", -1), packs=self.packs)
-        through = runner if isinstance(runner, PackedRunner) else self.encoder.model
         groups = runner.batches(range(len(own)), self.chunk_tokens)
-        chunks: list[Chunk] = [partial(mntp_losses, through, masked, group) for group in groups]
+        chunks: list[Chunk] = [partial(prediction_losses, runner, masked, group) for group in groups]
         order = torch.arange(sum(map(len, masked.positions)))
         return ChunkedForward(own, chunks, order, isinstance(runner, PackedRunner))
 

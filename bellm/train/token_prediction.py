@@ -8,6 +8,7 @@ Shapes: B rows of a batch, R responses, L tokens, M predicted tokens, V vocabula
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,9 +18,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone.adapters import disable_adapters
-from bellm.backbone.states import input_device, logits_at
+from bellm.backbone.states import check_lm_head, input_device
+from bellm.engine.embedding import Runner
+from bellm.engine.log_likelihood import answer_log_likelihoods
 from bellm.engine.packed import PackedRunner
-from bellm.engine.padded import PaddedRunner, pad_rows
+from bellm.engine.packing_check import check_packing
+from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens, fallback_token_id
 from bellm.errors import BellmError
@@ -113,16 +117,16 @@ def mask_tokens(
     return masked
 
 
-def mntp_losses(model: PreTrainedModel | PackedRunner, masked: PredictedRows, indices: Sequence[int]) -> Tensor:
-    """Cross-entropy of each masked token, predicted from the state one before it, in nats, float32 (M,).
+def prediction_losses(runner: Runner, rows: PredictedRows, indices: Sequence[int]) -> Tensor:
+    """Cross-entropy of each token that is to be predicted, from the state one before it, in nats, float32 (M,).
 
-    Their mean is the objective of LLM2Vec. The model has its layers open as they are to be trained, or is a packed
-    runner of the masked rows; `indices` are the rows of one batch.
+    Of masked tokens their mean is the objective of LLM2Vec. The runner has the same rows, and its model has its layers
+    open as they are to be trained; `indices` are those of one batch.
     """
-    batch = masked.some(indices)
-    if isinstance(model, PackedRunner):
-        return _cross_entropy(model.logits(indices, batch.predicting), batch)
-    return _losses(model, batch)
+    batch = rows.some(indices)
+    logits_MV = runner.logits(indices, batch.predicting)
+    targets_M = torch.tensor(list(chain.from_iterable(batch.targets)), dtype=torch.long, device=logits_MV.device)
+    return cross_entropy(logits_MV.float(), targets_M, reduction="none")
 
 
 def gradual_layers(step: int, total: int, layers: Sequence[int]) -> tuple[int, ...]:
@@ -169,43 +173,52 @@ def tokenize_turns(
     return Tokens(rows, spans, num_truncated)
 
 
-def response_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_tokens: int = 2048) -> Tensor:
-    """Log-probability of each response given its prompt, in nats, summed over its tokens: float32 (R,), differentiable.
+class ResponseScorer:
+    """Log-probabilities of responses under a causal model: packed, so that responses to one prompt compute it once.
 
-    Rows of similar length share a batch of at most so many tokens, padding included, and only states that predict a
-    token of a response go through the head: it takes the vocabulary's width in float32, 0.2 MB of 49 152 words, until
-    the gradient is computed. The model has all layers closed, as `with encoder.causal() as model` gives it: that copy
-    shares the weights of adapters too, so that gradients reach them.
+    The model has all layers closed, as `with encoder.causal() as model` gives it: that copy shares the weights of
+    adapters too, so that gradients reach them. Only states that predict a token of a response go through the head: it
+    takes the vocabulary's width in float32, 0.2 MB of 49 152 words, until the gradient is computed.
     """
-    positions = [list(range(*span)) for span in turns.spans]
-    targets = [ids[start:end] for ids, (start, end) in zip(turns.ids, turns.spans, strict=True)]
-    responses = PredictedRows(turns.ids, positions, targets)
-    runner = PaddedRunner(model, turns, HiddenStateReadout("last", -1), _PAD)
-    groups = runner.batches(range(len(turns)), max_batch_tokens)
-    order = list(chain.from_iterable(groups))
-    losses_M = torch.cat([_losses(model, responses.some(group)) for group in groups])
-    sums = [losses.sum() for losses in torch.split(losses_M, [len(targets[row]) for row in order])]
-    return -torch.stack(sums)[torch.tensor(order).argsort()]
 
+    def __init__(self, model: PreTrainedModel, turns: Tokens, *, packs: bool = True) -> None:
+        """Take the causal model, all rows, and whether they may run packed, without padding."""
+        check_lm_head(model)
+        self._model, self._turns = model, turns
+        positions = [list(range(*span)) for span in turns.spans]
+        targets = [ids[start:end] for ids, (start, end) in zip(turns.ids, turns.spans, strict=True)]
+        self._responses = PredictedRows(turns.ids, positions, targets)
+        self._packed = check_packing(model).packed_model if packs else None
+        readout = HiddenStateReadout("last", -1)
+        self._runner: Runner = PaddedRunner(model, turns, readout, _PAD)
+        if self._packed:
+            self._runner = PackedRunner(self._packed, turns, readout, training=True)
 
-def reference_log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_tokens: int = 2048) -> Tensor:
-    """`response_log_probs` of the model without adapters and without a gradient: the reference of DPO and KTO, (R,)."""
-    with torch.no_grad(), disable_adapters(model):
-        return response_log_probs(model, turns, max_batch_tokens=max_batch_tokens)
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows run packed."""
+        return self._packed is not None
 
+    def batches(self, max_batch_tokens: int) -> list[list[int]]:
+        """All rows in batches of at most so many tokens, padding included."""
+        return self._runner.batches(range(len(self._turns)), max_batch_tokens)
 
-def _losses(model: PreTrainedModel, batch: PredictedRows) -> Tensor:
-    """Cross-entropy of each target, in the order of rows and positions, (M,). The head runs only where it predicts."""
-    ids_BL, mask_BL = pad_rows(batch.ids, _PAD, input_device(model))
-    predicts_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
-    for row, positions in enumerate(batch.predicting):
-        predicts_BL[row, positions] = True
-    return _cross_entropy(logits_at(model, ids_BL, mask_BL, predicts_BL), batch)
+    def log_probs(self, rows: Sequence[int]) -> Tensor:
+        """Log-probability of the response of each row of a batch, in nats, summed over its tokens, float32 (R,)."""
+        losses_M = prediction_losses(self._runner, self._responses, rows)
+        parts = torch.split(losses_M, [len(self._responses.targets[row]) for row in rows])
+        return -torch.stack([losses.sum() for losses in parts])
 
-
-def _cross_entropy(logits_MV: Tensor, batch: PredictedRows) -> Tensor:
-    targets_M = torch.tensor(list(chain.from_iterable(batch.targets)), dtype=torch.long, device=logits_MV.device)
-    return cross_entropy(logits_MV.float(), targets_M, reduction="none")
+    def reference(self, max_batch_tokens: int) -> Tensor:
+        """Log-probabilities of all rows without adapters or a gradient: the reference of DPO and KTO, (R,)."""
+        models = [self._model, *([self._packed.model] if self._packed else [])]
+        with torch.no_grad(), ExitStack() as without:
+            for model in models:
+                without.enter_context(disable_adapters(model))
+            found_R = answer_log_likelihoods(
+                self._model, self._turns, packed=self._packed, max_batch_tokens=max_batch_tokens, pad_id=_PAD
+            )
+        return torch.tensor(found_R, dtype=torch.float32, device=input_device(self._model))
 
 
 def _split(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,6 @@ from bellm.train.examples import Example
 from bellm.train.gradients import chunk_outputs
 from bellm.train.objectives import Objective, needs_of
 from bellm.train.recipe import defined_in, user_errors
-from bellm.train.token_prediction import reference_log_probs
 
 _WIDTH = 8192  # Of random vectors: no model is wider, so that whatever width an objective asks for is there.
 
@@ -106,14 +106,12 @@ class TrainStep:
         prompt = needs.response_prompt
         if prompt is not None:
             check_response_rows(examples)
-        with self.encoder.causal() if prompt is not None else nullcontext(self.encoder.model) as causal:
-            pass  # That model is used outside the block, in which `encoder.model` would be it too.
-        with self._training(self.encoder.model, causal):
+        models = [self.encoder.model, *([] if prompt is None else [self._causal])]
+        with self._training(*models):
             texts = self.chunker.texts(own, all_layers=needs.all_layers)
             forwards, responses, reference_R, constant = [texts], None, None, False
             if prompt is not None:
-                responses = self.chunker.responses(causal, prompt, own)
-                reference_R = reference_log_probs(causal, responses.tokens, max_batch_tokens=self.chunker.chunk_tokens)
+                responses, reference_R = self.chunker.responses(self._causal, prompt, own)
                 forwards.append(responses)
 
             def loss(outputs: Sequence[Tensor]) -> Tensor:
@@ -206,6 +204,12 @@ class TrainStep:
         what = "an objective gives a tensor of one number, with a gradient"
         raise BellmError(f"{file}, line {line}: {what}; this one gave {came}.")
 
+    @cached_property
+    def _causal(self) -> PreTrainedModel:
+        """The causal model on the same weights, one for all steps, so that it is checked once whether it packs."""
+        with self.encoder.causal() as model:
+            return model
+
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """Each process's part of the batch, in the order of ranks.
 
@@ -226,7 +230,7 @@ class TrainStep:
 
     @contextmanager
     def _training(self, *models: PreTrainedModel) -> Iterator[None]:
-        packed = check_packing(models[0]).packed_model if self.chunker.packs else None
+        packed = [check_packing(model).packed_model for model in models] if self.chunker.packs else []
         with (
             torch.autocast(
                 self.encoder.device.type,
@@ -234,7 +238,7 @@ class TrainStep:
                 enabled=self.autocast is not None,
                 cache_enabled=not self.sharded,  # It would keep gathered weights in memory.
             ),
-            adapters.training_adapters(*models, *([packed.model] if packed else [])),
+            adapters.training_adapters(*models, *(each.model for each in packed if each)),
             _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
         ):
             yield

@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedMo
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.packed_model import PackedModel
+from bellm.engine.embedding import Runner
 from bellm.engine.packed import PackedRunner
-from bellm.engine.padded import pad_rows
+from bellm.engine.padded import PaddedRunner, pad_rows
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
@@ -26,7 +27,7 @@ from bellm.train.token_prediction import (
     gradual_layers,
     mask_tokens,
     masking_vocabulary,
-    mntp_losses,
+    prediction_losses,
 )
 from tests.decoders import CPU, TEXTS
 
@@ -36,6 +37,11 @@ ROWS = [[1, *range(3, 13)], [7, 8], [1, 20, 2], [1, *range(30, 90), 2], [50] * 2
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def padded(model: PreTrainedModel, rows: PredictedRows) -> Runner:
+    spans = [(0, len(ids)) for ids in rows.ids]
+    return PaddedRunner(model, Tokens(rows.ids, spans, 0), HiddenStateReadout("last", -1), 0)
 
 
 # Vocabulary
@@ -137,7 +143,7 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tu
     wanted = cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none")
     wanted = wanted[labels_BL[:, 1:].flatten() != -100]
     order: Sequence[int] = range(len(TEXTS))
-    through: PreTrainedModel | PackedRunner = model
+    through = padded(model, masked)
     if packs:
         spans = [(0, len(ids)) for ids in masked.ids]
         through = PackedRunner(
@@ -147,7 +153,7 @@ def test_losses_and_gradients_are_those_of_the_full_logits(name: str, layers: tu
             training=True,
         )
         (order,) = through.batches(order, 1 << 20)
-    found = mntp_losses(through, masked, order)
+    found = prediction_losses(through, masked, order)
     found = torch.cat(
         [found.split([len(masked.targets[row]) for row in order])[order.index(row)] for row in sorted(order)]
     )
@@ -165,12 +171,14 @@ def gradients(losses: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def test_nothing_hidden_is_nothing_lost() -> None:
-    assert mntp_losses(tiny("llama"), PredictedRows([[1, 2], [1]], [[], []], [[], []]), [0, 1]).shape == (0,)
+    nothing = PredictedRows([[1, 2], [1]], [[], []], [[], []])
+    assert prediction_losses(padded(tiny("llama"), nothing), nothing, [0, 1]).shape == (0,)
 
 
 def test_a_model_without_head_is_refused() -> None:
+    masked = mask_tokens(TEXTS, TOY, generator=seeded())
     with pytest.raises(BellmError, match="LlamaModel has no language-model head"):
-        mntp_losses(LlamaModel(tiny("llama").config), mask_tokens(TEXTS, TOY, generator=seeded()), [0])
+        prediction_losses(padded(LlamaModel(tiny("llama").config), masked), masked, [0])
 
 
 # What it teaches
@@ -212,7 +220,7 @@ def trained(numbers: tuple[int, ...], steps: int) -> LlamaForCausalLM:
     vocabulary = MaskingVocabulary(BLANK, torch.arange(FIRST, FIRST + SYMBOLS))
     for _ in range(steps):
         masked = mask_tokens(pairs(32, generator), vocabulary, generator=generator)
-        loss = mntp_losses(model, masked, range(32)).mean()
+        loss = prediction_losses(padded(model, masked), masked, range(32)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -228,7 +236,8 @@ def test_open_layers_learn_what_only_the_next_token_tells(
     """Without the token after it a symbol is one of eight: no causal model is below log 8 = 2.08 on average."""
     model = trained(numbers, steps)
     with torch.no_grad():
-        assert low < float(mntp_losses(model, firsts_masked(), range(200)).mean()) < high
+        masked = firsts_masked()
+        assert low < float(prediction_losses(padded(model, masked), masked, range(200)).mean()) < high
 
 
 # Opening

@@ -19,7 +19,7 @@ from bellm.backbone.states import logits_at
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError
-from bellm.train.token_prediction import reference_log_probs, response_log_probs, tokenize_turns
+from bellm.train.token_prediction import ResponseScorer, tokenize_turns
 from tests.decoders import CPU, TEXTS
 
 RENAMED = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # peft asks by the old name
@@ -40,6 +40,19 @@ def turns_of(tokenizer: PreTrainedTokenizerFast, max_tokens: int = 128) -> Token
     """Every response of each prompt, in order."""
     prompts = [prompt for prompt, responses in zip(PROMPTS, RESPONSES, strict=True) for _ in responses]
     return tokenize_turns(tokenizer, prompts, [text for responses in RESPONSES for text in responses], max_tokens)
+
+
+def log_probs(model: PreTrainedModel, turns: Tokens, *, max_batch_tokens: int = 2048, packs: bool = True) -> Tensor:
+    """Log-probabilities of all rows, in their order."""
+    scorer = ResponseScorer(model, turns, packs=packs)
+    batches = scorer.batches(max_batch_tokens)
+    order = torch.tensor([row for rows in batches for row in rows])
+    return torch.cat([scorer.log_probs(rows) for rows in batches])[order.argsort()]
+
+
+def reference(model: PreTrainedModel, turns: Tokens, *, max_batch_tokens: int = 2048, packs: bool = True) -> Tensor:
+    """The same of the model without its adapters."""
+    return ResponseScorer(model, turns, packs=packs).reference(max_batch_tokens)
 
 
 def by_hand(model: PreTrainedModel, turns: Tokens) -> Tensor:
@@ -140,12 +153,32 @@ HEADS = ["llama", "gemma2", "granite", "cohere", "gpt2", "opt", "minicpm3", "lfm
 
 @torch.no_grad()
 @pytest.mark.parametrize("max_batch_tokens", [1, 12, 2048])
-def test_log_probs_are_those_of_the_full_logits(max_batch_tokens: int) -> None:
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+def test_log_probs_are_those_of_the_full_logits(max_batch_tokens: int, packs: bool) -> None:
     model = tiny("llama")
-    found = response_log_probs(model, ROWS, max_batch_tokens=max_batch_tokens)
+    assert ResponseScorer(model, ROWS, packs=packs).is_packed == packs
+    found = log_probs(model, ROWS, max_batch_tokens=max_batch_tokens, packs=packs)
     wanted = by_hand(model, ROWS)
     assert found.dtype == torch.float32
     assert torch.allclose(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 2048])
+def test_rows_that_are_equal_or_begin_alike_have_gradients_of_their_own(max_batch_tokens: int) -> None:
+    model = tiny("llama")
+    turns = Tokens([ROWS.ids[0], ROWS.ids[1], ROWS.ids[0], ROWS.ids[0][:4]], [(3, 6), (1, 3), (3, 6), (2, 4)], 0)
+    weights = list(model.parameters())
+    found_R, wanted_R = log_probs(model, turns, max_batch_tokens=max_batch_tokens), by_hand(model, turns)
+    assert torch.allclose(found_R, wanted_R, atol=1e-5, rtol=0)
+    for row in range(4):
+        found, wanted = (
+            torch.autograd.grad(each[row], weights, retain_graph=True, allow_unused=True)
+            for each in (found_R, wanted_R)
+        )
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert (ours is None) == (theirs is None)
+            if theirs is not None:
+                assert float((ours - theirs).norm()) <= 1e-5 * max(1.0, float(theirs.norm()))
 
 
 @torch.no_grad()
@@ -154,7 +187,7 @@ def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
     ids_BL, mask_BL = pad_rows([[1, *[5, 9] * 20]], 0, CPU)
     log_probs_LV = model(input_ids=ids_BL, attention_mask=mask_BL).logits[0].double().log_softmax(-1)
     wanted = sum(log_probs_LV[at - 1, ids_BL[0, at]] for at in range(1, 41))
-    found = response_log_probs(model, Tokens(ids_BL.tolist(), [(1, 41)], 0))
+    found = log_probs(model, Tokens(ids_BL.tolist(), [(1, 41)], 0))
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
 
@@ -163,7 +196,9 @@ def test_log_probs_of_a_half_precision_model_are_summed_in_float32() -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_any_head_is_the_model_s_own(name: str) -> None:
     model = tiny(name)
-    assert torch.allclose(response_log_probs(model, ROWS), by_hand(model, ROWS), atol=2e-5, rtol=0)
+    wanted = by_hand(model, ROWS)
+    for packs in (True, False):
+        assert torch.allclose(log_probs(model, ROWS, packs=packs), wanted, atol=2e-5, rtol=0)
     ids_BL, mask_BL = pad_rows(TEXTS, 0, CPU)
     whole_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     chosen_BL = torch.rand(mask_BL.shape, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -182,7 +217,7 @@ def test_left_padded_batches_of_transformers_say_the_same() -> None:
     for number, (ids, (start, end)) in enumerate(zip(ROWS.ids, ROWS.spans, strict=True)):
         shift = ids_BL.shape[1] - len(ids)
         wanted.append(sum(logits_BLV[number, shift + at - 1, ids[at]] for at in range(start, end)))
-    assert torch.allclose(response_log_probs(model, ROWS), torch.stack(wanted), atol=1e-5, rtol=0)
+    assert torch.allclose(log_probs(model, ROWS), torch.stack(wanted), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -190,8 +225,8 @@ def test_prompts_carry_no_weight() -> None:
     """p(response | prompt) is p(prompt, response) / p(prompt); the upstream code averages over the prompt as well."""
     model = tiny("llama")
     ids = ROWS.ids[2]
-    both, prompt = (response_log_probs(model, Tokens([ids], [(1, end)], 0)) for end in (8, 4))
-    response = response_log_probs(model, Tokens([ids], [(4, 8)], 0))
+    both, prompt = (log_probs(model, Tokens([ids], [(1, end)], 0)) for end in (8, 4))
+    response = log_probs(model, Tokens([ids], [(4, 8)], 0))
     assert torch.allclose(response, both - prompt, atol=1e-5, rtol=0)
     assert torch.allclose(response / 4, (both - prompt) / 4, atol=1e-5, rtol=0)
     assert abs(float(response / 4 - both / 8)) > 0.05
@@ -200,7 +235,7 @@ def test_prompts_carry_no_weight() -> None:
 @torch.no_grad()
 def test_candidates_stay_with_their_query(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     """The upstream collator mixes queries and candidates from two queries a batch on."""
-    found_QC = response_log_probs(tiny_model, turns_of(tiny_tokenizer), max_batch_tokens=60).view(3, 3)
+    found_QC = log_probs(tiny_model, turns_of(tiny_tokenizer), max_batch_tokens=60).view(3, 3)
     for query, (prompt, responses) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         for candidate, response in enumerate(responses):
             ids = [*tiny_tokenizer(prompt + response).input_ids, 2]
@@ -211,14 +246,14 @@ def test_candidates_stay_with_their_query(tiny_model: PreTrainedModel, tiny_toke
 
 def test_a_model_without_head_is_refused(tiny_model: PreTrainedModel) -> None:
     with pytest.raises(BellmError, match="LlamaModel has no language-model head"):
-        response_log_probs(LlamaModel(tiny_model.config), ROWS)
+        log_probs(LlamaModel(tiny_model.config), ROWS)
 
 
 def test_the_model_is_left_as_it_was_when_its_head_fails(tiny_model: PreTrainedModel) -> None:
     own = copy.deepcopy(tiny_model)
     own.lm_head = torch.nn.Linear(7, 7)
     with pytest.raises(RuntimeError):
-        response_log_probs(own, ROWS)
+        log_probs(own, ROWS, packs=False)
     assert not get_decoder(own)._forward_hooks
 
 
@@ -276,13 +311,13 @@ def test_gradients_reach_the_adapter_through_the_causal_twin(
     weights = trainable(adapted.model)
     assert len(weights) == 4 * 3 * 2
     with adapted.causal() as model:
-        policy = response_log_probs(model, turns, max_batch_tokens=100)
-        reference = reference_log_probs(model, turns, max_batch_tokens=100)
-        assert not reference.requires_grad
+        policy = log_probs(model, turns, max_batch_tokens=100)
+        base = reference(model, turns, max_batch_tokens=100)
+        assert not base.requires_grad
         whole = by_hand(model, turns)
         full_R = whole / lengths_R if mean else whole
-        wanted = torch.autograd.grad(loss(full_R, reference), weights)
-    loss(policy / lengths_R if mean else policy, reference).backward()
+        wanted = torch.autograd.grad(loss(full_R, base), weights)
+    loss(policy / lengths_R if mean else policy, base).backward()
     scale = max(float(grad.norm()) for grad in wanted)
     assert scale > 1e-4
     for weight, grad in zip(weights, wanted, strict=True):
@@ -296,10 +331,12 @@ def test_gradients_reach_the_adapter_through_the_causal_twin(
 def test_the_reference_is_the_base_model(adapted: Encoder, tiny_model: PreTrainedModel) -> None:
     turns = turns_of(adapted.tokenizer)
     with adapted.causal() as model:
-        before = response_log_probs(model, turns)
-        assert torch.equal(reference_log_probs(model, turns), response_log_probs(tiny_model, turns))
-        assert torch.equal(response_log_probs(model, turns), before)
-    assert float((before - response_log_probs(tiny_model, turns)).abs().min()) > 1e-2
+        before = log_probs(model, turns)
+        for packs in (True, False):
+            found = reference(model, turns, packs=packs)
+            assert torch.allclose(found, by_hand(tiny_model, turns), atol=1e-4, rtol=0)
+        assert torch.equal(log_probs(model, turns), before)
+    assert float((before - log_probs(tiny_model, turns)).abs().min()) > 1e-2
 
 
 @RENAMED
@@ -307,8 +344,8 @@ def test_the_reference_takes_no_gradient_of_what_is_trained_beside_the_adapter(a
     adapted.model.get_input_embeddings().requires_grad_(True)
     turns = turns_of(adapted.tokenizer)
     with adapted.causal() as model:
-        assert not reference_log_probs(model, turns).requires_grad
-        assert response_log_probs(model, turns).requires_grad
+        assert not reference(model, turns).requires_grad
+        assert log_probs(model, turns).requires_grad
 
 
 @RENAMED
@@ -340,4 +377,4 @@ def test_adapters_that_were_off_stay_off(adapted: Encoder) -> None:
 
 def test_a_model_without_adapter_is_no_reference_of_itself(tiny_model: PreTrainedModel) -> None:
     with pytest.raises(BellmError, match="no adapter to switch off"):
-        reference_log_probs(tiny_model, ROWS)
+        reference(tiny_model, ROWS)
