@@ -187,7 +187,7 @@ class Bench:
             return np.concatenate([encoder.encode(call, progress=False) for call in calls])
 
         def one_batch_at_a_time() -> Vectors:
-            with patch("bellm.engine.concurrency._CONCURRENT_BATCHES", 1):
+            with patch("bellm.engine.concurrency.CONCURRENT_BATCHES", 1):
                 return embed()
 
         ours = System("bellm", embed, len(texts.bare))

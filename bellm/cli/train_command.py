@@ -16,6 +16,8 @@ from bellm.errors import SourceError
 if TYPE_CHECKING:
     from bellm.train import Dataset, Recipe
 
+_PLANNED_TOKENS = 128
+
 COLUMNS_HELP = "Which columns of the data are anchor, positive, negative, score or texts; no others are read."
 
 
@@ -30,14 +32,14 @@ def train_command(
         ),
     ],
     output: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--output", "-o", callback=check_output, help="Folder for the encoder, its metrics and checkpoints."
         ),
-    ],
+    ] = None,
     *,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="FILE[*WEIGHT]",
             help="Texts that belong together: .jsonl, .csv, .tsv or .parquet, a pattern of such files "
@@ -46,7 +48,7 @@ def train_command(
             "or score (or label, similarity, is_duplicate, ...). Rows of premise, hypothesis and gold_label become "
             "triplets.",
         ),
-    ],
+    ] = None,
     columns: Annotated[str | None, typer.Option(metavar="PART=COLUMN,...", help=COLUMNS_HELP)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default 42.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop here; default by epochs.")] = None,
@@ -76,6 +78,19 @@ def train_command(
         bool, typer.Option("--tensorboard", help="Also log to OUTPUT/tensorboard, for TensorBoard.")
     ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps after which the state is kept.")] = 50,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Train nothing: print what it would take in memory with all weights, LoRA and QLoRA, reckoned from "
+            "the model's configuration, for texts of --max-tokens (128).",
+        ),
+    ] = False,
+    devices: Annotated[int | None, typer.Option(min=1, help="With --plan: devices that share a batch (1).")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0.1, help="With --plan: memory of a device; default that of this machine."),
+    ] = None,
     as_json: AsJson = False,
     options: ModelOptions,
 ) -> None:
@@ -87,6 +102,8 @@ def train_command(
     Example: bellm train smollm2 --data triplets.csv -o run/ --bidirectional last:8
 
     Example: bellm train recipes/bellm.py --data triplets.csv -o run/ --max-steps 100
+
+    Example: bellm train meta-llama/Llama-3.1-8B --plan --device cuda --memory 24 --devices 4
     """
     given = {
         "seed": seed,
@@ -98,15 +115,24 @@ def train_command(
         "mine": mine,
         "graphs": graphs,
     }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not plan and (only := [name for name, value in (("devices", devices), ("memory", memory)) if value is not None]):
+        raise typer.BadParameter("it is for --plan.", param_hint=f"--{only[0]}")
+    if not plan and (output is None or data is None):
+        raise typer.BadParameter("it is missing.", param_hint="--output / -o" if output is None else "--data")
     from bellm.saved_encoder import check_trainable
 
     written = _load_recipe(source) if source.endswith(".py") else None
+    if plan:
+        _print_plan(_recipe(written or source, options, changes, None), devices or 1, memory, as_json)
+        return
+    assert output is not None
+    assert data is not None
     model, settings = (written.model, written.encoder_options) if written else (source, {})
     if isinstance(model, str):
         check_trainable(model, {**settings, **options.given()})
     sources = read_training_data(data, columns)  # Where there is no recipe, before anything slow is imported.
     with status_line("reading the recipe"):
-        changes = {name: value for name, value in given.items() if value is not None}
         recipe = _recipe(written or source, options, changes, dev)
     folder = Path(output)
     last: dict[str, Any] = {"step": None, "loss": None, "dev": None}
@@ -130,6 +156,40 @@ def train_command(
         model = str(folder / "model")
         words = f"{model} is the encoder: bellm evaluate {model} -o report/"
         print_result({"output": output, "model": model, **last}, as_json, words)
+
+
+def _print_plan(recipe: "Recipe", devices: int, memory: float | None, as_json: bool) -> None:
+    from rich.table import Table
+
+    from bellm.train import plan_memory
+
+    tokens = int(recipe.encoder_options.get("max_tokens") or _PLANNED_TOKENS)
+    device = str(recipe.encoder_options.get("device") or "auto")
+    size = None if memory is None else round(memory * 1e9)
+    plans = plan_memory(recipe, devices=devices, device=device, memory=size, text_tokens=tokens)
+    parts = ("weights", "gradients", "optimizer", "activations", "workspace", "runtime", "total")
+    table = Table("GB on each device", box=None)
+    for one in plans:
+        table.add_column(one.tuning, justify="right")
+    for part in parts:
+        table.add_row(part, *(f"{getattr(one, part) / 1e9:.2f}" for one in plans))
+    table.add_row("fits", *("yes" if one.fits else "no" for one in plans))
+    rows = f"{recipe.batch_size} rows of three texts of {tokens} tokens over {devices} device{'s' * (devices > 1)}"
+    limit = f"{plans[0].memory / 1e9:.1f} GB each"
+    notes = [f"{rows}, {limit}."]
+    if any(one.cached for one in plans):
+        notes.append(
+            "Where a step's graphs do not fit, its texts run twice, in chunks, and take the activations of one."
+        )
+    record = {
+        "model": recipe.model,
+        "rows": recipe.batch_size,
+        "tokens_per_text": tokens,
+        "devices": devices,
+        "memory": plans[0].memory,
+        "plans": [dataclasses.asdict(one) | {"total": one.total, "fits": one.fits} for one in plans],
+    }
+    print_result(record, as_json, table, *notes)
 
 
 def read_training_data(entries: Sequence[str], columns: str | None = None) -> "list[tuple[Dataset, float]]":

@@ -17,7 +17,8 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 _END = object()
-_CONCURRENT_BATCHES = 2
+CONCURRENT_BATCHES = 2
+"""How many batches run at once on a CPU."""
 
 
 class ParallelMap(Protocol):
@@ -30,7 +31,7 @@ class ParallelMap(Protocol):
 
 def num_concurrent_batches(model: PreTrainedModel) -> int:
     """How many batches to run at once on a model's device; one where a forward pass changes rotary frequencies."""
-    return _CONCURRENT_BATCHES if input_device(model).type == "cpu" and not has_dynamic_frequencies(model) else 1
+    return CONCURRENT_BATCHES if input_device(model).type == "cpu" and not has_dynamic_frequencies(model) else 1
 
 
 @contextmanager

@@ -20,20 +20,43 @@ _SHARE_OF_MEMORY = 0.25
 def default_batch_tokens(model: PreTrainedModel) -> int:
     """Tokens of a forward pass: as many as fit in a CPU's caches, or in a quarter of an accelerator's free memory."""
     device = input_device(model)
-    bytes_per_token: int = 2 * _widest(model) * model.dtype.itemsize
-    if device.type == "cpu":
+    return batch_tokens(model, device.type, model.dtype, free_bytes(device) if device.type == "cuda" else 1 << 32)
+
+
+def batch_tokens(model: PreTrainedModel, device: str, dtype: torch.dtype, free: int) -> int:
+    """The same of a model that is not loaded, by the kind of its device, its dtype and the bytes free there."""
+    bytes_per_token = 2 * _widest(model) * dtype.itemsize
+    if device == "cpu":
         return min(max(_CACHE // bytes_per_token, 256), 4096)
-    free: int = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 32
     # Up, gate, their product, queries, keys, values and residuals are alive at once.
     return min(max(int(free * _SHARE_OF_MEMORY) // (4 * bytes_per_token), 1024), 65_536)
 
 
 def max_graph_tokens(model: PreTrainedModel) -> int:
     """Tokens whose autograd graphs fit in a quarter of the free memory."""
-    device = input_device(model)
+    return graph_tokens(model, free_bytes(input_device(model)))
+
+
+def graph_tokens(model: PreTrainedModel, free: int) -> int:
+    """The same of a model that is not loaded, by the bytes that are free on its device."""
     bytes_per_token = count_layers(model) * (16 * hidden_size(model) + 4 * _widest(model)) * 2
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
     return int(free * _SHARE_OF_MEMORY) // bytes_per_token
+
+
+def chunk_tokens(model: PreTrainedModel, device: str, dtype: torch.dtype, free: int) -> int:
+    """Tokens of a forward pass in training: as of any, and on an accelerator no more than graphs of which fit.
+
+    On a CPU free memory has no say, because the size of chunks decides the order of sums.
+    """
+    tokens = batch_tokens(model, device, dtype, free)
+    return tokens if device == "cpu" else max(1, min(tokens, graph_tokens(model, free)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device; 4 GiB where nothing tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _free_bytes()
 
 
 def _widest(model: PreTrainedModel) -> int:

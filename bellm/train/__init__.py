@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bellm.train.embedded_batch import EmbeddedBatch
     from bellm.train.examples import Example
     from bellm.train.loop import TrainProgress, train
+    from bellm.train.memory_plan import MemoryPlan, plan_memory
     from bellm.train.metrics import TensorBoardLog
     from bellm.train.mining import mine_hard_negatives
     from bellm.train.objectives import GRL, AnglE, AutoObjective, CoSENT, Distillation, Espresso, InfoNCE, Needs
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from bellm.train.trainable import load_untrained
 
 __all__ = ["GRL", "MNTP", "AnglE", "AutoObjective", "CoSENT", "Dataset", "Distillation", "Distributed"]
-__all__ += ["EmbeddedBatch", "Espresso", "Example", "FullFineTuning", "InfoNCE", "LoRA", "Needs", "Recipe"]
-__all__ += ["TensorBoardLog", "TrainProgress", "load_dataset", "load_recipe", "load_untrained", "mine_hard_negatives"]
-__all__ += ["train"]
+__all__ += ["EmbeddedBatch", "Espresso", "Example", "FullFineTuning", "InfoNCE", "LoRA", "MemoryPlan"]
+__all__ += ["Needs", "Recipe", "TensorBoardLog", "TrainProgress", "load_dataset", "load_recipe", "load_untrained"]
+__all__ += ["mine_hard_negatives", "plan_memory", "train"]
 
 __getattr__, __dir__ = lazy_exports(__name__, "train")

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from bellm.backbone import adapters
 from bellm.backbone.architecture import get_layers
 from bellm.encoder import Encoder
+from bellm.engine import memory_budget
 from bellm.engine.concurrency import num_concurrent_batches
-from bellm.engine.memory_budget import default_batch_tokens, max_graph_tokens
+from bellm.engine.memory_budget import free_bytes, max_graph_tokens
 from bellm.engine.packing_check import check_packing
 from bellm.errors import BellmError, NoOpWarning
 from bellm.tensors.similarity import is_constant
@@ -88,7 +89,10 @@ class TrainStep:
             enable({"use_reentrant": False})
         self.sharded = FSDPRoot(encoder.model, self.distributed) if sharded else None
         # Concurrent chunks share the processor's caches.
-        chunk_tokens = chunk_tokens or default_batch_tokens(encoder.model) // num_concurrent_batches(encoder.model)
+        if chunk_tokens is None:
+            device = encoder.device
+            suits = memory_budget.chunk_tokens(encoder.model, device.type, encoder.model.dtype, free_bytes(device))
+            chunk_tokens = suits // num_concurrent_batches(encoder.model)
         self.chunker = Chunker(encoder, chunk_tokens, packs=not (gradient_checkpointing or sharded))
         self.max_held_tokens = max_graph_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.parameters = {

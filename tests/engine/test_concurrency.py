@@ -68,7 +68,7 @@ def test_two_batches_at_once_are_computed_as_one_by_one(
         )
 
     two = vectors()
-    monkeypatch.setattr("bellm.engine.concurrency._CONCURRENT_BATCHES", 1)
+    monkeypatch.setattr("bellm.engine.concurrency.CONCURRENT_BATCHES", 1)
     torch.set_num_threads(1)
     assert (vectors() == two).all()
 

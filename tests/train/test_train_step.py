@@ -116,7 +116,7 @@ def test_two_chunks_at_once_learn_the_same_bit_for_bit(
     torch.set_num_threads(2)
     try:
         for most in (1, 2):
-            monkeypatch.setattr("bellm.engine.concurrency._CONCURRENT_BATCHES", most)
+            monkeypatch.setattr("bellm.engine.concurrency.CONCURRENT_BATCHES", most)
             results.append(found(encoder, triplets(6), held=held, seed=7))
     finally:
         torch.set_num_threads(threads)
