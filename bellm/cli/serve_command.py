@@ -14,6 +14,8 @@ from bellm.cli.model_options import AsJson, GraphFile, ModelOptions, Source, wit
 from bellm.cli.terminal import is_quiet, print_result
 from bellm.errors import BellmError
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 
 @with_model_options
 def serve_command(
@@ -40,6 +42,12 @@ def serve_command(
     ] = None,
     allow_origin: Annotated[
         str | None, typer.Option(metavar="ORIGIN|*", help="Web pages that may ask; default none but its own.")
+    ] = None,
+    allow_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Names under which it may be asked for; default any, on 127.0.0.1 only its own."
+        ),
     ] = None,
     allow_token_ids: Annotated[
         bool, typer.Option("--allow-token-ids", help="Take token ids of the model's own tokenizer for texts.")
@@ -80,6 +88,7 @@ def serve_command(
     config = ServeConfig(
         api_key=api_key,
         allow_origin=allow_origin,
+        allow_hosts=_allowed_hosts(host, allow_host),
         allow_token_ids=allow_token_ids,
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
@@ -111,6 +120,11 @@ def serve_command(
         app = create_app(models, config, index=index)
         _log_requests()
         run_server(app, bound, on_ready=say)
+
+
+def _allowed_hosts(host: str, given: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in (given or "").split(",") if name.strip())
+    return (*_LOOPBACK, *names) if names or host in _LOOPBACK else ()
 
 
 def _model_name(source: str) -> str:

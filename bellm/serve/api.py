@@ -37,6 +37,7 @@ from bellm.serve.request_errors import (
     TooLargeError,
     UnauthorizedError,
     UnknownPathError,
+    WrongHostError,
 )
 from bellm.serve.serve_config import ServeConfig
 from bellm.serve.serve_metrics import ServeMetrics
@@ -183,6 +184,7 @@ class Answering:
     async def _answer(self, endpoint: Endpoint, call: Call) -> Response:
         service = self._service
         if not endpoint.is_open:
+            _check_host(call.request, service.config.allow_hosts)
             _check_key(call.request, service.config.api_key)
         if endpoint.body is None:
             return await endpoint.handler(service, call, None)
@@ -198,6 +200,13 @@ class Answering:
 
 
 _LONG_BODY = 1 << 16  # Bytes from which it is read in a thread.
+
+
+def _check_host(request: Request, allowed: tuple[str, ...]) -> None:
+    given = request.headers.get("host", "")
+    name = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]
+    if allowed and name.lower() not in allowed:
+        raise WrongHostError(f"This server is {' or '.join(allowed)}, not {given!r:.80}: allow that with --allow-host.")
 
 
 def _check_key(request: Request, api_key: str | None) -> None:

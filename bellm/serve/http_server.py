@@ -18,6 +18,9 @@ from bellm.errors import BellmError
 if TYPE_CHECKING:
     from bellm.serve.service import EmbeddingService
 
+_KEEP_ALIVE = 65  # Seconds that a connection may be idle: longer than clients and load balancers keep theirs.
+_NOTICE = 0.25  # Seconds in which new requests are told that the server ends, at least.
+_LAST_COMERS = 1.0  # Seconds that a connection has to send its first request once the port is closed.
 _POLL = 0.02  # Seconds between looks at the requests that are still being answered.
 
 
@@ -57,6 +60,7 @@ def make_server(app: Starlette, on_ready: Callable[[str], object]) -> "DrainingS
         log_level="error",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
         limit_concurrency=service.config.max_connections,
         timeout_graceful_shutdown=1,
     )
@@ -147,8 +151,19 @@ class DrainingServer(uvicorn.Server):
             self.fault = self._service.queue.fault or BellmError("The server could not start.")
 
     async def _drain(self) -> None:
+        """Answer what is there; then close the port, and answer those who had just come."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._service.config.drain_seconds
+        await asyncio.sleep(_NOTICE)
         while self._service.num_calls and loop.time() < until:
             await asyncio.sleep(_POLL)
+        for listener in self.servers:
+            listener.close()
+        until = min(until, loop.time() + _LAST_COMERS)
+        while any(map(_has_not_asked, self.server_state.connections)) and loop.time() < until:
+            await asyncio.sleep(_POLL)
         self.should_exit = True
+
+
+def _has_not_asked(connection: Any) -> bool:
+    return connection.cycle is None or not connection.cycle.response_complete

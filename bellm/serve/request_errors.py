@@ -81,6 +81,12 @@ class MediaTypeError(RequestError):
     status, code = 415, "wrong_content_type"
 
 
+class WrongHostError(RequestError):
+    """The server was asked for under a name that it does not have."""
+
+    status, code = 421, "wrong_host"
+
+
 class QueueFullError(RequestError):
     """More waits already than the server takes."""
 

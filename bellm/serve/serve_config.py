@@ -13,6 +13,11 @@ class ServeConfig:
     """What clients send as `Authorization: Bearer KEY`; None asks for none."""
     allow_origin: str | None = None
     """Origin of web pages that may ask, or `*`; None forbids those of all others (no CORS)."""
+    allow_hosts: tuple[str, ...] = ()
+    """Names under which the server may be asked for; none allows all.
+
+    A page of another origin whose name is made to lead here (DNS rebinding) is told by its name.
+    """
     allow_token_ids: bool = False
     """Whether an input may be a list of token ids."""
     max_batch_tokens: int | None = None

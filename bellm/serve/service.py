@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from bellm.engine.tokenization import chunk_texts
 from bellm.errors import BellmError
 from bellm.serve.batch_queue import BatchQueue, Ticket
 from bellm.serve.request_errors import RequestError, UnavailableError, UnknownModelError
@@ -20,6 +21,8 @@ from bellm.types import InputType, Vectors
 if TYPE_CHECKING:
     from bellm.corpus import Index
 
+
+_TOKENIZED, _CHARACTERS = 128, 50_000  # Of texts that are tokenized in one go.
 
 CALL_HEADERS = (
     "x-request-id",
@@ -145,8 +148,12 @@ class EmbeddingService:
             RequestError: One is too long and `truncate` is false; `field` is where they stand in the body.
         """
         began = time.perf_counter()
+        rows: list[TokenRow] = []
+        num_truncated = 0
         try:
-            rows, num_truncated = await self.in_thread(model.rows, texts, input_type)
+            for part in chunk_texts(texts, max_texts=_TOKENIZED, max_characters=_CHARACTERS):  # Others come in between.
+                found, cut = await self.in_thread(model.rows, part, input_type)
+                rows, num_truncated = rows + found, num_truncated + cut
             if num_truncated and not truncate:
                 index = await self.in_thread(_first_truncated, model, texts, input_type)
                 raise RequestError(

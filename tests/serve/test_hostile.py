@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from hypothesis import Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 
 from bellm import Encoder
 from bellm.serve import ServeConfig, create_app
@@ -214,7 +215,7 @@ def test_requests_made_of_the_documentation_are_never_a_fault(server: str) -> No
     statuses: Counter[int] = Counter()
     for operation in (each.ok() for each in schema.get_all_operations()):
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
-            with contextlib.suppress(schemathesis.errors.SchemathesisError):  # Nothing to send that is not allowed.
+            with contextlib.suppress(Unsatisfiable):  # There is nothing to send that is not allowed.
                 statuses += ask_as_documented(operation, mode)
     assert {200, 422} <= set(statuses)
 

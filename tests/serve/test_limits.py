@@ -181,6 +181,20 @@ def test_a_key_is_asked_for(tiny_encoder: Encoder) -> None:
         assert [ask(url, path).status for path in ("/", "/docs", "/openapi.json", "/health", "/live")] == [200] * 5
 
 
+def test_a_server_answers_to_its_own_names_alone(tiny_encoder: Encoder) -> None:
+    with serving(create_app(tiny_encoder, ServeConfig(allow_hosts=("localhost", "::1")))) as url:
+        for host, status in (
+            ("localhost:80", 200),
+            ("LOCALHOST", 200),
+            ("[::1]:5", 200),
+            ("rebound.example", 421),
+            ("", 421),
+            ("[", 421),
+        ):
+            assert ask(url, OPENAI, {"input": "a"}, Host=host).status == status, host
+            assert ask(url, "/health", Host=host).status == 200
+
+
 def test_other_origins_may_ask_only_where_they_are_allowed(server: str, tiny_encoder: Encoder) -> None:
     origin = {"Origin": "https://example.org", "Access_Control_Request_Method": "POST"}
     assert ask(server, EMBED, method="OPTIONS", **origin).status == 405
