@@ -9,6 +9,7 @@ one process. Rows that --json holds already are not measured again.
 """
 
 import argparse
+import copy
 import http.client
 import json
 import os
@@ -138,7 +139,9 @@ def prepare(folder: Path, layers: int) -> None:
     encoder = drop_layers(full, full.num_layers - layers)
     encoder.save_pretrained(folder / "bellm")
     encoder.model.save_pretrained(folder / "plain")
-    encoder.tokenizer.save_pretrained(folder / "plain")
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.chat_template = None  # sentence-transformers would wrap every text in it.
+    tokenizer.save_pretrained(folder / "plain")
 
 
 def measure(system: str, folder: Path, clients: int, texts: int, quick: bool) -> Row:
