@@ -43,13 +43,13 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("raw", "raw", "mean", 320, 24),
-    Workload("prompteol", "prompteol", "last", 192, 12),
+    Workload("raw", "raw", "mean", 320, 12),
+    Workload("prompteol", "prompteol", "last", 192, 8),
     Workload("one-text", "prompteol", "last", 16, 6, one_by_one=True),
     Workload("bellm", "bellm", "last", 192, 8),
     Workload("bellm-last8", "bellm", "last", 192, 8, bidirectional="last:8"),
     Workload("long-prefix", DEMONSTRATIONS, "last", 48, 4),
-    Workload("documents", "raw", "mean", 32, 4, documents=True),
+    Workload("documents", "raw", "mean", 32, 2, documents=True),
 )
 
 
