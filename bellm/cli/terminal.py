@@ -24,7 +24,7 @@ BarUpdate = Callable[..., None]
 """Called as `update(description, done, total, bar="")`: a total of 0 is unknown, and each `bar` is a row of its own."""
 
 
-_UsageError: type[Any] = typer.BadParameter.__mro__[1]  # Of click, or of typer's own copy of click.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # Of click, or of typer's own copy of click.
 
 
 class _Verbosity:
@@ -66,13 +66,13 @@ class OneValueCommand(TyperCommand):
         """Parse the command line."""
         try:
             values, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        except _UsageError as error:
+        except UsageError as error:
             error.ctx = ctx
             raise
         for option in given:
             if option.param_type_name == "option" and not option.multiple and given.count(option) > 1:
                 names = "/".join((*option.opts, *option.secondary_opts))
-                raise _UsageError(f"{names} is given more than once: give it one value.", ctx)
+                raise UsageError(f"{names} is given more than once: give it one value.", ctx)
         return super().parse_args(ctx, self.with_source(values, args))
 
     def with_source(self, _values: Mapping[str, Any], args: list[str]) -> list[str]:
@@ -134,7 +134,7 @@ def _usage_errors(commands: Mapping[str, Any]) -> Iterator[None]:
     """Say in one line what is wrong with a command line, what may be meant, and how it is written."""
     try:
         yield
-    except _UsageError as error:
+    except UsageError as error:
         if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":  # No arguments at all: the help.
             raise
         path, params = error.ctx.command_path, error.ctx.command.params

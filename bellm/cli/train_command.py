@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bellm.cli.model_options import AsJson, ModelOptions, with_model_options
-from bellm.cli.terminal import check_output, live_bars, print_result, show_note, status_line
+from bellm.cli.terminal import UsageError, check_output, live_bars, print_result, show_note, status_line
 from bellm.errors import SourceError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def train_command(
     if not plan and (only := [name for name, value in (("devices", devices), ("memory", memory)) if value is not None]):
         raise typer.BadParameter("it is for --plan.", param_hint=f"--{only[0]}")
     if not plan and (output is None or data is None):
-        raise typer.BadParameter("it is missing.", param_hint="--output / -o" if output is None else "--data")
+        raise UsageError(f"Missing option {'--output' if output is None else '--data'!r}.")
     from bellm.saved_encoder import check_trainable
 
     written = _load_recipe(source) if source.endswith(".py") else None
