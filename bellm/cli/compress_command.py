@@ -40,7 +40,8 @@ def compress_command(
     ],
     *,
     within: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="Take the smallest that loses no more; default 1.")
+        float | None,
+        typer.Option(metavar="POINTS", help="Take the smallest that loses no more (Spearman x100); default 1."),
     ] = None,
     budget: Annotated[
         int | None, typer.Option(metavar="BYTES", help="In place of --within: take the best that is no larger on disk.")
