@@ -134,9 +134,8 @@ def memory(numbers: list[int]) -> Table:
     )
     peaks = []
     for number in numbers:
-        arguments = [argument for argument in sys.argv[1:] if argument != "--only=memory"]
         done = subprocess.run(
-            [sys.executable, __file__, *arguments, "--peak", str(number)], capture_output=True, text=True, check=True
+            [sys.executable, __file__, *sys.argv[1:], "--peak", str(number)], capture_output=True, text=True, check=True
         )
         peaks.append(json.loads(done.stdout))
         one, layers = peaks[-1]["states"] / 1e6, peaks[-1]["layers"]
