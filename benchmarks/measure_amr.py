@@ -91,6 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, help="of each test set, drawn with seed 0; default all")
     parser.add_argument("--steps", type=int, default=0, help="steps of each training (0, none)")
+    parser.add_argument("--until", type=int, help="measure after so many of the --steps; the same command goes on")
     parser.add_argument("--batch-size", type=int, default=24, help="pairs of a step (24)")
     parser.add_argument("--quick", action="store_true", help="80 pairs of each set, nothing trained")
     parser.add_argument("--json", type=Path, help="also write the table here")
@@ -118,7 +119,7 @@ def main() -> None:
     Console().print(table(title, cells))
     if options.json:
         record = {"machine": platform.processor() or platform.machine()}
-        record |= {name: getattr(options, name) for name in ("model", "pairs", "steps", "batch_size")}
+        record |= {name: getattr(options, name) for name in ("model", "pairs", "steps", "until", "batch_size")}
         rows = [asdict(cell) for cell in cells]
         options.json.write_text(json.dumps({**record, "cells": rows}, indent=1) + "\n")
 
@@ -178,7 +179,7 @@ def trained(options: argparse.Namespace, folder: Path, graphs: Path | None) -> E
         max_steps=options.steps,
     )
     run = options.work / ("run" if graphs else "run-texts")
-    return train(recipe, load_dataset(file), run, checkpoint_every=2)
+    return train(recipe, load_dataset(file), run, checkpoint_every=2, until=options.until)
 
 
 def views_of(encoder: Encoder, graphs: Graphs | None, work: Path) -> dict[str, Any]:
