@@ -130,7 +130,12 @@ def test_a_folder_gives_the_same_vectors_in_a_new_process(
     folder: Path, both: MultiViewEncoder, sidecar: Path, tmp_path: Path
 ) -> None:
     assert [view.get("transform") for view in json.loads((folder / "views.json").read_text())["views"]] == [None, "amr"]
-    assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.safetensors", "view-1", "views.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "fingerprint.safetensors",
+        "modules.json",
+        "view-1",
+        "views.json",
+    ]
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "bellm", "embed", str(folder), str(tmp_path / "texts.txt"), "--graphs"]
     result = run([*command, str(sidecar), "-o", str(tmp_path / "v.npy")])
@@ -148,7 +153,7 @@ def test_another_linearization_or_transform_is_refused(
     record = json.loads((folder / "views.json").read_text())
     record["views"][1]["transform"] = "graph"
     (tmp_path / "views.json").write_text(json.dumps(record))
-    with pytest.raises(SourceError, match=r"the transform \{'graph'\} is not known"):
+    with pytest.raises(SourceError, match="transform graph is not known"):
         MultiViewEncoder.from_pretrained(tmp_path)
 
 
