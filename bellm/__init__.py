@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from bellm.doctor import diagnose
     from bellm.encoder import Encoder
     from bellm.multiview import MultiViewEncoder
+    from bellm.onnx_encoder import OnnxEncoder
     from bellm.pool import EncoderPool
 
-__all__ = ["BellmError", "BellmWarning", "Encoder", "EncoderConfig", "EncoderPool", "MultiViewEncoder", "Prompt"]
-__all__ += ["__version__", "diagnose"]
+__all__ = ["BellmError", "BellmWarning", "Encoder", "EncoderConfig", "EncoderPool", "MultiViewEncoder", "OnnxEncoder"]
+__all__ += ["Prompt", "__version__", "diagnose"]
 
 __getattr__, __dir__ = lazy_exports(__name__)  # These need torch, and `bellm --help` does not.

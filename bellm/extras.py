@@ -18,7 +18,7 @@ _IMPORTS = {
     "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
     "serve": ("orjson", "prometheus_client", "pydantic", "starlette", "uvicorn"),
-    "export": ("sentence_transformers",),
+    "export": ("onnx", "onnxruntime", "onnxscript", "sentence_transformers"),
 }
 """What each extra of pyproject.toml makes importable."""
 

@@ -38,6 +38,7 @@ from bellm.errors import (
     errors_naming,
 )
 from bellm.io.atomic import atomic_directory, write_json
+from bellm.onnx_encoder import OnnxEncoder, is_onnx_export
 from bellm.prompts import META_PROMPTS, Prompt
 from bellm.saved_encoder import FINGERPRINT_FILE, digest_views, read_views
 from bellm.saving import ENCODER_MODULE, FINGERPRINT_TEXTS, weights_digest
@@ -448,6 +449,23 @@ class MultiViewEncoder:
             return sum(weight / total * part for weight, part in zip(self.weights, unit_ND, strict=True))  # type: ignore[return-value]
         scale = np.sqrt(np.asarray(self.weights) / (total if self.method == "concat" else 1.0))
         return np.concatenate([np.float32(by) * part for by, part in zip(scale, unit_ND, strict=True)], axis=1)
+
+
+def open_embedder(source: str, **options: Any) -> "Encoder | MultiViewEncoder | OnnxEncoder":
+    """Open an encoder as `open_encoder` does, or the graph of a folder that `bellm export --to onnx` wrote.
+
+    Raises:
+        BellmError: It cannot be loaded, or a graph was given settings, which it has of its own.
+    """
+    path = source.partition("?")[0]
+    if not is_onnx_export(path):
+        return open_encoder(source, **options)
+    given = {name: value for name, value in {**options, **source_settings(source)}.items() if value is not None}
+    if given.get("device") in ("auto", "cpu"):
+        del given["device"]
+    if given:
+        raise BellmError(f"{path} is a graph with settings of its own: leave {next(iter(given))} out, or export again.")
+    return OnnxEncoder.from_pretrained(path)
 
 
 def open_encoder(

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE
+from bellm.backbone.source_names import EXPORT_FILE, SETTINGS_FILE, VIEWS_FILE
 from bellm.config import EncoderConfig
 from bellm.errors import BellmError, FingerprintError, SeveralViewsError, SourceError
 from bellm.tensors.vector_statistics import VectorStatistics
@@ -105,6 +105,25 @@ def _read_fingerprint(folder: Path, advice: str) -> tuple[Vectors, dict[str, str
             f"{folder} has no readable {FINGERPRINT_FILE}: nothing proves that these weights belong to these settings. "
             f"{advice}"
         ) from error
+
+
+def read_export_settings(folder: Path) -> tuple[EncoderConfig, str]:
+    """Settings and dtype of a folder that `bellm export` wrote for transformers or sentence-transformers.
+
+    Raises:
+        SourceError: It is for another library, or of a centered encoder, whose mean is not in it.
+    """
+    manifest = _read_object(folder / EXPORT_FILE)
+    kind = manifest.get("format")
+    if kind not in ("transformers", "sentence-transformers"):
+        opened = "OnnxEncoder.from_pretrained" if kind == "onnx" else "its own library"
+        raise SourceError(
+            f"{folder} is an export for {kind}: open it with {opened}, or load the encoder that it is of."
+        )
+    config = EncoderConfig.from_dict(manifest)
+    if config.centering != "none":
+        raise SourceError(f"{folder} is an export of a centered encoder, without its mean: load the encoder itself.")
+    return config, str(manifest.get("dtype", "auto"))
 
 
 def is_saved(source: str) -> bool:

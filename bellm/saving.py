@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,13 @@ from bellm.backbone.source_layouts import (
     in_memory,
     merge_folder,
     own_tokenizer,
+    plain_config,
     read_layout,
 )
-from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id, split_revision
+from bellm.backbone.source_names import EXPORT_FILE, SETTINGS_FILE, is_hub_id, split_revision
 from bellm.config import setting_names
 from bellm.errors import BellmWarning, FingerprintError, SourceError, warn
-from bellm.saved_encoder import FINGERPRINT_FILE, STATISTICS_FILE, SavedEncoder, read_saved
+from bellm.saved_encoder import FINGERPRINT_FILE, STATISTICS_FILE, SavedEncoder, read_export_settings, read_saved
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 from bellm.version import __version__
@@ -114,9 +116,16 @@ def load_source(
         return loading.load_pretrained(source, **options), {}
     saved = read_saved(folder) if (folder / SETTINGS_FILE).is_file() else None
     layout = read_layout(folder)
+    is_export = (folder / EXPORT_FILE).is_file()
     settings = dict(vars(saved.config)) if saved else layout.settings
+    if is_export:
+        config, dtype = read_export_settings(folder)
+        settings = dict(vars(config))
+        options["dtype"] = dtype if options["dtype"] == "auto" else options["dtype"]
     options["tokenizer"] = options.get("tokenizer") or own_tokenizer(layout, options.get("trust_remote_code", False))
-    if layout.base is None:
+    if is_export:
+        loaded = _load_with_config(folder, plain_config(folder), **options)
+    elif layout.base is None:
         loaded = loading.load_pretrained(layout.model_folder, **options)
     else:
         loaded, below = _load_base(layout.base, (*above, layout.model_folder.resolve()), **options)
@@ -143,7 +152,7 @@ def _load_base(base: str, above: tuple[Path, ...], **options: Any) -> tuple[load
     folder = fetch_layout(base)
     place = (folder or Path(base)).resolve()
     if place == above[-1] and any(place.glob("model*.safetensors")):
-        return _load_beside_adapters(place, **options), {}
+        return _load_with_config(place, None, **options), {}
     if place in above:
         chain = " -> ".join(map(str, (*above[above.index(place) :], place)))
         raise SourceError(
@@ -156,12 +165,14 @@ def _load_base(base: str, above: tuple[Path, ...], **options: Any) -> tuple[load
         raise SourceError(f"{above[-1]} holds adapters, and their base model cannot be loaded: {error}") from error
 
 
-def _load_beside_adapters(folder: Path, **options: Any) -> loading.LoadedModel:
-    """Load the model of a folder without the adapters beside it, which transformers would add by itself."""
+def _load_with_config(folder: Path, config: Mapping[str, Any] | None, **options: Any) -> loading.LoadedModel:
+    """Load the model of a folder without the adapters beside it, which transformers would add, or by another config."""
     with tempfile.TemporaryDirectory() as links:
-        for file in folder.iterdir():
-            if not file.name.startswith("adapter_"):
+        for file in folder.resolve().iterdir():
+            if not file.name.startswith("adapter_") and not (config and file.name == "config.json"):
                 (Path(links) / file.name).symlink_to(file)
+        if config:
+            (Path(links) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
             loaded = loading.load_pretrained(links, **options)
         except SourceError as error:

@@ -22,9 +22,12 @@ from bellm.types import InputType
 if TYPE_CHECKING:  # They need torch, and mistakes in files are said before it is imported.
     from bellm.encoder import Encoder
     from bellm.multiview import MultiViewEncoder
+    from bellm.onnx_encoder import OnnxEncoder
     from bellm.pool import EncoderPool
 
-LoadEncoder = Union["Encoder", "MultiViewEncoder", Callable[[], "Encoder | MultiViewEncoder"]]
+LoadEncoder = Union[
+    "Encoder", "MultiViewEncoder", "OnnxEncoder", Callable[[], "Encoder | MultiViewEncoder | OnnxEncoder"]
+]
 
 
 @dataclass(frozen=True)
@@ -191,15 +194,15 @@ def search_file(
 
 @contextmanager
 def on_devices(
-    encoder: "Encoder | MultiViewEncoder", devices: Sequence[str]
-) -> "Iterator[Encoder | MultiViewEncoder | EncoderPool]":
+    encoder: "Encoder | MultiViewEncoder | OnnxEncoder", devices: Sequence[str]
+) -> "Iterator[Encoder | MultiViewEncoder | OnnxEncoder | EncoderPool]":
     """Give the encoder itself, or processes that embed in its place if devices are given."""
     if devices:
         from bellm.encoder import Encoder
         from bellm.pool import EncoderPool
 
         if not isinstance(encoder, Encoder):
-            raise BellmError("Several devices take one encoder, and this one has several views: leave devices out.")
+            raise BellmError("Several devices take one encoder, and this is none of bellm's: leave devices out.")
         with EncoderPool(encoder, devices) as pool:
             yield pool
     else:
@@ -213,7 +216,7 @@ def run_summary(encoder: dict[str, Any], rows: int, seconds: float) -> str:
     return f"{opened}{computed}in {seconds:.1f} s ({rows / max(seconds, 1e-3):.0f} texts/s)"
 
 
-def _describe(encoder: "Encoder | MultiViewEncoder") -> dict[str, Any]:
+def _describe(encoder: "Encoder | MultiViewEncoder | OnnxEncoder") -> dict[str, Any]:
     return {"source": encoder.source, **encoder.describe()}
 
 

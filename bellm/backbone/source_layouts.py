@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bellm.backbone import loading
-from bellm.backbone.source_names import SETTINGS_FILE, VIEWS_FILE, is_hub_id, split_revision
+from bellm.backbone.source_names import EXPORT_FILE, SETTINGS_FILE, VIEWS_FILE, is_hub_id, split_revision
 from bellm.errors import BellmError, BellmWarning, SourceError, warn
 from bellm.io.hub import fetch_files
 from bellm.prompts import PROMPTS, SLOT, Prompt
@@ -22,7 +22,7 @@ from bellm.prompts import PROMPTS, SLOT, Prompt
 ADAPTER_FILE = "adapter_config.json"
 MODULES_FILE = "modules.json"
 LLM2VEC_FILE = "llm2vec_config.json"
-MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE, VIEWS_FILE)
+MARKERS = (SETTINGS_FILE, ADAPTER_FILE, MODULES_FILE, LLM2VEC_FILE, VIEWS_FILE, EXPORT_FILE)
 PATTERNS = [
     *loading.MODEL_FILES,
     "*/model*.safetensors",
@@ -80,8 +80,10 @@ def fetch_layout(source: str) -> Path | None:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Read what a folder of `fetch_layout` holds; where bellm saved it, settings are the affair of `bellm.saving`."""
+    """Read what a folder of `fetch_layout` holds; where bellm wrote it, settings are the affair of `bellm.saving`."""
     layout, own = Layout(folder), _read_object(folder / SETTINGS_FILE)
+    if (folder / EXPORT_FILE).is_file():
+        return layout
     if not own and (folder / MODULES_FILE).is_file():
         layout = _read_sentence_transformers(folder)
     if not own and (folder / LLM2VEC_FILE).is_file():
@@ -97,6 +99,15 @@ def read_layout(folder: Path) -> Layout:
     if not isinstance(revision, str | None):
         raise SourceError(f"{path} has revision={revision!r}. Write a branch, tag or commit of the base model there.")
     return replace(layout, base=f"{base}@{revision}" if revision and is_hub_id(base) else base)
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """Configuration of the model of an export, without what opens layers there."""
+    config = _read_object(folder / "config.json")
+    is_open = config.pop("open_attention", None) is not None
+    dropped = ("auto_map", "architectures", "keep_window", "is_causal") if is_open else ("is_causal",)
+    model_type = str(config.get("model_type")).removeprefix("bellm_")
+    return {name: value for name, value in config.items() if name not in dropped} | {"model_type": model_type}
 
 
 def own_tokenizer(layout: Layout, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

@@ -120,7 +120,7 @@ def embed_command(
     }
     if output == STDOUT and as_json:
         raise BellmError("--json prints its object where -o - prints the vectors: leave one of them out.")
-    load = partial(options.load, source, graphs=graphs)
+    load = partial(options.load_embedder, source, graphs=graphs)
     if is_folder(output):
         if force:
             raise BellmError(f"{output} is a folder, which --force does not replace. Remove it, or give another.")

@@ -18,6 +18,7 @@ from bellm.errors import BellmError
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
     from bellm.multiview import MultiViewEncoder
+    from bellm.onnx_encoder import OnnxEncoder
 
 DEFAULT_MODEL = "smollm2"
 
@@ -90,6 +91,13 @@ class ModelOptions:
             from bellm.multiview import open_encoder
 
             return open_encoder(source, **{**defaults, **self.given()})
+
+    def load_embedder(self, source: str, **defaults: Any) -> "Encoder | MultiViewEncoder | OnnxEncoder":
+        """Load a source as `load` does, or the graph of an export."""
+        with status_line(f"loading {source}"):
+            from bellm.multiview import open_embedder
+
+            return open_embedder(source, **{**defaults, **self.given()})
 
     def load_encoder(self, source: str) -> "Encoder":
         """Load a source that is one encoder, not a multi-view encoder, with its settings and these options."""

@@ -45,7 +45,7 @@ def similarity_command(
     """
     from bellm.text_files import compare_texts
 
-    load, progress = partial(options.load, source or DEFAULT_MODEL, graphs=graphs), is_progress_shown()
+    load, progress = partial(options.load_embedder, source or DEFAULT_MODEL, graphs=graphs), is_progress_shown()
     result = compare_texts(load, a, b, column=column, max_batch_tokens=max_batch_tokens, progress=progress)
     print_result(result.to_json(), as_json, str(result))
 
@@ -130,7 +130,7 @@ def search_command(
         from bellm.text_files import search_file
 
         result = search_file(
-            partial(options.load, source or DEFAULT_MODEL, graphs=graphs),
+            partial(options.load_embedder, source or DEFAULT_MODEL, graphs=graphs),
             query,
             place,
             top=top,

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -107,9 +107,9 @@ def serve_command(
         read_manifest(index)  # What is no corpus is said before anything slow is imported.
     with bind_port(host, port) as bound:
         first, *others = sources
-        models = {first: options.load(source, graphs=graphs)}
+        models: dict[str, Any] = {first: options.load_embedder(source, graphs=graphs)}
         for other in others:
-            models[other] = ModelOptions({}, options.loading).load(sources[other])
+            models[other] = ModelOptions({}, options.loading).load_embedder(sources[other])
         from bellm.serve import create_app, run_server
 
         def say(url: str) -> None:

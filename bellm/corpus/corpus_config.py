@@ -19,7 +19,8 @@ from bellm.corpus.row_ranges import SHARD_FOLDER, Precision
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, FingerprintError, SourceError
 from bellm.io import atomic
-from bellm.multiview import MultiViewEncoder, open_encoder
+from bellm.multiview import MultiViewEncoder, open_embedder
+from bellm.onnx_encoder import OnnxEncoder, is_onnx_export
 from bellm.saved_encoder import FINGERPRINT_FILE
 from bellm.saving import weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
@@ -68,7 +69,7 @@ class EncoderRef:
     """Reference to an encoder: enough to load it again, later or elsewhere, and to check that it is the same."""
 
     source: str
-    """What `open_encoder` was given."""
+    """What `open_embedder` was given."""
     config: EncoderConfig | None
     """Its settings; None of a multi-view encoder, whose views have settings of their own."""
     dtype: str
@@ -76,9 +77,10 @@ class EncoderRef:
     weights: str
     """Digest of its weights."""
 
-    def load(self, **options: Any) -> Encoder | MultiViewEncoder:
+    def load(self, **options: Any) -> Encoder | MultiViewEncoder | OnnxEncoder:
         """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
-        encoder = open_encoder(self.source, config=self.config, dtype=self.dtype, **options)
+        loading = {} if is_onnx_export(self.source) else {"config": self.config, "dtype": self.dtype}
+        encoder = open_embedder(self.source, **loading, **options)
         self.check(encoder, self.source)
         return encoder
 

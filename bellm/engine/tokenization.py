@@ -4,12 +4,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from bellm.backbone.token_prepending import PLACEHOLDER
 from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning, warn
 from bellm.prompts import SLOT, Rendered
+
+if TYPE_CHECKING:  # `OnnxEncoder` tokenizes without it.
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def list_texts(texts: Iterable[str]) -> list[str]:
 class OwnTokenizers:
     """Copies of a tokenizer that nobody else can change, for an encoder and those that `replace` makes of it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:
         """Copy a tokenizer; a SourceError where its tokens are more than the model embeds."""
         self._special = special_tokens(tokenizer)
         ids = [token_id for token, token_id in tokenizer.get_vocab().items() if token not in self._special]
@@ -92,19 +93,19 @@ class OwnTokenizers:
         return tokenize_answers(self._literal, prompts, answers, max_tokens)
 
     @cached_property
-    def _marked(self) -> PreTrainedTokenizerBase:
+    def _marked(self) -> "PreTrainedTokenizerBase":
         tokenizer = copy.deepcopy(self._literal)
         tokenizer.split_special_tokens = False
         return tokenizer
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     """Texts of the special tokens; a prompt that holds one has them read as such."""
     return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, max_tokens: int, *, num_reserved: int = 0
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], template: str, max_tokens: int, *, num_reserved: int = 0
 ) -> Tokens:
     """Put each text in the template and tokenize it to at most `max_tokens` token ids.
 
@@ -133,7 +134,7 @@ def tokenize(
 
 
 def tokenize_answers(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Rendered], answers: Sequence[str], max_tokens: int
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Rendered], answers: Sequence[str], max_tokens: int
 ) -> Tokens:
     """Tokenize every prompt with every answer behind it, prompt after prompt; spans are those of the answers.
 
@@ -172,7 +173,7 @@ def _end(offsets: Sequence[tuple[int, int]]) -> int:
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]
+    tokenizer: "PreTrainedTokenizerBase", rendered: Sequence[Rendered]
 ) -> Iterator[tuple[list[int], Sequence[tuple[int, int]], Rendered]]:
     """Token ids and the characters of each token."""
     if not rendered:
@@ -235,7 +236,7 @@ def _share(lengths: Sequence[int], budget: int) -> list[int] | None:
     return kept
 
 
-def fallback_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def fallback_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Token id that stands for an empty text and fills padding: BOS, EOS, PAD, or 0."""
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if isinstance(token_id, int):
@@ -267,6 +268,8 @@ def chunk_texts(
 
 def with_placeholders(tokens: Tokens) -> Tokens:
     """Insert Token Prepending's placeholder before the first token of each text that has any."""
+    from bellm.backbone.token_prepending import PLACEHOLDER
+
     rows, spans = [], []
     for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True):
         has_text = start < end

@@ -13,7 +13,7 @@ from bellm.encoder import Encoder
 from bellm.errors import BellmWarning, SourceError, errors_naming, warn
 from bellm.evaluate.evaluated_model import EvaluatedModel, WrappedEncoder
 from bellm.io.vectors import read_vectors
-from bellm.multiview import check_sources, give_graphs, open_encoder
+from bellm.multiview import check_sources, give_graphs, open_embedder
 from bellm.types import Embedder, InputType, Vectors
 
 
@@ -21,10 +21,10 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
     """Open a model.
 
     Args:
-        source: A multi-view encoder, or what `Encoder.from_pretrained` takes, with settings of its own behind a
-            question mark (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a sentence-transformers model; or
-            `vectors:` and a .parquet or .jsonl file with the columns text and vector. A view of AMR graphs gets them
-            with `with_graphs`.
+        source: A multi-view encoder, a graph of `bellm export --to onnx`, or what `Encoder.from_pretrained` takes, with
+            settings of its own behind a question mark (`smollm2?bidirectional=last:8&pooling=mean`); `st:` and a
+            sentence-transformers model; or `vectors:` and a .parquet or .jsonl file with the columns text and vector.
+            A view of AMR graphs gets them with `with_graphs`.
         loaded: Encoders by their weights, which are shared and added to.
         options: Arguments of `Encoder.from_pretrained`, for bellm encoders.
 
@@ -36,7 +36,7 @@ def load_model(source: str, *, loaded: dict[str, Encoder] | None = None, **optio
     if source.startswith(VECTORS):
         return VectorFile(Path(source.removeprefix(VECTORS)))
     with errors_naming(source):
-        return open_encoder(source, loaded=loaded, **options)
+        return open_embedder(source, loaded=loaded, **options)
 
 
 def load_models(

@@ -1,14 +1,14 @@
 """What each format of an export can hold of an encoder, and what to do about the rest. Read without torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from bellm.config import EncoderConfig
 from bellm.errors import BellmError
 from bellm.layer_spec import format_layers
 from bellm.types import PoolingName
 
-FormatName = Literal["sentence-transformers", "transformers"]
+FormatName = Literal["sentence-transformers", "transformers", "onnx"]
 """Names of the formats."""
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "weighted-mean", "first", "max")
@@ -24,8 +24,8 @@ class ExportFormat:
     any_map: bool = True
     """Whether some layers may be open and others not."""
     poolings: tuple[PoolingName, ...] = _POOLINGS
-    whole_encoder: bool = False
-    """Whether all of an encoder's forward pass is in it: branches, prepended tokens, states of any layer, routing."""
+    any_layer: bool = False
+    """Whether vectors may be read from other states than the last, or from several."""
     finishes: bool = True
     """Whether it cuts long texts, and centers vectors."""
     tolerance: float = 1e-4
@@ -36,6 +36,13 @@ EXPORT_FORMATS: dict[FormatName, ExportFormat] = {
     "sentence-transformers": ExportFormat(("sentence_transformers",), "a folder for SentenceTransformer(DIR)"),
     "transformers": ExportFormat(
         ("transformers",), "a decoder for AutoModel.from_pretrained(DIR), with code to pool it", finishes=False
+    ),
+    "onnx": ExportFormat(
+        ("onnxruntime", "onnx", "onnxscript"),
+        "one graph for ONNX Runtime, which bellm runs without torch",
+        poolings=get_args(PoolingName),
+        any_layer=True,
+        tolerance=1e-3,
     ),
 }
 
@@ -54,15 +61,14 @@ def check_exportable(config: EncoderConfig, num_layers: int, name: FormatName) -
 
 def _problem(config: EncoderConfig, num_layers: int, form: ExportFormat) -> str | None:
     """The first setting that a format cannot hold, and the nearest that it can."""
-    if not form.whole_encoder:
-        if config.readout != "hidden":
-            return f"readout={config.readout!r}: take readout='hidden'"
-        if config.layers not in ((-1,), (num_layers,)):
-            return f"layer={config.layer!r}: take layer=-1, or drop the layers above first (bellm prune --drop-layers)"
-        if config.token_prepending:
-            return f"token_prepending={config.token_prepending}: take 0"
-        if config.bidirectional and config.variant == "parallel":
-            return "variant='parallel': take variant='sequential'"
+    if config.readout != "hidden":
+        return f"readout={config.readout!r}: take readout='hidden'"
+    if not form.any_layer and config.layers not in ((-1,), (num_layers,)):
+        return f"layer={config.layer!r}: take layer=-1, or drop the layers above first (bellm prune --drop-layers)"
+    if config.token_prepending:
+        return f"token_prepending={config.token_prepending}: take 0"
+    if config.bidirectional and config.variant == "parallel":
+        return "variant='parallel': take variant='sequential'"
     if config.centering != "none" and not form.finishes:
         return f"centering={config.centering!r}: take centering='none'"
     if config.pooling not in form.poolings:

@@ -9,6 +9,7 @@ from bellm.config import setting_names
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, check_choice, check_encoder
 from bellm.export.export_formats import EXPORT_FORMATS, FormatName, check_exportable
+from bellm.export.onnx_graph import write_onnx
 from bellm.export.parity import PARITY_FILE, Parity, run_export, write_reference
 from bellm.export.transformer_folder import write_sentence_transformers, write_transformers
 from bellm.extras import require_extra
@@ -19,6 +20,7 @@ from bellm.version import __version__
 _WRITERS: dict[FormatName, Callable[[Encoder, Path], dict[str, Any]]] = {
     "sentence-transformers": write_sentence_transformers,
     "transformers": write_transformers,
+    "onnx": write_onnx,
 }
 """Each writes an encoder to a folder, and returns what the manifest says besides its settings."""
 
@@ -47,7 +49,8 @@ def export(encoder: Encoder, format: FormatName, path: str | Path, *, tolerance:
         if not parity.holds:
             raise BellmError(
                 f"{format} gives other vectors in {parity.runtime}: they differ by {parity.max_difference:.2g}, and "
-                f"{parity.tolerance:g} is allowed (least cosine {parity.min_cosine:.4f}). Nothing was written."
+                f"{parity.tolerance:g} is allowed (least cosine {parity.min_cosine:.4f}), most for "
+                f"{parity.worst_text!r:.80}. Nothing was written."
             )
         write_json(draft / PARITY_FILE, parity.to_json())
         for file in draft.rglob("*"):  # safetensors writes files that only their owner can read.
@@ -101,4 +104,10 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/id")
 ```
 
 Prompt, pooling, cutting of texts and vectors, and normalization are yours: `export.json` says what they are.""",
+    "onnx": """```python
+from bellm import OnnxEncoder  # Without torch: pip install numpy tokenizers onnxruntime, and bellm with --no-deps.
+
+encoder = OnnxEncoder.from_pretrained("path")
+vectors = encoder.encode(["A sentence."])
+```""",
 }

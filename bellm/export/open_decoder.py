@@ -38,7 +38,7 @@ def _symmetric(mask: Tensor, keep_window: bool) -> Tensor:
     seen = allowed.diagonal(dim1=-2, dim2=-1)[..., None, :].expand_as(allowed)  # Every real token sees itself.
     if keep_window:
         near = seen & (allowed | allowed.mT)
-        seen = torch.where(near.any(-1, keepdim=True), near, seen)  # No row is empty, not that of padding either.
+        seen = near | (seen & ~near.any(-1, keepdim=True))  # No row is empty, not that of padding either.
     if not additive:
         return seen.to(mask.dtype)
     bias = mask.diagonal(dim1=-2, dim2=-1)[..., None, :].expand_as(mask)  # What depends on the key alone, as ALiBi.

@@ -79,6 +79,8 @@ class Parity:
     mean_cosine: float
     rank_agreement: float
     """Share of the pairs of neighbors, over all texts, that stand in the same order by cosine."""
+    worst_text: str
+    """That of the largest distance."""
     tolerance: float
     """Largest `max_difference` allowed."""
     num_texts: int
@@ -119,7 +121,7 @@ def write_reference(encoder: Encoder, folder: Path, form: ExportFormat) -> None:
     lengths = [len(encoder.tokenize([text]).ids[0]) for text in ("", _LONG)]
     limit = min(sum(lengths) // 2, encoder.config.max_tokens)
     if form.finishes:
-        texts["cut"] = [_LONG]
+        texts["cut"] = [_LONG.rstrip(".")]  # Its last character shares no token with a prompt behind it.
         vectors["cut"] = encoder.with_settings(max_tokens=limit).encode_with_stats(texts["cut"]).vectors
     job = {"texts": json.dumps(texts), "max_tokens": str(limit)}
     save_file(vectors, folder / REFERENCE_FILE, metadata=job)
@@ -136,7 +138,16 @@ def run_export(folder: Path) -> Parity:
     expected, job = read_reference(folder)
     with tempfile.TemporaryDirectory() as work:
         write_json(Path(work, "job.json"), {**job, "runtime": form.packages[0]})
-        command = [sys.executable, "-I", "-W", "ignore", runtimes.__file__, str(folder.resolve()), work]
+        command = [
+            sys.executable,
+            "-I",
+            "-W",
+            "ignore",
+            runtimes.__file__,
+            str(folder.resolve()),
+            work,
+            manifest["format"],
+        ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": work, "TQDM_DISABLE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
@@ -145,7 +156,7 @@ def run_export(folder: Path) -> Parity:
         costs = json.loads(Path(work, "costs.json").read_text(encoding="utf-8"))
         with np.load(Path(work, "vectors.npz")) as found:
             actual = {name: found[name] for name in found.files}
-    return measure_parity(manifest, costs, actual, expected)
+    return measure_parity(manifest, job, costs, actual, expected)
 
 
 def diagnose_export(folder: Path) -> Diagnosis:
@@ -194,6 +205,7 @@ def read_reference(folder: Path) -> tuple[dict[str, Vectors], dict[str, Any]]:
 
 def measure_parity(
     manifest: Mapping[str, Any],
+    job: Mapping[str, Any],
     costs: Mapping[str, Any],
     actual: Mapping[str, Vectors],
     expected: Mapping[str, Vectors],
@@ -204,6 +216,8 @@ def measure_parity(
         raise BellmError(
             f"{manifest['format']} gives vectors of shape {actual_ND.shape}, and the encoder {expected_ND.shape}."
         )
+    texts = [text for name in expected for text in job["texts"][name]]
+    lengths_N = np.linalg.norm(expected_ND, axis=1).clip(min=np.finfo(np.float32).tiny)
     cosines_N = paired_cosine_similarity(actual_ND, expected_ND)
     return Parity(
         format=manifest["format"],
@@ -211,6 +225,7 @@ def measure_parity(
         max_difference=relative_distance(actual_ND, expected_ND),
         min_cosine=float(cosines_N.min()),
         mean_cosine=float(cosines_N.mean()),
+        worst_text=texts[int(np.argmax(np.linalg.norm(actual_ND - expected_ND, axis=1) / lengths_N))],
         rank_agreement=_rank_agreement(actual_ND, expected_ND),
         tolerance=manifest["tolerance"],
         num_texts=len(expected_ND),

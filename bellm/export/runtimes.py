@@ -1,7 +1,8 @@
-"""Run an exported folder without bellm: a program that the parity check starts in a process of its own.
+"""Run an exported folder as its own library does: a program that the parity check starts in a process of its own.
 
-It imports nothing of bellm, and bellm cannot be imported in it. A work folder has job.json: the format, the texts by
-input type, and the number of tokens that the texts under `cut` are cut to. It gets vectors.npz and costs.json.
+bellm cannot be imported in it; for a graph in bellm's own runtime torch and transformers cannot. A work folder has
+job.json: the format, the texts by input type, and the number of tokens that the texts under `cut` are cut to. It gets
+vectors.npz and costs.json.
 """
 
 import json
@@ -62,9 +63,27 @@ def open_transformers(folder: str, manifest: Mapping[str, Any]) -> Embed:
     return embed
 
 
+def open_onnx(folder: str, manifest: Mapping[str, Any]) -> Embed:
+    """A graph in bellm's own runtime, where torch and transformers cannot be imported."""
+    from dataclasses import replace
+
+    from bellm import OnnxEncoder
+
+    whole = OnnxEncoder.from_pretrained(folder)
+    cut = OnnxEncoder.from_pretrained(folder)
+
+    def embed(texts: Sequence[str], input_type: Any, max_tokens: int | None) -> Any:
+        encoder = cut if max_tokens else whole
+        encoder.config = replace(whole.config, max_tokens=max_tokens or whole.config.max_tokens)
+        return encoder.encode_with_counts(list(texts), input_type)[0]
+
+    return embed
+
+
 RUNTIMES: dict[str, Callable[[str, Mapping[str, Any]], Embed]] = {
     "sentence-transformers": open_sentence_transformers,
     "transformers": open_transformers,
+    "onnx": open_onnx,
 }
 
 
@@ -88,5 +107,9 @@ def run_job(folder: str, work: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["bellm"] = None  # type: ignore[assignment]
-    run_job(*sys.argv[1:])
+    if sys.argv[3] == "onnx":
+        sys.path.insert(0, str(Path(__file__).parents[2]))
+        sys.modules.update({"torch": None, "transformers": None})  # type: ignore[dict-item]
+    else:
+        sys.modules["bellm"] = None  # type: ignore[assignment]
+    run_job(*sys.argv[1:3])

@@ -6,7 +6,6 @@ token sees itself; its lower triangle says which pairs may attend: all, or those
 Shapes: B batch, H heads or 1, L tokens, (query, key) last.
 """
 
-import torch
 from torch import Tensor, finfo
 
 
@@ -25,7 +24,9 @@ def bidirectional_mask(mask_BHLL: Tensor, *, keep_window: bool = True) -> Tensor
     open_BHLL = real_BHL[..., None, :].expand_as(allowed_BHLL)
     if keep_window:
         near_BHLL = open_BHLL & (allowed_BHLL | allowed_BHLL.mT)
-        open_BHLL = torch.where(near_BHLL.any(-1, keepdim=True), near_BHLL, open_BHLL)
+        open_BHLL = near_BHLL | (
+            open_BHLL & ~near_BHLL.any(-1, keepdim=True)
+        )  # ONNX Runtime has no `where` of booleans.
     if not additive:
         return open_BHLL.to(mask_BHLL.dtype)
     # Keep a bias that depends on the key alone (ALiBi in falcon), which the diagonal has.

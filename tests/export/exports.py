@@ -29,4 +29,4 @@ def compared(folder: Path) -> Parity:
     run_job(str(folder), str(work))
     with np.load(work / "vectors.npz") as found:
         actual = {key: found[key] for key in found.files}
-    return measure_parity(manifest, json.loads((work / "costs.json").read_text()), actual, expected)
+    return measure_parity(manifest, job, json.loads((work / "costs.json").read_text()), actual, expected)

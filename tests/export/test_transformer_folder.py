@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.compress import center
@@ -72,3 +73,20 @@ def test_maps_of_many_architectures(
     found = exported(encoder, "transformers", tmp_path / "out")
     assert found["remote_code"]
     assert found["max_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers", "transformers"])
+@pytest.mark.parametrize("bidirectional", ["last:2", "all", "none"])
+def test_an_export_is_a_source(tiny_encoder: Encoder, name: str, bidirectional: str, tmp_path: Path) -> None:
+    encoder = tiny_encoder.replace(bidirectional=bidirectional, prompt="instruct", pooling="mean", truncate_dim=20)
+    exported(encoder, name, tmp_path / "out")
+    again = Encoder.from_pretrained(tmp_path / "out", device="cpu")
+    assert again.config == encoder.config
+    texts = ["Snow", "A heron waits. </s>", ""]
+    np.testing.assert_allclose(again.encode_query(texts), encoder.encode_query(texts), atol=1e-6)
+
+
+def test_nothing_runs_a_map_causally(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    exported(tiny_encoder, "transformers", tmp_path / "out")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModel.from_pretrained(tmp_path / "out")

@@ -1,0 +1,95 @@
+"""Write an encoder as one ONNX graph: token ids to finished vectors, any batch and length, for `OnnxEncoder`.
+
+Shapes: B texts, L tokens, W width of a vector.
+"""
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bellm.backbone.architecture import has_dynamic_frequencies
+from bellm.backbone.states import states_after
+from bellm.encoder import Encoder
+from bellm.engine.readout import make_readout
+from bellm.engine.tokenization import fallback_token_id, special_tokens
+from bellm.errors import BellmError
+from bellm.onnx_encoder import GRAPH_FILE
+
+_OPSET = 20
+_LARGEST_FILE = 1_500_000_000
+"""Bytes of weights from which they lie in a file of their own: protobuf holds two gigabytes."""
+
+
+class _EncoderGraph(nn.Module):
+    """What becomes the graph: the opened model, its readout, and all that is done to vectors."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model, self._readout = encoder.model, make_readout(encoder.config)
+        self._config, statistics = encoder.config, encoder.statistics
+        self._centering = encoder.config.centering
+        if statistics and self._centering != "none":
+            self.register_buffer("mean_D", torch.from_numpy(statistics.mean_D))
+            if statistics.whitening_DD is not None:
+                self.register_buffer("whitening_DD", torch.from_numpy(statistics.whitening_DD))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        tapped = states_after(self.model, input_ids, attention_mask, [int(tap) for tap in self._readout.taps])
+        # Without spans the readout pools what the mask has.
+        vectors_BW = self._readout(tapped, (attention_mask if text_mask is None else text_mask).bool(), ())
+        if self._centering != "none":
+            vectors_BW = vectors_BW - self.mean_D  # type: ignore[operator]
+        if self._centering == "whitening":
+            vectors_BW = vectors_BW @ self.whitening_DD  # type: ignore[operator]
+        vectors_BW = vectors_BW[:, : self._config.truncate_dim]
+        return nn.functional.normalize(vectors_BW) if self._config.normalize else vectors_BW
+
+
+def write_onnx(encoder: Encoder, folder: Path) -> dict[str, Any]:
+    """Write graph and tokenizer; returns what the runtime needs of the tokenizer besides."""
+    if encoder.dtype_name != "float32":
+        raise BellmError(
+            f"onnx runs in float32 on a CPU, and this is {encoder.dtype_name}: load it with dtype='float32'."
+        )
+    if has_dynamic_frequencies(encoder.model):
+        raise BellmError(
+            f"{encoder.name} chooses its rotary frequencies by the longest text of a batch: no graph does."
+        )
+    module = _EncoderGraph(encoder).eval()
+    names = ["input_ids", "attention_mask", *["text_mask"] * make_readout(encoder.config).needs_spans]
+    ids_BL = torch.arange(14).reshape(2, 7) + 3
+    mask_BL = torch.ones_like(ids_BL)
+    mask_BL[1, 4:] = 0
+    any_length = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # They name operators of packages that are not there.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module,
+                (ids_BL, *(mask_BL.clone() for _ in names[1:])),  # One tensor twice would become one input.
+                dynamo=True,
+                input_names=names,
+                output_names=["vectors"],
+                dynamic_shapes=dict.fromkeys(names, any_length),
+                verbose=False,
+                opset_version=_OPSET,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            said = " ".join(str(error).split())[:300]
+            raise BellmError(f"{type(encoder.model).__name__} cannot be traced to a graph: {said}") from error
+    assert program
+    size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    program.save(folder / GRAPH_FILE, external_data=size > _LARGEST_FILE)
+    tokenizer = copy.deepcopy(encoder.tokenizer).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    specials = sorted(special_tokens(encoder.tokenizer))
+    return {"special_tokens": specials, "fallback_token_id": fallback_token_id(encoder.tokenizer)}

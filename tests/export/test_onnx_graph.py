@@ -1,0 +1,131 @@
+"""One graph holds map, readout and all that is done to vectors; `OnnxEncoder` runs it without torch."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from bellm import BellmError, Encoder, OnnxEncoder
+from bellm.cli import app
+from bellm.compress import center
+from bellm.errors import SourceError, TruncationWarning
+from bellm.evaluate import load_model
+from bellm.export import export
+from bellm.export.exporting import write_export
+from tests.decoders import with_tokens_of
+from tests.export.exports import compared
+from tests.processes import run
+
+TEXTS = ["Snow", "A heron waits.", "", "Why does bread rise in a warm kitchen?", "</s> 東京"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    parity = export(tiny_encoder.replace(prompt="instruct", pooling="mean-text"), "onnx", folder)
+    assert parity.runtime.startswith("onnxruntime ")
+    assert parity.max_difference < 1e-4
+    return folder
+
+
+def test_vectors_are_those_of_the_encoder(folder: Path, tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(prompt="instruct", pooling="mean-text")
+    graph = OnnxEncoder.from_pretrained(folder)
+    for method in ("encode", "encode_query", "encode_document"):
+        found, wanted = getattr(graph, method)(TEXTS), getattr(encoder, method)(TEXTS)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert found.dtype == np.float32
+    assert graph.encode("Snow").shape == (encoder.embedding_dim,)
+    assert graph.encode([]).shape == (0, encoder.embedding_dim)
+    np.testing.assert_allclose(graph.encode(TEXTS, max_batch_tokens=1), encoder.encode(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(graph.fingerprint(), encoder.fingerprint(), atol=1e-5)
+    stats, wanted = graph.encode_with_stats(TEXTS), encoder.encode_with_stats(TEXTS)
+    assert (stats.num_tokens, stats.num_truncated) == (wanted.num_tokens, 0)
+    assert graph.tokenize(TEXTS).ids == encoder.tokenize(TEXTS).ids
+    assert {**encoder.describe(), "backend": "onnx"} == graph.describe()
+
+
+def test_long_texts_are_cut_and_it_is_said(folder: Path, tiny_encoder: Encoder) -> None:
+    long = "Snow fell all night. " * 30
+    with pytest.warns(TruncationWarning, match="1 of 1 texts were cut to 128 tokens"):
+        found = OnnxEncoder.from_pretrained(folder).encode([long])
+    wanted = tiny_encoder.replace(prompt="instruct", pooling="mean-text").encode_with_stats([long])
+    np.testing.assert_allclose(found, wanted.vectors, atol=1e-5)
+
+
+def test_the_first_vector_takes_no_torch(folder: Path) -> None:
+    program = (
+        "import sys, time; from bellm import OnnxEncoder; OnnxEncoder.from_pretrained(sys.argv[1]).encode('Snow'); "
+        "assert not {'torch', 'transformers'} & set(sys.modules); print(time.process_time())"
+    )
+    done = run([sys.executable, "-c", program, folder])
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gemma2", {"bidirectional": "1-2", "layer": "-1,-2"}),
+        pytest.param("qwen3", {"bidirectional": "last:2", "pooling": "max"}, marks=pytest.mark.slow),
+        pytest.param("opt", {"bidirectional": "all", "layer": 3, "prompt": "raw"}, marks=pytest.mark.slow),
+    ],
+)
+def test_windows_layers_and_centering_are_in_the_graph(
+    name: str, settings: Any, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    encoder = Encoder.from_pretrained(with_tokens_of(tiny_tokenizer, name), tokenizer=tiny_tokenizer, **settings)
+    texts = [f"On day {number} it snowed {number % 7} times." for number in range(80)]
+    encoder = center(encoder, texts, whitening=True).replace(truncate_dim=20, normalize=True)
+    write_export(encoder, "onnx", tmp_path)
+    found = OnnxEncoder.from_pretrained(tmp_path).encode(TEXTS[:3])
+    np.testing.assert_allclose(found, encoder.encode(TEXTS[:3]), atol=1e-3)
+
+
+def test_what_is_no_graph_is_refused(folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"export\.json cannot be read: .*Export again"):
+        OnnxEncoder.from_pretrained(tmp_path)
+    manifest = json.loads((folder / "export.json").read_text())
+    (tmp_path / "export.json").write_text(json.dumps({**manifest, "format": "transformers"}))
+    with pytest.raises(SourceError, match="is an export for transformers, and this opens those for onnx"):
+        OnnxEncoder.from_pretrained(tmp_path)
+    (tmp_path / "export.json").write_text(json.dumps(manifest))
+    with pytest.raises(SourceError, match="cannot be opened: "):
+        OnnxEncoder.from_pretrained(tmp_path)
+    with pytest.raises(
+        BellmError, match="onnx runs in float32 on a CPU, and this is bfloat16: load it with dtype='flo"
+    ):
+        write_export(tiny_encoder.replace().to(dtype="bfloat16"), "onnx", tmp_path)
+    assert compared(folder).holds
+
+
+def test_commands_take_a_graph(folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
+    encoder = tiny_encoder.replace(prompt="instruct", pooling="mean-text")
+    (tmp_path / "t.txt").write_text("Snow fell.\nA heron waits.\n")
+    graph, texts, out = str(folder), str(tmp_path / "t.txt"), str(tmp_path / "v.npy")
+    results = [
+        CliRunner().invoke(app, [*command, "--json"])
+        for command in (
+            ["embed", graph, texts, "-o", out],
+            ["similarity", graph, "Snow fell.", "A heron waits."],
+            ["search", graph, "Snow", "--in", texts],
+            ["embed", graph, texts, "-o", str(tmp_path / "corpus")],
+        )
+    ]
+    assert [result.exit_code for result in results] == [0] * 4, [result.output for result in results]
+    vectors = encoder.encode(["Snow fell.", "A heron waits."])
+    np.testing.assert_allclose(np.load(out), vectors, atol=1e-5)
+    cosine = json.loads(results[1].stdout)["cosines"][0]
+    assert cosine == pytest.approx(float(encoder.similarity(*vectors)[0, 0]), abs=1e-5)
+    scores = encoder.similarity(encoder.encode_query("Snow"), encoder.encode_document(["Snow fell.", "A heron waits."]))
+    assert json.loads(results[2].stdout)["hits"][0]["score"] == pytest.approx(float(scores.max()), abs=1e-5)
+    np.testing.assert_allclose(load_model(graph).encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+    refused = CliRunner().invoke(app, ["embed", graph, texts, "-o", out, "--force", "--pooling", "mean"])
+    assert "is a graph with settings of its own: leave pooling out, or export again" in refused.output
+    with pytest.raises(SourceError, match=r"is an export for onnx: open it with OnnxEncoder\.from_pretrained"):
+        Encoder.from_pretrained(folder)
