@@ -113,7 +113,7 @@ def read_export_settings(folder: Path) -> tuple[EncoderConfig, str]:
     Raises:
         SourceError: It is for another library, or of a centered encoder, whose mean is not in it.
     """
-    manifest = _read_object(folder / EXPORT_FILE)
+    manifest = read_object(folder / EXPORT_FILE, "Export again.")
     kind = manifest.get("format")
     if kind not in ("transformers", "sentence-transformers"):
         opened = "OnnxEncoder.from_pretrained" if kind == "onnx" else "its own library"
