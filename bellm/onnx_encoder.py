@@ -3,7 +3,6 @@
 Shapes: N texts, B texts of a batch, L tokens, W width of a vector.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -15,14 +14,18 @@ import numpy as np
 from bellm.backbone.source_names import EXPORT_FILE
 from bellm.config import EncoderConfig
 from bellm.engine.tokenization import Tokens, list_texts, tokenize, warn_truncated
-from bellm.errors import BellmError, NonFiniteError, SourceError
+from bellm.errors import NonFiniteError, SourceError
 from bellm.extras import require_extra
+from bellm.saved_encoder import read_object
 from bellm.types import InputType, Vectors
 
 if TYPE_CHECKING:
     from bellm.engine.embedding import EncodeResult
 
 GRAPH_FILE = "model.onnx"
+
+_KEYS = ("name", "num_layers", "embedding_dim", "dtype", "special_tokens", "fallback_token_id")
+"""What export.json says besides settings."""
 
 _BATCH_TOKENS = 1024
 """Of one run, padding included: the products are large enough by then."""
@@ -67,16 +70,14 @@ class OnnxEncoder:
             BellmError: It is no such folder, or ONNX Runtime is not installed.
         """
         folder = Path(source)
-        try:
-            manifest: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-            kind = manifest["format"]
-            if kind == "onnx":
-                return cls(folder, manifest, num_threads)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, BellmError):
-                raise
-            raise SourceError(f"{folder / EXPORT_FILE} cannot be read: {error!r:.200}. Export again.") from error
-        raise SourceError(f"{folder} is an export for {kind}, and this opens those for onnx (bellm export --to onnx).")
+        manifest = read_object(folder / EXPORT_FILE, "Export again.")
+        if (kind := manifest.get("format")) != "onnx":
+            raise SourceError(
+                f"{folder} is an export for {kind}, and this opens those for onnx: bellm export --to onnx."
+            )
+        if missing := [name for name in _KEYS if name not in manifest]:
+            raise SourceError(f"{folder / EXPORT_FILE} cannot be read: {missing[0]} is missing. Export again.")
+        return cls(folder, manifest, num_threads)
 
     def encode(
         self,
