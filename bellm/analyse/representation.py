@@ -135,7 +135,7 @@ class Representation:
         """Orthonormal basis of the columns of the centered coordinates, in float32."""
         return np.asarray((self.coordinates_NC - self.mean_C) @ self.centered.whitening_CR, dtype=np.float32)
 
-    @cached_property
+    @property
     def parts_EC(self) -> Floats:
         """The coordinates by the basis, and the constant column of length 1 after it (E = R + 1)."""
         basis = self.centered
@@ -145,7 +145,8 @@ class Representation:
     @cached_property
     def missing_EK(self) -> Floats:
         """Orthonormal directions of the basis with the constant column that no column of the coordinates has."""
-        values_E, axes_EE = np.linalg.eigh(self.parts_EC @ self.parts_EC.T)
+        parts_EC = self.parts_EC
+        values_E, axes_EE = np.linalg.eigh(parts_EC @ parts_EC.T)
         return axes_EE[:, np.sqrt(np.maximum(values_E, 0)) <= _ROUNDING * np.linalg.norm(self.vectors_ND)]
 
     def _basis(self, matrix_NC: Floats) -> Basis:
@@ -210,7 +211,7 @@ class Representation:
         """The `NEIGHBORS` nearest other texts by cosine, nearest first."""
         away_NN = -self.cosines_NN
         np.fill_diagonal(away_NN, np.inf)
-        return np.argsort(away_NN, axis=1, kind="stable")[:, :NEIGHBORS]
+        return np.argsort(away_NN, axis=1, kind="stable")[:, :NEIGHBORS].copy()  # A view would keep the whole.
 
     @cached_property
     def uniformity(self) -> float:

@@ -175,6 +175,12 @@ def test_the_product_of_bases_in_single_precision_is_enough(name: str, widths: t
     assert found == pytest.approx(MEASURES[name](left, right[order]), abs=1e-6)
 
 
+def test_neighbors_hold_no_order_of_all_texts() -> None:
+    """A view of it would keep as much memory as all other matrices of the texts together."""
+    left, _ = related()
+    assert Representation(left).neighbors_NK.base is None
+
+
 def test_a_direction_of_rounding_alone_is_none() -> None:
     left, right = related()
     doubled = np.hstack([left, left[:, :1] + left[:, 1:2]]).astype(np.float32)
