@@ -381,9 +381,8 @@ class Encoder:
         chunks = list(tokenization.chunk_texts(texts))
         rows = map(self._tokenize_as(input_type), chunks)
         with progress_bar(len(texts), unit="text", shown=progress) as done:
-            embed = partial(
-                self._embed_rows, readout=wanted, max_batch_tokens=max_batch_tokens, batch_size=batch_size, done=done
-            )
+            options = {"max_batch_tokens": max_batch_tokens, "batch_size": batch_size, "done": done}
+            embed = self._embedding(wanted, bool(texts), **options)
             # The next chunk is tokenized in a thread, where there is a next.
             result = embed_chunks(prefetch(rows) if len(chunks) > 1 else rows, embed, wanted.width(self.model))
         if readout:
@@ -426,7 +425,7 @@ class Encoder:
     def encode_tokens(self, tokens: Tokens, *, max_batch_tokens: int | None = None) -> Vectors:
         """Embed rows of token ids, as `tokenize` gives them, float32 (len(tokens), embedding_dim); see `encode`."""
         readout = make_readout(self.config)
-        return self.finish(self._embed_rows(tokens, readout=readout, max_batch_tokens=max_batch_tokens))
+        return self.finish(self._embedding(readout, len(tokens) > 0, max_batch_tokens=max_batch_tokens)(tokens))
 
     @contextmanager
     def causal(self) -> Iterator[PreTrainedModel]:
@@ -607,25 +606,15 @@ class Encoder:
         )
         return f"<table><caption>Encoder</caption>{''.join(rows)}</table>"
 
-    def _embed_rows(
-        self,
-        tokens: Tokens,
-        *,
-        readout: Readout,
-        max_batch_tokens: int | None,
-        batch_size: int | None = None,
-        done: Callable[[int], object] = lambda _: None,
-    ) -> Vectors:
-        """Vectors of rows as a readout reads them, neither cut nor normalized."""
-        return embed_tokens(
+    def _embedding(self, readout: Readout, has_rows: bool, **options: Any) -> Callable[[Tokens], Vectors]:
+        """What turns rows into vectors as a readout reads them, neither cut nor normalized."""
+        return partial(
+            embed_tokens,
             self.model,
-            tokens,
-            packed=check_packing(self.model).packed_model if len(tokens) else None,
+            packed=check_packing(self.model).packed_model if has_rows else None,
             readout=readout,
-            max_batch_tokens=max_batch_tokens,
-            batch_size=batch_size,
             pad_id=fallback_token_id(self.tokenizer),
-            done=done,
+            **options,
         )
 
     def _tokenize_as(self, input_type: InputType) -> Callable[[Sequence[str]], Tokens]:

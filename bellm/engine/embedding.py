@@ -51,7 +51,7 @@ def embed_tokens(
     max_batch_tokens: int | None,
     batch_size: int | None = None,
     pad_id: int,
-    done: Callable[[int], object],
+    done: Callable[[int], object] = lambda _: None,
 ) -> Vectors:
     """Embed every row of tokens, in order, as float32 of shape (rows, width).
 
