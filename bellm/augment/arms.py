@@ -5,11 +5,12 @@ Shapes: N training items, M test items, K classes, R neighbors.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bellm.augment.arm_names import GRAPH_ARMS, ArmName
 from bellm.augment.calibration import Probabilities
 from bellm.augment.task_prompts import (
     SENSE_HINT,
@@ -21,16 +22,10 @@ from bellm.augment.task_prompts import (
 )
 from bellm.augment.tasks import LabeledTask
 from bellm.data import Graphs, LabeledTexts
-from bellm.errors import BellmError, did_you_mean
+from bellm.errors import BellmError
 from bellm.prompts import Rendered
 from bellm.tensors.similarity import cosine_similarity
 from bellm.types import Vectors
-
-ArmName = Literal["hint", "sp-input", "sp-output", "amr", "receipt", "retrieval"]
-"""hint: SENSE's sentence; sp-input and sp-output: its rivals, a parse from a file or one that the model writes; amr:
-AMRCoT; receipt: SuperContext; retrieval: the nearest training items as demonstrations, or passages of a corpus."""
-
-GRAPH_ARMS = ("sp-input", "amr")
 
 _CONTENT_FREE = "N/A"
 
@@ -53,22 +48,6 @@ class ArmSources:
     """Training items that every prompt shows, solved."""
     written_parses: Sequence[tuple[str, ...]] = field(default=())
     """For each test item, what the model itself wrote as a parse of its texts."""
-
-
-def parse_arms(names: str | Sequence[str]) -> tuple[ArmName, ...]:
-    """Names of arms, each once: a list, or text with commas.
-
-    Raises:
-        BellmError: One is not known, or there is none.
-    """
-    given = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-    known: dict[str, ArmName] = {name: name for name in get_args(ArmName)}
-    for name in given:
-        if name not in known:
-            raise BellmError(f"{name!r} is no side information.{did_you_mean(name, known)} Give {', '.join(known)}.")
-    if not given:
-        raise BellmError(f"No side information is asked for. Give some of {', '.join(known)}.")
-    return tuple(dict.fromkeys(known[name] for name in given))
 
 
 def arm_prompts(name: ArmName | Literal["plain"], task: LabeledTask, sources: ArmSources) -> list[Rendered]:
@@ -96,7 +75,7 @@ def content_free_prompts(
         of_row = []
         for content in (_CONTENT_FREE, ""):
             graphs = (content,) * width if name in GRAPH_ARMS or name == "sp-output" else ()
-            side = SideInformation(hint=hint, graphs=graphs, parses=name != "amr")
+            side = SideInformation(hint=hint, graphs=graphs, parses=bool(graphs) and name != "amr")
             of_row.append(make_prompt(task.prompt, (content,) * width, side, shown(row)))
         prompts.append(of_row)
     return prompts

@@ -4,6 +4,7 @@ Shapes: N prompts, K labels, M content-free prompts.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,17 @@ from bellm.prompts import Rendered
 
 Scores = NDArray[np.float64]
 """A number for each prompt and label, (N, K)."""
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Scores of labels, with counts."""
+
+    scores_NK: Scores
+    num_tokens: int
+    """Of all prompts with their first label."""
+    num_truncated: int
+    """How many prompts were shortened."""
 
 
 class LabelScorer:
@@ -72,6 +84,18 @@ class LabelScorer:
         Warns:
             TruncationWarning: Prompts were shortened.
         """
+        found = self.score_with_stats(prompts, labels, done=done)
+        warn_truncated(found.num_truncated, len(prompts), self.encoder.config.max_tokens)
+        return found.scores_NK
+
+    def score_with_stats(
+        self,
+        prompts: Sequence[str | Rendered],
+        labels: Sequence[str],
+        *,
+        done: Callable[[int], object] = lambda _: None,
+    ) -> LabelScores:
+        """Score labels and count tokens and prompts that were shortened, without a warning; see `score`."""
         check_list("labels", labels)
         if len(set(labels)) < len(labels) or len(labels) < 2:
             raise BellmError(f"labels={list(labels)} are not two or more different words.")
@@ -79,7 +103,6 @@ class LabelScorer:
             raise BellmError("prompts is one string: give a list, if only of one.")
         count = len(labels)
         tokens = self.encoder.tokenize_answers(prompts, [self.separator + label for label in labels])
-        warn_truncated(tokens.num_truncated // count, len(prompts), self.encoder.config.max_tokens)
         scores_R = answer_log_likelihoods(
             self._model,
             tokens,
@@ -90,7 +113,8 @@ class LabelScorer:
         )
         if self.length_normalized:
             scores_R = scores_R / np.array([end - start for start, end in tokens.spans])
-        return scores_R.reshape(len(prompts), count)
+        num_tokens = sum(map(len, tokens.ids[::count]))
+        return LabelScores(scores_R.reshape(len(prompts), count), num_tokens, tokens.num_truncated // count)
 
 
 def label_probabilities(scores_NK: Scores) -> Scores:

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from bellm.cli.analyse_command import analyse_command
+from bellm.cli.augment_command import augment_command
 from bellm.cli.cache_command import cache_command
 from bellm.cli.center_command import center_command
 from bellm.cli.combine_command import combine_command
@@ -57,6 +58,7 @@ for _command in (
     center_command,
     compress_command,
     export_command,
+    augment_command,
     doctor_command,
     info_command,
     tasks_command,
@@ -136,6 +138,8 @@ def _bellm(
       the smallest encoder that loses no more than a point
     [bold]bellm export smollm2 --to sentence-transformers -o for-st/ --bidirectional last:8[/]
       the same encoder in another library, proved there
+    [bold]bellm augment smollm2 --task SST2-MR --with hint,receipt,retrieval -o side/[/]
+      what a hint, a probe's verdict and near examples are worth to the language model
     [bold]bellm cache[/]
       what is kept to be quicker next time, and how to clear it
     """
