@@ -108,9 +108,7 @@ def read_task(
     else:
         table = read_labeled_file(name)
         if train is None:
-            order = np.random.default_rng(seed).permutation(len(table.labels_N))
-            half = len(order) // 2
-            learned, tested = table.select(np.sort(order[:half])), table.select(np.sort(order[half:]))
+            learned, tested = _halves(table, seed)
         else:
             learned, tested = _aligned(read_labeled_file(train), table), table
         prompt, is_out = own_task_prompt(table.label_names, pair=len(table.columns) == 2), False
@@ -140,6 +138,16 @@ def _part(texts: LabeledTexts, part: str) -> LabeledTexts:
     """The published part; all rows of a set that has none."""
     rows = texts.split.get(part, range(len(texts.labels_N)))  # type: ignore[call-overload]
     return texts.select(rows)
+
+
+def _halves(texts: LabeledTexts, seed: int) -> tuple[LabeledTexts, LabeledTexts]:
+    """Half of the rows of each class, and the others."""
+    draw = np.random.default_rng(seed)
+    is_first_N = np.zeros(len(texts.labels_N), dtype=bool)
+    for label in np.unique(texts.labels_N):
+        rows = draw.permutation(np.flatnonzero(texts.labels_N == label))
+        is_first_N[rows[: -(-len(rows) // 2)]] = True  # Rounded up.
+    return texts.select(np.flatnonzero(is_first_N)), texts.select(np.flatnonzero(~is_first_N))
 
 
 def _aligned(train: LabeledTexts, test: LabeledTexts) -> LabeledTexts:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bellm.errors import BellmWarning, SourceError, warn
 from bellm.extras import require_extra
-from bellm.io.formats import FORMATS, find_column, is_blank, same_columns, text_problem
+from bellm.io.formats import FORMATS, find_column, is_blank, plain_name, same_columns, text_problem
 from bellm.io.rows import RowFile
 from bellm.io.streams import content_suffix
 
@@ -108,20 +108,25 @@ def read_graphs(path: str | PathLike[str]) -> Graphs:
 def find_graphs(files: Sequence[str | PathLike[str]], texts: Iterable[str]) -> Graphs:
     """Graphs of some texts from PENMAN files; graphs of other texts are not parsed, and of several the first counts.
 
+    Texts are compared by their letters and digits alone: published sets are tokenized in different ways.
+
     Raises:
         SourceError: A file cannot be read, or the graph of one of the texts is broken.
         MissingExtraError: The library penman is not installed.
     """
     require_extra("amr", "Reading AMR graphs")
-    wanted, found = set(map(_key, texts)), dict[str, str]()
+    wanted: dict[str, list[str]] = {}
+    for text in set(texts):
+        wanted.setdefault(plain_name(text), []).append(_key(text))
+    found: dict[str, str] = {}
     names = [fspath(file) for file in files]
     for file in names:
         for first, block in _blocks(file):
             named = _NAMED.search(block)
-            key = _key(named[1]) if named else ""
-            if key in wanted and key not in found:
+            keys = wanted.pop(plain_name(named[1]), []) if named else []
+            if keys:
                 try:
-                    found.update((key, graph) for _, graph in _entries(block))
+                    found.update((key, graph) for _, graph in _entries(block) for key in keys)
                 except SourceError as error:
                     raise SourceError(f"{file}, the graph at line {first}: {error}") from error
     return Graphs(found, ", ".join(names))

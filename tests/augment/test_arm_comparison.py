@@ -1,4 +1,4 @@
-"""Planted scorers: the arm whose side information carries the label wins, its cause is found, and noise wins nothing."""
+"""Planted scorers: the arm whose side information carries the label wins, its cause is found, and noise wins not."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +28,8 @@ def texts_of(number: int, seed: int, first: str) -> LabeledTexts:
 
 
 def planted_task(number: int = 120, seed: int = 0) -> LabeledTask:
-    return LabeledTask("planted", TASK_PROMPTS["sentiment"], texts_of(60, seed + 1, "Trained"), texts_of(number, seed, "Item"))
+    train, test = texts_of(60, seed + 1, "Trained"), texts_of(number, seed, "Item")
+    return LabeledTask("planted", TASK_PROMPTS["sentiment"], train, test)
 
 
 def confident(labels: np.ndarray, confidence: np.ndarray | float = 0.8) -> np.ndarray:
@@ -55,7 +56,9 @@ def scorer(rule: Rule, seed: int = 0) -> Callable[[str, Sequence[Rendered]], np.
     return score
 
 
-def compare(task: LabeledTask, arms: Sequence[ArmName], rule: Rule, sources: ArmSources, **options: Any) -> ArmComparison:
+def compare(
+    task: LabeledTask, arms: Sequence[ArmName], rule: Rule, sources: ArmSources, **options: Any
+) -> ArmComparison:
     return compare_arms(task, arms, sources, scorer(rule), resamples=1000, **options)
 
 
@@ -98,7 +101,6 @@ def test_a_receipt_that_carries_the_label_wins_and_its_rightness_is_the_cause() 
     assert not found.helpfulness["hint"].found
     assert all(each.follows > 0.9 for each in found.by_confidence)
     assert sum(each.n for each in found.by_confidence) == 120
-    assert [each.receipt for each in found.by_confidence] == [each.with_receipt for each in found.by_confidence] or True
     assert {item.label for item in found.helped["receipt"]} <= {"negative", "positive"}
     assert all(item.with_arm < item.plain for item in found.hurt["receipt"])
 
@@ -118,9 +120,7 @@ def test_graphs_that_carry_the_label_win_where_there_are_graphs_and_the_curve_fa
     arm = found.arms["amr"]
     assert arm.to_plain
     assert arm.to_plain.low > 5
-    assert "has a graph" in [*found.helpfulness["amr"].found, *found.helpfulness["amr"].left_out] or (
-        "words of the graph (log)" in found.helpfulness["amr"].found
-    )
+    assert set(found.helpfulness["amr"].found) == {"words of the graph (log)"}  # All graphs are of one size here.
     curve = {(each.part, each.share): each.score.value for each in found.ablation}
     assert curve["amr", 1.0] == curve["text", 1.0] == pytest.approx(arm.score.value)
     assert curve["amr", 0.0] < curve["amr", 0.5] < curve["amr", 1.0]
@@ -156,7 +156,8 @@ def test_noise_wins_rarely() -> None:
     for seed in range(60):
         task = planted_task(80, seed=100 * seed)
         found = compare_arms(task, arms, noisy_sources(task, seed), scorer(lambda *_: 0.0, seed), resamples=500)
-        alarms += any(arm.to_plain and arm.to_plain.p_value < 0.05 for name, arm in found.arms.items() if name != "probe")
+        compared = [found.arms[name].to_plain for name in arms]
+        alarms += any(each and each.p_value < 0.05 for each in compared)
         causes += sum(bool(found.helpfulness[name].found) for name in arms)
     assert alarms <= 9  # 5 % of 60 are 3; 9 or fewer in 99.7 % of such runs.
     assert causes <= 30  # Of 300.

@@ -49,6 +49,7 @@ COMMANDS = {
     "center": "center MODEL --texts many.txt -o centered",
     "compress": "compress MODEL --dev rated.csv --drop-layers 1 --bits 8 --dims 8 -o smallest",
     "export": "export MODEL --to transformers -o exported",
+    "augment": "augment MODEL --task labeled.csv --with retrieval --neighbors 1 -o side",
     "doctor": "doctor MODEL",
     "info": "info MODEL",
     "tasks": "tasks",
@@ -74,6 +75,8 @@ def outputs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         Path("data/word/eval-word-vectors/EN-SIMLEX-999.txt").write_text("heron bird 7\nheron bank 1.5\ncat dog 6\n")
         rated = "".join(f"Snow fell on day {number}.,It snowed {number} days.,{number % 5}\n" for number in range(12))
         Path("rated.csv").write_text(f"sentence1,sentence2,score\n{rated}")
+        labeled = "".join(f"Snow fell {number},a\nWater and fish {number},b\n" for number in range(12))
+        Path("labeled.csv").write_text(f"text,label\n{labeled}")
         Path("words.csv").write_text("sentence,word\nA heron waits for fish.,patience\nRain fell all night.,rain\n")
         rows = [f'"{row.anchor}","{row.positives[0]}","{row.negatives[0]}"\n' for row in triplets(8)]
         Path("t.csv").write_text("anchor,positive,negative\n" + "".join(rows))

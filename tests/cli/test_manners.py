@@ -162,6 +162,7 @@ WITH_SOURCE = {
     "export": "MODEL --to transformers -o out",
     "compress": "MODEL --dev t.csv -o out",
     "serve": "MODEL --port 0",
+    "augment": "MODEL --task t.csv -o out",
     "doctor": "MODEL",
     "info": "MODEL",
 }

@@ -131,7 +131,11 @@ def test_graphs_of_some_texts_are_found_in_large_files(tmp_path: Path) -> None:
     )
     write(tmp_path / "b.amr", "# ::snt Snow  fell.\n(s / snow-01)\n\n# ::snt It waits.\n(w / wait-01)\n")
     files = [tmp_path / "a.amr", tmp_path / "b.amr"]
-    found = find_graphs(files, ["Snow fell.", "It waits.", "Nothing."])
-    assert dict(found.by_text) == {"Snow fell.": "(fall-01 :ARG1 (snow))", "It waits.": "(wait-01)"}
+    found = find_graphs(files, ["Snow fell.", "It waits .", "It  waits.", "Nothing."])
+    assert dict(found.by_text) == {
+        "Snow fell.": "(fall-01 :ARG1 (snow))",
+        "It waits .": "(wait-01)",
+        "It waits.": "(wait-01)",
+    }
     with pytest.raises(SourceError, match=r"a.amr, the graph at line 6: "):
         find_graphs(files, ["Broken"])
