@@ -11,9 +11,9 @@ from bellm.report.figures import ForestBar, LinePlot, Mark, Point, make_axis, ma
 from bellm.report.formatting import Table, format_interval, format_metadata, format_p_value, format_points
 
 if TYPE_CHECKING:  # They need torch, and a folder that cannot be written is said before it is imported.
+    from bellm.augment.arm_comparison import Arm
     from bellm.augment.augmentation import Augmentation
     from bellm.augment.calibration import ConfidenceBin
-    from bellm.augment.arm_comparison import Arm
 
 _RESULTS, _PAGE, _MARKDOWN = "results.json", "augment.html", "augment.md"
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from bellm.augment.arm_comparison import ArmComparison, CalibrationName, compare_arms
 from bellm.augment.arm_names import GRAPH_ARMS, PLAIN, PROBE, parse_arms
 from bellm.augment.arms import ArmSources, fixed_shots, nearest_items
 from bellm.augment.calibration import Probabilities, expected_calibration_error, reliability
-from bellm.augment.arm_comparison import ArmComparison, CalibrationName, compare_arms
 from bellm.augment.helpfulness import Helpfulness
 from bellm.augment.kept_values import KeptValues
 from bellm.augment.label_scorer import LabelScorer, Scores

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bellm import BellmError
+from bellm.augment.arm_comparison import ArmComparison, compare_arms
 from bellm.augment.arm_names import ArmName, parse_arms
 from bellm.augment.arms import ArmSources, arm_prompts, content_free_prompts, drop_words, fixed_shots, nearest_items
-from bellm.augment.arm_comparison import ArmComparison, compare_arms
 from bellm.augment.task_prompts import TASK_PROMPTS
 from bellm.augment.tasks import LabeledTask
 from bellm.data import Graphs, LabeledTexts
