@@ -58,19 +58,19 @@ def main() -> None:
     encoder = Encoder.from_pretrained(options.model, dtype="float32")
     sentences = read_pairs(data_folder() / "stsbenchmark" / "sts-test.csv", options.prompts).left
     shown = "".join(f'Sentence: "{text}"\nSentiment: {label}\n\n' for text, label in SHOWN)
-    rows = []
+    rows: dict[str, dict[str, float]] = {}
     for name, before, labels in (
         ("zero-shot", "", LABELS),
         ("zero-shot, labels of two words", "", LONG_LABELS),
         ("eight examples", shown, LABELS),
     ):
         prompts = [f'{INSTRUCTION}{before}Sentence: "{text}"\nSentiment:' for text in sentences]
-        rows.append({"prompts": name, **measure(encoder, prompts, labels, options.rounds)})
+        rows[name] = measure(encoder, prompts, labels, options.rounds)
     table = Table("prompts", "tokens", "bellm", "loop", "padded", "of loop", "of padded", "difference")
-    for row in rows:
+    for name, row in rows.items():
         speeds = [f"{row[each]:.1f}" for each in ("bellm", "loop", "padded")]
         ratios = [f"{row['bellm'] / row[each]:.1f}" for each in ("loop", "padded")]
-        table.add_row(str(row["prompts"]), f"{row['tokens']:.0f}", *speeds, *ratios, f"{row['difference']:.1e}")
+        table.add_row(name, f"{row['tokens']:.0f}", *speeds, *ratios, f"{row['difference']:.1e}")
     Console().print(table)
     Console().print(
         f"Prompts a CPU second, {len(sentences)} prompts, {options.model} in float32 on {platform.machine()}."

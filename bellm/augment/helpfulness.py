@@ -33,7 +33,7 @@ class Helpfulness:
     explained: float
     """Share of the variance of the gain, R squared, from 0 to 1."""
     left_out: tuple[str, ...]
-    """Features that are the same for all items, or follow from others."""
+    """Features that are the same for nearly all items, or follow from others."""
     n: int
 
     @property
@@ -71,7 +71,8 @@ def explain_gains(gain_N: NDArray[np.float64], features: Features) -> Helpfulnes
     """Regress gains, in points, on standardized features, with intervals that hold where the noise differs by item.
 
     Ordinary least squares with White's covariance in the form HC3 (MacKinnon and White 1985), which holds its level in
-    samples of a hundred. A feature that is constant, or follows from those before it, is left out; where there are
+    samples of a hundred. A feature that is constant, or follows from those before it, is left out, and so is one in which
+    fewer than five items differ from the others: they would be fitted perfectly, and look sure. Where there are
     fewer than five items a feature, all are.
     """
     from scipy.stats import t as student
@@ -82,7 +83,9 @@ def explain_gains(gain_N: NDArray[np.float64], features: Features) -> Helpfulnes
         spread = float(values_N.std())
         scaled_N = (values_N - values_N.mean()) / spread if spread > 1e-12 else np.zeros(count)
         rest_N = scaled_N - design_NF @ np.linalg.lstsq(design_NF, scaled_N, rcond=None)[0]
-        if float(rest_N @ rest_N) <= _REDUNDANT * count or count < _FEWEST_FOR_EACH * (len(features) + 1):
+        num_different = count - int(np.unique(values_N, return_counts=True)[1].max(initial=0))
+        too_few = num_different < _FEWEST_FOR_EACH or count < _FEWEST_FOR_EACH * (len(features) + 1)
+        if too_few or float(rest_N @ rest_N) <= _REDUNDANT * count:
             left_out.append(name)
         else:
             kept.append(name)

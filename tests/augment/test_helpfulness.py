@@ -43,6 +43,19 @@ def test_noise_is_rarely_taken_for_a_cause() -> None:
     assert alarms / 400 < 0.08
 
 
+def test_a_feature_of_a_few_items_is_no_cause() -> None:
+    """Whatever one or two items gain fits perfectly, and would look sure."""
+    alarms = 0
+    for seed in range(50):
+        features, draw = noise(100, seed, 2), np.random.default_rng(20_000 + seed)
+        features["rare"] = np.zeros(100)
+        features["rare"][draw.integers(100, size=2)] = 1
+        found = explain_gains(draw.normal(size=100), features)
+        alarms += "rare" in found.found
+        assert found.left_out == ("rare",)
+    assert alarms == 0
+
+
 def test_features_without_a_say_are_left_out() -> None:
     features = noise(60, 0, 2)
     features |= {"constant": np.ones(60), "twice": 2 * features["feature 0"]}
