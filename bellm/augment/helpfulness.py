@@ -71,8 +71,8 @@ def explain_gains(gain_N: NDArray[np.float64], features: Features) -> Helpfulnes
     """Regress gains, in points, on standardized features, with intervals that hold where the noise differs by item.
 
     Ordinary least squares with White's covariance in the form HC3 (MacKinnon and White 1985), which holds its level in
-    samples of a hundred. A feature that is constant, or follows from those before it, is left out, and so is one in which
-    fewer than five items differ from the others: they would be fitted perfectly, and look sure. Where there are
+    samples of a hundred. A feature that is constant, or follows from those before it, is left out, and so is one in
+    which fewer than five items differ from the others: they would be fitted perfectly, and look sure. Where there are
     fewer than five items a feature, all are.
     """
     from scipy.stats import t as student
