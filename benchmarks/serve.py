@@ -4,8 +4,9 @@ The model is the first layers of SmolLM2, causal, with mean pooling, so that bot
 checked. Clients are closed loops on keep-alive connections, in a process of their own; each request has texts of its
 own, generated, 6 to 40 words.
 A row is one number of clients and of texts a request. Besides texts a second it says how many texts a server embeds in
-a second of its own CPU time, which others on the machine change less; `engine` is `encoder.encode` of the same texts in
-one process. Rows that --json holds already are not measured again.
+a second of its own CPU time, which others on the machine change less; `engine` is `encoder.encode` of such texts in
+one process. Both servers run all the time, and are asked in turn. Rows that --json holds already are not measured
+again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -68,6 +69,8 @@ WORDS = [
     "history",
 ]
 SYSTEMS = ("bellm", "plain")
+Running = tuple[str, subprocess.Popen[str]]
+"""Address and process of a server."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,14 @@ def compare(layers: int, quick: bool, path: Path | None) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         prepare(folder, layers)
-        for clients, texts in loads:
-            for system in SYSTEMS:
-                if any(
-                    (row["system"], row["clients"], row["texts"]) == (system, clients, texts) for row in record["rows"]
-                ):
-                    continue
-                record["rows"].append(asdict(measure(system, folder, clients, texts, quick)))
+        done = {(row["system"], row["clients"], row["texts"]) for row in record["rows"]}
+        left = [(system, *each) for each in loads for system in SYSTEMS if (system, *each) not in done]
+        with ExitStack() as running:
+            servers = {system: running.enter_context(server(system, folder / system)) for system in SYSTEMS if left}
+            if left:
+                check([url for url, _ in servers.values()])
+            for system, clients, texts in left:
+                record["rows"].append(asdict(measure(system, servers[system], clients, texts, quick)))
                 if path:
                     path.write_text(json.dumps(record, indent=1) + "\n")
         if "engine" not in record:
@@ -135,7 +139,7 @@ def prepare(folder: Path, layers: int) -> None:
     from bellm import Encoder
     from bellm.compress import drop_layers
 
-    full = Encoder.from_pretrained("smollm2", prompt="raw", pooling="mean", max_tokens=128)
+    full = Encoder.from_pretrained("smollm2", prompt="raw", pooling="mean", max_tokens=128, dtype="float32")
     encoder = drop_layers(full, full.num_layers - layers)
     encoder.save_pretrained(folder / "bellm")
     encoder.model.save_pretrained(folder / "plain")
@@ -144,24 +148,21 @@ def prepare(folder: Path, layers: int) -> None:
     tokenizer.save_pretrained(folder / "plain")
 
 
-def measure(system: str, folder: Path, clients: int, texts: int, quick: bool) -> Row:
+def measure(system: str, running: Running, clients: int, texts: int, quick: bool) -> Row:
     """One load on one server."""
     requests = max(clients * 2, (16 if quick else 128) // texts, 8)
-    with server(system, folder / system) as (url, process):
-        check(url)
-        load(url, 2, 2, 4)
-        before, began = cpu_seconds(process), time.perf_counter()
-        command = [sys.executable, __file__, "--load", url, str(clients), str(texts), str(requests)]
-        latencies = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        seconds, spent = latencies["seconds"], cpu_seconds(process) - before
-        assert time.perf_counter() - began >= seconds
-    percentiles = 1000 * np.percentile(latencies["latencies"], (50, 95, 99))
+    url, process = running
+    before = cpu_seconds(process)
+    command = [sys.executable, __file__, "--load", url, str(clients), str(texts), str(requests)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    spent = cpu_seconds(process) - before
+    percentiles = 1000 * np.percentile(found["latencies"], (50, 95, 99))
     count = requests * texts
-    return Row(system, clients, texts, requests, count / seconds, count / spent, *map(float, percentiles))
+    return Row(system, clients, texts, requests, count / found["seconds"], count / spent, *map(float, percentiles))
 
 
 @contextmanager
-def server(system: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def server(system: str, folder: Path) -> Iterator[Running]:
     """A server of the model in a process of its own."""
     if system == "bellm":
         command = [sys.executable, "-m", "bellm", "serve", str(folder), "--port", "0", "--quiet"]
@@ -173,7 +174,7 @@ def server(system: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[st
             yield process.stdout.readline().split()[-1], process
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(600)
 
 
 def serve_plainly(folder: str, port: int) -> None:
@@ -186,7 +187,7 @@ def serve_plainly(folder: str, port: int) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    transformer = Transformer(folder, max_seq_length=128)
+    transformer = Transformer(folder, model_kwargs={"dtype": "float32"}, max_seq_length=128)
     model = SentenceTransformer(
         modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")], device="cpu"
     )
@@ -208,19 +209,19 @@ def serve_plainly(folder: str, port: int) -> None:
         uvicorn.Server(uvicorn.Config(app, log_level="error")).run([bound])
 
 
-def check(url: str) -> None:
-    """Wait for a server, and compare its vector of a text with what the other gave."""
-    while True:
-        try:
-            vector = np.array(ask(connect(url), ["The river was quiet."])[0])
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.1)
-    known = _CHECKED.setdefault("vector", vector)
-    assert np.allclose(vector, known, rtol=0, atol=1e-3 * np.abs(known).max()), np.abs(vector - known).max()
-
-
-_CHECKED: dict[str, Any] = {}
+def check(urls: list[str]) -> None:
+    """Wait for the servers, warm them up, and compare their vectors of one text."""
+    vectors = []
+    for url in urls:
+        while True:
+            try:
+                vectors.append(np.array(ask(connect(url), ["The river was quiet."])[0]))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.1)
+        load(url, 2, 2, 4)
+    ours, theirs = vectors
+    assert np.allclose(ours, theirs, rtol=0, atol=1e-3 * np.abs(ours).max()), np.abs(ours - theirs).max()
 
 
 def load(url: str, clients: int, texts: int, requests: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An embedder that a test can hold up, and that some texts make fail."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +22,15 @@ class Planted:
         self.open = threading.Event()
         """Calls wait for it."""
         self.open.set()
+        self.seconds = 0.0
+        """How long a call takes."""
         self.faults: dict[str, Callable[[], Any]] = {}
         """What happens where a text is among those of a call."""
 
     def encode(self, texts: Sequence[str], *, input_type: InputType = "text") -> Vectors:
         self.batches.append(list(texts))
         assert self.open.wait(LIMIT)
+        time.sleep(self.seconds)
         for text in texts:
             if text in self.faults:
                 self.faults[text]()

@@ -102,16 +102,23 @@ def test_requests_of_one_size_get_the_same_share() -> None:
 
 
 def test_a_long_text_waits_for_no_more_than_its_own_length_of_others() -> None:
+    """Four clients send short requests all the time, so that there is always one that came later."""
+
     async def scene(line: Line, planted: Planted) -> None:
         await hold(line, planted)
         long = line.send("l" * 119)  # 30 tokens, more than a batch takes.
+        planted.seconds = 0.02  # Longer than it takes to send the next.
+        others = {letter: line.send(*words(letter, 5)).future for letter in "abcd"}
         planted.open.set()
-        others = 0
-        while not long.future.done():
-            await asyncio.gather(*(line.send(text).future for text in words(chr(97 + others % 26), 5)))
-            others += 5
-        assert others <= 200
-        assert [batch for batch in planted.batches if "l" * 119 in batch] == [["l" * 119]]
+        for round_ in range(100):
+            if long.future.done():
+                break
+            await asyncio.wait(others.values(), return_when=asyncio.FIRST_COMPLETED)
+            for letter in [letter for letter, future in others.items() if future.done()]:
+                others[letter] = line.send(*words(chr(ord(letter) + 4 * (round_ % 4)), 5)).future
+        assert long.future.done()
+        before = planted.batches.index(["l" * 119])
+        assert sum(map(len, planted.batches[1:before])) <= 4 * 30 + 10  # Each client as many as itself.
 
     play(scene)
 
