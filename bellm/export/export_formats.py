@@ -8,7 +8,7 @@ from bellm.errors import BellmError
 from bellm.layer_spec import format_layers
 from bellm.types import PoolingName
 
-FormatName = Literal["sentence-transformers", "transformers", "onnx"]
+FormatName = Literal["sentence-transformers", "transformers", "onnx", "static"]
 """Names of the formats."""
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "weighted-mean", "first", "max")
@@ -24,6 +24,8 @@ class ExportFormat:
     any_map: bool = True
     """Whether some layers may be open and others not."""
     poolings: tuple[PoolingName, ...] = _POOLINGS
+    any_encoder: bool = False
+    """Whether it keeps vectors of texts alone, whatever makes them."""
     any_layer: bool = False
     """Whether vectors may be read from other states than the last, or from several."""
     finishes: bool = True
@@ -44,6 +46,11 @@ EXPORT_FORMATS: dict[FormatName, ExportFormat] = {
         any_layer=True,
         tolerance=1e-3,
     ),
+    "static": ExportFormat(
+        ("model2vec", "sentence_transformers"),
+        "a table of token vectors for model2vec and sentence-transformers: another model, without layers",
+        any_encoder=True,
+    ),
 }
 
 
@@ -61,6 +68,8 @@ def check_exportable(config: EncoderConfig, num_layers: int, name: FormatName) -
 
 def _problem(config: EncoderConfig, num_layers: int, form: ExportFormat) -> str | None:
     """The first setting that a format cannot hold, and the nearest that it can."""
+    if form.any_encoder:
+        return None
     if config.readout != "hidden":
         return f"readout={config.readout!r}: take readout='hidden'"
     if not form.any_layer and config.layers not in ((-1,), (num_layers,)):

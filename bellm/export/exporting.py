@@ -1,6 +1,7 @@
 """`export`: an encoder in another library's format, proved there to give the same vectors."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bellm.errors import BellmError, check_choice, check_encoder
 from bellm.export.export_formats import EXPORT_FORMATS, FormatName, check_exportable
 from bellm.export.onnx_graph import write_onnx
 from bellm.export.parity import PARITY_FILE, Parity, run_export, write_reference
+from bellm.export.static_table import embed_by_table, write_static
 from bellm.export.transformer_folder import write_sentence_transformers, write_transformers
 from bellm.extras import require_extra
 from bellm.io.atomic import atomic_directory, write_bytes, write_json
@@ -21,6 +23,7 @@ _WRITERS: dict[FormatName, Callable[[Encoder, Path], dict[str, Any]]] = {
     "sentence-transformers": write_sentence_transformers,
     "transformers": write_transformers,
     "onnx": write_onnx,
+    "static": write_static,
 }
 """Each writes an encoder to a folder, and returns what the manifest says besides its settings."""
 
@@ -67,7 +70,7 @@ def write_export(encoder: Encoder, format: FormatName, folder: Path, *, toleranc
     manifest |= {name: value for name, value in encoder.describe().items() if name != "device"}
     manifest |= _WRITERS[format](encoder, folder)
     write_json(folder / EXPORT_FILE, manifest)
-    write_reference(encoder, folder, form)
+    write_reference(encoder, folder, form, partial(embed_by_table, encoder, folder) if format == "static" else None)
     write_bytes(folder / "README.md", _card(manifest).encode())
 
 
@@ -104,6 +107,14 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/id")
 ```
 
 Prompt, pooling, cutting of texts and vectors, and normalization are yours: `export.json` says what they are.""",
+    "static": """```python
+from model2vec import StaticModel  # Or: from sentence_transformers import SentenceTransformer
+
+model = StaticModel.from_pretrained("path/or/id")
+vectors = model.encode(["A sentence."])
+```
+
+The prompt is in the table: texts are given as they are, queries and documents alike.""",
     "onnx": """```python
 from bellm import OnnxEncoder  # Without torch: pip install numpy tokenizers onnxruntime, and bellm with --no-deps.
 

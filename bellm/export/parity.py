@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,23 @@ class Parity:
         )
 
 
-def write_reference(encoder: Encoder, folder: Path, form: ExportFormat) -> None:
-    """Write what the encoder makes of the parity texts, and the number of tokens that some of them are cut to."""
+def write_reference(
+    encoder: Encoder, folder: Path, form: ExportFormat, embed: Callable[[Sequence[str]], Vectors] | None = None
+) -> None:
+    """Write what the runtime is to make of the parity texts: what the encoder does, or `embed` of a table.
+
+    With the encoder some texts are also cut, to a number of tokens that is written, too.
+    """
     texts: dict[Any, list[str]] = {name: list(each) for name, each in TEXTS.items()}
     if not encoder.tokenizer(encoder.config.prompt.template.replace(SLOT, "")).input_ids:
         texts["text"].remove("")  # bellm takes a token of its own for it, and other libraries take none.
     if not any(token in encoder.config.prompt.template for token in special_tokens(encoder.tokenizer)):
         written = encoder.tokenizer.eos_token or encoder.tokenizer.pad_token
         texts["text"].append(f"It is written {written} here.")
+    if embed:
+        vectors = {name: embed(each) for name, each in texts.items()}
+        save_file(vectors, folder / REFERENCE_FILE, metadata={"texts": json.dumps(texts), "max_tokens": "0"})
+        return
     if not form.finishes:
         texts = {
             name: [text for text in each if not encoder.tokenize([text], name).num_truncated]

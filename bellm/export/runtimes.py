@@ -80,10 +80,28 @@ def open_onnx(folder: str, manifest: Mapping[str, Any]) -> Embed:
     return embed
 
 
+def open_static(folder: str, manifest: Mapping[str, Any]) -> Embed:
+    """A table in model2vec, and in sentence-transformers, which have to agree."""
+    import numpy as np
+    from model2vec import StaticModel
+    from sentence_transformers import SentenceTransformer
+
+    table, other = StaticModel.from_pretrained(folder), SentenceTransformer(folder, device="cpu")
+
+    def embed(texts: Sequence[str], *_: Any) -> Any:
+        vectors_ND = table.encode(list(texts))
+        if not np.allclose(vectors_ND, other.encode(list(texts), show_progress_bar=False), atol=1e-5):
+            raise ValueError("model2vec and sentence-transformers give different vectors")
+        return vectors_ND
+
+    return embed
+
+
 RUNTIMES: dict[str, Callable[[str, Mapping[str, Any]], Embed]] = {
     "sentence-transformers": open_sentence_transformers,
     "transformers": open_transformers,
     "onnx": open_onnx,
+    "static": open_static,
 }
 
 
