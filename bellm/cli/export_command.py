@@ -7,7 +7,7 @@ import typer
 
 from bellm.cli.model_options import AsJson, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import check_output, print_result, status_line
-from bellm.errors import SourceError
+from bellm.errors import BellmError, SourceError
 from bellm.export.export_formats import EXPORT_FORMATS, FormatName
 
 
@@ -21,6 +21,9 @@ def export_command(
         FormatName, typer.Option(help="; ".join(f"{name}: {form.summary}" for name, form in EXPORT_FORMATS.items()))
     ],
     *,
+    bits: Annotated[
+        int | None, typer.Option(metavar="8|4", help="onnx: weights in so many bits, which costs something.")
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(min=0, help="Largest relative distance of a vector; default what rounding explains."),
@@ -42,12 +45,16 @@ def export_command(
 
     Example: bellm export smollm2 --to transformers -o decoder/ --bidirectional last:8 --pooling mean
     """
+    if bits not in (None, 8, 4):
+        raise BellmError(f"--bits {bits} is not one of 8, 4.")
+    if bits and to != "onnx":
+        raise BellmError(f"--bits {bits} is for --to onnx. For other formats quantize first: bellm quantize.")
     if Path(output).exists():
         raise SourceError(f"{output} exists already. Choose another name or remove it.")
     from bellm.export import export
 
     encoder = options.load_encoder(source)
     with status_line(f"writing {output}, and running it with {to}"):
-        parity = export(encoder, to, output, tolerance=tolerance)
+        parity = export(encoder, to, output, bits=8 if bits == 8 else 4 if bits else None, tolerance=tolerance)
     record: dict[str, Any] = {"output": output, "parity": parity.to_json()}
     print_result({**record, "encoder": {"source": source, **encoder.describe()}}, as_json, f"{output}: {parity}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bellm.backbone.source_names import EXPORT_FILE
 from bellm.config import setting_names
@@ -28,13 +28,25 @@ _WRITERS: dict[FormatName, Callable[[Encoder, Path], dict[str, Any]]] = {
 """Each writes an encoder to a folder, and returns what the manifest says besides its settings."""
 
 
-def export(encoder: Encoder, format: FormatName, path: str | Path, *, tolerance: float | None = None) -> Parity:
+_BIT_TOLERANCES = {8: 0.1, 4: 0.6}
+"""Largest relative distances of vectors whose weights were rounded to so many bits; what is broken is off by 1."""
+
+
+def export(
+    encoder: Encoder,
+    format: FormatName,
+    path: str | Path,
+    *,
+    bits: Literal[8, 4] | None = None,
+    tolerance: float | None = None,
+) -> Parity:
     """Write an encoder in another library's format, and run it there, in a process of its own without bellm.
 
     Args:
         encoder: Its weights are written in its dtype.
         format: See `EXPORT_FORMATS`.
         path: A new folder; it is there only if the vectors are the encoder's.
+        bits: Weights of a graph in so many bits; what that costs is in the result.
         tolerance: Largest relative distance of a vector; None for what rounding explains in the format and dtype.
 
     Raises:
@@ -44,10 +56,15 @@ def export(encoder: Encoder, format: FormatName, path: str | Path, *, tolerance:
     check_choice("format", format, FormatName)
     check_exportable(encoder.config, encoder.num_layers, format)
     require_extra("export", f"The format {format}", EXPORT_FORMATS[format].packages)
+    if bits is not None:
+        if format != "onnx":
+            raise BellmError(f"bits={bits} is for onnx. For other formats quantize the encoder first (bellm quantize).")
+        if bits not in (8, 4):
+            raise BellmError(f"bits={bits} is not one of 8, 4.")
     if tolerance is not None and not tolerance >= 0:
         raise BellmError(f"tolerance={tolerance} is no distance: give 0 or more.")
     with atomic_directory(Path(path)) as draft:
-        write_export(encoder, format, draft, tolerance=tolerance)
+        write_export(encoder, format, draft, bits=bits, tolerance=tolerance)
         parity = run_export(draft)
         if not parity.holds:
             raise BellmError(
@@ -61,16 +78,26 @@ def export(encoder: Encoder, format: FormatName, path: str | Path, *, tolerance:
     return parity
 
 
-def write_export(encoder: Encoder, format: FormatName, folder: Path, *, tolerance: float | None = None) -> None:
+def write_export(
+    encoder: Encoder,
+    format: FormatName,
+    folder: Path,
+    *,
+    bits: Literal[8, 4] | None = None,
+    tolerance: float | None = None,
+) -> None:
     """Write all of an export but its parity to an empty folder; see `export`."""
     form = EXPORT_FORMATS[format]
-    if tolerance is None:
+    if tolerance is None and bits:
+        tolerance = _BIT_TOLERANCES[bits]
+    elif tolerance is None:
         tolerance = max(form.tolerance, tolerances(encoder.dtype_name).packing * (encoder.dtype_name != "float32"))
-    manifest = {"format": format, "bellm": __version__, "tolerance": tolerance}
+    manifest: dict[str, Any] = {"format": format, "bellm": __version__, "tolerance": tolerance}
     manifest |= {name: value for name, value in encoder.describe().items() if name != "device"}
-    manifest |= _WRITERS[format](encoder, folder)
+    manifest |= write_onnx(encoder, folder, bits) if bits else _WRITERS[format](encoder, folder)
     write_json(folder / EXPORT_FILE, manifest)
-    write_reference(encoder, folder, form, partial(embed_by_table, encoder, folder) if format == "static" else None)
+    embed = partial(embed_by_table, encoder, folder) if format == "static" else None
+    write_reference(encoder, folder, form, embed, special_texts=manifest.get("special_texts", True))
     write_bytes(folder / "README.md", _card(manifest).encode())
 
 

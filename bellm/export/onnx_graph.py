@@ -21,6 +21,7 @@ from bellm.errors import BellmError
 from bellm.onnx_encoder import GRAPH_FILE
 
 _OPSET = 20
+_BLOCK = 32  # Numbers of a matrix that share a scale.
 _LARGEST_FILE = 1_500_000_000
 """Bytes of weights from which they lie in a file of their own: protobuf holds two gigabytes."""
 
@@ -50,7 +51,7 @@ class _EncoderGraph(nn.Module):
         return nn.functional.normalize(vectors_BW) if self._config.normalize else vectors_BW
 
 
-def write_onnx(encoder: Encoder, folder: Path) -> dict[str, Any]:
+def write_onnx(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[str, Any]:
     """Write graph and tokenizer; returns what the runtime needs of the tokenizer besides."""
     if encoder.dtype_name != "float32":
         raise BellmError(
@@ -87,9 +88,28 @@ def write_onnx(encoder: Encoder, folder: Path) -> dict[str, Any]:
     assert program
     size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
     program.save(folder / GRAPH_FILE, external_data=size > _LARGEST_FILE)
+    if bits:
+        _quantize_weights(folder / GRAPH_FILE, bits, external_data=size > _LARGEST_FILE)
     tokenizer = copy.deepcopy(encoder.tokenizer).backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(folder / "tokenizer.json"))
     specials = sorted(special_tokens(encoder.tokenizer))
-    return {"special_tokens": specials, "fallback_token_id": fallback_token_id(encoder.tokenizer)}
+    return {"bits": bits, "special_tokens": specials, "fallback_token_id": fallback_token_id(encoder.tokenizer)}
+
+
+def _quantize_weights(path: Path, bits: int, *, external_data: bool) -> None:
+    """Put the matrices of products into blocks of integers with a scale each; activations stay in float32.
+
+    Integers for activations, as of dynamic quantization, break models whose states have a few very large numbers.
+    """
+    import onnx
+    from onnxruntime.quantization import matmul_nbits_quantizer
+
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.ERROR)
+    model = onnx.load(path)
+    quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(model, bits=bits, block_size=_BLOCK, is_symmetric=False)
+    quantizer.process()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    quantizer.model.save_model_to_file(str(path), external_data)

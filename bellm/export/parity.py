@@ -105,16 +105,23 @@ class Parity:
 
 
 def write_reference(
-    encoder: Encoder, folder: Path, form: ExportFormat, embed: Callable[[Sequence[str]], Vectors] | None = None
+    encoder: Encoder,
+    folder: Path,
+    form: ExportFormat,
+    embed: Callable[[Sequence[str]], Vectors] | None = None,
+    *,
+    special_texts: bool = True,
 ) -> None:
     """Write what the runtime is to make of the parity texts: what the encoder does, or `embed` of a table.
 
-    With the encoder some texts are also cut, to a number of tokens that is written, too.
+    With the encoder some texts are also cut, to a number of tokens that is written, too. With `special_texts` a text
+    holds a special token.
     """
     texts: dict[Any, list[str]] = {name: list(each) for name, each in TEXTS.items()}
     if not encoder.tokenizer(encoder.config.prompt.template.replace(SLOT, "")).input_ids:
         texts["text"].remove("")  # bellm takes a token of its own for it, and other libraries take none.
-    if not any(token in encoder.config.prompt.template for token in special_tokens(encoder.tokenizer)):
+    has_special = any(token in encoder.config.prompt.template for token in special_tokens(encoder.tokenizer))
+    if special_texts and not has_special:
         written = encoder.tokenizer.eos_token or encoder.tokenizer.pad_token
         texts["text"].append(f"It is written {written} here.")
     if embed:

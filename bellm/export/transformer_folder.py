@@ -72,6 +72,7 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     modality: dict[str, Any] = {"text": forward}
     processing: dict[str, Any] = {}
+    special_texts = True
     prompts: dict[str, str] = {}
     if is_prefix:
         prompts = dict(
@@ -81,7 +82,11 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     else:
         tokenizer.chat_template = _jinja(tokenizer, prompt)
         modality["message"] = {**forward, "format": "flat"}
-        processing = {"chat_template": {"sanitize_control_tokens": not has_special}}
+        if has_special or tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:
+            # Special tokens in texts are text, too, but are cut from their neighbors before they are tokenized.
+            processing, special_texts = {"chat_template": {"sanitize_control_tokens": not has_special}}, False
+        else:
+            _take_special_tokens_for_text(tokenizer)
     tokenizer.save_pretrained(folder)
     transformer = {
         "transformer_task": "feature-extraction",
@@ -93,7 +98,7 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     default = "text" if prompts.get("text") else None
     settings = {"model_type": "SentenceTransformer", "prompts": prompts, "default_prompt_name": default}
     write_json(folder / "config_sentence_transformers.json", {**settings, "similarity_fn_name": "cosine"})
-    return {"remote_code": has_code}
+    return {"remote_code": has_code, "special_texts": special_texts}
 
 
 def _templates(prompt: Prompt) -> tuple[str, ...]:

@@ -493,6 +493,8 @@ OTHERS = {
         "export tiny --to transformers -o tiny": "tiny exists already",
         "export tiny --to transformers": "Missing option '--output'",
         "export tiny --to transformers -o -": "'-' is no name",
+        "export tiny --to static -o out --bits 8": "--bits 8 is for --to onnx",
+        "export tiny --to onnx -o out --bits 3": "--bits 3 is not one of 8, 4",
         "export tiny --to transformers -o out --tolerance=-1": "--tolerance",
         "export tiny --to transformers -o out --pooling mean-text": "cannot hold pooling='mean-text': take last, mean",
     },

@@ -129,3 +129,22 @@ def test_commands_take_a_graph(folder: Path, tiny_encoder: Encoder, tmp_path: Pa
     assert "is a graph with settings of its own: leave pooling out, or export again" in refused.output
     with pytest.raises(SourceError, match=r"is an export for onnx: open it with OnnxEncoder\.from_pretrained"):
         Encoder.from_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_fewer_bits_have_a_price(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    distances = []
+    for bits in (8, 4):
+        folder = tmp_path / f"bits-{bits}"
+        folder.mkdir()
+        write_export(tiny_encoder, "onnx", folder, bits=bits)  # type: ignore[arg-type]
+        distances.append(compared(folder).max_difference)
+    assert 1e-4 < distances[0] < 0.1
+    assert distances[0] < distances[1]
+
+
+def test_bits_are_for_graphs(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(BellmError, match=r"bits=8 is for onnx\. For other formats quantize the encoder first"):
+        export(tiny_encoder, "static", tmp_path / "out", bits=8)
+    with pytest.raises(BellmError, match="bits=2 is not one of 8, 4"):
+        export(tiny_encoder, "onnx", tmp_path / "out", bits=2)  # type: ignore[arg-type]
