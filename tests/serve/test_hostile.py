@@ -154,7 +154,7 @@ class Attacker:
         """The status, if there is an answer; a server that is silent is a failure."""
         answer = b""
         with contextlib.suppress(ConnectionResetError):
-            while (part := client.recv(1 << 16)) and b"\r\n" not in answer:
+            while b"\r\n" not in answer and (part := client.recv(1 << 16)):
                 answer += part
         if found := re.match(rb"HTTP/1\.1 (\d{3}) ", answer):
             self.statuses[int(found[1])] += 1
