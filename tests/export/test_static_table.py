@@ -17,6 +17,7 @@ def test_both_libraries_give_the_mean_of_tokens(tiny_encoder: Encoder, tmp_path:
     encoder = tiny_encoder.replace(variant="parallel", pooling="mean-text")
     found = exported(encoder, "static", tmp_path / "out")
     assert found["max_difference"] < 1e-5
+    assert found["min_cosine"] > 0.9999
     assert found["embedding_dim"] == encoder.embedding_dim
     table = StaticModel.from_pretrained(tmp_path / "out")
     vectors = table.encode(["Snow", " Snow", "", "heron heron"])
