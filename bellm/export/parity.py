@@ -185,7 +185,7 @@ def diagnose_export(folder: Path) -> Diagnosis:
     except BellmError as error:
         return Diagnosis(str(folder), (), (Check(name, "fail", str(error), advice),))
     status: Status = "pass" if parity.holds else "fail"
-    finding = f"{parity.num_texts} texts in {parity.runtime}, in a process without bellm"
+    finding = f"{parity.num_texts} texts in {parity.runtime}, in a process of its own"
     checks = [Check(name, status, finding, "" if parity.holds else advice, parity.max_difference, parity.tolerance)]
     agreement = f"{100 * parity.rank_agreement:.1f} % of them"
     in_order = parity.rank_agreement >= _IN_ORDER
