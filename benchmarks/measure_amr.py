@@ -200,8 +200,8 @@ def views_of(encoder: Encoder, graphs: Graphs | None, work: Path) -> dict[str, A
 def measure(models: Mapping[tuple[str, str], EvaluatedModel], tests: Sequence[STSPairs]) -> list[Cell]:
     """Score every model on all sets, and compare those that answer a question.
 
-    With the text alone and, of text + graph, with two prompts, each after the same training; and after training on
-    mixed views with text, or two prompts, after training on texts.
+    With the text alone and, of text + graph, with two prompts, each after the same training; with the same view
+    untrained; and after training on mixed views with text, or two prompts, after training on texts.
     """
     tasks = [STSTask(pairs.name, data=pairs) for pairs in tests]
     report = evaluate(list(models.values()), tasks, resamples=2000)
@@ -221,6 +221,8 @@ def measure(models: Mapping[tuple[str, str], EvaluatedModel], tests: Sequence[ST
             compare((training, view), (training, TEXT), "text")
         if view == BOTH:
             compare((training, view), (training, CONTROL), "two prompts")
+        if training != UNTRAINED:
+            compare((training, view), (UNTRAINED, view), "untrained")
         if training == MIXED:
             compare((training, view), (TEXTS, TEXT), "text, trained on texts")
             compare((training, view), (TEXTS, CONTROL), "two prompts, trained on texts")
