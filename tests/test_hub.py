@@ -254,6 +254,7 @@ except SourceError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_alias_is_the_model_of_the_hub_under_its_name_there(hub: Hub, tmp_path: Path) -> None:
     there = environment(hub, tmp_path) | {"BELLM_CACHE": str(tmp_path / "bellm")}
     gone = there | {"HF_HUB_OFFLINE": "1"}

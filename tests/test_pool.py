@@ -44,6 +44,7 @@ def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder:
             workers.encode(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_script_that_its_processes_run_again_is_told_so(tiny_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -37,6 +37,7 @@ def smollm2() -> Iterator[Encoder]:
         yield Encoder.from_pretrained("smollm2", bidirectional="last:8", dtype="float32")
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_it_healthy(smollm2: Encoder) -> None:
     diagnosis = diagnose(smollm2)
     assert [check for check in diagnosis.checks if check.status not in ("pass",)] == []

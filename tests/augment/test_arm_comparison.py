@@ -149,6 +149,7 @@ def test_demonstrations_that_carry_the_label_win_and_their_class_is_the_cause() 
     assert effect.low > 10
 
 
+@pytest.mark.slow
 def test_noise_wins_rarely() -> None:
     """Of 60 comparisons of five arms of noise, about 5 % have an arm that differs from the plain prompt."""
     alarms = causes = 0

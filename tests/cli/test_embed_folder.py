@@ -155,6 +155,7 @@ def test_ray_gives_the_same_corpus_from_a_cluster_of_its_own(tiny_folder: Path, 
     np.testing.assert_allclose(vectors, tiny_encoder.encode(TEXTS), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same_vectors(tiny_folder: Path, tiny_encoder: Encoder) -> None:
     expected = tiny_encoder.encode(TEXTS)
     done = run(python("embed", tiny_folder, "t.txt", "-o", "v.npy", "--devices=cpu,cpu"))

@@ -111,6 +111,7 @@ TRAINED = ("--train=rows.jsonl", "--train-steps=2", "--train-batch-size=4")
 TO_THE_END = "6 maps to step 1, 4 to 2 (causal and all open stay to the end): 10 steps of 4 rows."
 
 
+@pytest.mark.slow
 def test_with_training_it_goes_on_where_it_was_stopped(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_texts_are_taken_from_the_whole_file(tiny_folder: Path) -> None:
     assert json.loads(result.stdout)["compression"][0]["texts"] == 7
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_resumed(tiny_folder: Path) -> None:
     texts = "".join(f"{number} herons and {number * 3} fish\n" for number in range(3000))
     Path("many.txt").write_text(texts)

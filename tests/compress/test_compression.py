@@ -222,6 +222,7 @@ def test_the_page_has_the_rows_and_is_alone(driver: Any, tmp_path: Path, found: 
     assert requests(driver) == [(tmp_path / "compress.html").as_uri()]
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_resumed(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = zip(LEFT, RIGHT, PAIRS.gold_N, strict=True)

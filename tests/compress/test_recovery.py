@@ -91,6 +91,7 @@ def test_a_grid_tries_fewer_layers_with_and_without() -> None:
     assert WeightsVariant(2, 9).key == "drop2-recovery9-sparsity0-bits0"
 
 
+@pytest.mark.slow
 def test_compress_trains_each_depth_once_and_saves_what_it_scored(encoder: Encoder, tmp_path: Path) -> None:
     gold_N = np.array([number * 7 % 5 for number in range(15)], np.float64)
     pairs = STSPairs("pairs", tuple(UNSEEN[:15]), tuple(UNSEEN[15:]), gold_N, ("",) * 15)

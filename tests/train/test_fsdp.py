@@ -109,6 +109,7 @@ recipe = Recipe(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_any_number_of_processes(forks: Forks, tiny_folder: Path, tmp_path: Path) -> None:
     plan, data = tmp_path / "recipe.py", write(tmp_path / "rows.jsonl", 40)
     plan.write_text(RECIPE.format(model=str(tiny_folder), dropout=0.0), encoding="utf-8")
