@@ -185,6 +185,7 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_revisions_and_adapters_come_down_with_their_base(hub: Hub, tiny_encoder: Encoder, tmp_path: Path) -> None:
     command = [sys.executable, "-c", REVISIONS, tmp_path / "adapted.npy", json.dumps(TEXTS)]
     done = run(command, env=environment(hub, tmp_path))
@@ -193,6 +194,7 @@ def test_revisions_and_adapters_come_down_with_their_base(hub: Hub, tiny_encoder
     assert any("/v2" in asked for asked in hub.asked if "someone/plain" in asked)
 
 
+@pytest.mark.slow
 def test_adapters_take_their_base_at_the_revision_that_they_name(hub: Hub, tmp_path: Path) -> None:
     hub.asked.clear()
     code = 'import bellm, sys; print(bellm.Encoder.from_pretrained("someone/adapters").model.name_or_path)'

@@ -19,6 +19,7 @@ TEXTS = [f"Heron number {number} stands in the shallow water." for number in ran
 LONG = "Snow fell all night and the street was white and quiet in the morning. " * 9
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_vectors_of_one_until_one_is_killed(tiny_encoder: Encoder) -> None:
     tiny_encoder.model(torch.tensor([[5, 6]]), output_hidden_states=True)  # Leaves hooks that cannot be pickled.
     with EncoderPool(tiny_encoder, ["cpu", "cpu"]) as workers:

@@ -192,6 +192,7 @@ def test_a_file_without_calibration_texts_is_one_line(
     assert not Path("small").exists()
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_the_process_itself(tiny_folder: Path) -> None:
     large = np.ones(150_000_000)
     own = measure_footprint(tiny_folder, LEFT, "cpu").peak_bytes

@@ -116,6 +116,7 @@ def test_killed_around_every_call_that_makes_files_last(
     assert_same_corpus(tmp_path / "out", expected)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     tiny_folder: Path, corpus: Path, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:

@@ -251,6 +251,7 @@ class Stop(Exception):
     """Something that ends a search anywhere."""
 
 
+@pytest.mark.slow
 def test_wherever_it_is_stopped_it_goes_on_to_the_same_end(
     tried: Tried, undisturbed: tuple[Path, HalvingResult], tmp_path: Path
 ) -> None:
