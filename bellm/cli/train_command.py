@@ -122,6 +122,8 @@ def train_command(
         raise UsageError(f"Missing option {'--output' if output is None else '--data'!r}.")
     from bellm.saved_encoder import check_trainable
 
+    if not plan:
+        _check_files(data or [])  # A recipe imports what is slow.
     written = _load_recipe(source) if source.endswith(".py") else None
     if plan:
         _print_plan(_recipe(written or source, options, changes, None), devices or 1, memory, as_json)
@@ -217,6 +219,13 @@ def _weighted(entry: str) -> tuple[str, float]:
     if weight.isalnum():  # Anything else is a pattern, as in parts/*.csv.
         raise SourceError(f"--data {entry}: {weight!r} is no weight. Give FILE or FILE*WEIGHT, as in a.csv*2.")
     return entry, 1.0
+
+
+def _check_files(entries: Sequence[str]) -> None:
+    from bellm.train.dataset import check_file
+
+    for file, _ in map(_weighted, entries):
+        check_file(file)
 
 
 def _load_recipe(file: str) -> "Recipe":

@@ -150,6 +150,12 @@ def load_dataset(source: str | os.PathLike[str], columns: ExampleColumns | str |
     return Dataset(os.path.basename(name) if _is_file(name) else name, read_examples(name, columns))
 
 
+def check_file(source: str) -> None:
+    """Raise a SourceError where a source is the name of one file that is not there; others are left to reading."""
+    if _is_file(source) and not os.path.exists(source) and not any(magic in source for magic in "*["):
+        raise SourceError(f"{source} cannot be read: No such file or directory.")
+
+
 def read_examples(
     source: str | os.PathLike[str], columns: ExampleColumns | None = None
 ) -> Iterator[Example | Rejection]:

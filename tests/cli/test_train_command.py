@@ -52,6 +52,7 @@ def test_what_cannot_be_trained_is_refused_before_data_is_read(tiny_encoder: Enc
         "is quantized": quantize(tiny_encoder, 8),
         "centers its vectors": center(tiny_encoder, [f"{number} herons wait." for number in range(20)]),
     }
+    Path("none.csv").write_text("not\none\n")
     for said, encoder in encoders.items():
         encoder.save_pretrained(folder := said.replace(" ", "-"))
         Path("recipe.py").write_text(RECIPE.format(model=folder))
@@ -66,6 +67,12 @@ def test_what_cannot_be_trained_is_refused_before_data_is_read(tiny_encoder: Enc
     assert "none.csv" in bellm("train", folder, "--data=none.csv", "-o", "out", "--centering=none").stderr
     assert "holds several views" in bellm("layers", "holds-several-views", "--train=none.csv", "-o", "layers").stderr
     assert not Path("out").exists()
+
+
+def test_a_file_that_is_not_there_is_said_before_a_recipe_is_run() -> None:
+    Path("recipe.py").write_text("raise SystemExit('it was run')\n")
+    result = bellm("train", "recipe.py", "--data", "t.csv", "--data", "gone.csv*2", "-o", "out")
+    assert result.stderr == "bellm: gone.csv cannot be read: No such file or directory.\n"
 
 
 def test_a_model_and_a_file_make_an_encoder(tiny_folder: Path, tiny_encoder: Encoder) -> None:
