@@ -133,12 +133,8 @@ print(json.dumps({"peak": peak, "plan": plan.total}))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted as Linux counts it")
-@pytest.mark.parametrize(
-    ("tuning", "dtype"), [("all", "float32"), ("lora", "float32"), ("lora", "bfloat16")], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("tuning", "dtype"), [("all", "float32"), ("lora", "float32")], ids=lambda value: str(value))
 def test_a_process_takes_what_was_planned(tuning: str, dtype: str) -> None:
-    # To convert a GGUF file takes more than the smallest of these trainings.
-    run([sys.executable, "-c", "import bellm; bellm.Encoder.from_pretrained('smollm2', device='cpu')"])
     done = run([sys.executable, "-c", PEAK, tuning, dtype])
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
