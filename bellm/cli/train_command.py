@@ -116,20 +116,18 @@ def train_command(
         "graphs": graphs,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    if not plan and (only := [name for name, value in (("devices", devices), ("memory", memory)) if value is not None]):
+    if plan:
+        planned = _load_recipe(source) if source.endswith(".py") else source
+        _print_plan(_recipe(planned, options, changes, None), devices or 1, memory, as_json)
+        return
+    if only := [name for name, value in (("devices", devices), ("memory", memory)) if value is not None]:
         raise typer.BadParameter("it is for --plan.", param_hint=f"--{only[0]}")
-    if not plan and (output is None or data is None):
+    if output is None or data is None:
         raise UsageError(f"Missing option {'--output' if output is None else '--data'!r}.")
     from bellm.saved_encoder import check_trainable
 
-    if not plan:
-        _check_files(data or [])  # A recipe imports what is slow.
+    _check_files(data)  # A recipe imports what is slow.
     written = _load_recipe(source) if source.endswith(".py") else None
-    if plan:
-        _print_plan(_recipe(written or source, options, changes, None), devices or 1, memory, as_json)
-        return
-    assert output is not None
-    assert data is not None
     model, settings = (written.model, written.encoder_options) if written else (source, {})
     if isinstance(model, str):
         check_trainable(model, {**settings, **options.given()})
