@@ -198,11 +198,11 @@ def serve_plainly(folder: str, port: int) -> None:
     class Texts(BaseModel):
         inputs: list[str]
 
-    @app.post("/embed")
     def embed(body: Texts) -> list[list[float]]:
         vectors: list[list[float]] = model.encode(body.inputs, show_progress_bar=False).tolist()
         return vectors
 
+    app.post("/embed")(embed)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", port))
         print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
