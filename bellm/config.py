@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from bellm.errors import BellmError, SourceError, did_you_mean, refuses_changes
 from bellm.hints import LOADING_HINTS, SETTING_HINTS, unknown_names
 from bellm.layer_spec import format_layers, parse_layers, parse_states
-from bellm.prompts import PROMPTS, Prompt, resolve_prompt
-from bellm.types import CenteringName, PoolingName, ReadoutName, Variant, Window
+from bellm.prompts import PROMPTS, Prompt, resolve_hint, resolve_prompt
+from bellm.types import CenteringName, InputType, PoolingName, ReadoutName, Variant, Window
 
 _MANY_LAYERS = 1 << 20
 
@@ -42,6 +42,12 @@ class EncoderConfig:
         "raw, bellm, prompteol, angle, pretended-cot, knowledge, meta-topic, meta-mood, meta-fact, meta-sense, "
         "instruct, instruct:TASK, chat, or your own template with a {text} slot; default prompteol",
     ]
+    hint: Annotated[
+        str,
+        "A sentence before the prompt, for all input types: sense (SENSE, arXiv 2409.14469) or one of your own; "
+        "default none",
+    ] = ""
+    """Users write it as `bellm.prompts.resolve_hint` reads it; the sentence itself, empty for none."""
     pooling: Annotated[PoolingName, "last, mean, mean-text, weighted-mean, first or max over the tokens; default last"]
     layer: Annotated[
         int | str,
@@ -80,11 +86,21 @@ class EncoderConfig:
         for name, least in (("max_tokens", 1), ("token_prepending", 0), ("truncate_dim", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise SourceError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
+        object.__setattr__(self, "hint", resolve_hint(self.hint))
+        if self.hint and self.prompt.name == "chat":
+            raise SourceError(
+                "A hint would stand before the first turn of prompt='chat'. Take another prompt, or none."
+            )
         states, is_mean = parse_states(self.layer)
         written = f"{'mean:' * is_mean}{','.join(map(str, states))}"
         object.__setattr__(self, "layer", written if len(states) > 1 else states[0])  # One way of writing it.
         if self.readout == "routing" and self.layer != -1:
             raise SourceError(f"readout='routing' reads every layer that has experts: layer={self.layer} does not fit.")
+
+    def template_for(self, input_type: InputType) -> str:
+        """The template of an input type, the hint before it."""
+        template = self.prompt.template_for(input_type)
+        return f"{self.hint} {template}" if self.hint else template
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -104,6 +120,7 @@ class EncoderConfig:
             "bidirectional": format_layers(self.bidirectional),
             "open_layers": list(self.bidirectional),
             "prompt": prompt.name,
+            "hint": self.hint or "none",
             "template": prompt.template,
             "query_template": prompt.query,
             "document_template": prompt.document,

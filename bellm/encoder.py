@@ -621,7 +621,7 @@ class Encoder:
         """What puts texts into the template of an input type and tokenizes them."""
         return partial(
             self._tokenizers.tokenize,
-            template=self.config.prompt.template_for(input_type),
+            template=self.config.template_for(input_type),
             max_tokens=self.config.max_tokens,
             prepends=has_token_prepending(self.model),
         )

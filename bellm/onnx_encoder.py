@@ -127,7 +127,7 @@ class OnnxEncoder:
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "text") -> Tokens:
         """Token ids as the graph gets them, with the count of texts that were cut."""
-        template = self.config.prompt.template_for(input_type)
+        template = self.config.template_for(input_type)
         are_text = not any(token in template for token in self._manifest["special_tokens"])
         tokenizer: Any = _FastTokenizer(self._tokenizer, self._manifest["fallback_token_id"], are_text)
         return tokenize(tokenizer, texts, template, self.config.max_tokens)

@@ -142,6 +142,32 @@ PROMPTS: dict[str, Prompt] = {
 }
 
 
+SENSE_HINT = (
+    "Please use semantic parsing result which can enhance comprehension of the sentence's structure and semantics."
+)
+"""The hint of SENSE (arXiv 2409.14469): nothing is parsed."""
+
+HINTS = {"none": "", "sense": SENSE_HINT}
+
+
+def resolve_hint(hint: str) -> str:
+    """Turn the name of a hint into its sentence; a sentence of one's own stays.
+
+    >>> resolve_hint("none"), resolve_hint("Mind the negations.")
+    ('', 'Mind the negations.')
+
+    Raises:
+        PromptError: Neither a known name nor a sentence, or it holds the slot of the text.
+    """
+    is_name = isinstance(hint, str) and hint.isascii() and " " not in hint.strip()
+    if not isinstance(hint, str) or (is_name and hint not in ("", *HINTS)):
+        near = did_you_mean(str(hint), HINTS)
+        raise PromptError(f"hint={hint!r} is neither {', '.join(HINTS)} nor a sentence of your own.{near}")
+    if SLOT in hint:
+        raise PromptError(f"hint={hint[:60]!r} holds {SLOT}: that is the prompt's. Write prompt=... instead.")
+    return HINTS.get(hint, hint)
+
+
 def resolve_prompt(prompt: str | Prompt) -> Prompt:
     """Turn a name, `instruct:TASK` or a template with a `{text}` slot into a Prompt.
 

@@ -142,6 +142,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "variant": ({"variant": 1}, "variant=1"),
     "prompt as a number": ({"prompt": 5}, "prompt"),
     "prompt without a slot": ({"prompt": "hello"}, "hello"),
+    "hint as a number": ({"hint": 5}, "hint=5"),
     "prompt as bytes": ({"prompt": b"{text}"}, "prompt"),
     "token_prepending as a text": ({"token_prepending": "1"}, "token_prepending='1'"),
 }

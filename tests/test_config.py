@@ -25,6 +25,7 @@ def test_settings_survive_json() -> None:
         {"variant": "parallel"},
         {"window": "open"},
         {"prompt": PROMPTS["raw"]},
+        {"hint": "sense"},
         {"pooling": "last"},
         {"layer": 2},
         {"layer": "-1,-3"},

@@ -25,6 +25,7 @@ from bellm.errors import (
     SourceError,
     TruncationWarning,
 )
+from bellm.multiview import open_encoder
 from bellm.saving import FINGERPRINT_TEXTS
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?", "A heron."]
@@ -162,6 +163,22 @@ def test_chat_prompt_is_the_tokenizers_template_with_one_bos(tiny_model: LlamaFo
     assert chat.config.prompt.template == "[user] {text} [bot]"
     assert chat.tokenize(["A"]).ids[0].count(1) == 1
     assert relative(chat.encode(["A"]), encoder.replace(prompt="raw").encode(["[user] A [bot]"])) <= 1e-6
+    with pytest.raises(BellmError, match="A hint would stand before the first turn"):
+        chat.replace(hint="sense")
+
+
+def test_a_hint_is_a_setting_like_all_others(tiny_encoder: Encoder, tiny_folder: Path, tmp_path: Path) -> None:
+    hinted = tiny_encoder.replace(hint="Mind the negations.")
+    assert np.array_equal(
+        hinted.encode(TEXTS),
+        tiny_encoder.encode(TEXTS, prompt='Mind the negations. This sentence : "{text}" means in one word:"'),
+    )
+    hinted.save_pretrained(tmp_path / "hinted")
+    again = Encoder.from_pretrained(tmp_path / "hinted")
+    assert np.array_equal(again.encode(TEXTS), hinted.encode(TEXTS))
+    assert np.array_equal(again.replace(hint="none").encode(TEXTS), tiny_encoder.encode(TEXTS))
+    named = open_encoder(f"{tiny_folder}?hint=Mind+the+negations.")
+    assert np.array_equal(named.encode(TEXTS), hinted.encode(TEXTS))
 
 
 def test_fingerprint_holds_texts_and_queries(tiny_encoder: Encoder) -> None:
@@ -228,8 +245,8 @@ def test_map_that_does_not_fit_is_refused(tiny_encoder: Encoder, spec: str) -> N
 
 def test_repr_says_everything_that_decides_the_vectors(tiny_encoder: Encoder) -> None:
     assert repr(tiny_encoder.replace(variant="parallel", prompt="angle", max_tokens=99)) == (
-        "Encoder(LlamaForCausalLM, bidirectional=2-3, variant=parallel, window=keep, prompt=angle, pooling=last, "
-        "layer=-1, readout=hidden, max_tokens=99, token_prepending=0, centering=none, truncate_dim=None, "
+        "Encoder(LlamaForCausalLM, bidirectional=2-3, variant=parallel, window=keep, prompt=angle, hint=none, "
+        "pooling=last, layer=-1, readout=hidden, max_tokens=99, token_prepending=0, centering=none, truncate_dim=None, "
         "normalize=False, num_layers=4, embedding_dim=32, float32 on cpu)"
     )
 

@@ -1,7 +1,10 @@
 """Golden renderings of the prompts, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
+from bellm.config import EncoderConfig
 from bellm.errors import PromptError
 from bellm.prompts import PROMPTS, SLOT, Prompt, Rendered, join_rendered, render, resolve_prompt
 
@@ -56,6 +59,39 @@ def test_an_unknown_prompt_lists_the_known_ones() -> None:
     with pytest.raises(PromptError) as caught:
         resolve_prompt("promteol")
     assert all(name in str(caught.value) for name in PROMPTS)
+
+
+# Hints
+
+
+def test_the_hint_of_sense_stands_before_the_prompt_of_every_input_type() -> None:
+    sense = (
+        "Please use semantic parsing result which can enhance comprehension of the sentence's structure and semantics."
+    )
+    config = EncoderConfig(prompt=PROMPTS["prompteol"], hint="sense", pooling="last", max_tokens=99)
+    assert config.template_for("text") == f'{sense} This sentence : "{{text}}" means in one word:"'
+    instruct = replace(config, prompt=resolve_prompt("instruct:Find the claim"))
+    assert instruct.template_for("query") == f"{sense} Instruct: Find the claim\nQuery: {{text}}"
+    assert instruct.template_for("document") == f"{sense} {{text}}"
+    assert replace(config, hint="none").template_for("text") == PROMPTS["prompteol"].template
+    own = replace(config, hint="Mind the negations.")
+    assert own.template_for("text").startswith('Mind the negations. This sentence : "')
+    assert EncoderConfig.from_dict(own.to_dict()) == own
+    assert (own.to_dict()["hint"], replace(own, hint="").to_dict()["hint"]) == ("Mind the negations.", "none")
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("sens", r"hint='sens' is neither none, sense nor a sentence of your own\. Did you mean sense\?"),
+        (" ", "nor a sentence"),
+        (5, "hint=5 is neither"),
+        ("Mind {text} well.", r"holds \{text\}"),
+    ],
+)
+def test_a_hint_that_is_none_is_refused(hint: str, said: str) -> None:
+    with pytest.raises(PromptError, match=said):
+        EncoderConfig(prompt=PROMPTS["raw"], hint=hint, pooling="last", max_tokens=99)
 
 
 # Several slots

@@ -213,6 +213,7 @@ def test_a_generation_config_that_contradicts_itself_does_not_keep_from_saving(
         {"layer": 3},
         {"max_tokens": 64},
         {"template": "{text}"},
+        {"hint": "Mind the negations."},
         {"query_template": "Query: {text}"},
         {"token_prepending": 2},
         {"normalize": True},

@@ -12,18 +12,11 @@ from numpy.typing import NDArray
 
 from bellm.augment.arm_names import GRAPH_ARMS, ArmName
 from bellm.augment.calibration import Probabilities
-from bellm.augment.task_prompts import (
-    SENSE_HINT,
-    SP_OUTPUT_HINT,
-    SideInformation,
-    TaskPrompt,
-    make_prompt,
-    write_receipt,
-)
+from bellm.augment.task_prompts import SP_OUTPUT_HINT, SideInformation, TaskPrompt, make_prompt, write_receipt
 from bellm.augment.tasks import LabeledTask
 from bellm.data import Graphs, LabeledTexts
 from bellm.errors import BellmError
-from bellm.prompts import Rendered
+from bellm.prompts import SENSE_HINT, Rendered
 from bellm.tensors.similarity import cosine_similarity
 from bellm.types import Vectors
 
@@ -81,24 +74,10 @@ def content_free_prompts(
     return prompts
 
 
-def nearest_items(
-    train: LabeledTexts, train_ND: Vectors, test: LabeledTexts, test_MD: Vectors, number: int
-) -> NDArray[np.intp]:
-    """Training items nearest to each test item by the cosine of their vectors, (M, number), the nearest last.
-
-    A training item with the very texts of the test item is passed over: its label would be the answer.
-    """
-    number = min(number, len(train.labels_N))
-    keys = [tuple(" ".join(text.split()).casefold() for text in texts) for texts in zip(*train.columns, strict=True)]
-    found = np.empty((len(test.labels_N), number), dtype=np.intp)
-    for row, texts in enumerate(zip(*test.columns, strict=True)):
-        key = tuple(" ".join(text.split()).casefold() for text in texts)
-        cosines_N = cosine_similarity(test_MD[row : row + 1], train_ND)[0]
-        order = [index for index in (-cosines_N).argsort(kind="stable").tolist() if keys[index] != key]
-        if len(order) < number:
-            raise BellmError(f"Only {len(order)} training items differ from {texts[0][:60]!r}: give more.")
-        found[row] = order[:number][::-1]
-    return found
+def nearest_items(train_ND: Vectors, test_MD: Vectors, number: int) -> NDArray[np.intp]:
+    """Training items nearest to each test item by the cosine of their vectors, (M, number), the nearest last."""
+    found = [(-cosine_similarity(test_D[None], train_ND)[0]).argsort(kind="stable")[:number] for test_D in test_MD]
+    return np.array(found, dtype=np.intp)[:, ::-1]
 
 
 def fixed_shots(train: LabeledTexts, number: int, seed: int) -> tuple[int, ...]:

@@ -10,11 +10,6 @@ from dataclasses import dataclass, field, replace
 
 from bellm.prompts import Rendered, join_rendered, render
 
-SENSE_HINT = (
-    "Please use semantic parsing result which can enhance comprehension of the sentence's structure and semantics."
-)
-"""The hint of SENSE: nothing is parsed."""
-
 SP_INPUT = "Semantic parsing result: {amr}\n"
 """SENSE's rival SP-Input: what a parser gives, behind the text."""
 

@@ -133,7 +133,7 @@ model = AutoModel.from_pretrained("path/or/id"{trust})
 tokenizer = AutoTokenizer.from_pretrained("path/or/id")
 ```
 
-Prompt, pooling, cutting of texts and vectors, and normalization are yours: `export.json` says what they are.""",
+Hint, prompt, pooling, cutting of texts and vectors, and normalization are yours: `export.json` says what they are.""",
     "static": """```python
 from model2vec import StaticModel  # Or: from sentence_transformers import SentenceTransformer
 

@@ -118,9 +118,10 @@ def write_reference(
     holds a special token.
     """
     texts: dict[Any, list[str]] = {name: list(each) for name, each in TEXTS.items()}
-    if not encoder.tokenizer(encoder.config.prompt.template.replace(SLOT, "")).input_ids:
+    template = encoder.config.template_for("text")
+    if not encoder.tokenizer(template.replace(SLOT, "")).input_ids:
         texts["text"].remove("")  # bellm takes a token of its own for it, and other libraries take none.
-    has_special = any(token in encoder.config.prompt.template for token in special_tokens(encoder.tokenizer))
+    has_special = any(token in template for token in special_tokens(encoder.tokenizer))
     if special_texts and not has_special:
         written = encoder.tokenizer.eos_token or encoder.tokenizer.pad_token
         texts["text"].append(f"It is written {written} here.")

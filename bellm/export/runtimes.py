@@ -41,11 +41,12 @@ def open_transformers(folder: str, manifest: Mapping[str, Any]) -> Embed:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     templates = {name: manifest[f"{name}_template"] or manifest["template"] for name in ("query", "document")}
     templates["text"] = manifest["template"]
+    hint = "" if manifest["hint"] == "none" else f"{manifest['hint']} "
 
     @torch.inference_mode()
     def embed(texts: Sequence[str], input_type: str, _: int | None) -> Any:
         before, after = templates[input_type].split("{text}")
-        inputs = tokenizer([f"{before}{text}{after}" for text in texts], padding=True, return_tensors="pt")
+        inputs = tokenizer([f"{hint}{before}{text}{after}" for text in texts], padding=True, return_tensors="pt")
         states_BLD = model(**inputs).last_hidden_state.float()
         mask_BL = inputs["attention_mask"].float()
         first_B, last_B = mask_BL.argmax(1), (mask_BL * torch.arange(mask_BL.shape[1])).argmax(1)

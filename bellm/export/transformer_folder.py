@@ -17,13 +17,14 @@ from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
 from bellm.backbone.hooks import causal_copy
 from bellm.backbone.states import input_device, token_states
+from bellm.config import EncoderConfig
 from bellm.encoder import Encoder
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import special_tokens
 from bellm.errors import BellmError
 from bellm.export import open_decoder
 from bellm.io.atomic import write_bytes, write_json
-from bellm.prompts import SLOT, Prompt
+from bellm.prompts import SLOT
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import PoolingName
 
@@ -43,7 +44,7 @@ def write_transformers(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """Write decoder and tokenizer; returns whether they need their own code."""
     has_code = _write_decoder(encoder, folder)
     tokenizer = _own_tokenizer(encoder)
-    if not any(_has_special(tokenizer, each) for each in _templates(encoder.config.prompt)):
+    if not any(_has_special(tokenizer, each) for each in _templates(encoder.config)):
         _take_special_tokens_for_text(tokenizer)
     tokenizer.save_pretrained(folder)
     return {"remote_code": has_code}
@@ -53,7 +54,7 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     """Write decoder, tokenizer and modules; returns whether they need their own code."""
     has_code = _write_decoder(encoder, folder)
     config, width = encoder.config, encoder.uncentered().embedding_dim
-    tokenizer, prompt = _own_tokenizer(encoder), config.prompt
+    tokenizer = _own_tokenizer(encoder)
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     _write_module(folder / "1_Pooling", {"embedding_dimension": width, "pooling_mode": _POOLINGS[config.pooling]})
     if config.centering != "none" or config.truncate_dim:
@@ -67,8 +68,8 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
         for number, (kind, path) in enumerate(modules)
     ]
     write_json(folder / "modules.json", listed)
-    has_special = any(_has_special(tokenizer, each) for each in _templates(prompt))
-    is_prefix = not has_special and all(each.endswith(SLOT) for each in _templates(prompt))
+    has_special = any(_has_special(tokenizer, each) for each in _templates(config))
+    is_prefix = not has_special and all(each.endswith(SLOT) for each in _templates(config))
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     modality: dict[str, Any] = {"text": forward}
     processing: dict[str, Any] = {}
@@ -76,11 +77,11 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     prompts: dict[str, str] = {}
     if is_prefix:
         prompts = dict(
-            zip(("text", "query", "document"), (each.removesuffix(SLOT) for each in _templates(prompt)), strict=True)
+            zip(("text", "query", "document"), (each.removesuffix(SLOT) for each in _templates(config)), strict=True)
         )
         _take_special_tokens_for_text(tokenizer)
     else:
-        tokenizer.chat_template = _jinja(tokenizer, prompt)
+        tokenizer.chat_template = _jinja(tokenizer, config)
         modality["message"] = {**forward, "format": "flat"}
         if has_special or tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:
             # Special tokens in texts are text, too, but are cut from their neighbors before they are tokenized.
@@ -101,8 +102,8 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     return {"remote_code": has_code, "special_texts": special_texts}
 
 
-def _templates(prompt: Prompt) -> tuple[str, ...]:
-    return tuple(prompt.template_for(each) for each in ("text", "query", "document"))
+def _templates(config: EncoderConfig) -> tuple[str, ...]:
+    return tuple(config.template_for(each) for each in ("text", "query", "document"))
 
 
 def _has_special(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
@@ -125,7 +126,7 @@ def _take_special_tokens_for_text(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.init_kwargs["split_special_tokens"] = True
 
 
-def _jinja(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+def _jinja(tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> str:
     """A chat template that renders a message as bellm's prompt does, with the tokenizer's own special tokens."""
     bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
     start = next(index for index in range(len(whole)) if whole[index : index + len(bare)] == bare)
@@ -137,7 +138,7 @@ def _jinja(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
         text = "{{ messages | map(attribute='content') | join('') }}"
         return f"{_quoted(''.join(before) + left)}{text}{_quoted(right + ''.join(after))}"
 
-    text, query, document = map(written, _templates(prompt))
+    text, query, document = map(written, _templates(config))
     if text == query == document:
         return text
     return f"{{% if task == 'query' %}}{query}{{% elif task == 'document' %}}{document}{{% else %}}{text}{{% endif %}}"

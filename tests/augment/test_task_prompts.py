@@ -3,7 +3,6 @@
 import pytest
 
 from bellm.augment.task_prompts import (
-    SENSE_HINT,
     SP_OUTPUT_HINT,
     TASK_PROMPTS,
     TRANSLATION,
@@ -13,6 +12,7 @@ from bellm.augment.task_prompts import (
     receipt_introduction,
     write_receipt,
 )
+from bellm.prompts import SENSE_HINT
 
 ONE, TWO = ("Snow fell.",), ("Snow fell.", "It snowed.")
 GRAPH, GRAPHS = ("(fall-01 :ARG1 (snow))",), ("(fall-01 :ARG1 (snow))", "(snow-01)")

@@ -27,14 +27,14 @@ TEXTS = ["Snow", "A heron waits.", "", "Why does bread rise in a warm kitchen?",
 @pytest.fixture(scope="module")
 def folder(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "out"
-    parity = export(tiny_encoder.replace(prompt="instruct", pooling="mean-text"), "onnx", folder)
+    parity = export(tiny_encoder.replace(prompt="instruct", hint="Mind it.", pooling="mean-text"), "onnx", folder)
     assert parity.runtime.startswith("onnxruntime ")
     assert parity.max_difference < 1e-4
     return folder
 
 
 def test_vectors_are_those_of_the_encoder(folder: Path, tiny_encoder: Encoder) -> None:
-    encoder = tiny_encoder.replace(prompt="instruct", pooling="mean-text")
+    encoder = tiny_encoder.replace(prompt="instruct", hint="Mind it.", pooling="mean-text")
     graph = OnnxEncoder.from_pretrained(folder)
     for method in ("encode", "encode_query", "encode_document"):
         found, wanted = getattr(graph, method)(TEXTS), getattr(encoder, method)(TEXTS)
@@ -54,7 +54,7 @@ def test_long_texts_are_cut_and_it_is_said(folder: Path, tiny_encoder: Encoder) 
     long = "Snow fell all night. " * 30
     with pytest.warns(TruncationWarning, match="1 of 1 texts were cut to 128 tokens"):
         found = OnnxEncoder.from_pretrained(folder).encode([long])
-    wanted = tiny_encoder.replace(prompt="instruct", pooling="mean-text").encode_with_stats([long])
+    wanted = tiny_encoder.replace(prompt="instruct", hint="Mind it.", pooling="mean-text").encode_with_stats([long])
     np.testing.assert_allclose(found, wanted.vectors, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_graph_is_refused(folder: Path, tiny_encoder: Encoder, tmp_pa
 
 
 def test_commands_take_a_graph(folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
-    encoder = tiny_encoder.replace(prompt="instruct", pooling="mean-text")
+    encoder = tiny_encoder.replace(prompt="instruct", hint="Mind it.", pooling="mean-text")
     (tmp_path / "t.txt").write_text("Snow fell.\nA heron waits.\n")
     graph, texts, out = str(folder), str(tmp_path / "t.txt"), str(tmp_path / "v.npy")
     results = [

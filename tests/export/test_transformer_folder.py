@@ -15,11 +15,11 @@ from tests.export.exports import exported
 
 HOLDS: list[dict[str, Any]] = [
     {"bidirectional": "last:2"},
-    {"bidirectional": "last:2", "pooling": "mean", "prompt": "instruct"},
+    {"bidirectional": "last:2", "pooling": "mean", "prompt": "instruct", "hint": "Mind it."},
     {"bidirectional": "none", "pooling": "weighted-mean", "prompt": "Text: {text}", "normalize": True},
     {"bidirectional": "all", "pooling": "max", "truncate_dim": 12, "normalize": True},
     {"bidirectional": "0,2", "pooling": "first", "prompt": "raw"},
-    {"bidirectional": "last:2", "prompt": "<s>Say {{ it }}: {text}\n% raw %</s>"},
+    {"bidirectional": "last:2", "prompt": "<s>Say {{ it }}: {text}\n% raw %</s>", "hint": "Mind it."},
     {"bidirectional": "none", "prompt": "raw", "pooling": "mean"},
 ]
 
