@@ -9,21 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
 
 from bellm.augment.arm_names import GRAPH_ARMS, PLAIN, PROBE, ArmName
-from bellm.augment.arms import (
-    ArmSources,
-    ablated_prompts,
-    arm_prompts,
-    content_free_prompts,
-)
-from bellm.augment.calibration import (
-    ConfidenceBin,
-    Probabilities,
-    expected_calibration_error,
-    reliability,
-)
+from bellm.augment.arms import ArmSources, ablated_prompts, arm_prompts, content_free_prompts
+from bellm.augment.calibration import ConfidenceBin, Probabilities, expected_calibration_error, reliability
 from bellm.augment.helpfulness import Features, Helpfulness, explain_gains, text_features
 from bellm.augment.label_scorer import Scores, calibrate_batch, calibrate_contextual, label_probabilities
 from bellm.augment.tasks import LabeledTask
@@ -51,6 +40,8 @@ class Arm:
     name: str
     probabilities_MK: Probabilities
     score: Score
+    f1: Score
+    """Of the second class where pairs have two classes, elsewhere the mean of those that are there."""
     ece: float
     """Expected calibration error, from 0 to 1."""
     most_frequent: tuple[str, float]
@@ -58,26 +49,34 @@ class Arm:
     to_plain: Difference | None
     """Points of accuracy above the plain prompt, p-values Holm-corrected over the arms; None of the plain prompt."""
     to_probe: Difference | None
+    f1_to_plain: Difference | None
+    f1_to_probe: Difference | None
     reliability: tuple[ConfidenceBin, ...]
 
     def to_json(self) -> dict[str, Any]:
         """All but the probabilities, flat."""
-        found: dict[str, Any] = {
+        label, share = self.most_frequent
+        return {
             "metric": self.score.metric,
             "value": self.score.value,
-            "low": self.score.low,
-            "high": self.score.high,
+            **_numbers(self.score, "", self.to_plain, self.to_probe),
+            "n": self.score.n,
+            "f1": self.f1.value,
+            **_numbers(self.f1, "f1_", self.f1_to_plain, self.f1_to_probe),
+            "ece": self.ece,
+            "most_frequent_label": label,
+            "most_frequent_share": share,
         }
-        for prefix, difference in (("", self.to_plain), ("probe_", self.to_probe)):
-            found |= {
-                f"{prefix}difference": difference.value if difference else 0.0,
-                f"{prefix}difference_low": difference.low if difference else 0.0,
-                f"{prefix}difference_high": difference.high if difference else 0.0,
-                f"{prefix}p": difference.p_value if difference else 1.0,
-            }
-        found |= {"n": self.score.n, "f1": self.score.extra_metrics["F1"], "ece": self.ece}
-        label, share = self.most_frequent
-        return {**found, "most_frequent_label": label, "most_frequent_share": share}
+
+
+def _numbers(score: Score, prefix: str, to_plain: Difference | None, to_probe: Difference | None) -> dict[str, float]:
+    """Interval of a score and what it is above plain prompt and probe; of these themselves nothing, with p = 1."""
+    found = {f"{prefix}low": score.low, f"{prefix}high": score.high}
+    for name, difference in ((prefix, to_plain), (f"{prefix}probe_", to_probe)):
+        other = difference or Difference(0.0, 0.0, 0.0, 1.0)
+        found |= {f"{name}difference": other.value, f"{name}p": other.p_value}
+        found |= {f"{name}difference_low": other.low, f"{name}difference_high": other.high}
+    return found
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,17 @@ def compare_arms(
         chances[name] = label_probabilities(_calibrated(name, scores_MK, task, sources, score, calibration))
     chances[PROBE] = sources.test_probabilities_MK
     labels_M = task.test.labels_N
-    estimates = {name: _estimate(each, labels_M, resamples, seed) for name, each in chances.items()}
-    to_plain = _differences(estimates, PLAIN)
-    to_probe = _differences(estimates, PROBE)
     order = (PLAIN, PROBE, *arms)
+    accuracies = {name: _estimate(chances[name], labels_M, resamples, seed) for name in order}
+    f1_scores = {name: _f1_estimate(chances[name], task, resamples, seed) for name in order}
+    differences = [
+        _differences(estimates, baseline) for estimates in (accuracies, f1_scores) for baseline in (PLAIN, PROBE)
+    ]
     found = {
-        name: _arm(name, chances[name], task, estimates[name], to_plain.get(name), to_probe.get(name)) for name in order
+        name: _arm(
+            name, chances[name], task, accuracies[name], f1_scores[name], [each.get(name) for each in differences]
+        )
+        for name in order
     }
     gains = {name: _gold(chances[name], labels_M) - _gold(chances[PLAIN], labels_M) for name in arms}
     points: tuple[AblationPoint, ...] = ()
@@ -215,6 +219,25 @@ def _estimate(chances_MK: Probabilities, labels_M: NDArray[np.int64], resamples:
     return statistics.bootstrap_estimate(right_M, resamples=resamples, seed=seed)
 
 
+def _f1_estimate(chances_MK: Probabilities, task: LabeledTask, resamples: int, seed: int) -> BootstrapEstimate:
+    """F1 from means over items: how often a class is both label and answer, and either."""
+    is_binary = task.prompt.is_pair and len(task.prompt.words) == 2
+    classes = np.arange(int(is_binary), len(task.prompt.words))
+    is_answer_MK, is_label_MK = (
+        (each[:, None] == classes).astype(np.float64) for each in (chances_MK.argmax(1), task.test.labels_N)
+    )
+
+    def f1(means_RF: NDArray[np.float64]) -> NDArray[np.float64]:
+        both_RK, either_RK = np.split(means_RF, 2, axis=1)
+        is_there_RK = either_RK > 0
+        shares_RK = np.divide(2 * both_RK, either_RK, out=np.zeros_like(both_RK), where=is_there_RK)
+        return np.asarray(100 * shares_RK.sum(1) / np.maximum(is_there_RK.sum(1), 1))
+
+    items_MF = np.concatenate([is_answer_MK * is_label_MK, is_answer_MK + is_label_MK], 1)
+    replicates_R = f1(statistics.bootstrap_means(items_MF, resamples=resamples, seed=seed))
+    return BootstrapEstimate(float(f1(items_MF.mean(0, keepdims=True))[0]), replicates_R)
+
+
 def _differences(estimates: Mapping[str, BootstrapEstimate], baseline: str) -> dict[str, Difference]:
     others = {name: one for name, one in estimates.items() if name != baseline}
     return statistics.holm_correction(
@@ -226,27 +249,32 @@ def _arm(
     name: str,
     chances_MK: Probabilities,
     task: LabeledTask,
-    estimate: BootstrapEstimate,
-    to_plain: Difference | None,
-    to_probe: Difference | None,
+    accuracy: BootstrapEstimate,
+    f1: BootstrapEstimate,
+    differences: Sequence[Difference | None],
 ) -> Arm:
     labels_M, answers_M = task.test.labels_N, chances_MK.argmax(1)
     right_M = answers_M == labels_M
     counts = np.bincount(answers_M, minlength=len(task.prompt.words))
-    average = "binary" if task.prompt.is_pair and len(task.prompt.words) == 2 else "macro"
-    f1 = 100 * float(f1_score(labels_M, answers_M, average=average, zero_division=0.0))
-    score = Score("accuracy", estimate.value, estimate.low, estimate.high, len(labels_M), extra_metrics={"F1": f1})
     confidence_M = chances_MK.max(1)
+    to_plain, to_probe, f1_to_plain, f1_to_probe = differences
     return Arm(
         name,
         chances_MK,
-        score,
+        _score("accuracy", accuracy, task),
+        _score("F1", f1, task),
         expected_calibration_error(confidence_M, right_M),
         (task.prompt.words[int(counts.argmax())], float(counts.max() / len(labels_M))),
         to_plain,
         to_probe,
+        f1_to_plain,
+        f1_to_probe,
         reliability(confidence_M, right_M),
     )
+
+
+def _score(metric: str, estimate: BootstrapEstimate, task: LabeledTask) -> Score:
+    return Score(metric, estimate.value, estimate.low, estimate.high, len(task.test.labels_N))
 
 
 def _gold(chances_MK: Probabilities, labels_M: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -351,6 +379,5 @@ def _ablation(
             scores_MK = score(f"amr, {share:.0%} of {part}", ablated_prompts(task, sources, share, part, seed))
             chances_MK = label_probabilities(_calibrated("amr", scores_MK, task, sources, score, calibration))
             estimate = _estimate(chances_MK, task.test.labels_N, resamples, seed)
-            found = Score("accuracy", estimate.value, estimate.low, estimate.high, len(task.test.labels_N))
-            points.append(AblationPoint(part, share, found))
+            points.append(AblationPoint(part, share, _score("accuracy", estimate, task)))
     return points

@@ -1,6 +1,6 @@
 """What side information was worth, in a folder: results.json, a page and a Markdown table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from bellm.report.formatting import Table, format_interval, format_metadata, for
 if TYPE_CHECKING:  # They need torch, and a folder that cannot be written is said before it is imported.
     from bellm.augment.arm_comparison import Arm
     from bellm.augment.augmentation import Augmentation
-    from bellm.augment.calibration import ConfidenceBin
 
 _RESULTS, _PAGE, _MARKDOWN = "results.json", "augment.html", "augment.md"
 
@@ -22,6 +21,7 @@ _WORSE = Mark("worse", "down", "fewer items right")
 _UNCLEAR = Mark("unclear", "s0", "a difference that may be chance")
 _BEFORE = Mark("unclear", "s2", "probe as fitted")
 _AFTER = Mark("better", "s3", "probe with its temperature")
+_OUT_OF_FOLD = Mark("same", "s1", "the same on the training items, out of fold")
 _ALONE = Mark("unclear", "s2", "receipt alone")
 _PLAIN = Mark("same", "s1", "plain prompt")
 _WITH = Mark("better", "s3", "prompt with the receipt")
@@ -70,8 +70,8 @@ def write_augmentation(found: "Augmentation", source: str, folder: str | Path) -
         record=record,
         forest=make_forest(bars),
         forest_marks=[_BETTER, _WORSE, _UNCLEAR],
-        diagram=_diagram(found.reliability_before, arms[PROBE].reliability),
-        diagram_marks=[_BEFORE, _AFTER] if found.reliability_before else [_AFTER],
+        diagram=_diagram(found),
+        diagram_marks=[_BEFORE, _AFTER, _OUT_OF_FOLD] if found.reliability_before else [_AFTER],
         by_confidence=_by_confidence(found),
         confidence_marks=[_ALONE, _PLAIN, _WITH],
         ablation=_ablation(found),
@@ -84,7 +84,7 @@ def write_augmentation(found: "Augmentation", source: str, folder: str | Path) -
 
 def arm_table(found: "Augmentation") -> Table:
     """A row for each arm."""
-    header = ("arm", "accuracy", "95 %", "against plain", "p", "against probe", "p", "F1", "ECE")
+    header = ("arm", "accuracy", "95 %", "against plain", "p", "against probe", "p", "F1", "95 %", "ECE")
     rows = []
     for name, arm in found.comparison.arms.items():
         cells = [name, format_points(arm.score.value), format_interval(arm.score)]
@@ -94,7 +94,7 @@ def arm_table(found: "Augmentation") -> Table:
             else:
                 gain = f"{format_points(difference.value, signed=True)} ({format_interval(difference)})"
                 cells += [gain, format_p_value(difference.p_value)]
-        rows.append([*cells, format_points(arm.score.extra_metrics["F1"]), format_points(100 * arm.ece)])
+        rows.append([*cells, format_points(arm.f1.value), format_interval(arm.f1), format_points(100 * arm.ece)])
     caption = (
         f"{found.comparison.arms[PLAIN].score.n} items; paired bootstrap intervals, p-values Holm-corrected over the "
         "arms; ECE in points."
@@ -116,10 +116,13 @@ def _plot(name: str, unit: str, points: Sequence[tuple[float, float, Mark]], low
     return LinePlot(name, unit, across, up, placed)
 
 
-def _diagram(before: "Iterable[ConfidenceBin]", after: "Iterable[ConfidenceBin]") -> LinePlot:
-    points = [
-        (each.confidence, each.accuracy, mark) for bins, mark in ((before, _BEFORE), (after, _AFTER)) for each in bins
-    ]
+def _diagram(found: "Augmentation") -> LinePlot:
+    of_mark = (
+        (found.reliability_before, _BEFORE),
+        (found.comparison.arms[PROBE].reliability, _AFTER),
+        (found.reliability_out_of_fold, _OUT_OF_FOLD),
+    )
+    points = [(each.confidence, each.accuracy, mark) for bins, mark in of_mark for each in bins]
     return _plot("Accuracy", "% of the items in a bin", points)
 
 

@@ -53,7 +53,10 @@ class Augmentation:
     comparison: ArmComparison
     reliability_before: Sequence[Any]
     """Of the probe without its temperature; empty for predictions of a file."""
+    reliability_out_of_fold: Sequence[Any]
+    """Of the probe on its training items, each predicted by a fit on others; empty for predictions of a file."""
     seconds: float
+    """Without loading the model."""
 
     @property
     def summary(self) -> tuple[str, ...]:
@@ -81,12 +84,25 @@ class Augmentation:
             label, share = arms[one_sided[0]].most_frequent
             advice = "" if self.settings["calibration"] == "batch" else "; try --calibration batch"
             found.append(f"{', '.join(one_sided)}: {share:.0%} of the answers are {label!r}{advice}.")
-        if before := self.probe["ece_before"]:
-            found.append(
-                f"The probe's calibration error is {100 * self.probe['ece_after']:.1f} points with its temperature "
-                f"{self.probe['temperature']:.2f}, and {100 * before:.1f} without."
-            )
-        return tuple(found)
+        reach = max(arm.to_plain.reach for name, arm in arms.items() if arm.to_plain and name != PROBE)
+        found.append(f"With so many items, differences of up to {reach:.1f} points may be chance.")
+        return tuple(found + self._probe_summary)
+
+    @property
+    def _probe_summary(self) -> list[str]:
+        facts, learned = self.probe, self.probe["out_of_fold"]
+        if learned is None:
+            return []
+        found = [
+            f"The probe's calibration error is {100 * facts['ece_after']:.1f} points with its temperature "
+            f"{facts['temperature']:.2f}, and {100 * facts['ece_before']:.1f} without.",
+            f"Out of fold on the {learned['n']} training items of {self.settings['train']} it is right for "
+            f"{learned['accuracy']:.1f} %, with calibration errors of {100 * learned['ece_after']:.1f} and "
+            f"{100 * learned['ece_before']:.1f} points.",
+        ]
+        if edge := facts["penalty_edge"]:
+            found.append(f"Its penalty is the {edge} that was tried (C={facts['C']:.2g}): a better one may be beyond.")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """All numbers."""
@@ -100,6 +116,7 @@ class Augmentation:
             "probe": dict(self.probe),
             "reliability": {
                 "probe_before": [asdict(each) for each in self.reliability_before],
+                "probe_out_of_fold": [asdict(each) for each in self.reliability_out_of_fold],
                 **{name: [asdict(each) for each in arm.reliability] for name, arm in one.arms.items()},
             },
             "by_confidence": [asdict(each) for each in one.by_confidence],
@@ -170,12 +187,16 @@ def augment(
     Raises:
         BellmError: Something is missing, does not fit, or cannot be read.
     """
-    start = time.perf_counter()
     check_encoder(encoder, Encoder)
     chosen = parse_arms(arms)
     check_choice("calibration", calibration, CalibrationName)
-    if neighbors < 1 or shots < 0:
-        raise BellmError(f"neighbors={neighbors}, shots={shots}: give at least 1 neighbor, and 0 shots or more.")
+    for name, number, least in (("neighbors", neighbors, 1), ("shots", shots, 0), ("resamples", resamples, 1)):
+        if number < least:
+            raise BellmError(f"{name}={number} is too small: give at least {least}.")
+    if graphs is not None and not set(chosen) & {*GRAPH_ARMS}:
+        raise BellmError("AMR graphs belong to the arms amr and sp-input: add one, or leave the graphs out.")
+    if ablation and "amr" not in chosen:
+        raise BellmError("The ablation is one of the arm amr: add it, or leave the ablation out.")
     folder = Path(data) if data else None
     if isinstance(task, str):
         task = read_task(task, folder, train=train, limit=limit, train_limit=train_limit, seed=seed)
@@ -183,10 +204,12 @@ def augment(
     shown = fixed_shots(task.train, shots, seed)
     given = _predictions(predictions, task, shown) if predictions else None
     index = _open_corpus(corpus, "retrieval" in chosen)
-    encoder = encoder() if callable(encoder) else encoder
-    if "retrieval" in chosen and not neighbors <= len(task.train.labels_N):
+    if "retrieval" in chosen and index is None and neighbors > len(task.train.labels_N):
         raise BellmError(f"neighbors={neighbors} is more than the {len(task.train.labels_N)} training items.")
+    encoder = encoder() if callable(encoder) else encoder
+    start = time.perf_counter()
     scorer = LabelScorer(encoder, length_normalized=length_normalized)
+    scorer.check_labels(task.prompt.words)
     model = EvaluatedModel.of(encoder, cache=Path(cache) if cache else default_cache_folder())
     train_ND, test_MD = (_features(items, model, progress) for items in (task.train, task.test))
     progress("probe", 0, 1)
@@ -204,7 +227,7 @@ def augment(
         passages, cosines_M = _passages(index, task.test, neighbors)
         sources = replace(sources, passages=passages)
     elif "retrieval" in chosen:
-        near_MR = nearest_items(task.train, train_ND[1], task.test, test_MD[1], neighbors)
+        near_MR = nearest_items(train_ND[1], test_MD[1], neighbors)
         cosines_M = paired_cosine_similarity(test_MD[1], train_ND[1][near_MR[:, -1]])
         sources = replace(sources, neighbors_MR=near_MR)
     place = Path(output)
@@ -251,9 +274,10 @@ def augment(
         encoder.source,
         task.name,
         settings,
-        _probe_facts(probe, predictions, labels_M, size),
+        _probe_facts(probe, predictions, task, size),
         comparison,
-        () if given else _reliability(probe.uncalibrated_MK, labels_M),
+        () if given else _reliability(probe.test_uncalibrated_MK, labels_M),
+        () if given else _reliability(probe.train_probabilities_NK, task.train.labels_N),
         round(time.perf_counter() - start, 1),
     )
 
@@ -276,7 +300,7 @@ def _predictions(path: str, task: LabeledTask, shots: Sequence[int]) -> Probe:
     if shots:
         rows = list(shots)
         learned[rows] = read_predictions(path, list(zip(*task.train.select(rows).columns, strict=True)), words)
-    return Probe(learned, tested, tested, 1.0, float("nan"), 0)
+    return Probe(learned, tested, learned, tested, 1.0, float("nan"), "", 0)
 
 
 def _open_corpus(corpus: str | Path | None, needed: bool) -> Any:
@@ -382,18 +406,28 @@ def _reliability(chances_MK: Probabilities, labels_M: Any) -> Sequence[Any]:
     return reliability(chances_MK.max(1), chances_MK.argmax(1) == labels_M)
 
 
-def _probe_facts(probe: Probe, predictions: str | None, labels_M: Any, size: int) -> dict[str, Any]:
-    chances_MK = probe.test_probabilities_MK
-    after = expected_calibration_error(chances_MK.max(1), chances_MK.argmax(1) == labels_M)
-    own = predictions is None
+def _probe_facts(probe: Probe, predictions: str | None, task: LabeledTask, size: int) -> dict[str, Any]:
+    labels_N, labels_M, own = task.train.labels_N, task.test.labels_N, predictions is None
+    learned = {
+        "accuracy": 100 * float(np.mean(probe.train_probabilities_NK.argmax(1) == labels_N)),
+        "ece_before": _ece(probe.train_uncalibrated_NK, labels_N),
+        "ece_after": _ece(probe.train_probabilities_NK, labels_N),
+        "n": len(labels_N),
+    }
     return {
         "receipts_from": predictions or "logistic regression on the encoder's vectors, out of fold on training items",
         "parameters": size or None,
         "C": probe.C if own else None,
+        "penalty_edge": probe.edge or None,
         "temperature": probe.temperature if own else None,
-        "ece_before": probe.ece(labels_M)[0] if own else None,
-        "ece_after": after,
+        "ece_before": _ece(probe.test_uncalibrated_MK, labels_M) if own else None,
+        "ece_after": _ece(probe.test_probabilities_MK, labels_M),
+        "out_of_fold": learned if own else None,
     }
+
+
+def _ece(chances_MK: Probabilities, labels_M: Any) -> float:
+    return expected_calibration_error(chances_MK.max(1), chances_MK.argmax(1) == labels_M)
 
 
 def _helpfulness_json(one: Helpfulness) -> dict[str, Any]:

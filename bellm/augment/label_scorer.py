@@ -5,6 +5,7 @@ Shapes: N prompts, K labels, M content-free prompts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,11 @@ from bellm.encoder import Encoder
 from bellm.engine.log_likelihood import answer_log_likelihoods
 from bellm.engine.packing_check import check_packing
 from bellm.engine.tokenization import fallback_token_id, warn_truncated
-from bellm.errors import BellmError, check_encoder, check_list
+from bellm.errors import BellmError, BellmWarning, check_encoder, check_list, warn
+from bellm.io.formats import is_blank, text_problem
 from bellm.prompts import Rendered
+
+_NEUTRAL = "Answer:"
 
 Scores = NDArray[np.float64]
 """A number for each prompt and label, (N, K)."""
@@ -83,10 +87,39 @@ class LabelScorer:
 
         Warns:
             TruncationWarning: Prompts were shortened.
+            BellmWarning: A label begins as another does; see `check_labels`.
         """
+        self.check_labels(labels)
         found = self.score_with_stats(prompts, labels, done=done)
         warn_truncated(found.num_truncated, len(prompts), self.encoder.config.max_tokens)
         return found.scores_NK
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Make sure that labels can be told apart.
+
+        Raises:
+            BellmError: There are fewer than two, one is no visible text, or two have the same tokens.
+
+        Warns:
+            BellmWarning: The tokens of a label begin those of another: it is never less likely than that one, unless
+                scores are divided by numbers of tokens.
+        """
+        check_list("labels", labels)
+        if problem := next(filter(None, map(text_problem, labels)), ""):
+            raise BellmError(f"labels: {problem}")
+        if len(set(labels)) < len(labels) or len(labels) < 2 or any(map(is_blank, labels)):
+            raise BellmError(f"labels={list(labels)} are not two or more different words.")
+        tokens = self.encoder.tokenize_answers([_NEUTRAL], [self.separator + label for label in labels])
+        answers = [ids[start:end] for ids, (start, end) in zip(tokens.ids, tokens.spans, strict=True)]
+        for (short, first), (long, second) in permutations(zip(labels, answers, strict=True), 2):
+            if first == second:
+                raise BellmError(f"The tokenizer gives {short!r} and {long!r} the same tokens. Give other words.")
+            if first == second[: len(first)] and not self.length_normalized:
+                warn(
+                    f"The label {long!r} begins with the tokens of {short!r}, and is never likelier. Give other words, "
+                    "or divide by the number of tokens (length_normalized).",
+                    BellmWarning,
+                )
 
     def score_with_stats(
         self,
@@ -95,12 +128,12 @@ class LabelScorer:
         *,
         done: Callable[[int], object] = lambda _: None,
     ) -> LabelScores:
-        """Score labels and count tokens and prompts that were shortened, without a warning; see `score`."""
-        check_list("labels", labels)
-        if len(set(labels)) < len(labels) or len(labels) < 2:
-            raise BellmError(f"labels={list(labels)} are not two or more different words.")
+        """Score labels that were checked, and count tokens and prompts that were shortened, without a warning."""
         if isinstance(prompts, str):
             raise BellmError("prompts is one string: give a list, if only of one.")
+        for number, prompt in enumerate(prompts):
+            if problem := text_problem(prompt.text if isinstance(prompt, Rendered) else prompt):
+                raise BellmError(f"prompts[{number}]: {problem}")
         count = len(labels)
         tokens = self.encoder.tokenize_answers(prompts, [self.separator + label for label in labels])
         scores_R = answer_log_likelihoods(

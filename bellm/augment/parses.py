@@ -8,12 +8,13 @@ from bellm.backbone.states import check_lm_head, input_device, without_autocast
 from bellm.encoder import Encoder
 from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
+from bellm.errors import BellmError
 from bellm.prompts import render
 
 _PROMPT = "Give the semantic parsing result of the sentence.\nSentence: {text}\nSemantic parsing result:"
 _NEW_TOKENS = 48
-_MOST_TOKENS = 256
-"""Of a prompt: longer texts lose their end."""
+_FEWEST_TOKENS, _MOST_TOKENS = 32, 256
+"""Of a prompt: longer texts lose their ends."""
 
 _BATCH = 16
 
@@ -21,6 +22,11 @@ _BATCH = 16
 def write_parses(encoder: Encoder, texts: Sequence[str]) -> list[str]:
     """What an encoder's causal model writes when it is asked for a parse of each text: one line, greedily decoded."""
     limit = min(_MOST_TOKENS, encoder.config.max_tokens - _NEW_TOKENS)
+    if limit < _FEWEST_TOKENS:
+        raise BellmError(
+            f"max_tokens={encoder.config.max_tokens} leaves no room for parses: sp-output needs at least "
+            f"{_FEWEST_TOKENS + _NEW_TOKENS}."
+        )
     short, found = encoder.replace(max_tokens=limit), list[str]()
     with short.causal() as model:
         check_lm_head(model)

@@ -9,11 +9,12 @@ Shapes: N training items, M test items, T all of them, D width, K classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bellm.augment.calibration import Probabilities, expected_calibration_error, fit_temperature, softmax
+from bellm.augment.calibration import Probabilities, fit_temperature, softmax
 from bellm.errors import BellmError, SourceError
 from bellm.evaluate import fit_logits
 from bellm.io.formats import find_column, is_blank, parse_number, text_problem
@@ -21,7 +22,9 @@ from bellm.io.rows import RowFile
 from bellm.types import Vectors
 
 PROBE_FOLDS = 5
-_C_VALUES = tuple(4.0**power for power in range(-2, 6))
+_ROUNDED = 0.99  # Confidence over that of chance: with two decimals that of chance itself may be a little less.
+_GRID = 4.0 ** np.arange(-5, 7)
+"""Inverse strengths of the penalty for vectors of mean square length 1; those of others are divided by theirs."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,15 @@ class Probe:
     train_probabilities_NK: Probabilities
     """Each from a fit that did not see the item."""
     test_probabilities_MK: Probabilities
-    uncalibrated_MK: Probabilities
-    """Of the test items, without the temperature."""
+    train_uncalibrated_NK: Probabilities
+    """Without the temperature."""
+    test_uncalibrated_MK: Probabilities
     temperature: float
     C: float
     """Inverse strength of the penalty."""
+    edge: Literal["", "strongest", "weakest"]
+    """Whether the penalty is the last one that was tried on a side."""
     num_parameters: int
-
-    def ece(self, labels_M: NDArray[np.int64]) -> tuple[float, float]:
-        """Expected calibration error on the test items before and after temperature scaling, from 0 to 1."""
-        before, after = (
-            expected_calibration_error(chances_MK.max(1), chances_MK.argmax(1) == labels_M)
-            for chances_MK in (self.uncalibrated_MK, self.test_probabilities_MK)
-        )
-        return before, after
 
 
 def fit_probe(train_ND: Vectors, labels_N: NDArray[np.int64], test_MD: Vectors, *, seed: int = 0) -> Probe:
@@ -62,10 +60,12 @@ def fit_probe(train_ND: Vectors, labels_N: NDArray[np.int64], test_MD: Vectors, 
     fold_N = _folds(labels_N, seed)
     rows_N = np.arange(len(labels_N))
     fits = [rows_N, *(rows_N[fold_N != fold] for fold in range(PROBE_FOLDS))]
+    spread_ND = train_ND.astype(np.float64) - train_ND.mean(0, dtype=np.float64)
+    C_values = (_GRID / max(float(np.square(spread_ND).sum(1).mean()), 1e-12)).tolist()
     all_TD = np.concatenate([train_ND, test_MD])
     padded_T = np.concatenate([labels_N, np.zeros(len(test_MD), dtype=np.int64)])  # No fit has the test rows.
     best: tuple[float, float, NDArray[np.float64], NDArray[np.float64]] | None = None
-    for C, logits_TFK in zip(_C_VALUES, fit_logits(all_TD, padded_T, fits, _C_VALUES), strict=True):
+    for C, logits_TFK in zip(C_values, fit_logits(all_TD, padded_T, fits, C_values), strict=True):
         if logits_TFK.shape[2] == 1:  # Of two classes only the second has a logit.
             logits_TFK = np.concatenate([np.zeros_like(logits_TFK), logits_TFK], 2)
         logits = logits_TFK.astype(np.float64)
@@ -81,9 +81,11 @@ def fit_probe(train_ND: Vectors, labels_N: NDArray[np.int64], test_MD: Vectors, 
     return Probe(
         softmax(held_out_NK, temperature),
         softmax(test_MK, temperature),
+        softmax(held_out_NK),
         softmax(test_MK),
         temperature,
         C,
+        "strongest" if C_values[0] == C else "weakest" if C_values[-1] == C else "",
         (train_ND.shape[1] + 1) * outputs,
     )
 
@@ -91,7 +93,7 @@ def fit_probe(train_ND: Vectors, labels_N: NDArray[np.int64], test_MD: Vectors, 
 def read_predictions(path: str, texts: Sequence[tuple[str, ...]], classes: Sequence[str]) -> Probabilities:
     """Read what another classifier says of some items: the columns text, label and confidence, and text_b for pairs.
 
-    The rest of the confidence is shared by the other classes.
+    The rest of the confidence is shared by the other classes, none of which may be likelier.
 
     Args:
         path: A table, or JSON Lines.
@@ -99,7 +101,8 @@ def read_predictions(path: str, texts: Sequence[tuple[str, ...]], classes: Seque
         classes: Names of the classes, in their order.
 
     Raises:
-        SourceError: It cannot be read, a label is no class, a confidence is not from 0 to 1, or an item is missing.
+        SourceError: It cannot be read, a label is no class, a confidence is not from that of chance to 1, or an item is
+            missing or there twice with other predictions.
     """
     pair = bool(texts) and len(texts[0]) > 1
     names: list[str] = []
@@ -110,7 +113,7 @@ def read_predictions(path: str, texts: Sequence[tuple[str, ...]], classes: Seque
         return names
 
     known = {name.casefold(): number for number, name in enumerate(classes)}
-    found: dict[tuple[str, ...], NDArray[np.float64]] = {}
+    found: dict[tuple[str, ...], tuple[str, NDArray[np.float64]]] = {}
     for row in RowFile(path).rows(select, strict=True, skip_blank=True):
         location = f"{path}, {row.location}"
         if not isinstance(row.cells, dict):
@@ -123,15 +126,23 @@ def read_predictions(path: str, texts: Sequence[tuple[str, ...]], classes: Seque
             raise SourceError(f"{location}: {label!r} is not one of {', '.join(classes)}.")
         if chance is None or not 0 <= chance <= 1:
             raise SourceError(f"{location}: {confidence!r} is no confidence from 0 to 1.")
+        if chance * len(classes) < _ROUNDED:
+            raise SourceError(
+                f"{location}: with a confidence of {confidence} another of {len(classes)} classes is likelier than "
+                f"{label!r}. Give the likeliest one."
+            )
         chances_K = np.full(len(classes), (1 - chance) / (len(classes) - 1))
-        chances_K[number] = chance
-        found[tuple(" ".join(side.split()) for side in sides)] = chances_K
+        chances_K[number] = max(chance, chances_K.max() + 1e-9)  # The label that is given wins a tie.
+        key = tuple(" ".join(side.split()) for side in sides)
+        first, known_K = found.setdefault(key, (location, chances_K / chances_K.sum()))
+        if not np.allclose(known_K, chances_K / chances_K.sum()):
+            raise SourceError(f"{location}: {sides[0][:60]!r} has another prediction in {first}. Remove one of them.")
     keys = [tuple(" ".join(side.split()) for side in sides) for sides in texts]
     if lost := [sides for sides in keys if sides not in found]:
         raise SourceError(
             f"{path} lacks {len(lost)} of {len(keys)} items, as {lost[0][0][:60]!r}. Give a row for each."
         )
-    return np.array([found[sides] for sides in keys])
+    return np.array([found[sides][1] for sides in keys])
 
 
 def _folds(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.intp]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bellm.augment.task_prompts import TASK_PROMPTS, TaskPrompt, own_task_prompt
 from bellm.data import (
@@ -21,6 +22,7 @@ from bellm.data import (
 )
 from bellm.data.sources import DataSource, data_folder
 from bellm.errors import BellmError, SourceError, did_you_mean
+from bellm.report.statistics import check_items
 
 AUGMENT_TASKS = {
     "SST2": ("sentiment", "SST2", "SST2"),
@@ -56,8 +58,9 @@ class LabeledTask:
         most = max(self.train.labels_N.max(initial=0), self.test.labels_N.max(initial=0))
         if most >= len(self.prompt.words):
             raise BellmError(f"{self.name} has {most + 1} classes, and the prompt words for {len(self.prompt.words)}.")
-        if not len(self.test.labels_N):
-            raise BellmError(f"{self.name} has no test items.")
+        check_items(len(self.test.labels_N), name=self.name)
+        if num_known := int(_is_among(self.train, self.test).sum()):
+            raise BellmError(f"{self.name}: {num_known} training items have the texts of test items. Leave them out.")
 
 
 def check_task_name(name: str) -> str:
@@ -86,6 +89,8 @@ def read_task(
 ) -> LabeledTask:
     """Read a task by name from a folder of data sets, or from a file, with a sample of its items.
 
+    Training items with the very texts of a test item are left out: their label would be the answer.
+
     Args:
         name: One of `AUGMENT_TASKS`, or a table with the columns text and label, and text_b for pairs.
         data: Folder of data sets; None for `BELLM_DATA`.
@@ -98,6 +103,9 @@ def read_task(
         BellmError: There is no such task, or a file cannot be read.
     """
     name = check_task_name(name)
+    for option, number, least in (("limit", limit, 3), ("train_limit", train_limit, 1), ("seed", seed, 0)):
+        if number is not None and number < least:
+            raise BellmError(f"{option}={number} is too small: give at least {least}.")
     if name in AUGMENT_TASKS:
         if train is not None:
             raise BellmError(f"{name} has training items of its own: leave --train {train} out.")
@@ -112,9 +120,15 @@ def read_task(
         else:
             learned, tested = _aligned(read_labeled_file(train), table), table
         prompt, is_out = own_task_prompt(table.label_names, pair=len(table.columns) == 2), False
-    learned, tested = _sample(learned, train_limit, seed), _sample(tested, limit, seed)
+    tested = _sample(tested, limit, seed)
+    if len(learned.columns) == len(tested.columns):
+        learned = learned.select(np.flatnonzero(~_is_among(learned, tested)))
+    learned = _sample(learned, train_limit, seed)
     if lost := [prompt.words[label] for label in range(len(prompt.words)) if label not in learned.labels_N]:
-        raise SourceError(f"{name}: no training item is of class {lost[0]!r}. Give more.")
+        raise SourceError(
+            f"{name}: no training item is of class {lost[0]!r}. Give more; those with the texts of test items do not "
+            "count."
+        )
     return LabeledTask(Path(name).name, prompt, learned, tested, is_out)
 
 
@@ -155,6 +169,16 @@ def _aligned(train: LabeledTexts, test: LabeledTexts) -> LabeledTexts:
     if unknown := sorted({*train.label_names} ^ {*test.label_names}):
         raise SourceError(f"{unknown[0]!r} is a class of {train.name} or of {test.name} alone. Give the same classes.")
     return train  # Names are sorted, so that the same names have the same numbers.
+
+
+def _is_among(texts: LabeledTexts, others: LabeledTexts) -> NDArray[np.bool_]:
+    """Which items have the very texts of one of the others, whatever case and white space."""
+
+    def keys(items: LabeledTexts) -> list[tuple[str, ...]]:
+        return [tuple(" ".join(text.split()).casefold() for text in each) for each in zip(*items.columns, strict=True)]
+
+    known = set(keys(others))
+    return np.array([key in known for key in keys(texts)], dtype=bool)
 
 
 def _sample(texts: LabeledTexts, limit: int | None, seed: int) -> LabeledTexts:

@@ -2,7 +2,7 @@
 
 Everything is in points. `benchmarks/simulate_statistics.py` plants the truth and counts how often this file misses it.
 
-Shapes: N items of a task, R resamples, S seeds, G groups of equal values.
+Shapes: N items of a task, F numbers of each, R resamples, S seeds, G groups of equal values.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +46,11 @@ class Difference:
     high: float
     p_value: float
     """Of a paired, two-sided test; corrected for the number of tasks compared."""
+
+    @property
+    def reach(self) -> float:
+        """Half the width of the interval: what the items do not tell from chance."""
+        return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,12 @@ def bootstrap_estimate(
         _scores(counts_RN, item_scores_N, gold_N) for counts_RN in _draws(len(item_scores_N), resamples, seed)
     ]
     return BootstrapEstimate(float(value), np.concatenate(replicates))
+
+
+def bootstrap_means(items_NF: Numbers, *, resamples: int = 1000, seed: int = 0) -> Numbers:
+    """Means of several numbers of each item on the items that `bootstrap_estimate` draws, (resamples, F)."""
+    draws = _draws(len(items_NF), resamples, seed)
+    return np.concatenate([counts_RN @ items_NF / len(items_NF) for counts_RN in draws])
 
 
 def average_estimates(estimates: Sequence[BootstrapEstimate]) -> BootstrapEstimate:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from bellm import BellmError
 from bellm.augment.arm_comparison import ArmComparison, compare_arms
@@ -15,6 +16,7 @@ from bellm.augment.task_prompts import TASK_PROMPTS
 from bellm.augment.tasks import LabeledTask
 from bellm.data import Graphs, LabeledTexts
 from bellm.prompts import Rendered
+from bellm.report.statistics import Difference
 
 WORDS = ["heron", "water", "bread", "street", "train", "snow", "bank", "fish", "kitchen", "mat"]
 
@@ -201,13 +203,30 @@ def test_arms_differ_from_the_plain_prompt_by_their_side_information_alone() -> 
     assert "\nPassage: One.\nPassage: Two.\nSentence: " in passages[0].text
 
 
-def test_a_training_item_with_the_same_text_is_no_neighbor() -> None:
-    train = LabeledTexts("a", (("Snow fell.", "snow  FELL.", "Ice melts.", "A heron."),), np.array([0, 1, 0, 1]))
-    test = LabeledTexts("b", (("Snow fell.",),), np.array([0]))
-    vectors = np.array([[1, 0], [1, 0], [0.9, 0.1], [0, 1]], dtype=np.float32)
-    assert nearest_items(train, vectors, test, vectors[:1], 2).tolist() == [[3, 2]]
-    with pytest.raises(BellmError, match="Only 2 training items differ"):
-        nearest_items(train, vectors, test, vectors[:1], 3)
+def test_neighbors_are_those_of_the_highest_cosine_the_nearest_last() -> None:
+    train = np.array([[0, 1], [2, 0], [0.9, 0.1]], dtype=np.float32)
+    assert nearest_items(train, np.array([[1, 0], [0, 3]], dtype=np.float32), 2).tolist() == [[2, 1], [2, 0]]
+
+
+def test_f1_is_that_of_scikit_learn_and_paired() -> None:
+    for name, number in (("sentiment", 2), ("question", 6), ("paraphrase", 2)):
+        prompt, draw = TASK_PROMPTS[name], np.random.default_rng(number)
+        labels, answers = draw.integers(number, size=(2, 40))
+        columns = tuple(tuple(f"{side} {row}" for row in range(40)) for side in range(1 + prompt.is_pair))
+        train = LabeledTexts("a", tuple(tuple(f"{text}!" for text in each) for each in columns), labels)
+        task = LabeledTask(name, prompt, train, LabeledTexts("b", columns, labels))
+        chances = np.eye(number)[answers]
+        sources = ArmSources(test_probabilities_MK=np.eye(number)[labels])
+        found = compare_arms(task, ["hint"], sources, lambda *_, chances=chances: np.log(chances + 1e-9), resamples=200)
+        average = "binary" if prompt.is_pair else "macro"
+        wanted = 100 * f1_score(labels, answers, average=average)
+        plain, probe = found.arms["plain"], found.arms["probe"]
+        assert plain.f1.value == pytest.approx(wanted)
+        assert plain.f1.low < wanted < plain.f1.high
+        assert probe.f1.value == 100
+        assert probe.f1_to_plain
+        assert probe.f1_to_plain.value == pytest.approx(100 - wanted)
+        assert found.arms["hint"].f1_to_plain == Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def test_shots_are_of_all_classes_and_words_are_dropped_to_the_word() -> None:

@@ -13,11 +13,12 @@ from bellm import BellmError, Encoder
 from bellm.augment import LabelScorer, augment, read_task, write_augmentation
 from bellm.augment.augmentation import _features
 from bellm.augment.parses import write_parses
-from bellm.augment.task_prompts import SENSE_HINT
+from bellm.augment.tasks import LabeledTask
 from bellm.cli import app
 from bellm.corpus import build_index, embed_corpus
 from bellm.errors import SourceError
 from bellm.evaluate import EvaluatedModel
+from bellm.prompts import SENSE_HINT
 from bellm.report import statistics
 
 BIRDS = ("A heron waits in the water", "The bird sings at noon")
@@ -75,7 +76,7 @@ def test_every_arm_on_the_same_items_with_a_page(encoder: Encoder, folder: Path,
 
 
 def test_numbers_are_those_of_a_scorer_and_paired_statistics(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
-    found = run(encoder, folder, tmp_path, arms="hint", length_normalized=True)
+    found = run(encoder, folder, tmp_path, arms="hint", length_normalized=True, graphs=None)
     task = read_task(str(folder / "items.csv"), limit=12)
     instruction = "Choose the label of the text from: bird, weather."
     hint = f" {SENSE_HINT}"
@@ -105,25 +106,26 @@ def test_a_stopped_run_goes_on_and_scores_nothing_twice(
 
     monkeypatch.setattr(LabelScorer, "score_with_stats", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(encoder, folder, tmp_path, arms="hint,receipt")
+        run(encoder, folder, tmp_path, arms="hint,receipt", graphs=None)
     assert scored == [12, 12]
-    whole = run(encoder, folder, tmp_path, arms="hint,receipt")
+    whole = run(encoder, folder, tmp_path, arms="hint,receipt", graphs=None)
     assert scored == [12, 12, 12, 12]
-    again = run(encoder, folder, tmp_path, arms="hint,receipt")
+    again = run(encoder, folder, tmp_path, arms="hint,receipt", graphs=None)
     assert len(scored) == 4
     assert again.to_json()["arms"] == whole.to_json()["arms"]
-    run(encoder, folder, tmp_path, arms="hint", length_normalized=True)  # Other settings are scored anew.
+    run(encoder, folder, tmp_path, arms="hint", length_normalized=True, graphs=None)  # Other settings are scored anew.
     assert len(scored) == 6
 
 
 def test_receipts_of_a_file_take_the_place_of_the_probe(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
-    found = run(encoder, folder, tmp_path, arms="receipt", predictions=str(folder / "said.csv"), shots=2)
+    said = {"arms": "receipt", "graphs": None, "shots": 2}
+    found = run(encoder, folder, tmp_path, predictions=str(folder / "said.csv"), **said)
     assert found.comparison.arms["probe"].score.value == 100
     assert found.probe["receipts_from"] == str(folder / "said.csv")
     assert found.probe["ece_before"] is None
     (folder / "few.csv").write_text("text,label,confidence\nNothing.,bird,0.5\n")
     with pytest.raises(SourceError, match=r"few.csv lacks 12 of 12 items"):
-        run(encoder, folder, tmp_path, arms="receipt", predictions=str(folder / "few.csv"))
+        run(encoder, folder, tmp_path, predictions=str(folder / "few.csv"), **said)
 
 
 def test_passages_come_from_a_corpus(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
@@ -133,13 +135,14 @@ def test_passages_come_from_a_corpus(encoder: Encoder, folder: Path, tmp_path: P
     notes, source = [tmp_path / "notes.txt"], str(tmp_path / "encoder")
     embed_corpus(saved, notes, tmp_path / "kept", source=source, keep_text=True)
     build_index(tmp_path / "kept")
-    found = run(saved, folder, tmp_path / "out", arms="retrieval", corpus=tmp_path / "kept", neighbors=2)
+    shown = {"graphs": None, "corpus": tmp_path / "kept"}
+    found = run(saved, folder, tmp_path / "out", arms="retrieval", neighbors=2, **shown)
     assert "cosine of the nearest" in {
         *found.comparison.helpfulness["retrieval"].effects,
         *found.comparison.helpfulness["retrieval"].left_out,
     }
     with pytest.raises(BellmError, match="belong to the arm retrieval"):
-        run(saved, folder, tmp_path / "out", arms="hint", corpus=tmp_path / "kept")
+        run(saved, folder, tmp_path / "out", arms="hint", **shown)
 
 
 def test_features_of_pairs_are_those_of_senteval(encoder: Encoder) -> None:
@@ -157,6 +160,8 @@ def test_written_parses_are_those_of_the_model_alone(encoder: Encoder) -> None:
     together = write_parses(encoder, texts)
     assert together == [write_parses(encoder, [text])[0] for text in texts]
     assert all("\n" not in each for each in together)
+    with pytest.raises(BellmError, match="max_tokens=60 leaves no room for parses: sp-output needs at least 80"):
+        write_parses(encoder.replace(max_tokens=60), texts)
 
 
 def test_graphs_that_are_missing_are_said(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
@@ -165,6 +170,51 @@ def test_graphs_that_are_missing_are_said(encoder: Encoder, folder: Path, tmp_pa
         run(encoder, folder, tmp_path, arms="amr", graphs=str(tmp_path / "other.amr"))
     with pytest.raises(BellmError, match=r"There are no AMR graphs of items.csv: give --graphs FILE"):
         run(encoder, folder, tmp_path, arms="amr", graphs=None)
+
+
+def test_what_belongs_to_another_arm_or_is_out_of_range_is_refused(
+    encoder: Encoder, folder: Path, tmp_path: Path
+) -> None:
+    for options, said in (
+        ({"arms": "hint", "ablation": True, "graphs": None}, "The ablation is one of the arm amr"),
+        ({"arms": "hint"}, "AMR graphs belong to the arms amr and sp-input"),
+        ({"arms": "amr", "limit": 2}, "limit=2 is too small: give at least 3"),
+        ({"arms": "amr", "limit": -1}, "limit=-1 is too small"),
+        ({"arms": "amr", "train_limit": 0}, "train_limit=0 is too small"),
+        ({"arms": "amr", "seed": -1}, "seed=-1 is too small"),
+        ({"arms": "amr", "neighbors": 0}, "neighbors=0 is too small"),
+        ({"arms": "amr", "shots": -1}, "shots=-1 is too small"),
+        ({"arms": "amr", "resamples": 0}, "resamples=0 is too small"),
+        ({"arms": "amr,retrieval", "neighbors": 21}, "neighbors=21 is more than the 20 training items"),
+    ):
+        with pytest.raises(BellmError, match=said):
+            run(encoder, folder, tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_prompt_shows_a_test_item_solved(folder: Path, tmp_path: Path) -> None:
+    items = (folder / "items.csv").read_text()
+    task = read_task(str(folder / "items.csv"), train=str(folder / "items.csv"), limit=10)
+    assert len(task.train.labels_N) == 30
+    assert not {*task.train.columns[0]} & {*task.test.columns[0]}
+    with pytest.raises(SourceError, match="those with the texts of test items do not count"):
+        read_task(str(folder / "items.csv"), train=str(folder / "items.csv"))
+    (tmp_path / "again.csv").write_text(items.replace(" waits", "  WAITS"))
+    with pytest.raises(SourceError, match="do not count"):
+        read_task(str(folder / "items.csv"), train=str(tmp_path / "again.csv"))
+    with pytest.raises(BellmError, match="10 training items have the texts of test items"):
+        LabeledTask(task.name, task.prompt, task.test, task.test)
+
+
+def test_the_probe_is_said_in_and_out_of_its_distribution(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
+    found = run(encoder, folder, tmp_path, arms="hint", graphs=None)
+    learned = found.probe["out_of_fold"]
+    assert learned["n"] == 20
+    assert sum(each.n for each in found.reliability_out_of_fold) == 20
+    assert 0 <= learned["ece_after"] <= 1
+    assert f"it is right for {learned['accuracy']:.1f} %" in " ".join(found.summary)
+    reach = found.comparison.arms["hint"].to_plain.reach
+    assert f"differences of up to {reach:.1f} points may be chance" in " ".join(found.summary)
 
 
 # The command

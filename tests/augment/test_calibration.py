@@ -82,12 +82,28 @@ def test_the_probe_is_scikit_learns_regression_with_its_temperature() -> None:
     (train, labels), (test, gold) = blobs(300, 0), blobs(400, 1)
     probe = fit_probe(train, labels, test)
     reference = LogisticRegression(C=probe.C, tol=1e-10, max_iter=5000).fit(train, labels)
-    np.testing.assert_allclose(probe.uncalibrated_MK, reference.predict_proba(test), atol=1e-3)
+    np.testing.assert_allclose(probe.test_uncalibrated_MK, reference.predict_proba(test), atol=1e-3)
     logits = reference.decision_function(test)
     np.testing.assert_allclose(
         probe.test_probabilities_MK[:, 1], 1 / (1 + np.exp(-logits / probe.temperature)), atol=1e-3
     )
     assert (probe.test_probabilities_MK.argmax(1) == gold).mean() > 0.65
+
+
+@pytest.mark.parametrize("scale", [1e-3, 300.0])
+def test_the_length_of_vectors_changes_no_receipt(scale: float) -> None:
+    (train, labels), (test, _) = blobs(200, 0), blobs(100, 1)
+    probe, scaled = fit_probe(train, labels, test), fit_probe(scale * train, labels, scale * test)
+    assert scaled.C * scale**2 == pytest.approx(probe.C, rel=1e-3)
+    np.testing.assert_allclose(scaled.test_probabilities_MK, probe.test_probabilities_MK, atol=1e-3)
+    assert probe.edge == ""
+
+
+def test_a_penalty_at_the_edge_of_those_tried_is_said() -> None:
+    train, labels = blobs(200, 0, width=2)
+    assert fit_probe(train, labels, train[:5]).edge == ""
+    train[:, 1] *= 300  # Nearly all of the variance knows nothing of the labels.
+    assert fit_probe(train, labels, train[:5]).edge == "weakest"
 
 
 def test_a_receipt_of_a_training_item_does_not_know_its_label() -> None:
@@ -123,7 +139,12 @@ def test_predictions_of_another_classifier_are_read(tmp_path: Path) -> None:
     file.write_text("text,label,confidence\nA  heron.,Good,0.9\nSnow.,bad,0.6\n")
     found = read_predictions(str(file), [("A heron.",), ("Snow.",)], ["bad", "good", "fair"])
     np.testing.assert_allclose(found, [[0.05, 0.9, 0.05], [0.6, 0.2, 0.2]])
+    file.write_text("text,label,confidence\nA heron.,fair,0.33\nSnow.,good,0.3333333\n")
+    ties = read_predictions(str(file), [("A heron.",), ("Snow.",)], ["bad", "good", "fair"])
+    assert ties.argmax(1).tolist() == [2, 1]
     for rows, said in (
+        ("A heron.,good,0.3", "with a confidence of 0.3 another of 2 classes is likelier than 'good'"),
+        ("A heron.,good,0.9\nA  heron.,good,0.8", "'A  heron.' has another prediction in "),
         ("A heron.,good,2", "'2' is no confidence from 0 to 1"),
         ("A heron.,great,0.5", "'great' is not one of bad, good"),
         ("Ice.,good,0.5", r"lacks 1 of 1 items, as 'A heron\.'"),

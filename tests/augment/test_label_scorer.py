@@ -1,17 +1,21 @@
 """Scores of label words: those of a few lines of transformers, whatever batch, order and padding they come in."""
 
+import copy
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers.normalizers import Lowercase
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.augment import LabelScorer, calibrate_batch, calibrate_contextual, label_probabilities
 from bellm.engine.log_likelihood import answer_log_likelihoods
 from bellm.engine.tokenization import Tokens
-from bellm.errors import PromptError, TruncationWarning
+from bellm.errors import BellmWarning, PromptError, TruncationWarning
 from bellm.prompts import Rendered, render
 from tests.decoders import with_tokens_of
 
@@ -135,16 +139,41 @@ def test_special_tokens_of_a_text_are_text(tiny_encoder: Encoder) -> None:
 def test_what_cannot_be_meant_is_one_line(tiny_encoder: Encoder) -> None:
     scorer = LabelScorer(tiny_encoder)
     assert scorer.score([], ["good", "bad"]).shape == (0, 2)
+    nothing: Any = None
     for call, said in (
+        (lambda: scorer.score(prompts(), ["good", " "]), "are not two or more different words"),
+        (lambda: scorer.score(prompts(), ["good", nothing]), "labels: None is not a text"),
+        (lambda: scorer.score([*prompts(), nothing], LABELS), r"prompts\[4\]: None is not a text"),
+        (lambda: scorer.score(["\ud800"], LABELS), "is half a character"),
         (lambda: scorer.score(prompts(), ["good", "good"]), "are not two or more different words"),
         (lambda: scorer.score(prompts(), ["good"]), "are not two or more different words"),
         (lambda: scorer.score("A heron.", LABELS), "prompts is one string"),
-        (lambda: LabelScorer(tiny_encoder, separator="").score(prompts(), ["good", ""]), "has no tokens"),
+        (lambda: tiny_encoder.tokenize_answers(["A heron."], [""]), "has no tokens"),
         (lambda: LabelScorer("smollm2"), "is no encoder"),
     ):
         with pytest.raises(BellmError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_labels_of_the_same_tokens_are_refused(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    scorer = LabelScorer(Encoder.from_pretrained(tiny_model, tokenizer=tokenizer))
+    with pytest.raises(BellmError, match="gives 'Good' and 'good' the same tokens"):
+        scorer.score(prompts(), ["Good", "good"])
+
+
+def test_a_label_that_begins_another_is_said(tiny_encoder: Encoder) -> None:
+    labels = ["good", "bad", "good enough"]
+    with pytest.warns(BellmWarning, match="'good enough' begins with the tokens of 'good', and is never likelier"):
+        scores = LabelScorer(tiny_encoder).score(prompts(), labels)
+    assert (scores[:, 2] < scores[:, 0]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelScorer(tiny_encoder, length_normalized=True).score(prompts(), labels)
 
 
 # Calibration of scores, which needs no model
