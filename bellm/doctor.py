@@ -227,6 +227,9 @@ def _packed(model: PreTrainedModel) -> Check:
     if not check.packed_model:
         return Check(name, "skip", f"texts run in padded batches: {check.reason}")
     finding = "vectors of texts laid end to end that share their prefixes, against padded batches"
+    finding += f"; attention by {check.packed_model.kernel}" + "".join(
+        f", not by {refusal}" for refusal in check.refused
+    )
     return Check(name, "pass", finding, "", check.distance, check.limit)
 
 

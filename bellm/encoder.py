@@ -24,6 +24,7 @@ from bellm.backbone.architecture import count_layers
 from bellm.backbone.attention import get_open_layers, open_layers
 from bellm.backbone.hooks import causal_copy, moved_copy
 from bellm.backbone.leakage import check_open_layers
+from bellm.backbone.packed_pass import AttentionKernel
 from bellm.backbone.source_layouts import fetch_layout, has_adapters
 from bellm.backbone.source_names import SETTINGS_FILE, is_hub_id
 from bellm.backbone.states import input_device
@@ -567,6 +568,12 @@ class Encoder:
         """How texts are batched: `packed` (no padding, shared prefixes once), or `padded` and why."""
         check = check_packing(self.model)
         return "packed" if check.packed_model else f"padded: {check.reason}"
+
+    @property
+    def attention_kernel(self) -> AttentionKernel | None:
+        """What computes attention in packed batches, see `attention_kernels`; None where batches are padded."""
+        packed = check_packing(self.model).packed_model
+        return packed.kernel if packed else None
 
     @property
     def embedding_dim(self) -> int:

@@ -81,6 +81,10 @@ class MemoryWarning(BellmWarning):
     """Batches became smaller, because memory did not hold them."""
 
 
+class KernelWarning(BellmWarning):
+    """A slower kernel computes attention, because a faster one cannot."""
+
+
 _T = TypeVar("_T")
 
 _PACKAGE = str(Path(__file__).parent) + os.sep

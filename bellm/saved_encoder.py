@@ -205,6 +205,7 @@ def describe_saved(folder: Path) -> dict[str, Any]:
         "compression": list(saved.compression),
         "attention": None,
         "batching_mode": None,
+        "attention_kernel": None,
         "chat_template": has_template or (folder / "chat_template.jinja").is_file(),
     }
 

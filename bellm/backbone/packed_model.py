@@ -24,6 +24,7 @@ from bellm.backbone.attention import get_open_layers, has_open_window, remove_br
 from bellm.backbone.hooks import Arguments, shared_copy
 from bellm.backbone.packed_pass import (
     ATTENTION_FUNCTIONS,
+    AttentionKernel,
     ForwardPass,
     LayerState,
     NotPackableError,
@@ -32,10 +33,11 @@ from bellm.backbone.packed_pass import (
     StopForward,
     TapKey,
     Tapped,
+    attention_kernels,
     current_pass,
 )
 from bellm.backbone.routing import find_routers, routing_weights
-from bellm.backbone.states import check_lm_head, select_states
+from bellm.backbone.states import check_lm_head, input_device, select_states
 from bellm.backbone.token_prepending import has_token_prepending
 
 _NAME = "bellm_packed"
@@ -44,12 +46,21 @@ _NAME = "bellm_packed"
 class PackedModel:
     """A copy of a model that takes packed texts and shares the model's weights."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Copy the model and hook its layers; a NotPackableError where something does not know where a text ends."""
+    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel | None = None) -> None:
+        """Copy the model and hook its layers.
+
+        Args:
+            model: A decoder, open or not.
+            kernel: What computes attention; None for the first of `attention_kernels`.
+
+        Raises:
+            NotPackableError: Something in the model does not know where a text ends.
+        """
         layers = get_layers(model)
-        attention = str(get_text_config(model)._attn_implementation)  # type: ignore[attr-defined]
+        attention = attention_implementation(model)
         _check_packable(model, layers, attention)
         opened = get_open_layers(model)
+        self.kernel = kernel or attention_kernels(attention, input_device(model))[0]
         self.depth = len(layers)
         self.short_context = longrope_short_context(model)
         self.num_shared = opened[0] if opened else self.depth  # Layers, from the first, with common prefixes once.
@@ -66,7 +77,7 @@ class PackedModel:
 
     def prefill(self, batch: PackedBatch, stop: int, taps: Collection[TapKey] = ()) -> SharedPrefix:
         """Compute the prefix of all texts, given as a batch of one text, up to layer `stop`."""
-        run = ForwardPass(batch, None, min(self.num_shared, stop), batch.shared, taps=frozenset(taps))
+        run = ForwardPass(batch, None, min(self.num_shared, stop), self.kernel, batch.shared, taps=frozenset(taps))
         states_PD = self._run(run)
         keys, values = zip(*run.key_values, strict=True) if run.key_values else ((), ())
         if stop > self.num_shared:
@@ -88,7 +99,7 @@ class PackedModel:
             stop: Layer before which to stop.
             resume: Input of a layer for this batch, at most of the first open one; layers below it do not run.
         """
-        run = ForwardPass(batch, prefix, stop, batch.shared)
+        run = ForwardPass(batch, prefix, stop, self.kernel, batch.shared)
         if resume:
             assert resume.layer <= self.num_shared
             run.start, run.start_states_ND = resume.layer, resume.states_ND
@@ -97,7 +108,7 @@ class PackedModel:
 
     def tapped(self, batch: PackedBatch, prefix: SharedPrefix | None, stop: int, taps: Collection[TapKey]) -> Tapped:
         """What is tapped of a pass that stops before layer `stop`, each (rows of the last layer range, width)."""
-        run = ForwardPass(batch, prefix, stop, batch.shared, taps=frozenset(taps))
+        run = ForwardPass(batch, prefix, stop, self.kernel, batch.shared, taps=frozenset(taps))
         run.tap(("state", stop), run.add_branches(self._run(run)))
         return run.tapped
 
@@ -107,7 +118,7 @@ class PackedModel:
         Where a causal model has the prefix of all texts, rows count its tokens too, first.
         """
         check_lm_head(self.model)
-        run = ForwardPass(batch, prefix, self.depth, batch.shared, logit_rows_C=rows_C)
+        run = ForwardPass(batch, prefix, self.depth, self.kernel, batch.shared, logit_rows_C=rows_C)
         logits_1CV: Tensor = _call(self.model, run).logits
         return logits_1CV[0]
 
@@ -246,6 +257,11 @@ def _rows(tensor: Tensor, rows_N: Tensor | None) -> Tensor:
 
 def _whole_texts(run: ForwardPass, prefix_PD: Tensor | None, states_ND: Tensor) -> Tensor:
     return _rows(states_ND if prefix_PD is None else torch.cat([prefix_PD, states_ND]), run.current.rows_N)
+
+
+def attention_implementation(model: PreTrainedModel) -> str:
+    """Name of the attention function of transformers that a model runs with."""
+    return str(get_text_config(model)._attn_implementation)  # type: ignore[attr-defined]
 
 
 def _check_packable(model: PreTrainedModel, layers: Sequence[DecoderLayer], attention: str) -> None:

@@ -16,11 +16,30 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bellm.backbone.attention import has_open_window
 from bellm.errors import LayerError
-from bellm.tensors.packing import MaskSpec, Packing
+from bellm.tensors.flex import flex_attention
+from bellm.tensors.packing import KernelRefusal, MaskSpec, Packing
+from bellm.tensors.varlen import varlen_attention
 
 
 class NotPackableError(LayerError):
     """A model whose texts cannot be laid end to end; the message says why."""
+
+
+AttentionKernel = Literal["blocks", "varlen", "flex", "padded"]
+"""What computes attention along the paths of a batch."""
+
+
+def attention_kernels(attention: str, device: torch.device) -> tuple[AttentionKernel, ...]:
+    """Kernels for a model's attention implementation on a device, the fastest first.
+
+    `blocks` is bellm's own, whose scores stay in a CPU's caches; `varlen` and `flex` are PyTorch's; `padded` pads paths
+    of similar length and calls the function that the model had. Whether a kernel can, it says when it runs.
+    """
+    if device.type == "cpu":
+        return ("blocks",) if attention == "sdpa" else ("padded",)
+    if device.type != "cuda":
+        return ("padded",)
+    return ("varlen", "flex", "padded") if attention == "sdpa" else ("flex", "padded")
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,7 @@ class ForwardPass:
     batch: PackedBatch
     prefix: SharedPrefix | None
     stop: int  # Stop before this layer; the depth for the model's own end.
+    kernel: AttentionKernel
     current: LayerRange
     layer: int = 0
     window: int | None = None  # Of the current layer.
@@ -135,9 +155,9 @@ def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, N
         if sliding_window not in (None, run.window) and not has_open_window(module):
             raise NotPackableError(f"layer {run.layer} has windows of {run.window} and of {sliding_window}")
         spec, packing = MaskSpec(bool(causal), run.window), run.current.packing
-        if base is not None and query.device.type == "cpu" and kwargs.get("position_bias") is None:
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            output_NHE = packing.attend(spec, query_NHE, key_MGE, value_MGE, scaling)
+        if run.kernel != "padded" and kwargs.get("position_bias") is None:
+            tables = query_NHE, key_MGE, value_MGE, query.shape[-1] ** -0.5 if scaling is None else scaling
+            output_NHE = _attend(run.kernel, packing, spec, *tables, kwargs.get("softcap"), kwargs.get("s_aux"))
             return output_NHE[None].contiguous(), None  # As from transformers' functions: some models view it.
         function = base or sys.modules[type(module).__module__].eager_attention_forward
         options = {"scaling": scaling, "is_causal": False, "sliding_window": run.window, **kwargs}
@@ -151,6 +171,28 @@ def _attention(base: Callable[..., Any] | None) -> Callable[..., tuple[Tensor, N
         return packing.attend_with(padded, spec, query_NHE, key_MGE, value_MGE)[None], None
 
     return attention
+
+
+def _attend(
+    kernel: AttentionKernel,
+    packing: Packing,
+    spec: MaskSpec,
+    query_NHE: Tensor,
+    key_MGE: Tensor,
+    value_MGE: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention along paths, (N, H, E); a KernelRefusal where the kernel cannot compute it."""
+    tables = packing, spec, query_NHE, key_MGE, value_MGE, scaling
+    if sinks is not None:
+        raise KernelRefusal("this model's attention has sinks")
+    if kernel == "flex":
+        return flex_attention(*tables, softcap)
+    if softcap is not None:
+        raise KernelRefusal("this model's attention caps its scores")
+    return varlen_attention(*tables) if kernel == "varlen" else packing.attend(*tables[1:])
 
 
 def _all_keys_values(run: ForwardPass, key_NGE: Tensor, value_NGE: Tensor) -> tuple[Tensor, Tensor]:

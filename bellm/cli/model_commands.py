@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from bellm.doctor import Diagnosis
 
 _MERGED = ("saved_encoder", "name", "open_layers", "num_layers", "template")  # Shown in another row.
-_LOADED = ("parameters", "architecture", "layers", "device", "attention", "batching_mode")  # Unknown of files alone.
+_LOADED = (
+    "parameters",
+    "architecture",
+    "layers",
+    "device",
+    "attention",
+    "batching_mode",
+    "attention_kernel",
+)  # Unknown of files alone.
 _MARKS = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]", "skip": "[dim]skip[/]"}
 
 
@@ -68,6 +76,7 @@ def info_command(source: Source, *, as_json: AsJson = False, options: ModelOptio
         "compression": list(encoder.compression),
         "attention": encoder.model.config._attn_implementation,
         "batching_mode": encoder.batching_mode,
+        "attention_kernel": encoder.attention_kernel,
         "chat_template": bool(encoder.tokenizer.chat_template),
     }
     print_result(info, as_json, _info_table(info))

@@ -68,3 +68,11 @@ def prefetch(items: Iterator[Item]) -> Iterator[Item]:
         while (item := following.result()) is not _END:
             following = thread.submit(context.run, take)
             yield cast(Item, item)
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Items in order, each once the next one was begun: a device computes that meanwhile."""
+    following = next(items, _END)
+    while (item := following) is not _END:
+        following = next(items, _END)
+        yield cast(Item, item)

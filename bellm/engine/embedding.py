@@ -8,19 +8,21 @@ from itertools import chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.backbone.architecture import count_layers
 from bellm.backbone.packed_model import PackedModel
-from bellm.backbone.states import refuse_non_finite, without_autocast
+from bellm.backbone.states import input_device, refuse_non_finite, without_autocast
 from bellm.engine.activation_cache import active_cache
-from bellm.engine.concurrency import num_concurrent_batches, parallel_map
+from bellm.engine.concurrency import num_concurrent_batches, one_ahead, parallel_map
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout, all_states_readout
 from bellm.engine.tokenization import Tokens
 from bellm.errors import MemoryLimitError, MemoryWarning, NoOpWarning, warn
+from bellm.tensors.placement import HostCopy
 from bellm.tensors.similarity import is_constant, tolerances
 from bellm.types import PoolingName, Vectors
 
@@ -86,7 +88,7 @@ def embed_tokens(
             vectors[group] = result
             done(int(copies[group].sum()))
 
-        run_batches(model, runner, rows, budget, lambda group: runner.vectors(group).cpu().numpy(), take)
+        run_batches(model, runner, rows, budget, runner.vectors, take)
     return vectors[inverse]
 
 
@@ -95,12 +97,13 @@ def run_batches(
     runner: Runner,
     rows: Tokens,
     budget: int,
-    compute: Callable[[Sequence[int]], NDArray[np.float32]],
+    compute: Callable[[Sequence[int]], Tensor],
     take: Callable[[Sequence[int], NDArray[np.float32]], None],
 ) -> None:
     """Compute something of all rows of a runner batch by batch, and hand it on with the rows that it is of.
 
-    A batch that does not fit in memory is halved, and so are those that follow. NaN or infinity is an error.
+    A batch that does not fit in memory is halved, and so are those that follow. NaN or infinity is an error. An
+    accelerator runs the next batch while the host takes this one.
 
     Args:
         model: That of the runner.
@@ -117,10 +120,13 @@ def run_batches(
             num_done = 0
             with parallel_map(min(concurrent, len(groups))) as map_groups:
                 results = map_groups(partial(_attempt, compute), groups)
-                for group, result in zip(groups, results, strict=False):
-                    if result is None:
+                if input_device(model).type != "cpu":
+                    results = one_ahead(results)
+                for group, copied in zip(groups, results, strict=False):
+                    if copied is None:
                         budget = _halve([len(rows.ids[row]) for row in group])
                         break
+                    result = copied.numpy()
                     if not np.isfinite(result).all():
                         refuse_non_finite(model)
                     take(group, result)
@@ -182,12 +188,10 @@ def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
     return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
 
 
-def _attempt(
-    compute: Callable[[Sequence[int]], NDArray[np.float32]], group: Sequence[int]
-) -> NDArray[np.float32] | None:
+def _attempt(compute: Callable[[Sequence[int]], Tensor], group: Sequence[int]) -> HostCopy | None:
     """What is computed of a group; None where it does not fit in memory."""
     try:
-        return compute(group)
+        return HostCopy(compute(group))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None

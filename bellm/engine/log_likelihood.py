@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bellm.backbone.packed_model import PackedModel
@@ -21,6 +21,7 @@ from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout
 from bellm.engine.tokenization import Tokens
+from bellm.tensors.placement import to_device
 
 
 def answer_log_likelihoods(
@@ -54,7 +55,7 @@ def answer_log_likelihoods(
     readout = HiddenStateReadout("last", -1)
     runner: Runner = PackedRunner(packed, rows, readout) if packed else PaddedRunner(model, rows, readout, pad_id)
 
-    def compute(group: Sequence[int]) -> NDArray[np.float32]:
+    def compute(group: Sequence[int]) -> Tensor:
         """Log-probabilities of the wanted tokens of a group, row after row."""
         positions = [sorted({place for place, _, _ in aims_of[row]}) for row in group]
         log_probs_CV = runner.logits(group, positions).float().log_softmax(-1)
@@ -65,10 +66,7 @@ def answer_log_likelihoods(
             for place, _, _ in aims_of[row]
         ]
         token_ids = [token for row in group for _, token, _ in aims_of[row]]
-        device = log_probs_CV.device
-        chosen = log_probs_CV[torch.tensor(index, device=device), torch.tensor(token_ids, device=device)]
-        log_probs: NDArray[np.float32] = chosen.cpu().numpy()
-        return log_probs
+        return log_probs_CV[tuple(to_device(np.array(table), log_probs_CV.device) for table in (index, token_ids))]
 
     def take(group: Sequence[int], log_probs: NDArray[np.float32]) -> None:
         answers = [answer for row in group for _, _, answer in aims_of[row]]

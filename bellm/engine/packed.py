@@ -13,7 +13,6 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from bellm.backbone.packed_model import PackedModel
 from bellm.backbone.packed_pass import LayerRange, PackedBatch, SharedPrefix, TapKey
@@ -22,6 +21,7 @@ from bellm.engine.activation_cache import ActivationCache
 from bellm.engine.readout import Readout, Tap
 from bellm.engine.tokenization import Tokens
 from bellm.tensors.packing import Indices, Packing, TokenPath, common_prefix_length, split_by_length
+from bellm.tensors.placement import to_device
 
 
 class PackedRunner:
@@ -111,10 +111,12 @@ class PackedRunner:
         if last_only:  # One token of each text.
             mask_BL = torch.ones(len(rows), 1, dtype=torch.bool, device=tapped[0].device)
             return self._readout([values_BD[:, None] for values_BD in tapped], mask_BL, [(0, 1)] * len(rows))
-        indices = [torch.from_numpy(path).to(tapped[0].device) for path in paths]
-        padded = [pad_sequence([values_ND[path] for path in indices], True) for values_ND in tapped]
-        lengths_B = torch.tensor([len(path) for path in paths], device=tapped[0].device)
-        mask_BL = torch.arange(padded[0].shape[1], device=lengths_B.device) < lengths_B[:, None]
+        lengths = np.array([len(path) for path in paths])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        indices = np.zeros(mask.shape, dtype=np.int64)  # What pads is any token's: the mask leaves it out.
+        indices[mask] = np.concatenate(paths)
+        indices_BL, mask_BL = (to_device(table, tapped[0].device) for table in (indices, mask))
+        padded = [values_ND[indices_BL] for values_ND in tapped]
         return self._readout(padded, mask_BL, [self._tokens.spans[row] for row in rows])
 
     def _tapped(self, batch: PackedBatch, last_only: bool) -> list[Tensor]:
@@ -134,9 +136,7 @@ class PackedRunner:
         assert not (self._prefix and self._expands)
         batch, paths = self._batch([self._tokens.ids[row] for row in rows], last_only=False)
         chosen = [path[index] for path, indices in zip(paths, positions, strict=True) for index in indices]
-        return self._model.logits(
-            batch, self._prefix, torch.tensor(chosen, dtype=torch.long, device=batch.ids_M.device)
-        )
+        return self._model.logits(batch, self._prefix, to_device(np.array(chosen, dtype=np.int64), batch.ids_M.device))
 
     def _batch(self, rows: Sequence[Sequence[int]], last_only: bool) -> tuple[PackedBatch, list[Indices]]:
         """Lay rows, sorted, end to end; returns also, for each row, the indices of its tokens among the states."""
@@ -154,22 +154,22 @@ class PackedRunner:
             paths.append(path)
             shared_paths.append(TokenPath(path, path[num_common:] - start))
             previous = list(row)
-        rows_N = torch.arange(start, len(ids), device=device) if start else None
+        rows_N = torch.arange(start, len(ids), device=device) if start else None  # Made on the device.
         shared, whole, pooled = LayerRange(rows_N, self._packing(shared_paths)), None, None
         if self._expands:
-            rows_T = torch.from_numpy(np.concatenate(paths)).to(device)
+            rows_T = to_device(np.concatenate(paths), device)
             ends = np.cumsum([len(row) for row in rows])
             paths = [np.arange(end - len(row), end) for end, row in zip(ends, rows, strict=True)]
             whole, start = LayerRange(rows_T, self._packing([TokenPath(path, path) for path in paths])), 0
         if last_only:
-            ends_B = torch.tensor([int(path[-1]) - start for path in paths], device=device)
+            ends_B = to_device(np.array([path[-1] - start for path in paths]), device)
             last_paths = [TokenPath(path, np.array([index])) for index, path in enumerate(paths)]
             pooled = LayerRange(ends_B, self._packing(last_paths))
-        ids_M, positions_M = (torch.tensor(table, device=device) for table in (ids, positions))
+        ids_M, positions_M = (to_device(np.array(table, dtype=np.int64), device) for table in (ids, positions))
         return PackedBatch(ids_M, positions_M, shared, whole, pooled), paths
 
     def _packing(self, paths: Sequence[TokenPath]) -> Packing:
-        return Packing.of(paths, input_device(self._model.model), one_kernel=not self._training)
+        return Packing(paths, input_device(self._model.model), one_kernel=not self._training)
 
 
 def _tap_keys(tap: Tap, model: PackedModel) -> list[TapKey]:

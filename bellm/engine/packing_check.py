@@ -4,7 +4,7 @@ Shapes: B rows, D width.
 """
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,13 +15,15 @@ from bellm.backbone.fused_modules import fuse_modules
 from bellm.backbone.hooks import shared_copy
 from bellm.backbone.kept_checks import KeptCheck
 from bellm.backbone.leakage import sample_token_ids
-from bellm.backbone.packed_model import PackedModel
-from bellm.backbone.packed_pass import NotPackableError
-from bellm.backbone.states import without_autocast
+from bellm.backbone.packed_model import PackedModel, attention_implementation
+from bellm.backbone.packed_pass import AttentionKernel, NotPackableError, attention_kernels
+from bellm.backbone.states import input_device, without_autocast
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import HiddenStateReadout, JoinedReadout
 from bellm.engine.tokenization import Tokens
+from bellm.errors import KernelWarning, warn
+from bellm.tensors.packing import KernelRefusal
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import PoolingName
 
@@ -55,6 +57,7 @@ class PackingCheck:
     reason: str = ""  # Why there is none.
     distance: float | None = None  # Largest relative distance between packed and padded vectors, if it was measured.
     limit: float | None = None
+    refused: tuple[str, ...] = ()  # Faster kernels that do not compute this model's attention, each with its reason.
 
 
 @dataclass(frozen=True)
@@ -121,18 +124,32 @@ def _parts(model: nn.Module) -> list[object]:
 
 
 def _check(model: PreTrainedModel, anew: bool) -> PackingCheck:
-    kept = KeptCheck("packing", model)
+    """Try one kernel after the other."""
+    refused: list[str] = []
+    kernels = attention_kernels(attention_implementation(model), input_device(model))
+    for kernel in kernels:
+        check = _check_kernel(model, kernel, anew)
+        if check.packed_model:
+            if refused:
+                warn(f"Attention is computed by {kernel}, not by {'; '.join(refused)}", KernelWarning)
+            return replace(check, refused=tuple(refused))
+        refused.append(f"{kernel}: {check.reason}")
+    return replace(check, refused=tuple(refused[:-1]))
+
+
+def _check_kernel(model: PreTrainedModel, kernel: AttentionKernel, anew: bool) -> PackingCheck:
+    kept = KeptCheck(f"packing-{kernel}", model)
     limit = tolerances(model.dtype).packing
     try:
-        packed = PackedModel(model)
+        packed = PackedModel(model, kernel)
         if kept.passed and not anew:
             fuse_modules(packed.model)
             return PackingCheck(packed)
         with without_autocast(model):
             distance = _distance(model, packed)
-    except NotPackableError as error:
+    except (NotPackableError, KernelRefusal) as error:
         return PackingCheck(None, str(error))
-    except Exception as error:  # Models fail in ways of their own, and all of them run padded.
+    except Exception as error:  # Models and kernels fail in ways of their own, and all models run padded.
         return PackingCheck(None, f"{type(model).__name__} does not run packed ({type(error).__name__})")
     if not distance <= limit:
         limit = max(limit, min(_ROUNDINGS * _rounding(model), _UNEXPLAINED))

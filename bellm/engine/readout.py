@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -17,6 +18,7 @@ from bellm.backbone.routing import count_experts, dense_layers
 from bellm.backbone.states import hidden_size
 from bellm.config import EncoderConfig
 from bellm.errors import BellmError, NoOpWarning, warn
+from bellm.tensors.placement import to_device
 from bellm.tensors.pooling import POOLERS
 from bellm.types import PoolingName
 
@@ -177,10 +179,13 @@ def all_states_readout(pooling: PoolingName, num_layers: int) -> Readout:
 
 
 def text_mask(mask_BL: Tensor, spans: Spans) -> Tensor:
-    """Keep the tokens of the text and drop the prompt's; a row without text keeps its whole prompt."""
-    kept_BL = mask_BL.clone()
-    for row, (start, end) in enumerate(spans):
-        if start < end:
-            kept_BL[row, :start] = 0
-            kept_BL[row, end:] = 0
-    return kept_BL
+    """Keep the tokens of the text and drop the prompt's; a row without text keeps its whole prompt.
+
+    Without spans the mask is that of the texts already.
+    """
+    if not spans:
+        return mask_BL
+    starts, ends = np.array(spans, dtype=np.int64).T
+    starts_B1, ends_B1 = (to_device(table, mask_BL.device)[:, None] for table in (starts, ends))
+    positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+    return mask_BL & ((starts_B1 >= ends_B1) | ((positions_L >= starts_B1) & (positions_L < ends_B1)))

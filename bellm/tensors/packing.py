@@ -1,4 +1,4 @@
-"""Packed (padding-free) attention over texts laid end to end, on the CPU.
+"""Packed (padding-free) attention over texts laid end to end.
 
 Every token has one row, whichever texts it belongs to. A text is a path: the rows of its tokens, first to last. Texts
 with a common prefix share the rows of that prefix, and only one of them computes its queries.
@@ -8,7 +8,9 @@ E width of a head.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from bellm.tensors.placement import to_device
+
 Indices = NDArray[np.int64]
+Made = TypeVar("Made")
 
 _BLOCK = 64
 """Queries of one product: their scores stay in a core's cache, and keys after the last visible one are left out."""
 
 _KEY_MULTIPLE = 16
 """Numbers of keys are rounded up to multiples of this: vector units handle a remainder one by one."""
+
+
+class KernelRefusal(Exception):  # noqa: N818 - another kernel computes it, nothing is wrong
+    """A kernel cannot compute this attention; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,43 @@ class TokenPath:
 
     keys: Indices  # Row of each of its tokens, by position.
     queries: Indices  # Rows of its queries: the end of the path; another path computes those of a shared prefix.
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Paths end to end, for kernels that take texts of any length.
+
+    `starts` tables are int32 and have one entry more than there are paths.
+    """
+
+    keys_K: Tensor | None  # Row of each key, path after path; None where rows are in this order already.
+    query_starts: Tensor
+    key_starts: Tensor
+    most_queries: int  # Of a path.
+    most_keys: int
+    num_queries: list[int]  # Of each path, on the host.
+    num_keys: list[int]
+
+    @classmethod
+    def of(cls, paths: Sequence[TokenPath], device: torch.device) -> "Sequences":
+        """The tables of paths whose queries are in the order of the rows."""
+        num_queries, num_keys = [len(path.queries) for path in paths], [len(path.keys) for path in paths]
+        queries, keys = np.concatenate([path.queries for path in paths]), np.concatenate([path.keys for path in paths])
+        assert np.array_equal(queries, np.arange(len(queries)))
+        query_starts, key_starts = (np.cumsum([0, *counts], dtype=np.int32) for counts in (num_queries, num_keys))
+        return cls(
+            keys_K=None if np.array_equal(keys, queries) else to_device(keys, device),
+            query_starts=to_device(query_starts, device),
+            key_starts=to_device(key_starts, device),
+            most_queries=max(num_queries),
+            most_keys=max(num_keys),
+            num_queries=num_queries,
+            num_keys=num_keys,
+        )
+
+    def keys_in_order(self, table_MGE: Tensor) -> Tensor:
+        """Keys or values, path after path, (K, G, E)."""
+        return table_MGE if self.keys_K is None else table_MGE.index_select(0, self.keys_K)
 
 
 @dataclass(frozen=True)
@@ -74,25 +120,35 @@ class PathGroup:
         return allowed_BQK | (~allowed_BQK.any(-1, keepdim=True) & (key_K == 0))
 
 
-@dataclass(frozen=True)
 class Packing:
-    """Paths in padded groups, and the index from the groups' slots back to rows."""
+    """Paths whose queries together are the rows 0 to N-1, each once; the tables of each way to attend are made once.
 
-    groups: tuple[PathGroup, ...]
-    slots_N: Tensor  # Index of each query among the slots (B * Q) of all groups.
-    is_one_text: bool  # Whether all keys are those of one text, in its order, and may go through one kernel.
-    _blocks: dict[tuple[MaskSpec, torch.dtype], list[list[QueryBlock]]] = field(default_factory=dict)
+    All layers with one layer range share them. Tables go to an accelerator without the host waiting for it.
+    """
 
-    @classmethod
-    def of(cls, paths: Sequence[TokenPath], device: torch.device, *, one_kernel: bool = True) -> "Packing":
-        """Group paths of similar length; together their queries are the rows 0 to N-1, each once.
+    def __init__(self, paths: Sequence[TokenPath], device: torch.device, *, one_kernel: bool = True) -> None:
+        """Take paths, in the order of their queries.
 
-        A text alone may go through `one_kernel`, whose sums depend on the number of threads.
+        Args:
+            paths: One or more; each has a query.
+            device: Where attention is computed.
+            one_kernel: Whether a text alone may go through a kernel whose sums depend on the number of threads.
         """
+        self.paths, self._device, self._one_kernel = paths, device, one_kernel
+        self._made: dict[object, Any] = {}
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The paths end to end, for kernels that take texts of any length."""
+        return Sequences.of(self.paths, self._device)
+
+    @cached_property
+    def _padded(self) -> tuple[list[PathGroup], Tensor]:
+        """Paths of similar length in groups, and the index of each query among the slots (B * Q) of all groups."""
         groups: list[PathGroup] = []
-        slots = np.empty(sum(len(path.queries) for path in paths), dtype=np.int64)
+        slots = np.empty(sum(len(path.queries) for path in self.paths), dtype=np.int64)
         num_slots = 0
-        for members in _group_by_length(paths):
+        for members in _group_by_length(self.paths):
             width, depth = max(len(path.queries) for path in members), _round_up(len(members[0].keys))
             queries, keys = (np.zeros((len(members), size), dtype=np.int64) for size in (width, depth))
             for member, path in enumerate(members):
@@ -102,24 +158,38 @@ class Packing:
             lengths = np.array([len(path.keys) for path in members])
             firsts = lengths - [len(path.queries) for path in members]  # Queries are the end of their path.
             positions = np.minimum(firsts[:, None] + np.arange(width), lengths[:, None] - 1)
-            tables = (torch.from_numpy(table).to(device) for table in (queries, keys, positions, lengths))
-            groups.append(PathGroup(*tables))
+            groups.append(PathGroup(*(to_device(table, self._device) for table in (queries, keys, positions, lengths))))
             num_slots += queries.size
-        is_one_text = (
-            one_kernel
-            and len(paths) == 1
-            and all(np.array_equal(rows, np.arange(len(rows))) for rows in (paths[0].keys, paths[0].queries))
+        return groups, to_device(slots, self._device)
+
+    @property
+    def groups(self) -> list[PathGroup]:
+        """Paths of similar length, padded to one shape."""
+        return self._padded[0]
+
+    @cached_property
+    def is_one_text(self) -> bool:
+        """Whether all keys are those of one text, in its order, and may go through one kernel."""
+        path = self.paths[0]
+        return (
+            self._one_kernel
+            and len(self.paths) == 1
+            and all(np.array_equal(rows, np.arange(len(rows))) for rows in (path.keys, path.queries))
         )
-        return cls(tuple(groups), torch.from_numpy(slots).to(device), is_one_text)
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made for the first of all layers that ask for the same key."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def blocks(self, spec: MaskSpec, dtype: torch.dtype) -> list[list[QueryBlock]]:
-        """Blocks of every group with their masks, made once for all layers with one spec."""
-        if (spec, dtype) not in self._blocks:
-            self._blocks[spec, dtype] = [_blocks(group, spec, dtype) for group in self.groups]
-        return self._blocks[spec, dtype]
+        """Blocks of every group with their masks."""
+        return self.once((spec, dtype), lambda: [_blocks(group, spec, dtype) for group in self.groups])
 
     def attend(self, spec: MaskSpec, query_NHE: Tensor, key_MGE: Tensor, value_MGE: Tensor, scaling: float) -> Tensor:
-        """Softmax attention of every query along its path, (N, H, E of the values).
+        """Softmax attention of every query along its path on a CPU, (N, H, E of the values).
 
         Args:
             spec: Which keys a query may see.
@@ -135,7 +205,7 @@ class Packing:
             _attend(group, blocks, query_NHE, key_MGE, value_MGE)
             for group, blocks in zip(self.groups, self.blocks(spec, query_NHE.dtype), strict=True)
         ]
-        return torch.cat(outputs).index_select(0, self.slots_N)
+        return torch.cat(outputs).index_select(0, self._padded[1])
 
     def attend_with(
         self,
@@ -160,7 +230,7 @@ class Packing:
             query = query_NHE[group.queries_BQ].transpose(1, 2)
             key, value = (table[group.keys_BK].transpose(1, 2) for table in (key_MGE, value_MGE))
             outputs.append(padded(query, key, value, group.allowed(spec)[:, None]).flatten(0, 1))
-        return torch.cat(outputs).index_select(0, self.slots_N)
+        return torch.cat(outputs).index_select(0, self._padded[1])
 
 
 def _attend_alone(
