@@ -47,7 +47,7 @@ WORDS = 30_000
 MAX_TOKENS = 512
 BATCH_SIZE = 64
 SIZES = {
-    "tiny": (4, 64, 4, 2, 176),
+    "tiny": (10, 64, 4, 2, 176),
     "135M": (30, 576, 9, 3, 1536),
     "1.2B": (16, 2048, 32, 8, 8192),
     "7B": (32, 4096, 32, 8, 14336),
@@ -109,7 +109,7 @@ def main() -> None:
     place = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     rate = product_rate(device)
     console = Console()
-    console.print(f"{place}; {machine()}; matrix products in bfloat16: {rate / 1e12:.1f} TFLOP/s")
+    console.print(f"{place}; {machine()}; matrix products in bfloat16: {rate / 1e12:.1f} TFLOP/s", soft_wrap=True)
     checks = check_vectors(device, "tiny" if options.quick else "135M")
     console.print(checks)
     rows: list[Row] = []
@@ -288,7 +288,7 @@ def cells(
 
 def make_peer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str) -> Transformer:
     """sentence-transformers' module, which loads from a folder only, with the weights that all share."""
-    config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": 1, "hidden_size": 64})
+    config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": 1, "hidden_size": 64, "head_dim": 16})
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     transformer = Transformer(folder, max_seq_length=MAX_TOKENS)
