@@ -21,7 +21,7 @@ from torch.nn import functional
 from bellm.tensors.placement import to_device
 
 Indices = NDArray[np.int64]
-Made = TypeVar("Made")
+Built = TypeVar("Built")
 
 _BLOCK = 64
 """Queries of one product: their scores stay in a core's cache, and keys after the last visible one are left out."""
@@ -177,11 +177,11 @@ class Packing:
             and all(np.array_equal(rows, np.arange(len(rows))) for rows in (path.keys, path.queries))
         )
 
-    def once(self, key: object, make: Callable[[], Made]) -> Made:
+    def once(self, key: object, make: Callable[[], Built]) -> Built:
         """What `make` gives, made for the first of all layers that ask for the same key."""
         if key not in self._made:
             self._made[key] = make()
-        made: Made = self._made[key]
+        made: Built = self._made[key]
         return made
 
     def blocks(self, spec: MaskSpec, dtype: torch.dtype) -> list[list[QueryBlock]]:

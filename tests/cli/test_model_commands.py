@@ -109,13 +109,13 @@ def test_info_of_a_saved_encoder_is_what_its_files_say(tiny_folder: Path) -> Non
     assert done.returncode == 0, done.stderr
     of_files = json.loads(done.stdout)
     loaded = json.loads(CliRunner().invoke(app, ["info", str(tiny_folder), "--device", "cpu", "--json"]).stdout)
-    unknown = {"layers", "device", "attention", "batching_mode"}
+    unknown = {"layers", "device", "attention", "batching_mode", "attention_kernel"}
     assert list(of_files) == list(loaded)
     assert of_files == loaded | dict.fromkeys(unknown)
     words = " ".join(CliRunner().invoke(app, ["info", str(tiny_folder)]).stdout.split())
     assert "2-3 of 4" in words
     assert (
-        f"No model was loaded, which layers, device, attention, batching_mode are of: bellm info {tiny_folder}" in words
+        f"No model was loaded, which layers, device, attention, batching_mode, attention_kernel are of: bellm info {tiny_folder}" in words
     )
 
 
