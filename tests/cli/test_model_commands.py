@@ -115,7 +115,8 @@ def test_info_of_a_saved_encoder_is_what_its_files_say(tiny_folder: Path) -> Non
     words = " ".join(CliRunner().invoke(app, ["info", str(tiny_folder)]).stdout.split())
     assert "2-3 of 4" in words
     assert (
-        f"No model was loaded, which layers, device, attention, batching_mode, attention_kernel are of: bellm info {tiny_folder}" in words
+        "No model was loaded, which layers, device, attention, batching_mode, attention_kernel are of: "
+        f"bellm info {tiny_folder}" in words
     )
 
 
