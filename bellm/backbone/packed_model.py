@@ -10,6 +10,7 @@ that take logits, V vocabulary.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -17,6 +18,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 
 from bellm.backbone.architecture import DecoderLayer, get_decoder, get_layers, get_text_config, longrope_short_context
@@ -61,6 +63,8 @@ class PackedModel:
         _check_packable(model, layers, attention)
         opened = get_open_layers(model)
         self.kernel = kernel or attention_kernels(attention, input_device(model))[0]
+        self.gradient_checkpointing = False
+        """Keep only the states between layers for autograd, and compute the rest again on the way back."""
         self.depth = len(layers)
         self.short_context = longrope_short_context(model)
         self.num_shared = opened[0] if opened else self.depth  # Layers, from the first, with common prefixes once.
@@ -77,8 +81,9 @@ class PackedModel:
 
     def prefill(self, batch: PackedBatch, stop: int, taps: Collection[TapKey] = ()) -> SharedPrefix:
         """Compute the prefix of all texts, given as a batch of one text, up to layer `stop`."""
-        run = ForwardPass(batch, None, min(self.num_shared, stop), self.kernel, batch.shared, taps=frozenset(taps))
+        run = self._pass(batch, None, min(self.num_shared, stop), taps=frozenset(taps), key_values=[])
         states_PD = self._run(run)
+        assert run.key_values is not None
         keys, values = zip(*run.key_values, strict=True) if run.key_values else ((), ())
         if stop > self.num_shared:
             return SharedPrefix(keys, values, states_PD, run.other_branch_ND, run.tapped)
@@ -99,7 +104,7 @@ class PackedModel:
             stop: Layer before which to stop.
             resume: Input of a layer for this batch, at most of the first open one; layers below it do not run.
         """
-        run = ForwardPass(batch, prefix, stop, self.kernel, batch.shared)
+        run = self._pass(batch, prefix, stop)
         if resume:
             assert resume.layer <= self.num_shared
             run.start, run.start_states_ND = resume.layer, resume.states_ND
@@ -108,7 +113,7 @@ class PackedModel:
 
     def tapped(self, batch: PackedBatch, prefix: SharedPrefix | None, stop: int, taps: Collection[TapKey]) -> Tapped:
         """What is tapped of a pass that stops before layer `stop`, each (rows of the last layer range, width)."""
-        run = ForwardPass(batch, prefix, stop, self.kernel, batch.shared, taps=frozenset(taps))
+        run = self._pass(batch, prefix, stop, taps=frozenset(taps))
         run.tap(("state", stop), run.add_branches(self._run(run)))
         return run.tapped
 
@@ -118,9 +123,14 @@ class PackedModel:
         Where a causal model has the prefix of all texts, rows count its tokens too, first.
         """
         check_lm_head(self.model)
-        run = ForwardPass(batch, prefix, self.depth, self.kernel, batch.shared, logit_rows_C=rows_C)
+        run = self._pass(batch, prefix, self.depth, logit_rows_C=rows_C)
         logits_1CV: Tensor = _call(self.model, run).logits
         return logits_1CV[0]
+
+    def _pass(self, batch: PackedBatch, prefix: SharedPrefix | None, stop: int, **options: Any) -> ForwardPass:
+        return ForwardPass(
+            batch, prefix, stop, self.kernel, batch.shared, checkpoints=self.gradient_checkpointing, **options
+        )
 
     def _run(self, run: ForwardPass) -> Tensor:
         try:
@@ -173,13 +183,25 @@ class _LayerForward:
         states: Tensor = args[0] if args else kwargs["hidden_states"]
         if self._index < run.start:
             return (states,) if self._in_tuple else states
-        output = self._forward(self._select_input(run, states[0], (args, kwargs)))
+        call = self._select_input(run, states[0], (args, kwargs))
+        if run.checkpoints and torch.is_grad_enabled():
+            # What the pass is at by now: on the way back it is at its end.
+            output = checkpoint(self._forward_in, replace(run), call, use_reentrant=False)
+        else:
+            output = self._forward(call)
         self._in_tuple = isinstance(output, tuple)
         if not (self._is_last and self._has_branches):
             return output
         states = run.add_branches(output[0] if self._in_tuple else output)
         run.other_branch_ND = None
         return (states, *output[1:]) if self._in_tuple else states
+
+    def _forward_in(self, run: ForwardPass, call: Arguments) -> Any:
+        token = current_pass.set(run)
+        try:
+            return self._forward(call)
+        finally:
+            current_pass.reset(token)
 
     def _forward(self, call: Arguments) -> Any:
         module = self._module()

@@ -98,11 +98,12 @@ class ForwardPass:
     current: LayerRange
     layer: int = 0
     window: int | None = None  # Of the current layer.
-    key_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # Of the layers so far, without the prefix's.
+    key_values: list[tuple[Tensor, Tensor]] | None = None  # Of the layers so far; None where nobody asks for them.
     all_key_values: tuple[Tensor, Tensor] | None = None  # Of all rows, while only pooled rows have queries.
     stop_at_keys: bool = False
     taps: frozenset[TapKey] = frozenset()
     tapped: Tapped = field(default_factory=dict)
+    checkpoints: bool = False  # Keep only the states between layers for autograd, and compute the rest again.
     logit_rows_C: Tensor | None = None  # Last states that the language-model head gets; None without a head.
     start: int = 0  # First layer to run.
     start_states_ND: Tensor | None = None  # Its input; None for the token embeddings.
@@ -199,7 +200,8 @@ def _all_keys_values(run: ForwardPass, key_NGE: Tensor, value_NGE: Tensor) -> tu
     """Keys and values that a layer's queries may see, the shared prefix's among them."""
     if run.all_key_values:
         return run.all_key_values
-    run.key_values.append((key_NGE, value_NGE))
+    if run.key_values is not None:
+        run.key_values.append((key_NGE, value_NGE))
     if run.prefix and run.current is run.batch.shared:
         key_NGE = torch.cat([run.prefix.keys[run.layer], key_NGE])
         value_NGE = torch.cat([run.prefix.values[run.layer], value_NGE])

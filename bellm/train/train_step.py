@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from bellm.backbone import adapters
 from bellm.backbone.architecture import get_layers
+from bellm.backbone.packed_model import PackedModel
 from bellm.encoder import Encoder
 from bellm.engine import memory_budget
 from bellm.engine.concurrency import num_concurrent_batches
@@ -73,7 +74,7 @@ class TrainStep:
             chunk_tokens: Most tokens of one forward pass; None for what suits the hardware.
             max_held_tokens: Tokens of a step above which its gradients are cached; None for what memory holds.
             gradient_checkpointing: Keep the states between layers and recompute those inside: for texts so long that a
-                chunk of one does not fit. Texts then run in padded batches.
+                chunk of one does not fit.
             sharded: Leave each process a part of every weight; see `FSDPRoot`. The encoder is of no other use then, and
                 texts run in padded batches.
         """
@@ -93,7 +94,7 @@ class TrainStep:
             device = encoder.device
             suits = memory_budget.chunk_tokens(encoder.model, device.type, encoder.model.dtype, free_bytes(device))
             chunk_tokens = suits // num_concurrent_batches(encoder.model)
-        self.chunker = Chunker(encoder, chunk_tokens, packs=not (gradient_checkpointing or sharded))
+        self.chunker = Chunker(encoder, chunk_tokens, packs=not sharded)
         self.max_held_tokens = max_graph_tokens(encoder.model) if max_held_tokens is None else max_held_tokens
         self.parameters = {
             name: parameter for name, parameter in encoder.model.named_parameters() if parameter.requires_grad
@@ -234,7 +235,8 @@ class TrainStep:
 
     @contextmanager
     def _training(self, *models: PreTrainedModel) -> Iterator[None]:
-        packed = [check_packing(model).packed_model for model in models] if self.chunker.packs else []
+        checks = [check_packing(model) for model in models] if self.chunker.packs else []
+        packed = [check.packed_model for check in checks if check.packed_model]
         with (
             torch.autocast(
                 self.encoder.device.type,
@@ -242,8 +244,8 @@ class TrainStep:
                 enabled=self.autocast is not None,
                 cache_enabled=not self.sharded,  # It would keep gathered weights in memory.
             ),
-            adapters.training_adapters(*models, *(each.model for each in packed if each)),
-            _checkpointed(models) if self.gradient_checkpointing else nullcontext(),
+            adapters.training_adapters(*models, *(each.model for each in packed)),
+            _checkpointed(models, packed) if self.gradient_checkpointing else nullcontext(),
         ):
             yield
 
@@ -267,13 +269,17 @@ def check_objective(objective: Objective, examples: Sequence[Example]) -> None:
 
 
 @contextmanager
-def _checkpointed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+def _checkpointed(models: Sequence[PreTrainedModel], packed: Sequence[PackedModel]) -> Iterator[None]:
     """Put the layers themselves, and not their modules, into training mode, in which they checkpoint."""
     layers = [layer.module for model in models for layer in get_layers(model)]
     for layer in layers:
         layer.training = True
+    for each in packed:
+        each.gradient_checkpointing = True
     try:
         yield
     finally:
         for layer in layers:
             layer.training = False
+        for each in packed:
+            each.gradient_checkpointing = False
