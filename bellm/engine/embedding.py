@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def embed_tokens(
         else:
             runner = PaddedRunner(model, rows, readout, pad_id)
 
-        def take(group: Sequence[int], result: NDArray[np.float32]) -> None:
+        def take(group: Sequence[int], result: NDArray[np.floating[Any]]) -> None:
             vectors[group] = result
             done(int(copies[group].sum()))
 
@@ -98,7 +99,7 @@ def run_batches(
     rows: Tokens,
     budget: int,
     compute: Callable[[Sequence[int]], Tensor],
-    take: Callable[[Sequence[int], NDArray[np.float32]], None],
+    take: Callable[[Sequence[int], NDArray[np.floating[Any]]], None],
 ) -> None:
     """Compute something of all rows of a runner batch by batch, and hand it on with the rows that it is of.
 

@@ -3,13 +3,15 @@
 Each distinct beginning of an answer is one row: answers of one token need nothing but the prompt, however many they
 are. Packed batches compute what rows begin with once, the beginning of all rows once for all batches.
 
-Shapes: R answers, C positions that take logits, V vocabulary.
+Shapes: R answers, C positions that take logits, V vocabulary, A tokens of answers.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -58,7 +60,10 @@ def answer_log_likelihoods(
     def compute(group: Sequence[int]) -> Tensor:
         """Log-probabilities of the wanted tokens of a group, row after row."""
         positions = [sorted({place for place, _, _ in aims_of[row]}) for row in group]
-        log_probs_CV = runner.logits(group, positions).float().log_softmax(-1)
+        logits_CV = runner.logits(group, positions)
+        # A sum over so many tokens rounds to 1e-5 nats in float32, which is more than the rest of the model does.
+        logits_CV = logits_CV.to(torch.float32 if logits_CV.is_mps else torch.float64)  # Metal has no float64.
+        totals_C = logits_CV.logsumexp(-1)
         starts = np.cumsum([0, *map(len, positions)])
         index = [
             int(start) + places.index(place)
@@ -66,9 +71,10 @@ def answer_log_likelihoods(
             for place, _, _ in aims_of[row]
         ]
         token_ids = [token for row in group for _, token, _ in aims_of[row]]
-        return log_probs_CV[tuple(to_device(np.array(table), log_probs_CV.device) for table in (index, token_ids))]
+        index_A, token_ids_A = (to_device(np.array(table), logits_CV.device) for table in (index, token_ids))
+        return logits_CV[index_A, token_ids_A] - totals_C[index_A]
 
-    def take(group: Sequence[int], log_probs: NDArray[np.float32]) -> None:
+    def take(group: Sequence[int], log_probs: NDArray[np.floating[Any]]) -> None:
         answers = [answer for row in group for _, _, answer in aims_of[row]]
         np.add.at(found_R, answers, log_probs.astype(np.float64))
         done(len(set(answers)))

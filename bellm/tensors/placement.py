@@ -1,5 +1,7 @@
 """Tables from the host to a device, and results back, without one waiting for the other."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,9 +28,9 @@ class HostCopy:
         else:
             self._host = result
 
-    def numpy(self) -> NDArray[np.float32]:
+    def numpy(self) -> NDArray[np.floating[Any]]:
         """Wait for the copy."""
         if self._copied:
             self._copied.synchronize()
-        found: NDArray[np.float32] = self._host.cpu().numpy()
+        found: NDArray[np.floating[Any]] = self._host.cpu().numpy()
         return found

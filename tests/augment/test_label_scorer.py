@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers.normalizers import Lowercase
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.augment import LabelScorer, calibrate_batch, calibrate_contextual, label_probabilities
@@ -34,7 +34,7 @@ def by_hand(encoder: Encoder, prompts: list[str], labels: list[str]) -> np.ndarr
             for label in labels:
                 start = len(tokenizer(prompt).input_ids)
                 ids = torch.tensor([tokenizer(f"{prompt} {label}").input_ids])
-                log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+                log_probs = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
                 rows.append(sum(log_probs[at - 1, ids[0, at]].item() for at in range(start, ids.shape[1])))
     return np.array(rows).reshape(len(prompts), len(labels))
 
@@ -48,6 +48,25 @@ def test_scores_are_those_of_a_loop(tiny_encoder: Encoder) -> None:
     assert tiny_encoder.batching_mode == "packed"
     wanted = by_hand(tiny_encoder, [str(each) for each in prompts()], LABELS)
     np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_large_vocabulary_costs_no_precision(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """A sum over 150 000 tokens in float32 rounds to more than that."""
+    config = LlamaConfig(
+        vocab_size=150_000,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    encoder = Encoder.from_pretrained(model, tokenizer=tiny_tokenizer, bidirectional="none")
+    wanted = by_hand(encoder, [str(each) for each in prompts()], LABELS)
+    np.testing.assert_allclose(LabelScorer(encoder).score(prompts(), LABELS), wanted, rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "qwen3_next", "bloom", "gpt2"])
