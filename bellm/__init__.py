@@ -11,11 +11,11 @@ from bellm.version import __version__
 if TYPE_CHECKING:
     from bellm.doctor import diagnose
     from bellm.encoder import Encoder
+    from bellm.engine.graph_encoder import GraphEncoder
     from bellm.multiview import MultiViewEncoder
-    from bellm.onnx_encoder import OnnxEncoder
     from bellm.pool import EncoderPool
 
-__all__ = ["BellmError", "BellmWarning", "Encoder", "EncoderConfig", "EncoderPool", "MultiViewEncoder", "OnnxEncoder"]
-__all__ += ["Prompt", "__version__", "diagnose"]
+__all__ = ["BellmError", "BellmWarning", "Encoder", "EncoderConfig", "EncoderPool", "GraphEncoder"]
+__all__ += ["MultiViewEncoder", "Prompt", "__version__", "diagnose"]
 
 __getattr__, __dir__ = lazy_exports(__name__)  # These need torch, and `bellm --help` does not.

@@ -22,8 +22,7 @@ from bellm.engine.padded import pad_rows
 from bellm.engine.tokenization import fallback_token_id
 from bellm.layer_spec import format_layers
 from bellm.multiview import MultiViewEncoder
-from bellm.saved_encoder import SavedEncoder
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.saved_encoder import FINGERPRINT_TEXTS, SavedEncoder
 from bellm.tensors.similarity import relative_distance, tolerances
 
 Status = Literal["pass", "warn", "fail", "skip"]

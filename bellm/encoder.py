@@ -35,19 +35,20 @@ from bellm.encode_options import EncodeHabits, EncodeOptions, read_habits
 from bellm.engine import tokenization
 from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult, embed_chunks, embed_tokens, warn_degenerate
+from bellm.engine.graph_encoder import GraphBackend, GraphEncoder
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import Readout, check_readout, make_readout
 from bellm.engine.tokenization import Tokens, fallback_token_id
-from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, warn
+from bellm.errors import BellmError, LayerError, NoOpWarning, SourceError, check_choice, warn
 from bellm.hints import unknown_attribute
 from bellm.io.atomic import atomic_directory
 from bellm.layer_spec import format_layers
 from bellm.progress import can_show_bars, progress_bar
 from bellm.prompts import Rendered
-from bellm.saved_encoder import SavedEncoder, centered_error, check_one_encoder, read_saved
+from bellm.saved_encoder import FINGERPRINT_TEXTS, SavedEncoder, centered_error, check_one_encoder, read_saved
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, paired_cosine_similarity
 from bellm.tensors.vector_statistics import VectorStatistics
-from bellm.types import CenteringName, InputType, Vectors
+from bellm.types import BackendName, CenteringName, InputType, Vectors
 
 _causal: ContextVar[dict[int, PreTrainedModel]] = ContextVar("causal", default={})  # noqa: B039 - never mutated
 
@@ -95,11 +96,13 @@ class Encoder:
         self.statistics: VectorStatistics | None = None
         """What the setting `centering` takes from vectors, see `bellm.compress.center`."""
 
+    @overload
     @classmethod
     def from_pretrained(
         cls,
         source: str | PathLike[str] | nn.Module,
         *,
+        backend: Literal["torch"] = "torch",
         config: EncoderConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: str = "auto",
@@ -110,7 +113,31 @@ class Encoder:
         device_map: Any = None,
         verify: bool = True,
         **settings: Any,
-    ) -> "Encoder":
+    ) -> "Encoder": ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, source: str | PathLike[str], *, backend: GraphBackend, num_threads: int | None = None
+    ) -> GraphEncoder: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str] | nn.Module,
+        *,
+        backend: BackendName = "torch",
+        config: EncoderConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        attention: str = "auto",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        device_map: Any = None,
+        verify: bool = True,
+        **settings: Any,
+    ) -> "Encoder | GraphEncoder":
         """Load a model and open the chosen layers.
 
         A folder or Hub repository that `save_pretrained` or `push_to_hub` wrote comes back as it was saved, checked by
@@ -121,6 +148,8 @@ class Encoder:
             source: Hub id (`owner/name` or `owner/name@revision`), folder, `.gguf` file, alias (`smollm2`), or a loaded
                 model of transformers or PEFT. Adapters are merged into their base model; folders of
                 sentence-transformers and LLM2Vec bring their settings.
+            backend: What runs the model. `onnx` and `openvino` open a folder that `bellm export` wrote for them, as a
+                `GraphEncoder`, which takes nothing else but `num_threads`.
             config: All settings at once.
             tokenizer: The tokenizer of a loaded model.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: as saved, else bfloat16 where the hardware is fast at
@@ -140,6 +169,14 @@ class Encoder:
         Warns:
             NoOpWarning: The open layers cannot change the vectors, or some chosen layers have no attention.
         """
+        check_choice("backend", backend, BackendName)
+        if backend != "torch":
+            options: dict[str, Any] = {"config": config, "tokenizer": tokenizer, "dtype": dtype, "device": device}
+            options |= {"attention": attention, "revision": revision, "device_map": device_map, **settings}
+            given = {name: value for name, value in options.items() if value not in (None, "auto")}
+            if not isinstance(source, str | PathLike):
+                raise BellmError(f"backend={backend!r} opens a folder that bellm export wrote: give its path.")
+            return GraphEncoder.from_pretrained(source, backend=backend, **given)
         if not isinstance(config, EncoderConfig | None):
             raise BellmError(
                 f"config is {type(config).__name__}. Give an EncoderConfig, or the settings by their names."
@@ -147,7 +184,7 @@ class Encoder:
         given = {name: getattr(config, name) for name in setting_names()} if config else {}
         given |= given_settings(settings)
         check_settings(given)
-        options: dict[str, Any] = {"tokenizer": tokenizer, "device": device, "attention": attention}
+        options = {"tokenizer": tokenizer, "device": device, "attention": attention}
         options |= {"trust_remote_code": trust_remote_code, "device_map": device_map}
         source = os.fspath(source) if isinstance(source, PathLike) else source
         if revision is not None:
@@ -248,7 +285,8 @@ class Encoder:
                     "The mean that centers vectors is not that of the causal model: replace(centering='none')."
                 )
             vectors_ND = self.statistics.apply(vectors_ND, self.config.centering)
-        vectors_ND = vectors_ND[:, : self.config.truncate_dim]
+        # A view would keep the whole vectors in memory, and safetensors writes the first bytes of these.
+        vectors_ND = np.ascontiguousarray(vectors_ND[:, : self.config.truncate_dim])
         return normalize_rows(vectors_ND) if self.config.normalize else vectors_ND
 
     @overload
@@ -444,7 +482,7 @@ class Encoder:
     def fingerprint(self) -> Vectors:
         """Vectors of a few fixed texts, as texts and as queries, by which encoders are compared."""
         input_types: tuple[InputType, ...] = ("text", "query")
-        results = [self.encode_with_stats(saving.FINGERPRINT_TEXTS, input_type=each) for each in input_types]
+        results = [self.encode_with_stats(FINGERPRINT_TEXTS, input_type=each) for each in input_types]
         return np.concatenate([result.vectors for result in results])
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _IMPORTS = {
     "evaluate": ("scipy", "sklearn", "datasets", "jinja2", "pyarrow", "pytrec_eval"),
     "corpus": ("pyarrow", "filelock", "lancedb"),
     "serve": ("orjson", "prometheus_client", "pydantic", "starlette", "uvicorn"),
-    "export": ("model2vec", "onnx", "onnxruntime", "onnxscript", "sentence_transformers"),
+    "export": ("gguf", "model2vec", "onnx", "onnxruntime", "onnxscript", "openvino", "sentence_transformers"),
 }
 """What each extra of pyproject.toml makes importable."""
 

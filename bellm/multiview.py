@@ -26,6 +26,7 @@ from bellm.data.amr import Graphs, fingerprint_graphs, read_graphs, warn_missing
 from bellm.encode_options import read_fixed_habits
 from bellm.encoder import Encoder
 from bellm.engine.embedding import EncodeResult, warn_degenerate
+from bellm.engine.graph_encoder import GraphEncoder, is_graph
 from bellm.engine.readout import JoinedReadout, make_readout
 from bellm.engine.tokenization import list_texts, warn_truncated
 from bellm.errors import (
@@ -38,10 +39,9 @@ from bellm.errors import (
     errors_naming,
 )
 from bellm.io.atomic import atomic_directory, write_json
-from bellm.onnx_encoder import OnnxEncoder, is_onnx_export
 from bellm.prompts import META_PROMPTS, Prompt
-from bellm.saved_encoder import FINGERPRINT_FILE, digest_views, read_views
-from bellm.saving import ENCODER_MODULE, FINGERPRINT_TEXTS, weights_digest
+from bellm.saved_encoder import FINGERPRINT_FILE, FINGERPRINT_TEXTS, digest_views, read_views
+from bellm.saving import ENCODER_MODULE, weights_digest
 from bellm.tensors.similarity import cosine_similarity, normalize_rows, relative_distance, tolerances
 from bellm.types import CombineMethod, Embedder, InputType, TransformName, Vectors
 from bellm.version import __version__
@@ -451,21 +451,19 @@ class MultiViewEncoder:
         return np.concatenate([np.float32(by) * part for by, part in zip(scale, unit_ND, strict=True)], axis=1)
 
 
-def open_embedder(source: str, **options: Any) -> "Encoder | MultiViewEncoder | OnnxEncoder":
-    """Open an encoder as `open_encoder` does, or the graph of a folder that `bellm export --to onnx` wrote.
+def open_embedder(source: str, **options: Any) -> "Encoder | MultiViewEncoder | GraphEncoder":
+    """Open an encoder as `open_encoder` does, or the graph of a folder that `bellm export` wrote for ONNX or OpenVINO.
 
     Raises:
         BellmError: It cannot be loaded, or a graph was given settings, which it has of its own.
     """
     path = source.partition("?")[0]
-    if not is_onnx_export(path):
+    if not is_graph(path):
         return open_encoder(source, **options)
     given = {name: value for name, value in {**options, **source_settings(source)}.items() if value is not None}
     if given.get("device") in ("auto", "cpu"):
         del given["device"]
-    if given:
-        raise BellmError(f"{path} is a graph with settings of its own: leave {next(iter(given))} out, or export again.")
-    return OnnxEncoder.from_pretrained(path)
+    return GraphEncoder.from_pretrained(path, **given)
 
 
 def open_encoder(
@@ -518,7 +516,8 @@ def _open_path(path: str, loaded: dict[str, Encoder] | None, settings: dict[str,
     fixed = {name: settings.pop(name) for name in _LOADING if name in settings}
     try:
         if loaded is None:
-            return Encoder.from_pretrained(path, **fixed, **settings)
+            encoder: Encoder = Encoder.from_pretrained(path, **fixed, **settings)
+            return encoder
         key = f"{path} {json.dumps(fixed, sort_keys=True)}"
         if key not in loaded:
             loaded[key] = Encoder.from_pretrained(path, **fixed)

@@ -19,6 +19,14 @@ from bellm.types import TransformName, Vectors
 FINGERPRINT_FILE = "fingerprint.safetensors"
 STATISTICS_FILE = "vector_statistics.safetensors"
 
+FINGERPRINT_TEXTS = (
+    "A heron stands in the shallow water.",
+    "The invoice was paid twice by mistake.",
+    "Why does bread rise when it is left in a warm kitchen?",
+    "Snow",
+)
+"""Texts whose vectors tell one encoder from another."""
+
 _AGAIN = "Save the encoder again."
 _COMBINE = "Combine the encoders again."
 
@@ -116,7 +124,7 @@ def read_export_settings(folder: Path) -> tuple[EncoderConfig, str]:
     manifest = read_object(folder / EXPORT_FILE, "Export again.")
     kind = manifest.get("format")
     if kind not in ("transformers", "sentence-transformers"):
-        opened = "OnnxEncoder.from_pretrained" if kind == "onnx" else "its own library"
+        opened = f"backend={kind!r}" if kind in ("onnx", "openvino") else "its own library"
         raise SourceError(
             f"{folder} is an export for {kind}: open it with {opened}, or load the encoder that it is of."
         )

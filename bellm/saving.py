@@ -43,14 +43,6 @@ ENCODER_MODULE = {"idx": 0, "name": "0", "path": "", "type": "bellm.integrations
 TEMPLATE_NAMES = {"query": "<the encoder's query template>", "document": "<the encoder's document template>"}
 """Prompts in sentence-transformers, by name: they stand for templates, which have no one text to put before another."""
 
-FINGERPRINT_TEXTS = (
-    "A heron stands in the shallow water.",
-    "The invoice was paid twice by mistake.",
-    "Why does bread rise when it is left in a warm kitchen?",
-    "Snow",
-)
-"""Texts whose vectors tell one encoder from another."""
-
 
 def find_saved(source: str) -> Path | None:
     """Folder of a saved encoder, fetched from the Hub where necessary; None for any other source."""

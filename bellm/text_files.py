@@ -21,12 +21,12 @@ from bellm.types import InputType
 
 if TYPE_CHECKING:  # They need torch, and mistakes in files are said before it is imported.
     from bellm.encoder import Encoder
+    from bellm.engine.graph_encoder import GraphEncoder
     from bellm.multiview import MultiViewEncoder
-    from bellm.onnx_encoder import OnnxEncoder
     from bellm.pool import EncoderPool
 
 LoadEncoder = Union[
-    "Encoder", "MultiViewEncoder", "OnnxEncoder", Callable[[], "Encoder | MultiViewEncoder | OnnxEncoder"]
+    "Encoder", "MultiViewEncoder", "GraphEncoder", Callable[[], "Encoder | MultiViewEncoder | GraphEncoder"]
 ]
 
 
@@ -194,8 +194,8 @@ def search_file(
 
 @contextmanager
 def on_devices(
-    encoder: "Encoder | MultiViewEncoder | OnnxEncoder", devices: Sequence[str]
-) -> "Iterator[Encoder | MultiViewEncoder | OnnxEncoder | EncoderPool]":
+    encoder: "Encoder | MultiViewEncoder | GraphEncoder", devices: Sequence[str]
+) -> "Iterator[Encoder | MultiViewEncoder | GraphEncoder | EncoderPool]":
     """Give the encoder itself, or processes that embed in its place if devices are given."""
     if devices:
         from bellm.encoder import Encoder
@@ -216,7 +216,7 @@ def run_summary(encoder: dict[str, Any], rows: int, seconds: float) -> str:
     return f"{opened}{computed}in {seconds:.1f} s ({rows / max(seconds, 1e-3):.0f} texts/s)"
 
 
-def _describe(encoder: "Encoder | MultiViewEncoder | OnnxEncoder") -> dict[str, Any]:
+def _describe(encoder: "Encoder | MultiViewEncoder | GraphEncoder") -> dict[str, Any]:
     return {"source": encoder.source, **encoder.describe()}
 
 

@@ -45,6 +45,9 @@ weighted sums of cosines; weighted mean."""
 TransformName = Literal["amr"]
 """What a view reads in place of a text: its AMR graph."""
 
+BackendName = Literal["torch", "onnx", "openvino"]
+"""What runs an encoder: the model itself, or the graph of an export."""
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

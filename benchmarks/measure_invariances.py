@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bellm import Encoder, saving
+from bellm import Encoder, saved_encoder
 from bellm.backbone.architecture import get_decoder, get_layers
 from bellm.backbone.attention import open_layers
 from bellm.backbone.states import token_states
@@ -39,7 +39,7 @@ def main() -> None:
     diagnosis = diagnose(encoder)
     rows = {check.name: check.value for check in diagnosis.checks if check.value is not None}
     ids_BL, mask_BL = pad_rows(
-        encoder.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(encoder.tokenizer), encoder.device
+        encoder.tokenize(saved_encoder.FINGERPRINT_TEXTS).ids, fallback_token_id(encoder.tokenizer), encoder.device
     )
     rows["parallel variant equals the equation"] = parallel_difference(encoder, ids_BL, mask_BL)
     rows["gradients with checkpointing and two forwards"] = gradient_difference(encoder.model, ids_BL, mask_BL)

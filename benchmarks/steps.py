@@ -22,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import MAX_TOKENS, WORKLOADS, Workload, draw
 
 from bellm import Encoder
-from bellm.engine.embedding import deduplicate
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.packing_check import check_packing
 from bellm.engine.readout import HiddenStateReadout
+from bellm.engine.tokenization import deduplicate
 
 PRODUCTS = {"aten::mm", "aten::addmm"}
 ATTENTION = {"aten::bmm", "aten::_softmax"}

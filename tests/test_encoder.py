@@ -26,7 +26,7 @@ from bellm.errors import (
     TruncationWarning,
 )
 from bellm.multiview import open_encoder
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.saved_encoder import FINGERPRINT_TEXTS
 
 TEXTS = ["A heron.", "Snow fell all night in the street.", "", "Why does it rise?", "A heron."]
 LONG = "Two trains leave the station at noon, one of them an hour late. " * 4
@@ -264,6 +264,8 @@ def test_truncated_vectors_are_the_first_numbers_and_normalized_after(tiny_encod
     unit = short.replace(normalize=True).encode(TEXTS)
     np.testing.assert_allclose(unit, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), rtol=1e-6)
     assert np.array_equal(short.replace(normalize=False, truncate_dim=32).encode(TEXTS), whole)
+    # A view would keep the whole vectors, and files of safetensors would hold the first bytes of these.
+    assert short.encode(TEXTS).flags.c_contiguous
     with pytest.raises(BellmError, match="truncate_dim=33 is more than the 32 numbers"):
         tiny_encoder.replace(truncate_dim=33)
     with pytest.raises(BellmError, match="truncate_dim=0 is too small"):

@@ -19,7 +19,7 @@ FLOORS = (
     {"config", "backbone", "data", "report"},
     {"saved_encoder"},
     {"engine", "saving", "run_dir", "config_resolution", "encode_options"},
-    {"encoder", "onnx_encoder"},
+    {"encoder"},
     {"metadata", "pool", "multiview"},
     {"text_files", "doctor"},
     {"corpus", "evaluate", "train", "integrations"},
@@ -124,7 +124,7 @@ def test_no_message_shows_the_repr_of_an_exception() -> None:
         "bellm.io.vectors",
         "bellm.backbone.source_names",
         "bellm.saved_encoder",
-        "bellm.onnx_encoder",
+        "bellm.engine.graph_encoder",
     ],
 )
 def test_what_needs_no_model_loads_no_torch(module: str) -> None:

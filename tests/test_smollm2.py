@@ -15,7 +15,7 @@ from measure_sts import data_folder, read_pairs
 from scipy.stats import spearmanr
 from transformers import GenerationConfig
 
-from bellm import Encoder, saving
+from bellm import Encoder, saved_encoder
 from bellm.backbone import loading
 from bellm.backbone.attention import open_layers
 from bellm.doctor import diagnose
@@ -46,14 +46,14 @@ def test_the_doctor_finds_it_healthy(smollm2: Encoder) -> None:
 
 def test_the_parallel_reading_is_the_equation_of_the_paper(smollm2: Encoder) -> None:
     ids, mask = pad_rows(
-        smollm2.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(smollm2.tokenizer), smollm2.device
+        smollm2.tokenize(saved_encoder.FINGERPRINT_TEXTS).ids, fallback_token_id(smollm2.tokenizer), smollm2.device
     )
     assert parallel_difference(smollm2, ids, mask) <= 1e-6
 
 
 def test_checkpointing_with_two_forwards_gives_the_same_gradients(smollm2: Encoder) -> None:
     ids, mask = pad_rows(
-        smollm2.tokenize(saving.FINGERPRINT_TEXTS).ids, fallback_token_id(smollm2.tokenizer), smollm2.device
+        smollm2.tokenize(saved_encoder.FINGERPRINT_TEXTS).ids, fallback_token_id(smollm2.tokenizer), smollm2.device
     )
     assert gradient_difference(smollm2.model, ids, mask) <= 1e-6
 

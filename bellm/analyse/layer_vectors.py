@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bellm import saving
+from bellm import saved_encoder
 from bellm.encoder import Encoder
 from bellm.engine.embedding import embed_layers
 from bellm.engine.tokenization import fallback_token_id
@@ -45,7 +45,7 @@ def every_layer(
         return np.concatenate(parts)
 
     if cache:
-        fingerprint = embed(saving.FINGERPRINT_TEXTS)
+        fingerprint = embed(saved_encoder.FINGERPRINT_TEXTS)
         kept = open_cache(encoder, cache, fingerprint, "states after each layer")
         flat = kept.vectors(texts, "text", embed, done)
     else:

@@ -85,8 +85,9 @@ def _run(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, **arguments: A
 
 
 def _sum_branches(hidden: Tensor, ids_BL: Tensor) -> Tensor:
-    hidden, rows = hidden.to(ids_BL.device), len(ids_BL)  # Layers may lie on several devices.
-    return hidden if len(hidden) == rows else hidden[:rows] + hidden[rows:]
+    # Layers may lie on several devices. A `len` would be one number for a traced graph.
+    hidden, rows = hidden.to(ids_BL.device), ids_BL.shape[0]
+    return hidden if hidden.shape[0] == rows else hidden[:rows] + hidden[rows:]
 
 
 def with_early_exits(model: PreTrainedModel) -> PreTrainedModel:

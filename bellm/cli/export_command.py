@@ -1,7 +1,7 @@
 """`bellm export`: an encoder in another library's format, proved there."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,11 +22,16 @@ def export_command(
     ],
     *,
     bits: Annotated[
-        int | None, typer.Option(metavar="8|4", help="onnx: weights in so many bits, which costs something.")
+        int | None,
+        typer.Option(metavar="8|4", help="onnx, openvino, gguf: weights in so many bits, which costs something."),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(min=0, help="Largest relative distance of a vector; default what rounding explains."),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Python of an environment that has the library, which runs the proof there."),
     ] = None,
     as_json: AsJson = False,
     options: ModelOptions,
@@ -47,14 +52,16 @@ def export_command(
     """
     if bits not in (None, 8, 4):
         raise BellmError(f"--bits {bits} is not one of 8, 4.")
-    if bits and to != "onnx":
-        raise BellmError(f"--bits {bits} is for --to onnx. For other formats quantize first: bellm quantize.")
+    if bits and not EXPORT_FORMATS[to].bits:
+        names = ", ".join(name for name, form in EXPORT_FORMATS.items() if form.bits)
+        raise BellmError(f"--bits {bits} is for {names}. For other formats quantize first: bellm quantize.")
     if Path(output).exists():
         raise SourceError(f"{output} exists already. Choose another name or remove it.")
     from bellm.export import export
 
     encoder = options.load_encoder(source)
     with status_line(f"writing {output}, and running it with {to}"):
-        parity = export(encoder, to, output, bits=8 if bits == 8 else 4 if bits else None, tolerance=tolerance)
+        width: Literal[8, 4] | None = 8 if bits == 8 else 4 if bits else None
+        parity = export(encoder, to, output, bits=width, tolerance=tolerance, python=python)
     record: dict[str, Any] = {"output": output, "parity": parity.to_json()}
     print_result({**record, "encoder": {"source": source, **encoder.describe()}}, as_json, f"{output}: {parity}")

@@ -17,8 +17,8 @@ from bellm.errors import BellmError
 
 if TYPE_CHECKING:
     from bellm.encoder import Encoder
+    from bellm.engine.graph_encoder import GraphEncoder
     from bellm.multiview import MultiViewEncoder
-    from bellm.onnx_encoder import OnnxEncoder
 
 DEFAULT_MODEL = "smollm2"
 
@@ -92,7 +92,7 @@ class ModelOptions:
 
             return open_encoder(source, **{**defaults, **self.given()})
 
-    def load_embedder(self, source: str, **defaults: Any) -> "Encoder | MultiViewEncoder | OnnxEncoder":
+    def load_embedder(self, source: str, **defaults: Any) -> "Encoder | MultiViewEncoder | GraphEncoder":
         """Load a source as `load` does, or the graph of an export."""
         with status_line(f"loading {source}"):
             from bellm.multiview import open_embedder
@@ -108,7 +108,8 @@ class ModelOptions:
             settings = {**self.given(), **source_settings(source)}
             if "transform" in settings:
                 raise BellmError(f"{source} is a view, and this takes one encoder: leave transform out.")
-            return Encoder.from_pretrained(source.partition("?")[0], **settings)
+            encoder: Encoder = Encoder.from_pretrained(source.partition("?")[0], **settings)
+            return encoder
 
     def given(self) -> dict[str, Any]:
         """All options, as keyword arguments of `Encoder.from_pretrained`."""

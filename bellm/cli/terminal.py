@@ -139,6 +139,7 @@ def _usage_errors(commands: Mapping[str, Any]) -> Iterator[None]:
             raise
         path, params = error.ctx.command_path, error.ctx.command.params
         message = error.format_message().partition(" (Possible options")[0].partition(" Did you mean")[0].rstrip(".")
+        message = message.replace(": Value error, ", ": ")  # Typer says so of a choice.
         near = ""
         if option := getattr(error, "option_name", ""):
             names = [name for param in params for name in (*param.opts, *param.secondary_opts) if name[0] == "-"]

@@ -17,10 +17,10 @@ from bellm.config import EncoderConfig, changed_settings
 from bellm.corpus import manifest
 from bellm.corpus.row_ranges import SHARD_FOLDER, Precision
 from bellm.encoder import Encoder
+from bellm.engine.graph_encoder import GraphEncoder, is_graph
 from bellm.errors import BellmError, FingerprintError, SourceError
 from bellm.io import atomic
 from bellm.multiview import MultiViewEncoder, open_embedder
-from bellm.onnx_encoder import OnnxEncoder, is_onnx_export
 from bellm.saved_encoder import FINGERPRINT_FILE
 from bellm.saving import weights_differ, weights_digest
 from bellm.tensors.similarity import relative_distance, tolerances
@@ -77,9 +77,9 @@ class EncoderRef:
     weights: str
     """Digest of its weights."""
 
-    def load(self, **options: Any) -> Encoder | MultiViewEncoder | OnnxEncoder:
+    def load(self, **options: Any) -> Encoder | MultiViewEncoder | GraphEncoder:
         """Load the encoder; `options` are those of `Encoder.from_pretrained` that leave the vectors alone."""
-        loading = {} if is_onnx_export(self.source) else {"config": self.config, "dtype": self.dtype}
+        loading = {} if is_graph(self.source) else {"config": self.config, "dtype": self.dtype}
         encoder = open_embedder(self.source, **loading, **options)
         self.check(encoder, self.source)
         return encoder

@@ -18,11 +18,11 @@ from bellm.corpus.corpus_config import EncoderRef
 from bellm.corpus.job import CorpusProgress, Job, embed_rows
 from bellm.corpus.row_ranges import SHARD_FOLDER, Shard, missing_ranges, read_missing_ranges
 from bellm.encoder import Encoder
+from bellm.engine.graph_encoder import GraphEncoder
 from bellm.errors import BellmError, SourceError
 from bellm.io import atomic
 from bellm.io.streams import STDIN
 from bellm.multiview import MultiViewEncoder
-from bellm.onnx_encoder import OnnxEncoder
 from bellm.types import Embedder
 
 try:
@@ -109,7 +109,7 @@ class _Worker:
         os.chdir(self.directory)
 
     @cached_property
-    def _encoder(self) -> Encoder | MultiViewEncoder | OnnxEncoder:
+    def _encoder(self) -> Encoder | MultiViewEncoder | GraphEncoder:
         # Not when the actor is made: there an error would reach nobody in words.
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
         return self.encoder_ref.load(**self.options)

@@ -26,7 +26,7 @@ _NAMED = re.compile(r"^# ::snt (.*)$", re.MULTILINE)
 _ALIGNMENT = re.compile(r"~(?:[a-z]\.?)?\d+(?:,\d+)*$")
 _COLUMNS = {"text": ("text", "snt", "sentence"), "graph": ("graph", "amr", "penman")}
 
-# Of the texts of `saving.FINGERPRINT_TEXTS`: a change of the linearisation shows as another fingerprint.
+# Of the texts of `saved_encoder.FINGERPRINT_TEXTS`: a change of the linearisation shows as another fingerprint.
 _FINGERPRINT_PENMAN = """
 # ::snt A heron stands in the shallow water.
 (s / stand-01 :ARG1 (h / heron) :location (w / water :ARG1-of (s2 / shallow-04)))

@@ -21,7 +21,7 @@ from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.packed import PackedRunner
 from bellm.engine.padded import PaddedRunner
 from bellm.engine.readout import Readout, all_states_readout
-from bellm.engine.tokenization import Tokens
+from bellm.engine.tokenization import Tokens, deduplicate
 from bellm.errors import MemoryLimitError, MemoryWarning, NoOpWarning, warn
 from bellm.tensors.placement import HostCopy
 from bellm.tensors.similarity import is_constant, tolerances
@@ -177,16 +177,6 @@ def warn_degenerate(texts: Sequence[str], vectors_ND: Vectors, dtype: str) -> No
     if problem:
         advice = "Take another model if its weights are broken (bellm doctor), or pool another token or layer."
         warn(f"{problem}. {advice}", NoOpWarning)
-
-
-def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
-    """Each distinct row once, and for every row its index among them; with `by_span`, spans must be equal too."""
-    keys = [(tuple(ids), span if by_span else None) for ids, span in zip(tokens.ids, tokens.spans, strict=True)]
-    first_row: dict[object, int] = {}
-    for row, key in enumerate(keys):
-        first_row.setdefault(key, row)
-    index_of = {key: index for index, key in enumerate(first_row)}
-    return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
 
 
 def _attempt(compute: Callable[[Sequence[int]], Tensor], group: Sequence[int]) -> HostCopy | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning, warn
 from bellm.prompts import SLOT, Rendered
 
-if TYPE_CHECKING:  # `OnnxEncoder` tokenizes without it.
+if TYPE_CHECKING:  # `GraphEncoder` tokenizes without it.
     from transformers import PreTrainedTokenizerBase
 
 
@@ -102,6 +102,13 @@ class OwnTokenizers:
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     """Texts of the special tokens; a prompt that holds one has them read as such."""
     return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+
+
+def tokens_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Ids of the special tokens that a tokenizer puts before and behind a text."""
+    bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
+    start = next(index for index in range(len(whole)) if whole[index : index + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
 
 
 def tokenize(
@@ -250,6 +257,16 @@ def warn_truncated(num_truncated: int, num_texts: int, max_tokens: int) -> None:
         advice = "split them, or raise max_tokens if the model takes more"
         message = f"{num_truncated} of {num_texts} texts were cut to {max_tokens} tokens: {advice}."
         warn(message, TruncationWarning)
+
+
+def deduplicate(tokens: Tokens, *, by_span: bool) -> tuple[Tokens, list[int]]:
+    """Each distinct row once, and for every row its index among them; with `by_span`, spans must be equal too."""
+    keys = [(tuple(ids), span if by_span else None) for ids, span in zip(tokens.ids, tokens.spans, strict=True)]
+    first_row: dict[object, int] = {}
+    for row, key in enumerate(keys):
+        first_row.setdefault(key, row)
+    index_of = {key: index for index, key in enumerate(first_row)}
+    return tokens.select(list(first_row.values())), [index_of[key] for key in keys]
 
 
 def chunk_texts(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bellm import saving
+from bellm import saved_encoder, saving
 from bellm.data.amr import warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, errors_naming, warn
@@ -48,7 +48,7 @@ class WrappedEncoder:
 
     def fingerprint(self) -> Vectors:
         """Vectors of a few fixed texts."""
-        return self.encode(saving.FINGERPRINT_TEXTS)
+        return self.encode(saved_encoder.FINGERPRINT_TEXTS)
 
     def describe(self) -> dict[str, Any]:
         """Nothing is known of it."""

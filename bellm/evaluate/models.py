@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bellm import saving
+from bellm import saved_encoder
 from bellm.backbone.source_names import SENTENCE_TRANSFORMERS, SETTINGS_FILE, VECTORS, VIEWS_FILE
 from bellm.data.amr import read_graphs
 from bellm.encoder import Encoder
@@ -88,7 +88,7 @@ class SentenceTransformerEmbedder(WrappedEncoder):
             raise SourceError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
         super().__init__(model)
         self.model, self.name = model, source
-        text = saving.FINGERPRINT_TEXTS[0]
+        text = saved_encoder.FINGERPRINT_TEXTS[0]
         num_tokens = int(np.asarray(model.preprocess([text])["attention_mask"]).sum())
         has_template = bool(getattr(model.tokenizer, "chat_template", None))
         self.has_chat_template = has_template and num_tokens > len(model.tokenizer(text).input_ids)

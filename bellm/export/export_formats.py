@@ -6,9 +6,10 @@ from typing import Literal, get_args
 from bellm.config import EncoderConfig
 from bellm.errors import BellmError
 from bellm.layer_spec import format_layers
-from bellm.types import PoolingName
+from bellm.prompts import SLOT
+from bellm.types import DtypeName, InputType, PoolingName
 
-FormatName = Literal["sentence-transformers", "transformers", "onnx", "static"]
+FormatName = Literal["sentence-transformers", "transformers", "onnx", "openvino", "gguf", "tei", "static"]
 """Names of the formats."""
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "weighted-mean", "first", "max")
@@ -19,7 +20,7 @@ class ExportFormat:
     """What a format holds."""
 
     packages: tuple[str, ...]
-    """What it needs, by the names that are imported; the first runs it in the parity check."""
+    """What it needs, by the names that are imported."""
     summary: str
     any_map: bool = True
     """Whether some layers may be open and others not."""
@@ -28,8 +29,13 @@ class ExportFormat:
     """Whether it keeps vectors of texts alone, whatever makes them."""
     any_layer: bool = False
     """Whether vectors may be read from other states than the last, or from several."""
+    any_prompt: bool = True
+    """Whether a prompt may go on after the text."""
     finishes: bool = True
     """Whether it cuts long texts, and centers vectors."""
+    bits: bool = False
+    """Whether it can have weights in 8 or 4 bits."""
+    dtypes: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16")
     tolerance: float = 1e-4
     """Largest relative distance of a float32 vector that rounding explains."""
 
@@ -44,6 +50,34 @@ EXPORT_FORMATS: dict[FormatName, ExportFormat] = {
         "one graph for ONNX Runtime, which bellm runs without torch",
         poolings=get_args(PoolingName),
         any_layer=True,
+        bits=True,
+        dtypes=("float32",),
+        tolerance=1e-3,
+    ),
+    "openvino": ExportFormat(
+        ("openvino", "onnxruntime", "onnx", "onnxscript"),
+        "one graph for OpenVINO, which bellm runs without torch",
+        poolings=get_args(PoolingName),
+        any_layer=True,
+        bits=True,
+        dtypes=("float32",),
+        tolerance=1e-3,
+    ),
+    "gguf": ExportFormat(
+        ("gguf",),
+        "a file for llama.cpp: a causal model, or one with all layers open",
+        any_map=False,
+        poolings=("last", "mean", "first"),
+        finishes=False,
+        bits=True,
+        tolerance=1e-3,
+    ),
+    "tei": ExportFormat(
+        ("onnxruntime", "onnx", "onnxscript"),
+        "a folder with a graph for text-embeddings-inference",
+        any_layer=True,
+        any_prompt=False,
+        dtypes=("float32",),
         tolerance=1e-3,
     ),
     "static": ExportFormat(
@@ -54,19 +88,19 @@ EXPORT_FORMATS: dict[FormatName, ExportFormat] = {
 }
 
 
-def check_exportable(config: EncoderConfig, num_layers: int, name: FormatName) -> None:
+def check_exportable(config: EncoderConfig, num_layers: int, dtype: str, name: FormatName) -> None:
     """Refuse settings that a format cannot hold.
 
     Raises:
         BellmError: Such a setting, with the nearest one that the format holds, and the formats that hold it.
     """
-    if problem := _problem(config, num_layers, EXPORT_FORMATS[name]):
-        others = [other for other, form in EXPORT_FORMATS.items() if not _problem(config, num_layers, form)]
+    if problem := _problem(config, num_layers, dtype, EXPORT_FORMATS[name]):
+        others = [other for other, form in EXPORT_FORMATS.items() if not _problem(config, num_layers, dtype, form)]
         elsewhere = f" It goes into {', '.join(others)}." if others else ""
         raise BellmError(f"{name} cannot hold {problem}.{elsewhere}")
 
 
-def _problem(config: EncoderConfig, num_layers: int, form: ExportFormat) -> str | None:
+def _problem(config: EncoderConfig, num_layers: int, dtype: str, form: ExportFormat) -> str | None:
     """The first setting that a format cannot hold, and the nearest that it can."""
     if form.any_encoder:
         return None
@@ -82,6 +116,11 @@ def _problem(config: EncoderConfig, num_layers: int, form: ExportFormat) -> str 
         return f"centering={config.centering!r}: take centering='none'"
     if config.pooling not in form.poolings:
         return f"pooling={config.pooling!r}: take {', '.join(form.poolings)}"
+    ends = [template.partition(SLOT)[2] for template in map(config.template_for, get_args(InputType))]
+    if not form.any_prompt and any(ends):
+        return f"a prompt that goes on after the text ({max(ends)!r:.40}): take one that ends with {SLOT}"
+    if dtype not in form.dtypes:
+        return f"dtype={dtype!r}: load the encoder with dtype={form.dtypes[0]!r}"
     if not form.any_map and len(config.bidirectional) not in (0, num_layers):
         opened = format_layers(config.bidirectional)
         return f"bidirectional={opened!r} of {num_layers} layers: take bidirectional='none' or 'all'"

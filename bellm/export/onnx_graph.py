@@ -1,4 +1,4 @@
-"""Write an encoder as one ONNX graph: token ids to finished vectors, any batch and length, for `OnnxEncoder`.
+"""Write an encoder as one ONNX graph: token ids to finished vectors, any batch and length, for `GraphEncoder`.
 
 Shapes: B texts, L tokens, W width of a vector.
 """
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from bellm.backbone.architecture import has_dynamic_frequencies
 from bellm.backbone.states import states_after
 from bellm.encoder import Encoder
+from bellm.engine.graph_encoder import GRAPH_FILES
 from bellm.engine.readout import make_readout
 from bellm.engine.tokenization import fallback_token_id, special_tokens
 from bellm.errors import BellmError
-from bellm.onnx_encoder import GRAPH_FILE
 
 _OPSET = 20
 _BLOCK = 32  # Numbers of a matrix that share a scale.
-_LARGEST_FILE = 1_500_000_000
-"""Bytes of weights from which they lie in a file of their own: protobuf holds two gigabytes."""
+_LARGEST_FILE = 100_000_000
+"""Bytes of weights from which they lie in a file of their own, tensor by tensor: in one of protobuf they are in memory
+several times, and two gigabytes are the most that it holds."""
 
 
 class _EncoderGraph(nn.Module):
@@ -53,10 +54,34 @@ class _EncoderGraph(nn.Module):
 
 def write_onnx(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[str, Any]:
     """Write graph and tokenizer; returns what the runtime needs of the tokenizer besides."""
-    if encoder.dtype_name != "float32":
-        raise BellmError(
-            f"onnx runs in float32 on a CPU, and this is {encoder.dtype_name}: load it with dtype='float32'."
-        )
+    write_graph(encoder, folder / GRAPH_FILES["onnx"], "vectors", bits)
+    tokenizer = copy.deepcopy(encoder.tokenizer).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    specials = sorted(special_tokens(encoder.tokenizer))
+    return {"bits": bits, "special_tokens": specials, "fallback_token_id": fallback_token_id(encoder.tokenizer)}
+
+
+def write_openvino(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[str, Any]:
+    """Write the same for OpenVINO, which reads the graph of ONNX."""
+    import openvino
+
+    manifest = write_onnx(encoder, folder, bits)
+    graph = folder / GRAPH_FILES["onnx"]
+    model = openvino.Core().read_model(graph)  # Not by convert_model, which tells its maker of each call.
+    openvino.save_model(model, folder / GRAPH_FILES["openvino"], compress_to_fp16=False)
+    del model
+    _remove(graph)
+    return manifest
+
+
+def write_graph(encoder: Encoder, path: Path, output: str, bits: int | None = None) -> None:
+    """Write the graph, whose inputs are `input_ids`, `attention_mask` and, for some readouts, `text_mask`.
+
+    Raises:
+        BellmError: The model cannot be traced.
+    """
     if has_dynamic_frequencies(encoder.model):
         raise BellmError(
             f"{encoder.name} chooses its rotary frequencies by the longest text of a batch: no graph does."
@@ -77,7 +102,7 @@ def write_onnx(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[
                 (ids_BL, *(mask_BL.clone() for _ in names[1:])),  # One tensor twice would become one input.
                 dynamo=True,
                 input_names=names,
-                output_names=["vectors"],
+                output_names=[output],
                 dynamic_shapes=dict.fromkeys(names, any_length),
                 verbose=False,
                 opset_version=_OPSET,
@@ -87,15 +112,15 @@ def write_onnx(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[
             raise BellmError(f"{type(encoder.model).__name__} cannot be traced to a graph: {said}") from error
     assert program
     size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
-    program.save(folder / GRAPH_FILE, external_data=size > _LARGEST_FILE)
+    program.save(path, external_data=size > _LARGEST_FILE)
     if bits:
-        _quantize_weights(folder / GRAPH_FILE, bits, external_data=size > _LARGEST_FILE)
-    tokenizer = copy.deepcopy(encoder.tokenizer).backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    specials = sorted(special_tokens(encoder.tokenizer))
-    return {"bits": bits, "special_tokens": specials, "fallback_token_id": fallback_token_id(encoder.tokenizer)}
+        _quantize_weights(path, bits, external_data=size > _LARGEST_FILE)
+
+
+def _remove(path: Path) -> None:
+    """Remove a graph, and the file of its weights."""
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
 
 
 def _quantize_weights(path: Path, bits: int, *, external_data: bool) -> None:
@@ -110,6 +135,5 @@ def _quantize_weights(path: Path, bits: int, *, external_data: bool) -> None:
     model = onnx.load(path)
     quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(model, bits=bits, block_size=_BLOCK, is_symmetric=False)
     quantizer.process()
-    for file in path.parent.glob(f"{path.name}*"):
-        file.unlink()
+    _remove(path)
     quantizer.model.save_model_to_file(str(path), external_data)

@@ -8,62 +8,29 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from bellm.backbone.source_names import EXPORT_FILE
 from bellm.doctor import Check, Diagnosis, Status
-from bellm.encoder import Encoder
-from bellm.engine.tokenization import special_tokens
 from bellm.errors import BellmError, SourceError
 from bellm.export import runtimes
-from bellm.export.export_formats import EXPORT_FORMATS, ExportFormat
+from bellm.export.export_formats import EXPORT_FORMATS
+from bellm.export.export_reference import pairs_at_hand, read_reference, score_pairs
+from bellm.export.transformer_folder import check_remote_code
 from bellm.io.atomic import write_json
-from bellm.prompts import SLOT
 from bellm.saved_encoder import read_object
 from bellm.tensors.similarity import cosine_similarity, paired_cosine_similarity, relative_distance
 from bellm.types import Vectors
 
-PARITY_FILE, REFERENCE_FILE = "parity.json", "reference.safetensors"
+PARITY_FILE = "parity.json"
 
 _IN_ORDER = 0.95
 """Share of neighbors in the encoder's order below which the doctor warns."""
-
-_LONG = (
-    "The ferry left at dawn with eleven people and a cart of apples on board, and nobody had counted the dogs. By noon "
-    "the wind had turned, so the captain kept to the lee of the islands, where the water was green and flat as glass."
-)
-
-TEXTS: Mapping[str, tuple[str, ...]] = {
-    "text": (
-        "Snow",
-        "A heron stands in the shallow water.",
-        "A grey bird waits at the edge of the pond.",
-        "The invoice was paid twice by mistake.",
-        "Someone transferred the money two times.",
-        "Why does bread rise when it is left in a warm kitchen?",
-        "  two  spaces,\ta tab\nand a line break  ",
-        "Ça coûte 12,50 € à Łódź, 東京 — voilà 🚲!",
-        '"She said: {no}," he wrote; 3 < 4 && x[0] != y',
-        _LONG,
-        f"{_LONG} {_LONG} In the evening they counted again.",
-        "",
-    ),
-    "query": ("how do herons catch fish", "bread in a warm kitchen", "an invoice that was paid twice"),
-    "document": (
-        "Herons stand still for minutes and strike when a fish comes near.",
-        "Yeast turns sugar into gas, and a warm kitchen makes it quicker.",
-        "The bank sent one half of the money back after the error was found.",
-        _LONG,
-    ),
-}
-"""What every export embeds in its runtime, by input type: texts short and long, with odd characters, and empty."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +53,12 @@ class Parity:
     num_texts: int
     cpu_seconds: float
     """Of the runtime, for these texts."""
+    speed_ratio: float
+    """The encoder's CPU seconds for the same texts, over these."""
+    sts: float | None
+    """Spearman x100 on some pairs of STS-Benchmark's dev part; None where they were not at hand."""
+    encoder_sts: float | None
+    """The same of the encoder."""
 
     @property
     def holds(self) -> bool:
@@ -97,66 +70,34 @@ class Parity:
         return asdict(self)
 
     def __str__(self) -> str:
+        scores = "" if self.sts is None else f"; STS {self.sts}, the encoder {self.encoder_sts}"
         return (
             f"the same vectors in {self.runtime}: largest distance {self.max_difference:.2g}, allowed "
             f"{self.tolerance:g}; least cosine {self.min_cosine:.6f}, "
-            f"{100 * self.rank_agreement:.1f} % of neighbors in order."
+            f"{100 * self.rank_agreement:.1f} % of neighbors in order{scores}."
         )
 
 
-def write_reference(
-    encoder: Encoder,
-    folder: Path,
-    form: ExportFormat,
-    embed: Callable[[Sequence[str]], Vectors] | None = None,
-    *,
-    special_texts: bool = True,
-) -> None:
-    """Write what the runtime is to make of the parity texts: what the encoder does, or `embed` of a table.
-
-    With the encoder some texts are also cut, to a number of tokens that is written, too. With `special_texts` a text
-    holds a special token.
-    """
-    texts: dict[Any, list[str]] = {name: list(each) for name, each in TEXTS.items()}
-    template = encoder.config.template_for("text")
-    if not encoder.tokenizer(template.replace(SLOT, "")).input_ids:
-        texts["text"].remove("")  # bellm takes a token of its own for it, and other libraries take none.
-    has_special = any(token in template for token in special_tokens(encoder.tokenizer))
-    if special_texts and not has_special:
-        written = encoder.tokenizer.eos_token or encoder.tokenizer.pad_token
-        texts["text"].append(f"It is written {written} here.")
-    if embed:
-        vectors = {name: embed(each) for name, each in texts.items()}
-        save_file(vectors, folder / REFERENCE_FILE, metadata={"texts": json.dumps(texts), "max_tokens": "0"})
-        return
-    if not form.finishes:
-        texts = {
-            name: [text for text in each if not encoder.tokenize([text], name).num_truncated]
-            for name, each in texts.items()
-        }
-    vectors = {name: encoder.encode_with_stats(each, input_type=name).vectors for name, each in texts.items()}
-    lengths = [len(encoder.tokenize([text]).ids[0]) for text in ("", _LONG)]
-    limit = min(sum(lengths) // 2, encoder.config.max_tokens)
-    if form.finishes:
-        texts["cut"] = [_LONG.rstrip(".")]  # Its last character shares no token with a prompt behind it.
-        vectors["cut"] = encoder.with_settings(max_tokens=limit).encode_with_stats(texts["cut"]).vectors
-    job = {"texts": json.dumps(texts), "max_tokens": str(limit)}
-    save_file(vectors, folder / REFERENCE_FILE, metadata=job)
-
-
-def run_export(folder: Path) -> Parity:
+def run_export(folder: Path, python: str | None = None) -> Parity:
     """Embed the parity texts of an exported folder in its runtime, in a process without bellm, and compare.
 
+    Args:
+        folder: Of an export.
+        python: Interpreter of the environment that has the runtime; None for the one that runs.
+
     Raises:
-        BellmError: The folder lacks a file, or the runtime cannot run it.
+        BellmError: The folder lacks a file, brings code that bellm has not written, or the runtime cannot run it.
     """
     manifest = read_export(folder)
-    form = EXPORT_FORMATS[manifest["format"]]
+    if manifest.get("remote_code"):
+        check_remote_code(folder)
     expected, job = read_reference(folder)
+    pairs = pairs_at_hand() if job["sts"] is not None else None
     with tempfile.TemporaryDirectory() as work:
-        write_json(Path(work, "job.json"), {**job, "runtime": form.packages[0]})
+        texts = {**job["texts"], **({"sts": [*pairs.left, *pairs.right]} if pairs else {})}
+        write_json(Path(work, "job.json"), {**job, "texts": texts})
         command = [
-            sys.executable,
+            python or sys.executable,
             "-I",
             "-W",
             "ignore",
@@ -166,14 +107,18 @@ def run_export(folder: Path) -> Parity:
             manifest["format"],
         ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": work, "TQDM_DISABLE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        except OSError as error:
+            raise BellmError(f"{command[0]} is no interpreter of Python: {error.strerror}.") from error
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-            raise BellmError(f"{manifest['format']} cannot be run in a process of {form.packages[0]}: {said}")
+            raise BellmError(f"{manifest['format']} cannot be run in a process of its own: {said}")
         costs = json.loads(Path(work, "costs.json").read_text(encoding="utf-8"))
         with np.load(Path(work, "vectors.npz")) as found:
             actual = {name: found[name] for name in found.files}
-    return measure_parity(manifest, job, costs, actual, expected)
+    score = score_pairs(pairs, actual["sts"]) if pairs else None
+    return measure_parity(manifest, job, {**costs, "sts": score}, actual, expected)
 
 
 def diagnose_export(folder: Path) -> Diagnosis:
@@ -209,17 +154,6 @@ def read_export(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_reference(folder: Path) -> tuple[dict[str, Vectors], dict[str, Any]]:
-    """Vectors of the encoder by input type, and the texts that they are of."""
-    path = folder / REFERENCE_FILE
-    try:
-        with safe_open(path, "numpy") as file:
-            job = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in job["texts"]}, job
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} cannot be read: it holds no vectors with their texts. Export again.") from error
-
-
 def measure_parity(
     manifest: Mapping[str, Any],
     job: Mapping[str, Any],
@@ -239,7 +173,7 @@ def measure_parity(
     cosines_N = paired_cosine_similarity(actual_ND, expected_ND) + both_empty_N
     return Parity(
         format=manifest["format"],
-        runtime=f"{EXPORT_FORMATS[manifest['format']].packages[0]} {costs['version']}",
+        runtime=costs["runtime"],
         max_difference=relative_distance(actual_ND, expected_ND),
         min_cosine=float(cosines_N.min()),
         mean_cosine=float(cosines_N.mean()),
@@ -248,6 +182,9 @@ def measure_parity(
         tolerance=manifest["tolerance"],
         num_texts=len(expected_ND),
         cpu_seconds=round(costs["seconds"], 3),
+        speed_ratio=round(job["seconds"] / max(costs["seconds"], 1e-6), 2),
+        sts=costs["sts"],
+        encoder_sts=job["sts"],
     )
 
 

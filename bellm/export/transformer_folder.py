@@ -7,6 +7,7 @@ Where no layer is open, or transformers' own switch opens all of them, the folde
 import copy
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bellm.backbone.states import input_device, token_states
 from bellm.config import EncoderConfig
 from bellm.encoder import Encoder
 from bellm.engine.padded import pad_rows
-from bellm.engine.tokenization import special_tokens
+from bellm.engine.tokenization import special_tokens, tokens_around
 from bellm.errors import BellmError
 from bellm.export import open_decoder
 from bellm.io.atomic import write_bytes, write_json
@@ -43,7 +44,7 @@ _POOLINGS: dict[PoolingName, str] = {
 def write_transformers(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """Write decoder and tokenizer; returns whether they need their own code."""
     has_code = _write_decoder(encoder, folder)
-    tokenizer = _own_tokenizer(encoder)
+    tokenizer = plain_tokenizer(encoder)
     if not any(_has_special(tokenizer, each) for each in _templates(encoder.config)):
         _take_special_tokens_for_text(tokenizer)
     tokenizer.save_pretrained(folder)
@@ -54,7 +55,7 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     """Write decoder, tokenizer and modules; returns whether they need their own code."""
     has_code = _write_decoder(encoder, folder)
     config, width = encoder.config, encoder.uncentered().embedding_dim
-    tokenizer = _own_tokenizer(encoder)
+    tokenizer = plain_tokenizer(encoder)
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     _write_module(folder / "1_Pooling", {"embedding_dimension": width, "pooling_mode": _POOLINGS[config.pooling]})
     if config.centering != "none" or config.truncate_dim:
@@ -110,7 +111,7 @@ def _has_special(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     return any(token in template for token in special_tokens(tokenizer))
 
 
-def _own_tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:
+def plain_tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:
     """Copy of the tokenizer that pads and cuts as bellm does, and applies no template of a chat."""
     tokenizer = copy.deepcopy(encoder.tokenizer)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -128,10 +129,7 @@ def _take_special_tokens_for_text(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _jinja(tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> str:
     """A chat template that renders a message as bellm's prompt does, with the tokenizer's own special tokens."""
-    bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
-    start = next(index for index in range(len(whole)) if whole[index : index + len(bare)] == bare)
-    ends = whole[:start], whole[start + len(bare) :]
-    before, after = (tokenizer.convert_ids_to_tokens(ids) for ids in ends)
+    before, after = map(tokenizer.convert_ids_to_tokens, tokens_around(tokenizer))
 
     def written(template: str) -> str:
         left, right = template.split(SLOT)
@@ -172,7 +170,7 @@ def _write_linear(encoder: Encoder, folder: Path, width: int) -> None:
 
 def _write_decoder(encoder: Encoder, folder: Path) -> bool:
     """Write the decoder without its head; returns whether it needs code of its own to look both ways."""
-    decoder = _base_model(causal_copy(encoder.model))
+    decoder = headless_model(causal_copy(encoder.model))
     decoder.save_pretrained(folder)
     opened = encoder.config.bidirectional
     if not opened:
@@ -182,19 +180,13 @@ def _write_decoder(encoder: Encoder, folder: Path) -> bool:
     if len(opened) == encoder.num_layers and _switch_opens_all(encoder.model):
         write_json(path, config | {"is_causal": False})
         return False
-    names = {module: name for name, module in _base_model(encoder.model).named_modules()}
+    names = {module: name for name, module in headless_model(encoder.model).named_modules()}
     attention = [
         names[module] for layer in get_layers(encoder.model) if layer.index in opened for module in layer.attention
     ]
     model_type = f"bellm_{config['model_type']}"
-    classes = (type(decoder.config), type(decoder))
-    code = inspect.getsource(open_decoder)
-    for base, kind in zip(("LlamaConfig as BaseConfig", "LlamaModel as BaseModel"), classes, strict=True):
-        written = f"from transformers import {base}"
-        assert written in code
-        code = code.replace(written, f"from {kind.__module__} import {kind.__name__} as {base.partition(' as ')[2]}")
-    code = code.replace('"bellm_llama"', json.dumps(model_type))
-    write_bytes(folder / CODE_FILE, code.encode())
+    bases = [f"from {kind.__module__} import {kind.__name__}" for kind in (type(decoder.config), type(decoder))]
+    write_bytes(folder / CODE_FILE, _code(bases[0], bases[1], model_type).encode())
     stem = Path(CODE_FILE).stem
     auto_map = {"AutoConfig": f"{stem}.OpenDecoderConfig", "AutoModel": f"{stem}.OpenDecoder"}
     own = {"model_type": model_type, "auto_map": auto_map, "architectures": ["OpenDecoder"]}
@@ -203,7 +195,32 @@ def _write_decoder(encoder: Encoder, folder: Path) -> bool:
     return True
 
 
-def _base_model(model: PreTrainedModel) -> PreTrainedModel:
+def _code(config_import: str, model_import: str, model_type: str) -> str:
+    """The file that opens layers, on the classes of a model."""
+    code = inspect.getsource(open_decoder)
+    for ours, theirs in (
+        ("from transformers import LlamaConfig as", f"{config_import} as"),
+        ("from transformers import LlamaModel as", f"{model_import} as"),
+        ('"bellm_llama"', json.dumps(model_type)),
+    ):
+        assert ours in code
+        code = code.replace(ours, theirs)
+    return code
+
+
+def check_remote_code(folder: Path) -> None:
+    """Raise a BellmError unless the Python in an exported folder is what bellm writes there, before it is run."""
+    found = {path.name: path.read_bytes() for path in folder.rglob("*.py")}
+    code = found.get(CODE_FILE, b"").decode(errors="replace")
+    imports = re.findall(r"^(from transformers\.models\.[\w.]+ import \w+) as Base", code, re.MULTILINE)
+    [model_type] = re.findall(r'model_type = "(bellm_\w+)"', code)[:1] or [""]
+    if len(imports) != 2 or found != {CODE_FILE: _code(imports[0], imports[1], model_type).encode()}:
+        raise BellmError(
+            f"{folder} holds Python that this version of bellm has not written, which is not run. Export again."
+        )
+
+
+def headless_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its head, of the class that AutoModel makes of its configuration."""
     for base in (model.base_model, get_decoder(model)):
         if isinstance(base, PreTrainedModel) and MODEL_MAPPING.get(type(base.config), None) is type(base):

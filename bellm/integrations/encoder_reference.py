@@ -10,7 +10,7 @@ import numpy as np
 from bellm.config import EncoderConfig
 from bellm.encoder import Encoder
 from bellm.errors import FingerprintError, SourceError
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.saved_encoder import FINGERPRINT_TEXTS
 from bellm.tensors.similarity import relative_distance, tolerances
 from bellm.types import Vectors
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bellm import saving
+from bellm import saved_encoder
 from bellm.backbone.leakage import FutureAttention
 from bellm.backbone.states import all_layer_states, with_early_exits
 from bellm.data import STSPairs
@@ -94,7 +94,7 @@ def _cached_cosines(encoder: Encoder, pairs: STSPairs, folder: Path, done: Calla
             done(len(part))
         return np.concatenate(parts)
 
-    fingerprint = _cosines_by_depth(encoder, list(pairwise(saving.FINGERPRINT_TEXTS)))
+    fingerprint = _cosines_by_depth(encoder, list(pairwise(saved_encoder.FINGERPRINT_TEXTS)))
     cache = open_cache(encoder, folder, fingerprint, "cosines after each layer")
     names = [json.dumps(pair) for pair in zip(pairs.left, pairs.right, strict=True)]
     return cache.vectors(names, "text", embed)

@@ -50,7 +50,8 @@ POOLERS: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _at(hidden_BLD: Tensor, positions_B: Tensor) -> Tensor:
-    return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), positions_B].float()
+    # A `len` would be one number for a traced graph, whatever the batch.
+    return hidden_BLD[torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device), positions_B].float()
 
 
 def _average(hidden_BLD: Tensor, weight_BL: Tensor) -> Tensor:

@@ -3,14 +3,16 @@
 Shapes: N and M texts, D width.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bellm.types import Vectors
+
+if TYPE_CHECKING:  # Exported graphs are run without it.
+    import torch
+    from torch import Tensor
 
 _SQUARES = 1e-15, 1e15
 """Lengths of which float32 holds the square."""
@@ -67,16 +69,18 @@ _BY_DTYPE = {
 }
 
 
-def tolerances(*dtypes: torch.dtype | str) -> Tolerances:
+def tolerances(*dtypes: "torch.dtype | str") -> Tolerances:
     """Tolerances between numbers of some dtypes: those of the coarsest."""
     names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     return Tolerances(*map(max, zip(*(_BY_DTYPE.get(name, _COARSEST) for name in names), strict=True)))
 
 
-def relative_distance(actual_ND: Tensor | Vectors, expected_ND: Tensor | Vectors) -> float:
+def relative_distance(actual_ND: "Tensor | Vectors", expected_ND: "Tensor | Vectors") -> float:
     """Largest ‖actual - expected‖ / ‖expected‖ of any row; infinite where shapes differ or a number is missing."""
+    import torch
+
     actual, expected = (
-        table.float() if isinstance(table, Tensor) else torch.from_numpy(np.array(table))
+        table.float() if isinstance(table, torch.Tensor) else torch.from_numpy(np.array(table))
         for table in (actual_ND, expected_ND)
     )
     if actual.shape != expected.shape:

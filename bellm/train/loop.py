@@ -19,8 +19,7 @@ from bellm.backbone.leakage import check_open_layers
 from bellm.data.amr import Graphs, read_graphs, warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.errors import BellmError, BellmWarning, LayerError, NonFiniteError, NoOpWarning, SourceError, warn
-from bellm.saved_encoder import check_trainable
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.saved_encoder import FINGERPRINT_TEXTS, check_trainable
 from bellm.tensors.similarity import is_constant
 from bellm.train import trainable
 from bellm.train.batches import Batches, weighted_sources
@@ -126,7 +125,8 @@ def train(
             options["device"] = str(recipe.model.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoOpWarning)  # It was given at the start.
-            return Encoder.from_pretrained(output / run_dir.MODEL, **options)
+            trained: Encoder = Encoder.from_pretrained(output / run_dir.MODEL, **options)
+            return trained
 
 
 def _read_graphs(recipe: Recipe, sources: Sequence[tuple[Dataset, float]]) -> Graphs | None:

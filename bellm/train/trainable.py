@@ -41,7 +41,7 @@ def load_untrained(recipe: Recipe, **overrides: Any) -> Encoder:
     """
     if isinstance(recipe.model, Encoder):
         return recipe.model.replace(**recipe.encoder_options)
-    encoder = Encoder.from_pretrained(recipe.model, **{**recipe.encoder_options, **overrides})
+    encoder: Encoder = Encoder.from_pretrained(recipe.model, **{**recipe.encoder_options, **overrides})
     # Adapters that are saved alone find their base by this name, from whatever folder they are loaded.
     alone = isinstance(recipe.tuning, LoRA) and not recipe.tuning.merged
     if recipe.model not in ALIASES:

@@ -490,13 +490,16 @@ OTHERS = {
         "compress tiny -o out": "Missing option '--dev'",
     },
     "export": {
-        "export tiny --to safetensors -o out": "'safetensors' is not one of",
+        "export tiny --to safetensors -o out": "Invalid value for '--to': 'safetensors' is not one of",
         "export tiny --to transformers -o tiny": "tiny exists already",
         "export tiny --to transformers": "Missing option '--output'",
         "export tiny --to transformers -o -": "'-' is no name",
-        "export tiny --to static -o out --bits 8": "--bits 8 is for --to onnx",
+        "export tiny --to static -o out --bits 8": "--bits 8 is for onnx, openvino, gguf",
         "export tiny --to onnx -o out --bits 3": "--bits 3 is not one of 8, 4",
         "export tiny --to transformers -o out --tolerance=-1": "--tolerance",
+        "export tiny --to transformers -o out --tolerance nan": "--tolerance",
+        "export tiny --to transformers -o out --tolerance inf": "tolerance=inf is no distance",
+        "export tiny --to transformers -o out --python none": "none is no interpreter of Python",
         "export tiny --to transformers -o out --pooling mean-text": "cannot hold pooling='mean-text': take last, mean",
     },
     "augment": {

@@ -17,7 +17,7 @@ from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_co
 from bellm.engine.concurrency import prefetch
 from bellm.engine.embedding import EncodeResult
 from bellm.errors import BellmError, BellmWarning, CorpusWarning, SourceError, TruncationWarning
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.saved_encoder import FINGERPRINT_TEXTS
 
 TEXTS = [f"Heron number {number} waits for {number % 5} fish." for number in range(50)]
 

@@ -12,7 +12,7 @@ import pytest
 
 from bellm.data.amr import Graphs, fingerprint_graphs, linearize, read_graphs
 from bellm.errors import BellmWarning, SourceError
-from bellm.saving import FINGERPRINT_TEXTS
+from bellm.saved_encoder import FINGERPRINT_TEXTS
 
 TWO = """# ::id 1 ::annotator nobody
 # ::snt The otter wants to swim.

@@ -12,9 +12,9 @@ from transformers import LlamaForCausalLM
 
 from bellm.backbone.packed_model import PackedModel
 from bellm.engine.concurrency import num_concurrent_batches, parallel_map, prefetch
-from bellm.engine.embedding import deduplicate, embed_tokens
+from bellm.engine.embedding import embed_tokens
 from bellm.engine.readout import HiddenStateReadout
-from bellm.engine.tokenization import Tokens, chunk_texts
+from bellm.engine.tokenization import Tokens, chunk_texts, deduplicate
 from bellm.types import Vectors
 
 from ..decoders import decoder, longrope

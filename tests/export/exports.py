@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from bellm import Encoder
-from bellm.export import EXPORT_FORMATS, Parity
+from bellm.export import Parity
+from bellm.export.export_reference import read_reference
 from bellm.export.exporting import write_export
-from bellm.export.parity import measure_parity, read_export, read_reference
+from bellm.export.parity import measure_parity, read_export
 from bellm.export.runtimes import run_job
 
 
@@ -25,8 +26,9 @@ def compared(folder: Path) -> Parity:
     manifest, (expected, job) = read_export(folder), read_reference(folder)
     work = folder.with_name(f"{folder.name}-work")
     work.mkdir()
-    (work / "job.json").write_text(json.dumps({**job, "runtime": EXPORT_FORMATS[manifest["format"]].packages[0]}))
+    (work / "job.json").write_text(json.dumps(job))
     run_job(str(folder), str(work))
     with np.load(work / "vectors.npz") as found:
         actual = {key: found[key] for key in found.files}
-    return measure_parity(manifest, job, json.loads((work / "costs.json").read_text()), actual, expected)
+    costs = json.loads((work / "costs.json").read_text())
+    return measure_parity(manifest, job, {**costs, "sts": None}, actual, expected)

@@ -3,24 +3,39 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from bellm import BellmError, Encoder
 from bellm.cli import app
 from bellm.errors import SourceError
 from bellm.export import EXPORT_FORMATS, Parity, diagnose_export, export
+from bellm.export.export_formats import FormatName
 from tests.export.exports import compared
+
+PAIRS = [
+    "Snow fell all night.\tIt snowed until morning.",
+    "A heron waits.\tA grey bird stands still.",
+    "The bill was paid twice.\tBread rises in a kitchen.",
+    "Two trains left at noon.\tThe ferry left at dawn.",
+]
+RATINGS = [4.5, 4.0, 0.2, 2.5]
 
 
 @pytest.fixture(scope="module")
 def made(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Parity]:
     folder = tmp_path_factory.mktemp("exporting") / "out"
-    return folder, export(tiny_encoder, "sentence-transformers", folder)
+    pairs = tmp_path_factory.mktemp("data") / "stsbenchmark" / "sts-dev.csv"
+    pairs.parent.mkdir()
+    pairs.write_text("".join(f"main\tfile\t2026\t{row}\t{RATINGS[row]}\t{PAIRS[row]}\n" for row in range(len(PAIRS))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BELLM_DATA", str(pairs.parents[1]))
+        return folder, export(tiny_encoder, "sentence-transformers", folder)
 
 
 def test_an_export_is_proved_without_bellm(made: tuple[Path, Parity], tiny_encoder: Encoder) -> None:
@@ -28,9 +43,15 @@ def test_an_export_is_proved_without_bellm(made: tuple[Path, Parity], tiny_encod
     record = json.loads((folder / "parity.json").read_text())
     assert record == parity.to_json()
     assert record["format"] == "sentence-transformers"
-    assert record["runtime"].startswith("sentence_transformers ")
+    assert record["runtime"].startswith("sentence-transformers ")
     assert record["max_difference"] < 1e-5 < record["tolerance"]
     assert (record["rank_agreement"], round(record["min_cosine"], 6)) == (1, 1)
+    left, right = zip(*(pair.split("\t") for pair in PAIRS), strict=True)
+    cosines = tiny_encoder.similarity_pairwise(tiny_encoder.encode(left), tiny_encoder.encode(right))
+    assert (
+        record["sts"] == record["encoder_sts"] == pytest.approx(100 * spearmanr(cosines, RATINGS).statistic, abs=0.01)
+    )
+    assert record["speed_ratio"] > 0
     manifest = json.loads((folder / "export.json").read_text())
     assert manifest["remote_code"]
     assert {name: manifest[name] for name in tiny_encoder.config.to_dict()} == tiny_encoder.config.to_dict()
@@ -85,7 +106,7 @@ def test_the_doctor_says_so(tiny_encoder: Encoder, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     [check] = diagnose_export(folder).checks
     assert check.status == "fail"
-    assert "cannot be run in a process of transformers" in check.finding
+    assert "cannot be run in a process of its own" in check.finding
     result = CliRunner().invoke(app, ["doctor", str(folder), "--pooling", "mean"])
     assert "settings of its own: leave pooling out" in result.output
     (folder / "export.json").write_text("{}")
@@ -101,19 +122,40 @@ def test_what_differs_is_not_left(tiny_encoder: Encoder, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"pooling": "mean-text"}, "cannot hold pooling='mean-text': take last, mean, weighted-mean, first, max"),
-    ({"bidirectional": "none", "layer": 3}, r"cannot hold layer=3: take layer=-1, or drop the layers"),
-    ({"bidirectional": "last:2", "variant": "parallel"}, "cannot hold variant='parallel': take variant='sequential'"),
-    ({"bidirectional": "none", "token_prepending": 2}, "cannot hold token_prepending=2: take 0"),
+SENTENCES = "sentence-transformers"
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (SENTENCES, {"pooling": "mean-text"}, "pooling='mean-text': take last, mean, weighted-mean, first, max"),
+    (SENTENCES, {"bidirectional": "none", "layer": 3}, r"layer=3: take layer=-1, or drop the layers"),
+    (SENTENCES, {"bidirectional": "last:2", "variant": "parallel"}, "variant='parallel': take variant='sequential'"),
+    (SENTENCES, {"bidirectional": "none", "token_prepending": 2}, "token_prepending=2: take 0"),
+    ("gguf", {}, "bidirectional='2-3' of 4 layers: take bidirectional='none' or 'all'. It goes into sentence-tr"),
+    ("gguf", {"bidirectional": "all", "pooling": "weighted-mean"}, "pooling='weighted-mean': take last, mean, first"),
+    ("tei", {"prompt": "prompteol"}, r"a prompt that goes on after the text \('\" means in .*take one that ends with"),
+    ("tei", {"pooling": "mean-text"}, "pooling='mean-text': take last, mean, weighted-mean, first, max"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "words"), REFUSED)
-def test_what_a_format_cannot_hold_is_refused(tiny_encoder: Encoder, settings: Any, words: str, tmp_path: Path) -> None:
-    with pytest.raises(BellmError, match=words):
-        export(tiny_encoder.replace(**settings), "sentence-transformers", tmp_path / "out")
+@pytest.mark.parametrize(("name", "settings", "words"), REFUSED)
+def test_what_a_format_cannot_hold_is_refused(
+    tiny_encoder: Encoder, name: Any, settings: Any, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BellmError, match=f"{name} cannot hold {words}"):
+        export(tiny_encoder.replace(**settings), name, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "tei"])
+def test_graphs_are_in_float32(tiny_encoder: Encoder, name: Any, tmp_path: Path) -> None:
+    with pytest.raises(BellmError, match=f"{name} cannot hold dtype='bfloat16': load the encoder with dtype='float32'"):
+        export(tiny_encoder.replace(prompt="raw").to(dtype="bfloat16"), name, tmp_path / "out")
+
+
+def test_the_doctor_runs_no_code_of_others(made: tuple[Path, Parity], tmp_path: Path) -> None:
+    shutil.copytree(made[0], tmp_path / "changed")
+    code = tmp_path / "changed" / "open_decoder.py"
+    code.write_text(code.read_text() + "\nraise SystemExit(9)\n")
+    [check] = diagnose_export(tmp_path / "changed").checks
+    assert "holds Python that this version of bellm has not written, which is not run" in check.finding
 
 
 def test_arguments_are_checked(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -125,4 +167,7 @@ def test_arguments_are_checked(tiny_encoder: Encoder, tmp_path: Path) -> None:
         export(tiny_encoder, "transformers", tmp_path / "out", tolerance=-1)
     with pytest.raises(BellmError, match="is no encoder"):
         export("smollm2", "transformers", tmp_path / "out")  # type: ignore[arg-type]
-    assert set(EXPORT_FORMATS) >= {"sentence-transformers", "transformers"}
+    assert get_args(FormatName) == (*EXPORT_FORMATS,)
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(BellmError, match=f"tolerance={number} is no distance: give a number from 0 up"):
+            export(tiny_encoder, "transformers", tmp_path / "out", tolerance=number)

@@ -1,4 +1,4 @@
-"""One graph holds map, readout and all that is done to vectors; `OnnxEncoder` runs it without torch."""
+"""One graph holds map, readout and all that is done to vectors; `GraphEncoder` runs it without torch."""
 
 import json
 import sys
@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from bellm import BellmError, Encoder, OnnxEncoder
+from bellm import BellmError, Encoder, GraphEncoder
 from bellm.cli import app
 from bellm.compress import center
 from bellm.errors import SourceError, TruncationWarning
 from bellm.evaluate import load_model
 from bellm.export import export
 from bellm.export.exporting import write_export
+from bellm.multiview import open_embedder
 from tests.decoders import with_tokens_of
-from tests.export.exports import compared
+from tests.export.exports import compared, exported
 from tests.processes import run
 
 TEXTS = ["Snow", "A heron waits.", "", "Why does bread rise in a warm kitchen?", "</s> 東京"]
@@ -35,7 +37,7 @@ def folder(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_vectors_are_those_of_the_encoder(folder: Path, tiny_encoder: Encoder) -> None:
     encoder = tiny_encoder.replace(prompt="instruct", hint="Mind it.", pooling="mean-text")
-    graph = OnnxEncoder.from_pretrained(folder)
+    graph = GraphEncoder.from_pretrained(folder)
     for method in ("encode", "encode_query", "encode_document"):
         found, wanted = getattr(graph, method)(TEXTS), getattr(encoder, method)(TEXTS)
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -44,23 +46,51 @@ def test_vectors_are_those_of_the_encoder(folder: Path, tiny_encoder: Encoder) -
     assert graph.encode([]).shape == (0, encoder.embedding_dim)
     np.testing.assert_allclose(graph.encode(TEXTS, max_batch_tokens=1), encoder.encode(TEXTS), atol=1e-5)
     np.testing.assert_allclose(graph.fingerprint(), encoder.fingerprint(), atol=1e-5)
+    with pytest.raises(BellmError, match="max_batch_tokens=0 is too small: give at least 1"):
+        graph.encode(TEXTS, max_batch_tokens=0)
+    with pytest.raises(BellmError, match="encode of a graph has no normalize: it takes input_type, max_batch_tokens"):
+        graph.encode(TEXTS, normalize=True)
+    vectors = graph.encode([*TEXTS, *TEXTS])
+    np.testing.assert_array_equal(vectors[: len(TEXTS)], vectors[len(TEXTS) :])
+    np.testing.assert_allclose(
+        graph.similarity(vectors[0], vectors), encoder.similarity(vectors[0], vectors), atol=1e-6
+    )
     stats, wanted = graph.encode_with_stats(TEXTS), encoder.encode_with_stats(TEXTS)
     assert (stats.num_tokens, stats.num_truncated) == (wanted.num_tokens, 0)
     assert graph.tokenize(TEXTS).ids == encoder.tokenize(TEXTS).ids
     assert {**encoder.describe(), "backend": "onnx"} == graph.describe()
 
 
+def test_one_door_opens_every_backend(folder: Path, tiny_folder: Path) -> None:
+    graph = Encoder.from_pretrained(folder, backend="onnx", num_threads=1)
+    np.testing.assert_array_equal(graph.encode("Snow"), GraphEncoder.from_pretrained(folder).encode("Snow"))
+    assert isinstance(Encoder.from_pretrained(tiny_folder, backend="torch"), Encoder)
+    door: Any = Encoder.from_pretrained
+    with pytest.raises(BellmError, match=r"backend='onxx' is not one of torch, onnx, openvino. Did you mean onnx\?"):
+        door(folder, backend="onxx")
+    with pytest.raises(SourceError, match=r"is an export for onnx, and this opens those for openvino: bellm export"):
+        door(folder, backend="openvino")
+    with pytest.raises(SourceError, match=r"export\.json cannot be read"):
+        door(tiny_folder, backend="onnx")
+    with pytest.raises(BellmError, match="is a graph with settings of its own: leave pooling out, or export again"):
+        door(folder, backend="onnx", pooling="mean")
+    with pytest.raises(BellmError, match="is a graph with settings of its own: leave dtype out"):
+        door(folder, backend="onnx", dtype="bfloat16")
+    with pytest.raises(BellmError, match="backend='onnx' opens a folder that bellm export wrote: give its path"):
+        door(torch.nn.Linear(1, 1), backend="onnx")
+
+
 def test_long_texts_are_cut_and_it_is_said(folder: Path, tiny_encoder: Encoder) -> None:
     long = "Snow fell all night. " * 30
     with pytest.warns(TruncationWarning, match="1 of 1 texts were cut to 128 tokens"):
-        found = OnnxEncoder.from_pretrained(folder).encode([long])
+        found = GraphEncoder.from_pretrained(folder).encode([long])
     wanted = tiny_encoder.replace(prompt="instruct", hint="Mind it.", pooling="mean-text").encode_with_stats([long])
     np.testing.assert_allclose(found, wanted.vectors, atol=1e-5)
 
 
 def test_the_first_vector_takes_no_torch(folder: Path) -> None:
     program = (
-        "import sys; from bellm import OnnxEncoder; OnnxEncoder.from_pretrained(sys.argv[1]).encode('Snow'); "
+        "import sys; from bellm import GraphEncoder; GraphEncoder.from_pretrained(sys.argv[1]).encode('Snow'); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = run([sys.executable, "-c", program, folder])
@@ -83,24 +113,20 @@ def test_windows_layers_and_centering_are_in_the_graph(
     texts = [f"On day {number} it snowed {number % 7} times." for number in range(80)]
     encoder = center(encoder, texts, whitening=True).replace(truncate_dim=20, normalize=True)
     write_export(encoder, "onnx", tmp_path)
-    found = OnnxEncoder.from_pretrained(tmp_path).encode(TEXTS[:3])
+    found = GraphEncoder.from_pretrained(tmp_path).encode(TEXTS[:3])
     np.testing.assert_allclose(found, encoder.encode(TEXTS[:3]), atol=1e-3)
 
 
-def test_what_is_no_graph_is_refused(folder: Path, tiny_encoder: Encoder, tmp_path: Path) -> None:
+def test_what_is_no_graph_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"export\.json cannot be read: .*Export again"):
-        OnnxEncoder.from_pretrained(tmp_path)
+        GraphEncoder.from_pretrained(tmp_path)
     manifest = json.loads((folder / "export.json").read_text())
     (tmp_path / "export.json").write_text(json.dumps({**manifest, "format": "transformers"}))
     with pytest.raises(SourceError, match="is an export for transformers, and this opens those for onnx"):
-        OnnxEncoder.from_pretrained(tmp_path)
+        GraphEncoder.from_pretrained(tmp_path)
     (tmp_path / "export.json").write_text(json.dumps(manifest))
     with pytest.raises(SourceError, match="cannot be opened: "):
-        OnnxEncoder.from_pretrained(tmp_path)
-    with pytest.raises(
-        BellmError, match="onnx runs in float32 on a CPU, and this is bfloat16: load it with dtype='flo"
-    ):
-        write_export(tiny_encoder.replace().to(dtype="bfloat16"), "onnx", tmp_path)
+        GraphEncoder.from_pretrained(tmp_path)
     assert compared(folder).holds
 
 
@@ -127,8 +153,25 @@ def test_commands_take_a_graph(folder: Path, tiny_encoder: Encoder, tmp_path: Pa
     np.testing.assert_allclose(load_model(graph).encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
     refused = CliRunner().invoke(app, ["embed", graph, texts, "-o", out, "--force", "--pooling", "mean"])
     assert "is a graph with settings of its own: leave pooling out, or export again" in refused.output
-    with pytest.raises(SourceError, match=r"is an export for onnx: open it with OnnxEncoder\.from_pretrained"):
+    with pytest.raises(SourceError, match=r"is an export for onnx: open it with backend='onnx'"):
         Encoder.from_pretrained(folder)
+
+
+def test_openvino_runs_the_same_graph(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    encoder = tiny_encoder.replace(
+        prompt="instruct", hint="Mind it.", pooling="mean-text", normalize=True, truncate_dim=20
+    )
+    found = exported(encoder, "openvino", tmp_path / "out")
+    assert found["runtime"].startswith("openvino ")
+    assert found["max_difference"] < 1e-4
+    assert {path.name for path in (tmp_path / "out").glob("model*")} == {"model.xml", "model.bin"}
+    graph = Encoder.from_pretrained(tmp_path / "out", backend="openvino", num_threads=1)
+    assert graph.describe()["backend"] == "openvino"
+    np.testing.assert_allclose(graph.encode_query(TEXTS), encoder.encode_query(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(open_embedder(str(tmp_path / "out")).encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+    (tmp_path / "out" / "model.bin").write_bytes(b"")
+    with pytest.raises(SourceError, match="out cannot be opened: "):
+        GraphEncoder.from_pretrained(tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -144,7 +187,7 @@ def test_fewer_bits_have_a_price(tiny_encoder: Encoder, tmp_path: Path) -> None:
 
 
 def test_bits_are_for_graphs(tiny_encoder: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(BellmError, match=r"bits=8 is for onnx\. For other formats quantize the encoder first"):
+    with pytest.raises(BellmError, match=r"bits=8 is for onnx, openvino, gguf\. For others quantize the encoder first"):
         export(tiny_encoder, "static", tmp_path / "out", bits=8)
     with pytest.raises(BellmError, match="bits=2 is not one of 8, 4"):
         export(tiny_encoder, "onnx", tmp_path / "out", bits=2)  # type: ignore[arg-type]
