@@ -168,8 +168,8 @@ The prompt is in the table: texts are given as they are, queries and documents a
 $ llama-embedding -m {GGUF_FILE} -p "A sentence." --cache-type-k f32 --cache-type-v f32
 ```
 
-Pooling, and whether attention is causal, are in the file. Hint, prompt, cutting of texts and vectors, and normalization are
-yours: `export.json` says what they are.""",
+Pooling, and whether attention is causal, are in the file. Hint, prompt, cutting of texts and vectors, and
+normalization are yours: `export.json` says what they are.""",
     "tei": """```console
 $ text-embeddings-router --model-id path --dtype float32 --default-prompt-name text --auto-truncate
 ```
