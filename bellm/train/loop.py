@@ -161,7 +161,11 @@ class _Run:
         )
         self.parameters = self.train_step.parameters
         weights = self.parameters.values()
-        self.optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        # On a GPU one kernel for all weights; on a CPU another order of sums would be another run.
+        fused = True if self.encoder.device.type == "cuda" else None
+        self.optimizer = torch.optim.AdamW(
+            weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+        )
         self.state: dict[str, Any] = {"step": 0, "best": None, "best_interval": [None, None], "best_step": 0}
         self.state |= {"num_truncated": 0, "num_no_gradient": 0, "has_varied": False}
         if distributed.broadcast((output / run_dir.CHECKPOINT).exists):

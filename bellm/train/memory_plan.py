@@ -14,7 +14,7 @@ from torch.autograd import Function
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bellm.backbone import adapters
-from bellm.backbone.architecture import get_decoder, get_layers, get_text_config
+from bellm.backbone.architecture import count_layers, get_decoder, get_layers, get_text_config
 from bellm.backbone.fused_modules import fuse_modules
 from bellm.backbone.loading import locate, resolve_device, resolve_dtype
 from bellm.backbone.source_names import split_revision
@@ -58,7 +58,10 @@ class MemoryPlan:
     activations: int
     """States that autograd keeps of the texts whose graphs are held at once."""
     workspace: int
-    """Vectors of the batch, gradients of chunks before they are added up, and what the optimizer needs meanwhile."""
+    """Vectors of the batch; on a CPU also gradients of chunks before they are added up, and what the optimizer needs.
+
+    On a GPU a fused optimizer updates weights where they are.
+    """
     runtime: int
     """The process itself, on a CPU."""
     memory: int
@@ -148,12 +151,14 @@ class _Reckoning:
         of_token, of_pass = _kept_bytes(model, text_tokens, flash=self.device.type == "cuda")
         largest = max((weight.numel() * _WIDE for weight in trainable), default=0)
         activations = held * of_token + -(-held // chunk) * of_pass
+        if self.recipe.gradient_checkpointing:
+            # The states between layers, and what one layer keeps of the chunks that are computed again.
+            depth, state = count_layers(model), hidden_size(model) * self.dtype.itemsize
+            activations = held * depth * state + min(held, chunk * concurrent) * of_token // depth + of_pass // depth
         workspace = 2 * _WIDE * self.recipe.batch_size * _TEXTS * hidden_size(model)
         if self.device.type == "cpu":  # The optimizer goes from weight to weight; each chunk has gradients of its own.
             workspace += 3 * largest // shards + (0 if self.sharded else concurrent * learned)
             activations += round(_KEPT_FREE * activations)
-        else:
-            workspace += learned // shards  # The optimizer updates all weights at once.
         return MemoryPlan(
             self.name,
             self.devices,

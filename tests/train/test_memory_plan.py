@@ -73,6 +73,20 @@ def test_activations_grow_with_the_tokens_until_gradients_are_cached(tmp_path: P
     assert more.activations == many.activations
 
 
+def test_checkpoints_leave_the_states_between_layers(tmp_path: Path) -> None:
+    MistralConfig(num_hidden_layers=32, num_key_value_heads=8).save_pretrained(tmp_path)
+    plans = [
+        plan_memory(
+            Recipe(model=str(tmp_path), batch_size=8, gradient_checkpointing=each), device="cuda", memory=10**12
+        )
+        for each in (False, True)
+    ]
+    kept, again = (plan[1].activations for plan in plans)
+    states = 8 * 3 * 128 * 32 * 4096 * 2
+    assert states < again < states + kept / 30
+    assert plans[0][1].weights == plans[1][1].weights
+
+
 def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no configuration to plan by"):
         plan_memory(Recipe(model=str(tmp_path)))
