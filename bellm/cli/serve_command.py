@@ -66,6 +66,9 @@ def serve_command(
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds that accepted requests have to end after SIGTERM or Ctrl-C.")
     ] = 30.0,
+    requests_megabytes: Annotated[
+        int, typer.Option(help="Memory for bodies and answers of all requests; what comes then is refused with 429.")
+    ] = 1024,
     cache_megabytes: Annotated[int, typer.Option(help="Memory for vectors of texts that come again.")] = 0,
     graphs: GraphFile = None,
     as_json: AsJson = False,
@@ -98,6 +101,7 @@ def serve_command(
         timeout=timeout,
         read_seconds=read_seconds,
         drain_seconds=drain_seconds,
+        requests_megabytes=requests_megabytes,
         cache_megabytes=cache_megabytes,
     )
     sources = _by_name(name or _model_name(source), source, also or ())

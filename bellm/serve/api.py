@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from bellm.serve.operator_endpoints import OPERATOR_ENDPOINTS
 from bellm.serve.request_bodies import read_fields
 from bellm.serve.request_errors import (
     Dialect,
+    FramingError,
     MalformedError,
     MediaTypeError,
     MethodError,
@@ -36,6 +37,7 @@ from bellm.serve.request_errors import (
     SlowClientError,
     TooLargeError,
     UnauthorizedError,
+    UnavailableError,
     UnknownPathError,
     WrongHostError,
 )
@@ -49,6 +51,7 @@ from bellm.types import Embedder
 ENDPOINTS = (*OPENAI_ENDPOINTS, *TEI_ENDPOINTS, *COHERE_ENDPOINTS, *OPERATOR_ENDPOINTS, *PAGE_ENDPOINTS)
 
 _BYTES_PER_TOKEN = 4  # Of a body that is being read, roughly.
+_COPIES = 4  # Of a body: its bytes, their parts, its texts, these in their prompt.
 _CLIENT_LEFT = 499  # As nginx has it, in the log alone.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CALL = "bellm.call"
@@ -138,13 +141,15 @@ class Gate:
             await self._app(scope, receive, send_with_headers)
         finally:
             service.num_calls -= 1
+            service.release(call)
             self._record(call, scope, status)
 
     def _record(self, call: Call, scope: Scope, status: int) -> None:
         seconds = time.perf_counter() - call.came
         path = scope["path"] if scope["path"] in self._paths else "other"
         self._service.metrics.count_call(call, path, status, seconds)
-        line = {"time": round(time.time(), 3), "id": call.id, "method": scope["method"], "path": scope["path"][:200]}
+        line = {"time": round(time.time(), 3), "id": call.id}
+        line |= {"method": scope["method"][:20], "path": scope["path"][:200]}
         line |= {"status": status, "ms": round(1000 * seconds, 1)}
         if call.num_texts:
             line |= {"model": call.model, "texts": call.num_texts, "tokens": call.num_tokens}
@@ -186,20 +191,48 @@ class Answering:
         if not endpoint.is_open:
             _check_host(call.request, service.config.allow_hosts)
             _check_key(call.request, service.config.api_key)
+            service.check_crowd()
         if endpoint.body is None:
             return await endpoint.handler(service, call, None)
         service.check_ready()
         if call.request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise MediaTypeError("Send the body as JSON, with the header Content-Type: application/json.")
-        expected = _declared_length(call.request, service.config.max_body) // _BYTES_PER_TOKEN
-        with service.queue.reserved(max(1, expected)):
-            body = await _read_body(call.request, service.config)
-            read = read_fields, endpoint.body, body, service.config.max_texts
-            fields = await service.in_thread(*read) if len(body) > _LONG_BODY else read[0](*read[1:])
-        return await endpoint.handler(service, call, fields)
+        body = await _read_body(service, call)
+        return await _in_time(service, call, _handle(endpoint, service, call, body))
 
 
 _LONG_BODY = 1 << 16  # Bytes from which it is read in a thread.
+
+
+async def _handle(endpoint: Endpoint, service: EmbeddingService, call: Call, body: bytes) -> Response:
+    assert endpoint.body
+    read = read_fields, endpoint.body, body, service.config.max_texts
+    fields = await service.in_thread(*read, is_long=True) if len(body) > _LONG_BODY else read[0](*read[1:])
+    return await endpoint.handler(service, call, fields)
+
+
+async def _in_time(service: EmbeddingService, call: Call, handling: Coroutine[Any, Any, Response]) -> Response:
+    """The answer of a handler, which is given up when the time is up or its client has left."""
+    left = service.config.timeout - (time.perf_counter() - call.came)
+    try:
+        async with asyncio.timeout(max(left, 0)) as deadline:
+            gone = asyncio.ensure_future(_await_end(call.request, deadline))
+            try:
+                return await handling
+            finally:
+                gone.cancel()
+    except TimeoutError:
+        if gone.done() and not gone.cancelled():
+            raise ClientDisconnect from None
+    wait = service.queue.seconds_for(service.queue.num_tokens)
+    raise UnavailableError(f"There are no vectors after {service.config.timeout:g} s.", retry_after=wait)
+
+
+async def _await_end(request: Request, deadline: asyncio.Timeout) -> None:
+    """Let the time be up when the client leaves; its whole body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    deadline.reschedule(0)
 
 
 def _check_host(request: Request, allowed: tuple[str, ...]) -> None:
@@ -218,6 +251,8 @@ def _check_key(request: Request, api_key: str | None) -> None:
 
 
 def _declared_length(request: Request, max_body: int) -> int:
+    if {"content-length", "transfer-encoding"} <= set(request.headers):  # A proxy may take the other one.
+        raise FramingError("The request has Content-Length and Transfer-Encoding: send one of them.")
     declared = request.headers.get("content-length", "0")
     length = int(declared) if declared.isdecimal() else 0
     if length > max_body:
@@ -225,15 +260,27 @@ def _declared_length(request: Request, max_body: int) -> int:
     return length
 
 
-async def _read_body(request: Request, config: ServeConfig) -> bytes:
-    """The body of a request, as far as the server reads it."""
+async def _read_body(service: EmbeddingService, call: Call) -> bytes:
+    """The body of a request, as far as the server reads it; its room is held before that, or as it comes."""
+    config, room = service.config, service.queue.reserve()
+    call.room, held = room, 0
+
+    def hold(length: int) -> None:
+        nonlocal held
+        room.grow(max(1, length // _BYTES_PER_TOKEN))
+        if length > held:
+            service.hold(call, _COPIES * (length - held))
+            held = length
+
+    hold(_declared_length(call.request, config.max_body))
     parts, length = [], 0
     try:
         async with asyncio.timeout(config.read_seconds):
-            async for part in request.stream():
+            async for part in call.request.stream():
                 length += len(part)
                 if length > config.max_body:
                     raise TooLargeError(f"The body has more than {config.max_body} bytes: send fewer texts.")
+                hold(length)
                 parts.append(part)
     except TimeoutError as error:
         raise SlowClientError(f"The body was not there after {config.read_seconds:g} s.") from error
@@ -247,7 +294,7 @@ def _error_response(error: RequestError, call: Call, dialect: Dialect) -> Respon
     headers = dict(error.headers)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status == 408:
+    if error.closes:
         headers["connection"] = "close"
     return json_response(error.body(dialect), error.status, headers)
 

@@ -12,8 +12,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ from bellm.types import Vectors
 
 _LAST_BATCH = 10.0  # Seconds that a worker has to end its batch, when the server ends.
 _MEMORY = 0.8  # Weight of what is known of the speed against the batch that has just ended.
+_STALE = 1000  # Places in the queue whose text is embedded or given up, before they are cleared.
 
 Delivered = list[Vectors | Exception]
 """The vector of each row of a batch, or why it has none."""
@@ -50,7 +50,7 @@ class QueuedRow:
 
     model: ServedModel
     row: TokenRow
-    waiters: list[tuple[Ticket, int]]
+    waiters: dict[Ticket, list[int]] = field(default_factory=dict)
     is_taken: bool = False
 
 
@@ -62,6 +62,26 @@ class BatchRecord:
     num_tokens: int
     budget: int
     seconds: float
+
+
+class Reservation:
+    """Room in the queue for a request whose tokens are not known yet."""
+
+    def __init__(self, queue: "BatchQueue") -> None:
+        self._queue, self._num_tokens = queue, 0
+
+    def grow(self, num_tokens: int) -> None:
+        """Hold room for so many tokens in all, or for what the queue has in all; a QueueFullError where it is taken."""
+        more = min(num_tokens, self._queue.max_tokens) - self._num_tokens
+        if more > 0:
+            self._queue.check_room(more)
+            self._queue.count(more)
+            self._num_tokens += more
+
+    def free(self) -> None:
+        """Hold nothing any more."""
+        self._queue.count(-self._num_tokens)
+        self._num_tokens = 0
 
 
 class VectorMemory:
@@ -78,11 +98,11 @@ class VectorMemory:
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
-    def put(self, key: Hashable, vector: Vectors, num_tokens: int) -> None:
-        """Keep a vector, and forget the oldest where there is no more room."""
+    def put(self, key: Hashable, vector: Vectors, num_bytes: int) -> None:
+        """Keep a vector, and forget the oldest where there is no more room; `num_bytes` is what the key takes."""
         if key in self._kept:
             return
-        size = vector.nbytes + 40 * num_tokens + 400  # With its key, which holds tokens or a text.
+        size = vector.nbytes + num_bytes + 400
         self._kept[key] = vector.copy(), size
         self._left -= size
         while self._left < 0:
@@ -101,7 +121,7 @@ class BatchQueue:
         cache_bytes: int = 0,
         on_batch: Callable[[BatchRecord], object] = lambda _: None,
     ) -> None:
-        self._max_tokens, self._max_batch_tokens, self._timeout = max_tokens, max_batch_tokens, timeout
+        self.max_tokens, self._max_batch_tokens, self._timeout = max_tokens, max_batch_tokens, timeout
         self._on_batch = on_batch
         self._memory = VectorMemory(cache_bytes) if cache_bytes else None
         self._open_rows: dict[Hashable, QueuedRow] = {}
@@ -147,26 +167,24 @@ class BatchQueue:
 
     def check_room(self, num_tokens: int) -> None:
         """Raise a QueueFullError unless there is room for so many tokens, and time to embed what is before them."""
-        surplus = self.num_tokens + num_tokens - self._max_tokens
+        surplus = self.num_tokens + num_tokens - self.max_tokens
         late = self.seconds_for(self.num_tokens) - self._timeout
         if self.num_tokens and (surplus > 0 or late > 0):
             wait = max(self.seconds_for(max(surplus, 0)), late)
             raise QueueFullError(
-                f"{self.num_tokens} tokens wait or are embedded, and the server takes {self._max_tokens}, or what it "
+                f"{self.num_tokens} tokens wait or are embedded, and the server takes {self.max_tokens}, or what it "
                 f"embeds in {self._timeout:g} s: send it again in {max(1, round(wait))} s.",
                 retry_after=wait,
             )
 
-    @contextmanager
-    def reserved(self, num_tokens: int) -> Iterator[None]:
-        """Hold room for a request that is being read; it asks for no more than the queue has in all."""
-        num_tokens = min(num_tokens, self._max_tokens)
-        self.check_room(num_tokens)
-        self._count(num_tokens)
-        try:
-            yield
-        finally:
-            self._count(-num_tokens)
+    def reserve(self) -> Reservation:
+        """A place for a request that is being read and tokenized; it holds nothing yet."""
+        return Reservation(self)
+
+    def count(self, num_tokens: int) -> None:
+        """Count tokens that are expected, or no more."""
+        with self._waiting:
+            self.num_tokens += num_tokens
 
     def submit(self, model: ServedModel, rows: Sequence[TokenRow]) -> Ticket:
         """Queue the texts of a request; equal ones, also of other requests, are embedded once.
@@ -186,8 +204,8 @@ class BatchQueue:
             else:
                 fresh.setdefault(key, []).append(index)
         added = sum(rows[places[0]].num_tokens for key, places in fresh.items() if key not in self._open_rows)
-        if added > self._max_tokens:
-            raise TooLargeError(f"{added} tokens are more than the server embeds at once: {self._max_tokens}. Split.")
+        if added > self.max_tokens:
+            raise TooLargeError(f"{added} tokens are more than the server embeds at once: {self.max_tokens}. Split.")
         self.check_room(added)
         with self._waiting:
             turn = self._clock
@@ -195,12 +213,13 @@ class BatchQueue:
                 row = rows[places[0]]
                 turn += row.num_tokens
                 if (queued := self._open_rows.get(key)) is None:
-                    queued = self._open_rows[key] = QueuedRow(model, row, [])
-                queued.waiters += [(ticket, place) for place in places]
+                    queued = self._open_rows[key] = QueuedRow(model, row)
+                queued.waiters[ticket] = places
                 ticket.rows.append(queued)
                 if not queued.is_taken:  # Perhaps once more, where it now comes earlier.
                     heapq.heappush(self._heaps.setdefault(model.name, []), (turn, next(self._order), queued))
             self.num_tokens += added
+            self._clear_stale()
             self._waiting.notify()
         if not ticket.missing:
             ticket.future.set_result(vectors)
@@ -211,7 +230,7 @@ class BatchQueue:
         ticket.future.cancel()
         with self._waiting:
             for queued in ticket.rows:
-                queued.waiters = [(other, place) for other, place in queued.waiters if other is not ticket]
+                queued.waiters.pop(ticket, None)
                 if not queued.waiters and not queued.is_taken:
                     queued.is_taken = True  # The heap drops it when its turn comes.
                     self._forget(queued)
@@ -222,9 +241,13 @@ class BatchQueue:
         if self._is_closing:
             raise UnavailableError("The server is shutting down.")
 
-    def _count(self, num_tokens: int) -> None:
-        with self._waiting:
-            self.num_tokens += num_tokens
+    def _clear_stale(self) -> None:
+        """Give up places of texts that are embedded or given up, and second ones of a text, once they are the most."""
+        if sum(map(len, self._heaps.values())) <= 2 * len(self._open_rows) + _STALE:
+            return
+        for heap in self._heaps.values():
+            earliest = {id(entry[2]): entry for entry in sorted(heap, reverse=True) if not entry[2].is_taken}
+            heap[:] = sorted(earliest.values())  # Which is a heap.
 
     def _forget(self, queued: QueuedRow) -> None:
         key = queued.model.name, queued.row.key
@@ -239,18 +262,19 @@ class BatchQueue:
                 self._forget(queued)
         for queued, result in zip(batch, results, strict=True):
             if self._memory and not isinstance(result, Exception):
-                self._memory.put((queued.model.name, queued.row.key), result, queued.row.num_tokens)
-            for ticket, place in queued.waiters:
+                self._memory.put((queued.model.name, queued.row.key), result, queued.row.num_bytes)
+            for ticket, places in queued.waiters.items():
                 ticket.began = ticket.began or began
                 if ticket.future.done():
                     continue
                 if isinstance(result, Exception):
                     ticket.future.set_exception(_refusal(result))
                     continue
-                ticket.vectors[place] = result
-                ticket.missing -= 1
+                ticket.vectors[places] = result
+                ticket.missing -= len(places)
                 if not ticket.missing:
                     ticket.future.set_result(ticket.vectors)
+            queued.waiters = {}  # A later place of the text may still stand in the queue.
 
     def _refuse_all(self, error: RequestError) -> None:
         with self._waiting:
@@ -260,7 +284,7 @@ class BatchQueue:
                 self._forget(queued)
             self._heaps.clear()
         for queued in waiting:
-            for ticket, _ in queued.waiters:
+            for ticket in queued.waiters:
                 if not ticket.future.done():
                     ticket.future.set_exception(error)
 

@@ -8,12 +8,15 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from bellm.encoder import Encoder
 from bellm.serve.request_errors import Dialect, RequestError
 from bellm.serve.served_model import ServedModel
 from bellm.serve.service import Call, EmbeddingService
 from bellm.types import Vectors
+
+_PIECE = 1 << 16  # Bytes.
 
 Handler = Callable[[EmbeddingService, Call, Any], Awaitable[Response]]
 
@@ -34,10 +37,21 @@ class Endpoint:
     """Whether it is for everybody, also where a key is asked for."""
 
 
+class PiecewiseResponse(Response):
+    """A response that is sent piece by piece, so that it is not done before its client has read most of it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body) or 1, _PIECE):
+            body, more = bytes(self.body[start : start + _PIECE]), start + _PIECE < len(self.body)
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer as JSON; arrays of NumPy are lists."""
     content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(content, status, headers, "application/json")
+    return PiecewiseResponse(content, status, headers, "application/json")
 
 
 def as_base64(vector_D: Vectors) -> str:

@@ -1,6 +1,8 @@
 """Run an application on a port with uvicorn: said once ready, drained on SIGTERM, clients that send nothing let go."""
 
 import asyncio
+import ipaddress
+import resource
 import signal
 import socket
 import threading
@@ -13,9 +15,10 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bellm.errors import BellmError
+from bellm.errors import BellmError, BellmWarning, warn
 
 if TYPE_CHECKING:
+    from bellm.serve.serve_config import ServeConfig
     from bellm.serve.service import EmbeddingService
 
 _KEEP_ALIVE = 65  # Seconds that a connection may be idle: longer than clients and load balancers keep theirs.
@@ -40,11 +43,29 @@ def run_server(app: Starlette, bound: socket.socket, *, on_ready: Callable[[str]
         BellmError: A model failed on its first texts.
     """
     server = make_server(app, on_ready)
+    warn_unprotected(bound, server.service.config)
+    allow_files()
     asyncio.run(server.serve([bound]))
     if server.fault:
         raise server.fault
     if server.signal == signal.SIGINT:
         raise KeyboardInterrupt("every request that was accepted is answered.")
+
+
+def warn_unprotected(bound: socket.socket, config: "ServeConfig") -> None:
+    """Say so where others than this machine reach a server that asks for no key."""
+    host, port = bound.getsockname()[:2]
+    if config.api_key is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        warn(
+            f"Whoever reaches {host}:{port} may ask this server: set a key with --api-key or BELLM_API_KEY.",
+            BellmWarning,
+        )
+
+
+def allow_files() -> None:
+    """Let this process open as many files, and so connections, as it may: the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def make_server(app: Starlette, on_ready: Callable[[str], object]) -> "DrainingServer":
@@ -61,19 +82,19 @@ def make_server(app: Starlette, on_ready: Callable[[str], object]) -> "DrainingS
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE,
-        limit_concurrency=service.config.max_connections,
         timeout_graceful_shutdown=1,
     )
     return DrainingServer(config, service, on_ready)
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's protocol, which lets go of clients that do not send a whole head in time."""
+    """uvicorn's protocol, which lets go of clients that do not send a whole head, or read their answer, in time."""
 
     def __init__(self, *arguments: Any, read_seconds: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._read_seconds = read_seconds
         self._patience: asyncio.TimerHandle | None = None
+        self._reader_patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -92,9 +113,36 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
-        if self._patience:
-            self._patience.cancel()
+        for timer in filter(None, (self._patience, self._reader_patience)):
+            timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait until the client has read some of its answer."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """Wait no more."""
+        super().resume_writing()
+        if self._reader_patience:
+            self._reader_patience.cancel()
+            self._reader_patience = None
+
+    def on_response_complete(self) -> None:
+        """Wait until the client has read the end of its answer."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        if not self._reader_patience:
+            self._reader_patience = self.loop.call_later(self._read_seconds, self._lose_reader)
+
+    def _lose_reader(self) -> None:
+        self._reader_patience = None
+        if self.transport.get_write_buffer_size():  # To close it would wait for the reader.
+            self.transport.abort()
 
     def _lose_patience(self) -> None:
         self._patience = None
@@ -107,7 +155,8 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: "EmbeddingService", on_ready: Callable[[str], object]) -> None:
         super().__init__(config)
-        self._service, self._on_ready = service, on_ready
+        self.service, self._on_ready = service, on_ready
+        service.count_connections = lambda: len(self.server_state.connections)
         self._draining: asyncio.Task[None] | None = None
         self.signal: int | None = None
         """What asked it to end."""
@@ -137,7 +186,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self.signal = number
-        self._service.is_draining = True
+        self.service.is_draining = True
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -148,14 +197,14 @@ class DrainingServer(uvicorn.Server):
             host = f"[{host}]" if ":" in host else host
             self._on_ready(f"http://{host}:{port}")
         else:
-            self.fault = self._service.queue.fault or BellmError("The server could not start.")
+            self.fault = self.service.queue.fault or BellmError("The server could not start.")
 
     async def _drain(self) -> None:
         """Answer what is there; then close the port, and answer those who had just come."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._service.config.drain_seconds
+        until = loop.time() + self.service.config.drain_seconds
         await asyncio.sleep(_NOTICE)
-        while self._service.num_calls and loop.time() < until:
+        while self.service.num_calls and loop.time() < until:
             await asyncio.sleep(_POLL)
         for listener in self.servers:
             listener.close()

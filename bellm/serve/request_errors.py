@@ -17,6 +17,8 @@ class RequestError(BellmError):
 
     status = 422
     code = "invalid_value"
+    closes = False
+    """Whether the connection ends with it."""
 
     def __init__(self, message: str, field: str | None = None, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -37,6 +39,12 @@ class MalformedError(RequestError):
     """The body is no JSON object."""
 
     status, code = 400, "malformed"
+
+
+class FramingError(RequestError):
+    """Where the body ends is not clear."""
+
+    status, code, closes = 400, "malformed", True
 
 
 class UnauthorizedError(RequestError):
@@ -66,7 +74,7 @@ class MethodError(RequestError):
 class SlowClientError(RequestError):
     """The body did not come in time."""
 
-    status, code = 408, "slow_client"
+    status, code, closes = 408, "slow_client", True
 
 
 class TooLargeError(RequestError):
@@ -97,6 +105,12 @@ class ServerFaultError(RequestError):
     """The server failed."""
 
     status, code = 500, "server_fault"
+
+
+class CrowdedError(RequestError):
+    """There are too many connections."""
+
+    status, code, closes = 503, "too_many_connections", True
 
 
 class UnavailableError(RequestError):

@@ -36,14 +36,18 @@ class ServeConfig:
     """Seconds that a client has to send a request."""
     drain_seconds: float = 30.0
     """Seconds that accepted requests have to end once the server was asked to."""
+    requests_megabytes: int = 1024
+    """Memory for bodies and answers of all requests; what comes then is refused with 429."""
     cache_megabytes: int = 0
     """Memory for vectors of texts that come again."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise BellmError("api_key must be printable ASCII, and not empty: a header carries it.")
-        least = dict.fromkeys(("max_queue_tokens", "max_texts", "max_body", "max_connections"), 1)
+        key = self.api_key
+        if key is not None and not (key.isascii() and key.isprintable() and key and key == key.strip()):
+            raise BellmError("api_key must be printable ASCII, not empty, no space at its ends: a header carries it.")
+        limits = ("max_queue_tokens", "max_texts", "max_body", "max_connections", "requests_megabytes")
+        least = dict.fromkeys(limits, 1)
         least |= {"max_batch_tokens": 1} if self.max_batch_tokens is not None else {}
         for name, bound in {**least, "cache_megabytes": 0}.items():
             if getattr(self, name) < bound:

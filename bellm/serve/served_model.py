@@ -1,6 +1,7 @@
 """An embedder as a server needs it: texts to rows with their tokens, and rows to vectors."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,9 +22,15 @@ _OTHER_TOKENS, _BYTES_PER_TOKEN = 4096, 4  # Of embedders that do not tell.
 class TokenRow(NamedTuple):
     """A text, ready to be embedded."""
 
-    key: Hashable
-    """What decides its vector; texts with equal keys are embedded once."""
+    key: tuple[Any, ...]
+    """What decides its vector, token ids or a text; rows with equal keys are embedded once."""
     num_tokens: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the key, roughly: token ids, or a text, of which the tokens may be a part."""
+        first = self.key[0]
+        return sys.getsizeof(first) if isinstance(first, str) else 40 * self.num_tokens
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,14 @@ class ServedModel:
         return ServedModel(f"{self.name}:causal", plain)
 
 
+def with_causal(models: Mapping[str, ServedModel]) -> dict[str, ServedModel]:
+    """Models and, under NAME:causal, those with open layers as causal ones."""
+    plain = {each.name: each for each in map(ServedModel.causal, models.values()) if each}
+    if twice := plain.keys() & models.keys():
+        raise BellmError(f"{min(twice)} is the name of the causal model beside another: give that one another name.")
+    return {**models, **plain}
+
+
 def as_models(models: Embedder | Mapping[str, Embedder]) -> dict[str, ServedModel]:
     """Embedders by their names; one alone has the name that it gives itself."""
     if not isinstance(models, Mapping):
@@ -130,6 +145,8 @@ def as_models(models: Embedder | Mapping[str, Embedder]) -> dict[str, ServedMode
     if not models:
         raise BellmError("models is empty: give at least one embedder.")
     for name, embedder in models.items():
+        if not name or not name.isprintable():
+            raise BellmError(f"{name!r:.60} is no name of a model: give it printable characters.")
         if not isinstance(embedder, Embedder):
             raise BellmError(f"{name}: {embedder!r:.60} is no encoder. Open one with Encoder.from_pretrained.")
         if isinstance(embedder, MultiViewEncoder):

@@ -2,20 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from bellm.engine.tokenization import chunk_texts
 from bellm.errors import BellmError
-from bellm.serve.batch_queue import BatchQueue, Ticket
-from bellm.serve.request_errors import RequestError, UnavailableError, UnknownModelError
+from bellm.serve.batch_queue import BatchQueue, Reservation, Ticket
+from bellm.serve.request_errors import (
+    CrowdedError,
+    QueueFullError,
+    RequestError,
+    UnavailableError,
+    UnknownModelError,
+)
 from bellm.serve.serve_config import ServeConfig
 from bellm.serve.serve_metrics import ServeMetrics
-from bellm.serve.served_model import ServedModel, TokenRow
+from bellm.serve.served_model import ServedModel, TokenRow, with_causal
 from bellm.types import InputType, Vectors
 
 if TYPE_CHECKING:
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _TOKENIZED, _CHARACTERS = 128, 50_000  # Of texts that are tokenized in one go.
+_NUMBER_BYTES = 16  # Of a number of a vector, as float32 and as JSON.
 
 CALL_HEADERS = (
     "x-request-id",
@@ -54,6 +61,10 @@ class Call:
     tokenize_seconds: float = 0.0
     queue_seconds: float = 0.0
     embed_seconds: float = 0.0
+    room: Reservation | None = None
+    """Room in the queue until its rows are there."""
+    held_bytes: int = 0
+    """Memory of its body and its answer."""
     error: str | None = None
     """Code of the error that it ended with."""
 
@@ -81,8 +92,7 @@ class EmbeddingService:
         self, models: Mapping[str, ServedModel], config: ServeConfig, index: "Index | None", metrics: ServeMetrics
     ) -> None:
         self.config, self.index, self.metrics = config, index, metrics
-        plain = {each.name: each for each in map(ServedModel.causal, models.values()) if each}
-        self.models = {**models, **plain}
+        self.models = with_causal(models)
         self.default = next(iter(models.values()))
         self.queue = BatchQueue(
             max_tokens=config.max_queue_tokens,
@@ -94,10 +104,14 @@ class EmbeddingService:
         self.is_draining = False
         self.num_calls = 0
         """Requests that are being answered."""
+        self.held_bytes = 0
+        """Memory of their bodies and answers."""
+        self.count_connections: Callable[[], int] = lambda: self.num_calls
 
     async def __aenter__(self) -> "EmbeddingService":
         """Start the worker and wait until it is warm."""
         self._tokenizing = ThreadPoolExecutor(1, "bellm-tokenize")
+        self._tokenizing_long = ThreadPoolExecutor(1, "bellm-tokenize-long")
         self.queue.start(list(self.models.values()))
         await self.queue.ready()
         return self
@@ -105,7 +119,8 @@ class EmbeddingService:
     async def __aexit__(self, *_: object) -> None:
         self.is_draining = True
         await self.queue.close()
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._tokenizing, self._tokenizing_long):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def check_alive(self) -> None:
         """Raise an UnavailableError where only a new start helps."""
@@ -120,6 +135,12 @@ class EmbeddingService:
         if self.is_draining:
             raise UnavailableError("The server is shutting down.")
 
+    def check_crowd(self) -> None:
+        """Raise a CrowdedError where there are more connections than the server takes."""
+        if self.count_connections() > self.config.max_connections:
+            limit = self.config.max_connections
+            raise CrowdedError(f"There are more connections than the {limit} that the server takes.", retry_after=1)
+
     def get_model(self, name: str | None, field: str = "model") -> ServedModel:
         """The model of a name; the first where a request names none."""
         if name is None:
@@ -128,9 +149,38 @@ class EmbeddingService:
             raise UnknownModelError(f"{name!r:.100} is not served here: {', '.join(self.models)}.", field)
         return self.models[name]
 
-    async def in_thread(self, function: Any, *arguments: Any) -> Any:
-        """Run what takes long in the thread that tokenizes, so that the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, function, *arguments)
+    def hold(self, call: Call, num_bytes: int) -> None:
+        """Count memory of a request until it is answered; a QueueFullError where requests hold too much already."""
+        limit = self.config.requests_megabytes << 20
+        others = self.held_bytes - call.held_bytes
+        if others and self.held_bytes + num_bytes > limit:
+            raise QueueFullError(
+                f"Requests and their answers take {others >> 20} MiB, and the server has "
+                f"{self.config.requests_megabytes} MiB for all: send it again later.",
+                retry_after=self.queue.seconds_for(self.queue.num_tokens),
+            )
+        self.held_bytes += num_bytes
+        call.held_bytes += num_bytes
+
+    def release(self, call: Call) -> None:
+        """Count a request no more."""
+        self.held_bytes -= call.held_bytes
+        call.held_bytes = 0
+        if call.room:
+            call.room.free()
+
+    async def in_thread(self, function: Any, *arguments: Any, is_long: bool = False) -> Any:
+        """Run what takes time in the thread that tokenizes, so that the event loop goes on; what is long in another."""
+        thread = self._tokenizing_long if is_long else self._tokenizing
+        return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+
+    async def in_parts(self, function: Any, texts: Sequence[str], *arguments: Any) -> list[Any]:
+        """Call a function in these threads with a few texts at a time: those of other requests come in between."""
+        parts = chunk_texts(texts, max_texts=_TOKENIZED, max_characters=_CHARACTERS)
+        return [
+            await self.in_thread(function, part, *arguments, is_long=sum(map(len, part)) > 2 * _CHARACTERS)
+            for part in parts
+        ]
 
     async def prepare(
         self,
@@ -148,14 +198,12 @@ class EmbeddingService:
             RequestError: One is too long and `truncate` is false; `field` is where they stand in the body.
         """
         began = time.perf_counter()
-        rows: list[TokenRow] = []
-        num_truncated = 0
         try:
-            for part in chunk_texts(texts, max_texts=_TOKENIZED, max_characters=_CHARACTERS):  # Others come in between.
-                found, cut = await self.in_thread(model.rows, part, input_type)
-                rows, num_truncated = rows + found, num_truncated + cut
+            found = await self.in_parts(model.rows, texts, input_type)
+            rows = [row for part, _ in found for row in part]
+            num_truncated = sum(count for _, count in found)
             if num_truncated and not truncate:
-                index = await self.in_thread(_first_truncated, model, texts, input_type)
+                index = await self.in_thread(_first_truncated, model, texts, input_type, is_long=True)
                 raise RequestError(
                     f"{field}[{index}] has more than {model.max_tokens} tokens, the most that {model.name} reads with "
                     "its prompt. Split it, or send truncate=true.",
@@ -177,37 +225,25 @@ class EmbeddingService:
         """Vectors of prepared texts, as soon as the worker has them.
 
         Raises:
-            RequestError: There is no room, the time is up, or the model fails.
-            ClientDisconnect: Nobody waits for the answer any more.
+            RequestError: There is no room, or the model fails.
         """
+        self.hold(call, _NUMBER_BYTES * len(prepared.rows) * prepared.model.embedder.embedding_dim)
+        if call.room:
+            call.room.free()
         ticket = self.queue.submit(prepared.model, prepared.rows)
-        gone = asyncio.ensure_future(_disconnected(call.request))
-        left = self.config.timeout - (time.perf_counter() - call.came)
         try:
-            ends: set[asyncio.Future[Any]] = {ticket.future, gone}
-            await asyncio.wait(ends, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-            if ticket.future.done():
-                self._time(call, ticket)
-                return ticket.future.result()
+            return await ticket.future
+        except asyncio.CancelledError:
+            self.queue.cancel(ticket)
+            raise
         finally:
-            gone.cancel()
-            if not ticket.future.done():
-                self.queue.cancel(ticket)
-        if gone.done() and not gone.cancelled():
-            raise ClientDisconnect
-        wait = self.queue.seconds_for(self.queue.num_tokens)
-        raise UnavailableError(f"There are no vectors after {self.config.timeout:g} s.", retry_after=wait)
+            self._time(call, ticket)
 
     def _time(self, call: Call, ticket: Ticket) -> None:
-        now, began = time.perf_counter(), ticket.began or ticket.came
+        now = time.perf_counter()
+        began = ticket.began or now
         call.queue_seconds += began - ticket.came
-        call.embed_seconds += now - began if ticket.began else 0.0
-
-
-async def _disconnected(request: Request) -> None:
-    """Wait until the client has left; its whole body was read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        call.embed_seconds += now - began
 
 
 def _first_truncated(model: ServedModel, texts: Sequence[str], input_type: InputType) -> int:

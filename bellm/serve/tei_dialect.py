@@ -3,6 +3,8 @@
 There is no `/embed_all`: an encoder gives one vector a text, and its prompt's tokens are not the text's.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from bellm.serve.service import Call, EmbeddingService, Prepared
 from bellm.tensors.similarity import cosine_similarity
 from bellm.types import InputType, Vectors
 from bellm.version import __version__
+
+_TOKEN_BYTES = 300  # Of a token in an answer, as an object and as JSON.
 
 
 class TeiRoot(TeiEmbed):
@@ -98,10 +102,13 @@ async def tokenize_texts(service: EmbeddingService, call: Call, body: TeiTokeniz
     model = service.get_model(body.model)
     if not model.encoders:
         raise RequestError(f"{model.name} has no tokenizer that is known.", "model")
-    return json_response(await service.in_thread(_tokens, model, body.inputs, body.prompt_name or "text"))
+    found = await service.in_parts(partial(_tokens, model), body.inputs, body.prompt_name or "text")
+    rows = [row for part in found for row in part]
+    service.hold(call, _TOKEN_BYTES * sum(map(len, rows)))
+    return json_response(rows)
 
 
-def _tokens(model: ServedModel, texts: list[str], input_type: InputType) -> list[list[dict[str, Any]]]:
+def _tokens(model: ServedModel, texts: Sequence[str], input_type: InputType) -> list[list[dict[str, Any]]]:
     encoder = model.encoders[0]
     special = set(encoder.tokenizer.all_special_ids)
     return [

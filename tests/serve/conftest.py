@@ -4,7 +4,8 @@ import pytest
 
 from bellm import Encoder, MultiViewEncoder, Prompt
 from bellm.serve import ServeConfig, create_app
-from tests.serve.servers import serving
+from tests.serve.planted import Planted
+from tests.serve.servers import Held, serving
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,15 @@ def server(tiny_encoder: Encoder, asking: Encoder) -> Iterator[str]:
     config = ServeConfig(max_texts=64, max_body=100_000, read_seconds=1.0)
     with serving(create_app(models, config)) as url:
         yield url
+
+
+@pytest.fixture
+def held(request: pytest.FixtureRequest) -> Iterator[Held]:
+    planted = Planted()
+    app = create_app(planted, ServeConfig(**{"max_queue_tokens": 50, **getattr(request, "param", {})}))
+    with serving(app) as url:
+        planted.open.clear()
+        planted.batches.clear()
+        held = Held(app, planted, url)
+        yield held
+        held.finish()

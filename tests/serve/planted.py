@@ -12,11 +12,10 @@ from tests.processes import LIMIT
 
 
 class Planted:
-    """Its vectors hold length and first character of a text; a text of three characters has one token for a server."""
+    """Vectors begin with length and first character of a text; one of three characters has one token for a server."""
 
-    embedding_dim = 2
-
-    def __init__(self) -> None:
+    def __init__(self, width: int = 2) -> None:
+        self.embedding_dim = width
         self.batches: list[list[str]] = []
         """Texts of every call that has begun."""
         self.open = threading.Event()
@@ -34,9 +33,9 @@ class Planted:
         for text in texts:
             if text in self.faults:
                 self.faults[text]()
-        return np.array(
-            [[len(text), ord(text[0])] if text != "nan" else [np.nan, 0] for text in texts], dtype=np.float32
-        )
+        vectors = np.zeros((len(texts), self.embedding_dim), dtype=np.float32)
+        vectors[:, :2] = [[len(text), ord(text[0])] if text != "nan" else [np.nan, 0] for text in texts]
+        return vectors
 
     def fingerprint(self) -> Vectors:
         return self.encode(["one", "two"])

@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import json
 import queue
+import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ from starlette.applications import Starlette
 from bellm.serve.http_server import make_server
 from bellm.serve.ports import bind_port
 from tests.processes import LIMIT
+from tests.serve.planted import Planted
 
 
 class Answer(NamedTuple):
@@ -57,3 +60,46 @@ def ask(url: str, path: str, body: Any = None, *, method: str | None = None, **h
         return Answer(response.status, answer, json.loads(read) if is_json and read else read)
     finally:
         connection.close()
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = urlsplit(url).netloc.partition(":")
+    return socket.create_connection((host, int(port)), timeout=LIMIT)
+
+
+def head(path: str, length: int | None, **headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: here", "Content-Type: application/json"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    lines += [] if length is None else [f"Content-Length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+class Held:
+    """A server whose embedder is held up, with the application behind it."""
+
+    def __init__(self, app: Starlette, planted: Planted, url: str) -> None:
+        self.service, self.queue = app.state.service, app.state.service.queue
+        self.planted, self.url = planted, url
+        self._threads: list[threading.Thread] = []
+        self.answers: list[Answer] = []
+
+    def send(self, *texts: str) -> None:
+        """Ask in a thread, and wait until the texts are in the queue."""
+        before = self.queue.num_tokens
+        task = threading.Thread(target=lambda: self.answers.append(ask(self.url, "/embed", {"inputs": texts})))
+        self._threads.append(task)
+        task.start()
+        wait_for(lambda: self.queue.num_tokens == before + len(texts))
+
+    def finish(self) -> list[Answer]:
+        self.planted.open.set()
+        for each in self._threads:
+            each.join(LIMIT)
+        return self.answers

@@ -168,6 +168,22 @@ def test_what_nobody_waits_for_is_dropped() -> None:
     play(scene)
 
 
+def test_what_was_given_up_does_not_pile_up_in_the_queue() -> None:
+    async def scene(line: Line, planted: Planted) -> None:
+        await hold(line, planted)
+        kept = line.send("kkk")
+        for _ in range(100):
+            line.queue.cancel(line.send(*words("a", 100)))
+        tickets = [line.send("kkk") for _ in range(3000)]
+        assert sum(map(len, line.queue._heaps.values())) < 1200
+        planted.open.set()
+        for ticket in (kept, *tickets):
+            assert (await ticket.future).tolist() == [[3, ord("k")]]
+        assert planted.batches == [["zzz"], ["kkk"]]
+
+    play(scene)
+
+
 def test_a_full_queue_says_when_there_will_be_room() -> None:
     async def scene(line: Line, planted: Planted) -> None:
         await hold(line, planted)
@@ -177,8 +193,11 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
         with pytest.raises(QueueFullError, match="20 tokens wait or are embedded, and the server takes 30") as full:
             line.send(*words("b", 30))
         assert full.value.headers == {"retry-after": "4"}  # 20 tokens too many, 5 a second.
-        with line.queue.reserved(10), pytest.raises(QueueFullError):
+        room = line.queue.reserve()
+        room.grow(10)
+        with pytest.raises(QueueFullError):
             line.send("ccc")
+        room.free()
         line.send(*words("b", 10))
         with pytest.raises(QueueFullError):
             line.queue.check_room(1)

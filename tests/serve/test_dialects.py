@@ -103,8 +103,8 @@ def test_token_ids_stand_for_their_texts_where_they_are_allowed(asking: Encoder)
     with serving(create_app(asking, ServeConfig(allow_token_ids=True))) as url:
         assert np.allclose(vectors_of(embedded(url, input=ids)), asking.encode(TEXTS[:2]), **CLOSE)
         assert np.allclose(vectors_of(embedded(url, input=ids[1])), asking.encode(TEXTS[1:2]), **CLOSE)
-        for wrong in ([[400]], [-1], [2**70]):
-            answer = ask(url, "/v1/embeddings", {"input": wrong})
+        for wrong in ("[[400]]", "[-1]", f"[{2**70}]", f"[{'9' * 4000}]"):
+            answer = ask(url, "/v1/embeddings", f'{{"input": {wrong}}}'.encode())
             assert answer.status == 422, answer
             assert "is no token id of" in answer.body["error"]["message"]
 

@@ -2,18 +2,12 @@
 
 import asyncio
 import json
-import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from starlette.applications import Starlette
 
 from bellm import Encoder
 from bellm.corpus import build_index, embed_corpus
@@ -21,63 +15,9 @@ from bellm.errors import BellmError, FingerprintError
 from bellm.serve import ServeConfig, create_app
 from tests.processes import LIMIT
 from tests.serve.planted import Planted
-from tests.serve.servers import Answer, ask, serving
+from tests.serve.servers import Held, ask, connect, head, serving, wait_for
 
 OPENAI, EMBED, COHERE = "/v1/embeddings", "/embed", "/v2/embed"
-
-
-def connect(url: str) -> socket.socket:
-    host, _, port = urlsplit(url).netloc.partition(":")
-    return socket.create_connection((host, int(port)), timeout=LIMIT)
-
-
-def head(path: str, length: int | None, **headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: here", "Content-Type: application/json"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    lines += [] if length is None else [f"Content-Length: {length}"]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.002)
-
-
-class Held:
-    """A server whose embedder is held up, with the application behind it."""
-
-    def __init__(self, app: Starlette, planted: Planted, url: str) -> None:
-        self.queue, self.planted, self.url = app.state.service.queue, planted, url
-        self._threads: list[threading.Thread] = []
-        self.answers: list[Answer] = []
-
-    def send(self, *texts: str) -> None:
-        """Ask in a thread, and wait until the texts are in the queue."""
-        before = self.queue.num_tokens
-        task = threading.Thread(target=lambda: self.answers.append(ask(self.url, EMBED, {"inputs": texts})))
-        self._threads.append(task)
-        task.start()
-        wait_for(lambda: self.queue.num_tokens == before + len(texts))
-
-    def finish(self) -> list[Answer]:
-        self.planted.open.set()
-        for each in self._threads:
-            each.join(LIMIT)
-        return self.answers
-
-
-@pytest.fixture
-def held(request: pytest.FixtureRequest) -> Iterator[Held]:
-    planted = Planted()
-    app = create_app(planted, ServeConfig(**{"max_queue_tokens": 50, **getattr(request, "param", {})}))
-    with serving(app) as url:
-        planted.open.clear()
-        planted.batches.clear()
-        held = Held(app, planted, url)
-        yield held
-        held.finish()
 
 
 @pytest.mark.parametrize(
@@ -311,11 +251,22 @@ def test_a_corpus_is_searched_with_its_own_encoder(tiny_encoder: Encoder, asking
 
 @pytest.mark.parametrize(
     ("models", "words"),
-    [({}, "models is empty"), ("smollm2", "'smollm2' is no encoder"), ({"a": 5}, "a: 5 is no encoder")],
+    [
+        ({}, "models is empty"),
+        ("smollm2", "'smollm2' is no encoder"),
+        ({"a": 5}, "a: 5 is no encoder"),
+        ({"": Planted()}, "'' is no name of a model"),
+        ({"a\nb": Planted()}, "'a.nb' is no name of a model"),
+    ],
 )
 def test_what_cannot_be_served_is_said(models: Any, words: str) -> None:
     with pytest.raises(BellmError, match=words):
         create_app(models)
+
+
+def test_no_model_takes_the_name_of_another(tiny_encoder: Encoder) -> None:
+    with pytest.raises(BellmError, match="a:causal is the name of the causal model beside another"):
+        create_app({"a": tiny_encoder, "a:causal": Planted()})
 
 
 def test_a_server_of_ones_own_runs_the_application(tiny_encoder: Encoder) -> None:

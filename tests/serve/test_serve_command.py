@@ -145,6 +145,8 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tiny_folder: Pat
         ("--timeout 0", "timeout=0.0 is no number of seconds"),
         ("--drain-seconds nan", "drain_seconds=nan is no number of seconds"),
         ("--api-key ''", "api_key must be printable ASCII"),
+        ("--api-key ' sesame'", "api_key must be printable ASCII"),
+        ("--requests-megabytes 0", "requests_megabytes=0 is too small"),
         ("--host 300.1.1.1", "300.1.1.1 is no address of this machine"),
         ("--index none", "none"),
     ],
