@@ -20,7 +20,7 @@ def encoder_identity(encoder: Encoder, weights: str = "") -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that vectors and scores come from."""
-    packages = "bellm torch transformers numpy scipy scikit-learn sentence-transformers pytrec-eval-terrier"
+    packages = "bellm torch transformers numpy scipy scikit-learn sentence-transformers pytrec-eval-terrier bm25s"
     versions = {"python": platform.python_version()}
     for name in packages.split():
         try:

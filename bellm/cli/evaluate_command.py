@@ -96,5 +96,6 @@ def evaluate_command(
         )
     seconds = time.monotonic() - started
     results = evaluation.write_report(report, folder, force=force, seconds=round(seconds, 1))
-    end = f"{seconds:.0f} s. {folder / 'report.html'} shows it all; results.json and report.md lie beside it."
+    end = "".join(f"{sentence}\n" for sentence in evaluation.compare_with_words(report))
+    end += f"{seconds:.0f} s. {folder / 'report.html'} shows it all; results.json and report.md lie beside it."
     print_result(results, as_json, evaluation.score_table(report), end)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bellm.evaluate.models import load_model, load_models
     from bellm.evaluate.mteb_encoder import MtebEncoder
     from bellm.evaluate.report_page import check_report_folder, write_report, write_report_page
-    from bellm.evaluate.report_text import score_table
+    from bellm.evaluate.report_text import compare_with_words, score_table
     from bellm.evaluate.results import Report, TaskResult
     from bellm.evaluate.sts_task import STSTask, score_sts
     from bellm.evaluate.suite import DevEvaluator, evaluate, load_tasks
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DevEvaluator", "EvaluatedModel", "MtebEncoder", "Report", "STSTask", "Task", "TaskResult"]
 __all__ += [
     "check_report_folder",
+    "compare_with_words",
     "default_cache_folder",
     "evaluate",
     "fit_logits",

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from bellm.evaluate.report_text import compare_runs, score_table, split_metadata
+from bellm.evaluate.bm25 import BM25
+from bellm.evaluate.report_text import compare_runs, compare_with_words, score_table, split_metadata
 from bellm.evaluate.results import Report, TaskResult
 from bellm.io.atomic import make_folder, write_bytes, write_json
 from bellm.report import figures
@@ -49,7 +50,8 @@ def check_report_folder(folder: str | Path, models: Sequence[str], *, force: boo
     """
     folder = Path(folder)
     refusal = "holds results of {}. Choose another folder, or replace with --force."
-    check_results_folder(folder / _RESULTS, models, refusal, holds="scores", force=force)
+    models = [model for model in models if model != BM25]
+    check_results_folder(folder / _RESULTS, models, refusal, holds="scores", beside=BM25, force=force)
 
 
 def write_report(report: Report, folder: str | Path, *, force: bool = False, **more: Any) -> dict[str, Any]:
@@ -87,7 +89,10 @@ def write_report_page(
     first, names = report.runs[0], report.labels
     scores = first.scores
     metrics = dict.fromkeys(score.metric for score in scores.values())
-    heading = f"{len(names) - 1} encoders against {names[0]}" if len(names) > 2 else " against ".join(reversed(names))
+    encoders = [name for name in names if name != BM25]
+    heading = " against ".join(reversed(encoders))
+    if len(encoders) > 2:
+        heading = f"{len(encoders) - 1} encoders against {names[0]}"
     results = ((run, result) for run, results in enumerate(report.results) for result in results.values())
     scatters = [pair_scatter(run, result) for run, result in results if result.gold_N is not None]
     shared, own = split_metadata(report)
@@ -97,9 +102,13 @@ def write_report_page(
         report=report,
         marks=run_marks(report),
         heading=heading,
-        models=sorted({run.model.partition("?")[0] for run in report.runs}),
+        models=sorted({run.model.partition("?")[0] for run in report.runs if run.model != BM25}),
         comparisons=compare_runs(report),
-        best={name: max(run.all_scores[name].value for run in report.runs) for name in first.all_scores},
+        against_words=compare_with_words(report),
+        best={
+            name: max(run.all_scores[name].value for run in report.runs if name in run.all_scores)
+            for name in first.all_scores
+        },
         metrics={metric: [task for task in scores if scores[task].metric == metric] for metric in metrics},
         forest=difference_forest(report),
         panels=score_panels(report),
@@ -121,8 +130,12 @@ def difference_forest(report: Report) -> figures.Forest | None:
     """Differences of all runs to the first, a row for each average and task; None where there is one run."""
     others = list(zip(report.runs, run_marks(report), strict=True))[1:]
     first = report.runs[0]
-    rows = {name: [_bar(run.differences[name], mark) for run, mark in others] for name in first.all_scores}
-    return figures.make_forest(rows, first.averages) if others else None
+    rows = {
+        name: [_bar(run.differences[name], mark) for run, mark in others if name in run.differences]
+        for name in first.all_scores
+    }
+    rows = {name: bars for name, bars in rows.items() if bars}
+    return figures.make_forest(rows, first.averages) if rows else None
 
 
 def _bar(difference: Difference, mark: figures.Mark) -> figures.ForestBar:

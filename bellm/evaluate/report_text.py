@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bellm.evaluate.bm25 import BM25
 from bellm.evaluate.results import Report, Run
 from bellm.report.formatting import (
     BETTER,
@@ -25,7 +26,8 @@ def score_table(report: Report, *, metrics: bool = False) -> Table:
     rows = []
     for name, score in first.all_scores.items():
         marks = [significance_mark(run.differences.get(name)) or " " for run in report.runs]
-        cells = [f"{format_score(run.all_scores[name])} {mark}" for run, mark in zip(report.runs, marks, strict=True)]
+        found = [run.all_scores.get(name) for run in report.runs]
+        cells = [f"{format_score(one)} {mark}" if one else "" for one, mark in zip(found, marks, strict=True)]
         rows.append([name, *[score.metric] * metrics, *cells])
     caption = "Scores in points; \N{PLUS-MINUS SIGN} is half the width of the 95 % bootstrap interval over items."
     if len(report.runs) > 1:
@@ -49,16 +51,28 @@ class Comparison:
 
 
 def compare_runs(report: Report) -> list[Comparison]:
-    """A sentence for each run but the baseline, or one for a run that stands alone."""
+    """A sentence for each run but the baseline, and one for an encoder that stands alone."""
     first, *others = report.labels
-    if others:
-        return [_compared(run, name, first) for run, name in zip(report.runs[1:], others, strict=True)]
+    compared = [_compared(run, name, first) for run, name in zip(report.runs[1:], others, strict=True)]
+    if others and others != [BM25]:
+        return compared
     run = report.runs[0]
     reached = [
         f"{format_points(score.value)} points ({format_interval(score)}) on {_the(task, run)}"
         for task, score in (run.averages or run.scores).items()
     ]
-    return [Comparison("", f"{first} reaches {'; '.join(reached)}.")]
+    return [Comparison("", f"{first} reaches {'; '.join(reached)}."), *compared]
+
+
+def compare_with_words(report: Report) -> list[str]:
+    """A sentence for each run and retrieval task of which it is not shown that vectors find more than words."""
+    runs = zip(report.runs, report.labels, strict=True)
+    return [
+        f"On {task} {name} does not beat words: {_clause(difference, name, BM25)}."
+        for run, name in runs
+        for task, difference in run.bm25_differences.items()
+        if significance_mark(difference) != BETTER
+    ]
 
 
 def _compared(run: Run, name: str, baseline: str) -> Comparison:

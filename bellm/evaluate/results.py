@@ -51,6 +51,8 @@ class Run:
     """Means over complete groups of tasks: STS over the seven, transfer over the seven."""
     differences: Mapping[str, Difference] = field(default_factory=dict)
     """To the first run, by task and average; empty for the first run."""
+    bm25_differences: Mapping[str, Difference] = field(default_factory=dict)
+    """To BM25, by retrieval task; empty for BM25 itself."""
     geometry: Mapping[str, float] = field(default_factory=dict)
     """Anisotropy, uniformity, effective rank, alignment and `num_texts` over the texts of its STS tasks, if any."""
 
@@ -62,7 +64,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """Runs on the same tasks; the first is the baseline of the others."""
+    """Runs on the same tasks; the first is the baseline of the others.
+
+    Where there are retrieval tasks the last run is BM25, which has scores of these alone.
+    """
 
     runs: tuple[Run, ...]
     results: tuple[Mapping[str, TaskResult], ...]

@@ -4,12 +4,14 @@ Shapes: Q queries, N documents, K documents ranked for each query.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytrec_eval
 
 from bellm.data import RetrievalData, read_retrieval
+from bellm.evaluate.bm25 import rank_by_words
 from bellm.evaluate.results import TaskResult
 from bellm.evaluate.task import Task
 from bellm.report.statistics import check_items
@@ -39,7 +41,16 @@ class RetrievalTask(Task[RetrievalData]):
 
     def score(self, data: RetrievalData, vectors: Mapping[InputType, Vectors]) -> TaskResult:
         """Score nDCG@10 of each judged query; `extra_metrics` has recall, MRR and MAP."""
-        run = _ranked(data, vectors["query"], vectors["document"])
+        return self._score_ranking(data, _ranked(data, vectors["query"], vectors["document"]))
+
+    def score_words(self) -> TaskResult:
+        """The same of what BM25 finds in whole texts, without vectors."""
+        data = self.data
+        assert data is not None
+        texts = len(set(data.documents)) + len(set(data.queries))
+        return replace(self._score_ranking(data, rank_by_words(data, _RANKED)), num_texts=texts)
+
+    def _score_ranking(self, data: RetrievalData, run: Mapping[str, Mapping[str, float]]) -> TaskResult:
         relevant = {name: dict(judged) for name, judged in data.relevant.items()}
         measures = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10", "recall.10,100", "recip_rank", "map"})
         scores = measures.evaluate(run)

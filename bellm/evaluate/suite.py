@@ -10,6 +10,7 @@ from bellm.data import LabeledTexts, RetrievalData, STSPairs, read_own_data
 from bellm.data.own_files import Columns
 from bellm.data.task_names import GROUPS, resolve_tasks
 from bellm.errors import BellmError, NoOpWarning, check_list, warn
+from bellm.evaluate.bm25 import BM25, BM25_SETTINGS
 from bellm.evaluate.classification_task import CLASSIFICATION_TASKS, ClassificationTask
 from bellm.evaluate.evaluated_model import (
     EvaluatedModel,
@@ -49,6 +50,8 @@ def evaluate(
 ) -> Report:
     """Score every model on every task; the first model is the baseline of the others.
 
+    Retrieval tasks have a row of BM25 besides, with which every model is compared on the same queries.
+
     Args:
         models: Encoders, what `load_model` opens, or anything with `encode(texts)`.
         tasks: Names of tasks and groups, files and folders that `bellm.data.own_files` describes, or tasks of your own.
@@ -70,6 +73,7 @@ def evaluate(
     evaluation = {"seed": seed, "resamples": resamples, "cleaned": clean, "versions": package_versions()}
     runs: list[Run] = []
     all_results: list[dict[str, TaskResult]] = []
+    all_estimates: list[dict[str, BootstrapEstimate]] = []
     baseline: dict[str, BootstrapEstimate] = {}
     evaluated = [EvaluatedModel.of(model) for model in models]
     for model in evaluated:
@@ -102,7 +106,22 @@ def evaluate(
             )
         )
         all_results.append(results)
+        all_estimates.append(estimates)
         baseline = baseline or {**estimates, **means}
+    words = {task.name: task.score_words() for task in loaded if isinstance(task, RetrievalTask)}
+    if words:
+        found = {
+            name: statistics.bootstrap_estimate(result.item_scores_N, resamples=resamples, seed=seed)
+            for name, result in words.items()
+        }
+        runs = [
+            replace(run, bm25_differences=_differences({name: estimates[name] for name in found}, found))
+            for run, estimates in zip(runs, all_estimates, strict=True)
+        ]
+        scores = {name: result.to_score(found[name]) for name, result in words.items()}
+        metadata = {**BM25_SETTINGS, "evaluation": evaluation}
+        runs.append(Run(BM25, metadata, scores, differences=_differences(found, baseline)))
+        all_results.append(words)
     return Report(tuple(runs), tuple(all_results))
 
 

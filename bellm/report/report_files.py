@@ -24,7 +24,7 @@ _FILTERS = ("format_interval", "format_p_value", "format_points", "shorten", "si
 
 
 def check_results_folder(
-    results: Path, models: Sequence[str], refusal: str, *, holds: str, force: bool = False
+    results: Path, models: Sequence[str], refusal: str, *, holds: str, beside: str = "", force: bool = False
 ) -> None:
     """Make sure that the folder of a report can be made, and that it holds no report on other models.
 
@@ -35,6 +35,7 @@ def check_results_folder(
         models: What the new report will be about.
         refusal: What is said of other results, with `{}` for their models.
         holds: A key of this report's results, by which it is told from that of another command.
+        beside: What every report may hold besides its models.
         force: Whether these may be replaced.
     """
     folder = results.parent
@@ -48,6 +49,7 @@ def check_results_folder(
             return
         found = json.loads(results.read_text(encoding="utf-8"))
         known = [found["model"], *(run["model"] for run in found.get("compared", ()))]
+        known = [model for model in known if model != beside]
         known = known if holds in found else ["another command"]
     except OSError as error:
         raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
