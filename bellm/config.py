@@ -40,7 +40,7 @@ class EncoderConfig:
     prompt: Annotated[
         Prompt,
         "raw, bellm, prompteol, angle, pretended-cot, knowledge, meta-topic, meta-mood, meta-fact, meta-sense, "
-        "instruct, instruct:TASK, chat, or your own template with a {text} slot; default prompteol",
+        "echo, instruct, instruct:TASK, chat, or your own template with a {text} slot, or two; default prompteol",
     ]
     hint: Annotated[
         str,
@@ -48,7 +48,11 @@ class EncoderConfig:
         "default none",
     ] = ""
     """Users write it as `bellm.prompts.resolve_hint` reads it; the sentence itself, empty for none."""
-    pooling: Annotated[PoolingName, "last, mean, mean-text, weighted-mean, first or max over the tokens; default last"]
+    pooling: Annotated[
+        PoolingName,
+        "last, mean, mean-text, weighted-mean, first or max over the tokens; default last, "
+        "or mean-text where the prompt holds the text twice",
+    ]
     layer: Annotated[
         int | str,
         "State to pool: 0 embeddings, k after layer k, -1 the final one; several of length 1 side by side (-1,-6) or "

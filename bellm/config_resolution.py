@@ -21,7 +21,8 @@ def resolve_config(
     """Apply settings, as users write them, to a configuration, and check that all fit the model.
 
     `base` holds for every setting that is not given, or given as None; without it the model is causal, unless its own
-    configuration looks both ways, and pools the last token of PromptEOL's template.
+    configuration looks both ways, and pools the last token of PromptEOL's template. With a prompt that holds the text
+    twice the mean over the second is the default.
 
     Raises:
         BellmError: A setting is unknown, or does not fit the model.
@@ -36,6 +37,8 @@ def resolve_config(
     changes = native | given_settings(settings)
     if "prompt" in changes:
         changes["prompt"] = _resolve_prompt(changes["prompt"], tokenizer)
+        if changes["prompt"].repeats:
+            changes.setdefault("pooling", "mean-text")
     if "bidirectional" in changes:
         changes["bidirectional"] = _openable(changes["bidirectional"], model)
     config = dataclasses.replace(base, **changes)

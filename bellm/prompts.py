@@ -1,4 +1,4 @@
-"""Prompts: templates with slots, those with one `{text}` slot for embedding, and those of published papers by name."""
+"""Prompts: templates with slots, those with `{text}` slots for embedding, and those of published papers by name."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -74,7 +74,7 @@ def join_rendered(parts: Iterable[Rendered]) -> Rendered:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Templates with exactly one slot `{text}`; any other brace is literal."""
+    """Templates with a slot `{text}`, or two that read the text twice; any other brace is literal."""
 
     name: str
     template: str
@@ -92,12 +92,19 @@ class Prompt:
         return self.template if own is None else own
 
     def __post_init__(self) -> None:
-        """Refuse a template without exactly one slot."""
+        """Refuse a template without a slot, or with more than two."""
         for template in (self.template, self.query, self.document):
-            if template is not None and template.count(SLOT) != 1:
+            if template is not None and template.count(SLOT) not in (1, 2):
                 raise PromptError(
-                    f"Prompt template {template!r} holds {template.count(SLOT)} {SLOT} slots; it needs one."
+                    f"Prompt template {template!r} holds {template.count(SLOT)} {SLOT} slots; it needs one, or two "
+                    "where the text is to be read twice."
                 )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the text stands twice in every template."""
+        templates = (self.template, self.query, self.document)
+        return all(template.count(SLOT) == 2 for template in templates if template is not None)
 
 
 _TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -137,6 +144,8 @@ PROMPTS: dict[str, Prompt] = {
             'word:"',
         ),
         *META_PROMPTS,
+        # Echo embeddings, arXiv 2402.15449: the second time a causal model has seen the whole text.
+        Prompt("echo", "Rewrite the following sentence: {text}\nThe rewritten sentence: {text}"),
         instruct_prompt(),
     )
 }

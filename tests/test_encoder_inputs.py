@@ -17,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import Encoder, EncoderPool
+from bellm.backbone.states import token_states
 from bellm.corpus import embed_corpus
 from bellm.errors import BellmError, BellmWarning, LayerError, NoOpWarning, PromptError, SourceError
 from bellm.text_files import embed_file
@@ -359,3 +360,19 @@ def test_similarity_of_numbers_that_are_none_is_refused(tiny_encoder: Encoder, s
             tiny_encoder.similarity(left, right)
     with pytest.raises(BellmError, match="rows of one width"):
         tiny_encoder.similarity(vectors, vectors[:, :4])
+
+
+def test_an_echo_is_the_mean_over_the_text_read_again(tiny_encoder: Encoder) -> None:
+    encoder = tiny_encoder.replace(prompt="echo")
+    assert encoder.config.pooling == "mean-text"
+    assert encoder.replace(pooling="last").config.pooling == "last"
+    [vector] = encoder.encode(["The heron waits."])
+    tokens = encoder.tokenize(["The heron waits."])
+    start, end = tokens.spans[0]
+    assert encoder.tokenizer.decode(tokens.ids[0][start:end]).strip() == "The heron waits."
+    assert "The heron waits." in encoder.tokenizer.decode(tokens.ids[0][:start])
+    ids_1L = torch.tensor(tokens.ids)
+    states_LD = token_states(encoder.model, ids_1L, torch.ones_like(ids_1L))[0]
+    np.testing.assert_allclose(vector, states_LD[start:end].mean(0).detach().numpy(), atol=1e-5)
+    plain = tiny_encoder.replace(prompt="Rewrite the following sentence: {text}", pooling="mean-text")
+    assert not np.allclose(vector, plain.encode(["The heron waits."])[0], atol=1e-2)

@@ -23,6 +23,7 @@ GOLDEN = {
     "meta-mood": 'A listener hears the feeling behind a sentence. The mood of this sentence : "Snow fell." is:"',
     "meta-fact": 'A reporter notes who did what, and where. The event of this sentence : "Snow fell." is:"',
     "meta-sense": 'A teacher asks for the same with other words. The sense of this sentence : "Snow fell." is:"',
+    "echo": "Rewrite the following sentence: Snow fell.\nThe rewritten sentence: Snow fell.",
     "instruct": "Snow fell.",
 }
 
@@ -49,8 +50,8 @@ def test_a_template_of_ones_own_keeps_its_braces() -> None:
     assert resolve_prompt('{"json": "{text}"}') == Prompt("custom", '{"json": "{text}"}')
 
 
-@pytest.mark.parametrize("template", ["no slot", "{text} and {text}"])
-def test_a_template_needs_exactly_one_slot(template: str) -> None:
+@pytest.mark.parametrize("template", ["no slot", "{text} and {text} and {text}"])
+def test_a_template_needs_a_slot_or_two(template: str) -> None:
     with pytest.raises(PromptError, match="it needs one"):
         Prompt("custom", template)
 

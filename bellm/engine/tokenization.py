@@ -4,10 +4,11 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning, warn
-from bellm.prompts import SLOT, Rendered
+from bellm.prompts import SLOT, Rendered, join_rendered
 
 if TYPE_CHECKING:  # `GraphEncoder` tokenizes without it.
     from transformers import PreTrainedTokenizerBase
@@ -120,22 +121,25 @@ def tokenize(
     empty text, no prompt, no special tokens) becomes the tokenizer's BOS, EOS or PAD token. No chat template is
     applied.
 
+    A template with two slots holds the text twice: both are cut alike, and the span is that of the second.
+
     Args:
         tokenizer: A fast tokenizer.
         texts: Any number of texts.
-        template: Prompt template with its slot.
+        template: Prompt template with its slot or two.
         max_tokens: Longest row; a PromptError where the prompt leaves no room for the text.
         num_reserved: How many of these are for Token Prepending's placeholder.
     """
-    prefix, suffix = template.split(SLOT)
-    filled = [Rendered(prefix + text + suffix, ((len(prefix), len(prefix) + len(text)),)) for text in texts]
+    first, *rest = map(Rendered, template.split(SLOT))
+    slots = [[Rendered(text, ((0, len(text)),)) for _ in rest] for text in texts]
+    filled = [join_rendered([first, *chain.from_iterable(zip(each, rest, strict=True))]) for each in slots]
     rows: list[list[int]] = []
     spans: list[tuple[int, int]] = []
     num_truncated = 0
     for ids, offsets, each in _encoded(tokenizer, filled):
-        kept, [span] = _shorten(ids, offsets, each, max_tokens - num_reserved, num_reserved)
+        kept, places = _shorten(ids, offsets, each, max_tokens - num_reserved, num_reserved)
         rows.append(kept or [fallback_token_id(tokenizer)])
-        spans.append(span)
+        spans.append(places[-1])
         num_truncated += len(kept) < len(ids)
     return Tokens(rows, spans, num_truncated)
 

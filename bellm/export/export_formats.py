@@ -116,6 +116,8 @@ def _problem(config: EncoderConfig, num_layers: int, dtype: str, form: ExportFor
         return f"centering={config.centering!r}: take centering='none'"
     if config.pooling not in form.poolings:
         return f"pooling={config.pooling!r}: take {', '.join(form.poolings)}"
+    if any(template.count(SLOT) > 1 for template in map(config.template_for, get_args(InputType))):
+        return f"a prompt that holds the text twice: take one with one {SLOT}"
     ends = [template.partition(SLOT)[2] for template in map(config.template_for, get_args(InputType))]
     if not form.any_prompt and any(ends):
         return f"a prompt that goes on after the text ({max(ends)!r:.40}): take one that ends with {SLOT}"

@@ -63,6 +63,25 @@ def test_a_span_is_the_text_alone(tiny_tokenizer: PreTrainedTokenizerFast) -> No
     assert tiny_tokenizer.decode(tokens.ids[0][start:end]) == "heron"
 
 
+@pytest.mark.parametrize("max_tokens", [40, 41, 500])
+def test_a_text_that_stands_twice_is_cut_alike(tiny_tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
+    template = "Say: {text}\nAgain: {text} end"
+    tokens = tokenize(tiny_tokenizer, ["heron", LONG, ""], template, max_tokens)
+    short, long, empty = tokens.ids
+    start, end = tokens.spans[0]
+    assert tiny_tokenizer.decode(short[start:end]).strip() == "heron"
+    assert "".join(tiny_tokenizer.decode(short, skip_special_tokens=True).split()) == "Say:heronAgain:heronend"
+    assert tokens.spans[2] == (0, 0)
+    assert len(long) <= max_tokens
+    frame = len(empty)
+    start, end = tokens.spans[1]
+    assert abs((len(long) - frame) - 2 * (end - start)) <= 3  # Where a text meets its frame a token may differ.
+    assert tokens.num_truncated == (max_tokens < 500)
+    if tokens.num_truncated:
+        assert end - start < len(tiny_tokenizer(LONG).input_ids)
+        assert tiny_tokenizer.decode(long, skip_special_tokens=True).rstrip().endswith("end")
+
+
 def test_a_prompt_without_room_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(PromptError, match="max_tokens=5 leaves no room for the text: the prompt alone takes"):
         tokenize(tiny_tokenizer, [LONG], TEMPLATE, 5)

@@ -130,6 +130,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SENTENCES, {"bidirectional": "none", "token_prepending": 2}, "token_prepending=2: take 0"),
     ("gguf", {}, "bidirectional='2-3' of 4 layers: take bidirectional='none' or 'all'. It goes into sentence-tr"),
     ("gguf", {"bidirectional": "all", "pooling": "weighted-mean"}, "pooling='weighted-mean': take last, mean, first"),
+    ("onnx", {"prompt": "echo"}, "a prompt that holds the text twice"),
     ("tei", {"prompt": "prompteol"}, r"a prompt that goes on after the text \('\" means in .*take one that ends with"),
     ("tei", {"pooling": "mean-text"}, "pooling='mean-text': take last, mean, weighted-mean, first, max"),
 ]
