@@ -85,7 +85,8 @@ class Augmentation:
             advice = "" if self.settings["calibration"] == "batch" else "; try --calibration batch"
             found.append(f"{', '.join(one_sided)}: {share:.0%} of the answers are {label!r}{advice}.")
         reach = max(arm.to_plain.reach for name, arm in arms.items() if arm.to_plain and name != PROBE)
-        found.append(f"With so many items, differences of up to {reach:.1f} points may be chance.")
+        if reach:
+            found.append(f"With so many items, differences of up to {reach:.1f} points may be chance.")
         return tuple(found + self._probe_summary)
 
     @property
@@ -96,7 +97,7 @@ class Augmentation:
         found = [
             f"The probe's calibration error is {100 * facts['ece_after']:.1f} points with its temperature "
             f"{facts['temperature']:.2f}, and {100 * facts['ece_before']:.1f} without.",
-            f"Out of fold on the {learned['n']} training items of {self.settings['train']} it is right for "
+            f"Out of fold on the {learned['n']} training items of {Path(self.settings['train']).name} it is right for "
             f"{learned['accuracy']:.1f} %, with calibration errors of {100 * learned['ece_after']:.1f} and "
             f"{100 * learned['ece_before']:.1f} points.",
         ]
@@ -240,7 +241,9 @@ def augment(
         "labels": task.prompt.words,
         "length_normalized": length_normalized,
     }
-    score = partial(_score, scorer, task.prompt.words, KeptValues(place / _SCORES), decides, progress)
+    score = partial(
+        _score, scorer, task.prompt.words, _kept_scores(place / _SCORES, len(task.prompt.words)), decides, progress
+    )
     comparison = compare_arms(
         task,
         chosen,
@@ -351,7 +354,7 @@ def _written(
     encoder: Encoder, test: LabeledTexts, path: Path, identity: Mapping[str, str], progress: AugmentProgress
 ) -> list[tuple[str, ...]]:
     """What the model writes as a parse of each text of each item."""
-    kept = KeptValues(path)
+    kept = KeptValues(path, lambda value: isinstance(value, str))
     columns = []
     for column in test.columns:
         keys = [_key(identity, text) for text in column]
@@ -366,6 +369,16 @@ def _written(
             kept.values(keys, lambda rows: write_parses(encoder, [column[row] for row in rows]), done)  # noqa: B023
         )
     return list(zip(*columns, strict=True))
+
+
+def _kept_scores(path: Path, num_labels: int) -> KeptValues:
+    """Scores of prompts, a finite number for each label."""
+
+    def is_scores(value: Any) -> bool:
+        of_label = value if isinstance(value, list) and len(value) == num_labels else [None]
+        return all(isinstance(each, float) and np.isfinite(each) for each in of_label)
+
+    return KeptValues(path, is_scores)
 
 
 def _score(

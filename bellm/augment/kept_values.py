@@ -13,10 +13,14 @@ _PIECE = 64
 
 
 class KeptValues:
-    """JSON values by key; a line that a stop cut short counts as none."""
+    """JSON values by key; a line that a stop cut short, or somebody spoiled, counts as none."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_value: Callable[[Any], bool]) -> None:
         """Read what is there; the file is made when something is kept.
+
+        Args:
+            path: Of the file.
+            is_value: Says whether a value is one of those that are kept.
 
         Raises:
             SourceError: The file cannot be read.
@@ -31,9 +35,11 @@ class KeptValues:
         for line in text.splitlines():
             try:
                 row = json.loads(line)
-                self._known[row["key"]] = row["value"]
+                key, value = str(row["key"]), row["value"]
             except (ValueError, KeyError, TypeError):
                 continue
+            if is_value(value):
+                self._known[key] = value
 
     def values(
         self,

@@ -153,7 +153,7 @@ def check_lm_head(model: PreTrainedModel) -> None:
     if model.get_output_embeddings() is None:
         raise BellmError(
             f"{type(model).__name__} has no language-model head to predict tokens with. Load a checkpoint of a causal "
-            "language model."
+            "language model; quantized encoders and exports are without."
         )
 
 

@@ -115,6 +115,12 @@ def test_a_stopped_run_goes_on_and_scores_nothing_twice(
     assert again.to_json()["arms"] == whole.to_json()["arms"]
     run(encoder, folder, tmp_path, arms="hint", length_normalized=True, graphs=None)  # Other settings are scored anew.
     assert len(scored) == 6
+    kept = tmp_path / "scores.jsonl"
+    for value in ("null", "[1.0]", "[1.0, NaN]", '"ab"', "5"):
+        lines = (json.loads(line)["key"] for line in kept.read_text().splitlines())
+        kept.write_text("".join(f'{{"key": "{key}", "value": {value}}}\n' for key in lines))
+        again = run(encoder, folder, tmp_path, arms="hint,receipt", graphs=None)
+        assert again.to_json()["arms"] == whole.to_json()["arms"]
 
 
 def test_receipts_of_a_file_take_the_place_of_the_probe(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
@@ -207,13 +213,14 @@ def test_no_prompt_shows_a_test_item_solved(folder: Path, tmp_path: Path) -> Non
 
 
 def test_the_probe_is_said_in_and_out_of_its_distribution(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
-    found = run(encoder, folder, tmp_path, arms="hint", graphs=None)
+    found = run(encoder, folder, tmp_path, arms="receipt", calibration="batch", graphs=None)
     learned = found.probe["out_of_fold"]
     assert learned["n"] == 20
     assert sum(each.n for each in found.reliability_out_of_fold) == 20
     assert 0 <= learned["ece_after"] <= 1
     assert f"it is right for {learned['accuracy']:.1f} %" in " ".join(found.summary)
-    reach = found.comparison.arms["hint"].to_plain.reach
+    reach = found.comparison.arms["receipt"].to_plain.reach
+    assert reach > 0
     assert f"differences of up to {reach:.1f} points may be chance" in " ".join(found.summary)
 
 
