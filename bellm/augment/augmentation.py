@@ -69,7 +69,7 @@ class Augmentation:
         for name, arm in arms.items():
             if arm.to_plain and name != PROBE:
                 against = f"{format_points(arm.to_plain.value, signed=True)} points against the plain prompt "
-                against += f"({format_interval(arm.to_plain)}, {format_p_value(arm.to_plain.p_value)})"
+                against += f"({format_interval(arm.to_plain)}, p {format_p_value(arm.to_plain.p_value)})"
                 sure = "" if arm.to_plain.p_value < 0.05 else ", which may be chance"
                 found.append(f"{name}: {format_score(arm.score)} %, {against}{sure}.")
         for name, helpful in self.comparison.helpfulness.items():
@@ -86,7 +86,10 @@ class Augmentation:
             found.append(f"{', '.join(one_sided)}: {share:.0%} of the answers are {label!r}{advice}.")
         reach = max(arm.to_plain.reach for name, arm in arms.items() if arm.to_plain and name != PROBE)
         if reach:
-            found.append(f"With so many items, differences of up to {reach:.1f} points may be chance.")
+            found.append(
+                f"With so many items one arm alone must differ by {reach:.1f} points to be told from chance, and more "
+                "where several are compared."
+            )
         return tuple(found + self._probe_summary)
 
     @property

@@ -221,7 +221,7 @@ def test_the_probe_is_said_in_and_out_of_its_distribution(encoder: Encoder, fold
     assert f"it is right for {learned['accuracy']:.1f} %" in " ".join(found.summary)
     reach = found.comparison.arms["receipt"].to_plain.reach
     assert reach > 0
-    assert f"differences of up to {reach:.1f} points may be chance" in " ".join(found.summary)
+    assert f"one arm alone must differ by {reach:.1f} points to be told from chance" in " ".join(found.summary)
 
 
 # The command
