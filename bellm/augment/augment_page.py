@@ -1,5 +1,6 @@
-"""What side information was worth, in a folder: results.json, a page and a Markdown table."""
+"""What side information was worth, in a folder: results.json, items.jsonl, a page and a Markdown table."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # They need torch, and a folder that cannot be written is sai
     from bellm.augment.arm_comparison import Arm
     from bellm.augment.augmentation import Augmentation
 
-_RESULTS, _PAGE, _MARKDOWN = "results.json", "augment.html", "augment.md"
+_RESULTS, _ITEMS, _PAGE, _MARKDOWN = "results.json", "items.jsonl", "augment.html", "augment.md"
 
 _BETTER = Mark("better", "s3", "more items right than with the plain prompt")
 _WORSE = Mark("worse", "down", "fewer items right")
@@ -45,7 +46,7 @@ def check_augment_folder(folder: str | Path, source: str) -> None:
 
 
 def write_augmentation(found: "Augmentation", source: str, folder: str | Path) -> dict[str, Any]:
-    """Write `results.json`, `augment.html` and `augment.md`; returns what the JSON file holds.
+    """Write `results.json`, `items.jsonl`, `augment.html` and `augment.md`; returns what the first holds.
 
     Raises:
         SourceError: The disk refuses.
@@ -54,6 +55,8 @@ def write_augmentation(found: "Augmentation", source: str, folder: str | Path) -
 
     record, folder = {**found.to_json(), "model": source}, Path(folder)
     write_json(folder / _RESULTS, record)
+    rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.item_rows())
+    write_bytes(folder / _ITEMS, rows.encode())
     sections = "\n".join(f"- {sentence}" for sentence in found.summary)
     markdown = f"# Side information for {found.task}\n\n{sections}\n\n{arm_table(found).to_markdown()}"
     write_bytes(folder / _MARKDOWN, markdown.encode("utf-8", "replace"))

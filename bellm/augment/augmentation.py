@@ -51,6 +51,8 @@ class Augmentation:
     probe: Mapping[str, Any]
     """Of the small model whose receipts are shown: where it comes from, its calibration."""
     comparison: ArmComparison
+    items: LabeledTexts
+    """The test items."""
     reliability_before: Sequence[Any]
     """Of the probe without its temperature; empty for predictions of a file."""
     reliability_out_of_fold: Sequence[Any]
@@ -108,8 +110,22 @@ class Augmentation:
             found.append(f"Its penalty is the {edge} that was tried (C={facts['C']:.2g}): a better one may be beyond.")
         return found
 
+    def item_rows(self) -> list[dict[str, Any]]:
+        """Of each test item its texts and label, and of each arm its answer and the probability of the label."""
+        words, labels_M = self.settings["labels"], self.items.labels_N
+        chances = {name: arm.probabilities_MK for name, arm in self.comparison.arms.items()}
+        return [
+            {
+                "texts": list(texts),
+                "label": words[label],
+                "answers": {name: words[int(each[row].argmax())] for name, each in chances.items()},
+                "probabilities": {name: float(each[row, label]) for name, each in chances.items()},
+            }
+            for row, (*texts, label) in enumerate(zip(*self.items.columns, labels_M.tolist(), strict=True))
+        ]
+
     def to_json(self) -> dict[str, Any]:
-        """All numbers."""
+        """All numbers but those of single items."""
         one = self.comparison
         return {
             "model": self.model,
@@ -282,6 +298,7 @@ def augment(
         settings,
         _probe_facts(probe, predictions, task, size),
         comparison,
+        task.test,
         () if given else _reliability(probe.test_uncalibrated_MK, labels_M),
         () if given else _reliability(probe.train_probabilities_NK, task.train.labels_N),
         round(time.perf_counter() - start, 1),

@@ -26,7 +26,8 @@ def augment_command(
             "--output",
             "-o",
             callback=check_output,
-            help="Folder for results.json, augment.html and augment.md; it keeps scores, so that a stop loses little.",
+            help="Folder for results.json, items.jsonl, augment.html and augment.md; it keeps scores, so that a stop "
+            "loses little.",
         ),
     ],
     task: Annotated[

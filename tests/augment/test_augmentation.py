@@ -64,6 +64,12 @@ def test_every_arm_on_the_same_items_with_a_page(encoder: Encoder, folder: Path,
         assert {"metric", "value", "low", "high", "difference", "p", "n"} <= set(arm), name
         assert (arm["metric"], arm["n"]) == ("accuracy", 12)
         assert arm["low"] <= arm["value"] <= arm["high"]
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert [item["texts"][0] for item in items] == list(found.items.columns[0])
+    for name, arm in record["arms"].items():
+        right = [item["answers"][name] == item["label"] for item in items]
+        assert 100 * np.mean(right) == pytest.approx(arm["value"])
+        assert all(item["probabilities"][name] >= 0.5 for item, is_right in zip(items, right, strict=True) if is_right)
     assert record["arms"]["plain"]["difference"] == 0
     assert len(record["ablation"]) == 10
     assert record["probe"]["temperature"] > 0
@@ -241,6 +247,7 @@ def test_the_command_writes_its_folder_and_says_what_it_found(encoder: Encoder, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "augment.html",
         "augment.md",
+        "items.jsonl",
         "results.json",
         "scores.jsonl",
     ]
