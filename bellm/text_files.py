@@ -71,12 +71,20 @@ class Hit:
     """A row that a search found; only rows of a corpus have an id and a file."""
 
     score: float
-    """Cosine with the query."""
+    """Cosine with the query; of a search by vectors and words the sum of 1 / (60 + rank) over both."""
     id: str | None = None
     file: str | None = None
     row: int
     text: str | None
     """None where the corpus keeps no texts."""
+    vector_rank: int | None = None
+    """Place among the rows by cosine, of a search by vectors and words; None where it is not near the top."""
+    word_rank: int | None = None
+    """Place by BM25."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that it has, and its text."""
+        return {name: value for name, value in vars(self).items() if name == "text" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,7 @@ class SearchResult:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, of hits those that they have."""
-        hits = [
-            {name: value for name, value in vars(hit).items() if name == "text" or value is not None}
-            for hit in self.hits
-        ]
-        return {**vars(self), "hits": hits}
+        return {**vars(self), "hits": [hit.to_json() for hit in self.hits]}
 
 
 def embed_file(

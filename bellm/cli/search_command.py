@@ -1,6 +1,7 @@
 """`bellm similarity`, `bellm index` and `bellm search`: cosines of texts, nearest rows of a file or a corpus."""
 
 import os.path
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +102,15 @@ def search_command(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row of a corpus, however large.")] = False,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Rank a corpus by the words of its texts too, and fuse both rankings.")
+    ] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL", help="Which rows of a corpus count: id, file, row, text. Ex: \"file = 'notes.txt'\""
+        ),
+    ] = None,
     column: Column = "text",
     max_batch_tokens: BatchTokens = None,
     graphs: GraphFile = None,
@@ -125,7 +135,13 @@ def search_command(
 
         with status_line(f"loading the encoder of {place}"):
             options_given = {**options.given(), "graphs": graphs}
-            result = search_corpus(query, place, top=top, exact=exact, source=source or None, **options_given)
+            result = search_corpus(
+                query, place, top=top, exact=exact, hybrid=hybrid, where=where, source=source or None, **options_given
+            )
+    elif hybrid or where:
+        raise typer.BadParameter(
+            f"{'--hybrid' if hybrid else '--where'} is for a corpus with an index, and {place} is none."
+        )
     else:
         from bellm.text_files import search_file
 
@@ -141,10 +157,11 @@ def search_command(
     notes = ["Approximate: a part of the rows was compared; --exact compares all."] * (not result.exact)
     if any(hit.text is None for hit in result.hits):
         notes.append("This corpus has no texts to show: bellm embed --keep-text keeps them.")
-    print_result(result.to_json(), as_json, _hit_table(result), *notes)
+    print_result(result.to_json(), as_json, _hit_table(result, query if hybrid else ""), *notes)
 
 
-def _hit_table(result: "SearchResult") -> "Table":
+def _hit_table(result: "SearchResult", query: str = "") -> "Table":
+    """A row for each hit; the words of a query are marked."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -154,6 +171,8 @@ def _hit_table(result: "SearchResult") -> "Table":
     table = Table("rank", "score", "id" if of_corpus else "row", *["text"] * has_texts, box=box.SIMPLE_HEAD)
     for rank, hit in enumerate(result.hits, 1):
         name = Text(str(hit.id if of_corpus else hit.row), overflow="fold")
-        texts = [Text(hit.text or "", overflow="fold")] * has_texts
-        table.add_row(str(rank), f"{hit.score:.4f}", name, *texts)
+        text = Text(hit.text or "", overflow="fold")
+        if words := re.findall(r"\w+", query):
+            text.highlight_regex(rf"(?i)\b(?:{'|'.join(words)})\b", "bold")
+        table.add_row(str(rank), f"{hit.score:.4f}", name, *[text] * has_texts)
     return table

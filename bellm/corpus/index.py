@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,8 @@ _TABLE = "vectors"
 _SHARDS_AT_ONCE = 128  # What a kill costs at most; every commit makes the table's list of files longer.
 _PROBES, _REFINED = 40, 4  # Partitions that are searched, and the multiple of hits that is compared in full.
 _RESCORED = 64  # The multiple of hits that is compared in full after a search by signs.
+_FUSED = 10  # The multiple of hits that each of two rankings gives to the fusion, at least 100.
+_RANK_OFFSET = 60  # Of reciprocal rank fusion, as published.
 _OLD = timedelta(hours=1)  # Longer than any search, which reads the version that it began with.
 
 
@@ -55,6 +57,8 @@ class IndexRecord:
     shards: str
     is_binary: bool = False
     """Whether search compares the signs of all rows, and then the nearest in full, unless told otherwise."""
+    has_words: bool = False
+    """Whether texts are indexed by their words."""
 
     @property
     def is_exact(self) -> bool:
@@ -100,8 +104,15 @@ class Index:
             read_encoder_ref(out).check(encoder, str(encoder.describe().get("name", "This encoder")))
         return cls(record, table)
 
-    def search(self, query: Vectors, top: int = 10, *, exact: bool = False) -> list[Hit]:
-        """The rows nearest to one query vector (embedding_dim,), best first; `exact` compares every row."""
+    def search(self, query: Vectors, top: int = 10, *, exact: bool = False, where: str | None = None) -> list[Hit]:
+        """The rows nearest to one query vector (embedding_dim,), best first.
+
+        Args:
+            query: Vector of the query.
+            top: Number of hits.
+            exact: Compare every row.
+            where: Which rows count, in SQL over `id`, `file`, `row` and `text`.
+        """
         if type(top) is not int or top < 1:
             raise BellmError(f"top={top!r} is no number of hits: give 1 or more.")
         width = self._table.schema.field("vector").type.list_size
@@ -119,15 +130,69 @@ class Index:
             ask = ask.nprobes(_PROBES).refine_factor(_REFINED)
         else:
             ask = ask.bypass_vector_index()
-        nearest = ask.select([*(name for name in self._table.schema.names if name != "code"), "_distance"]).to_arrow()
+        nearest = _rows(ask, [*(name for name in self._table.schema.names if name != "code"), "_distance"], where)
         scores = cosine_similarity(unit, shards.shard_vectors(nearest))[0]
         rows = nearest.drop_columns(["shard", "vector", "_distance"]).to_pylist()
         best = (-scores).argsort(kind="stable")[:top].tolist()
         return [Hit(score=float(scores[index]), **{"text": None} | rows[index]) for index in best]
 
+    def search_words(self, text: str, top: int = 10, *, where: str | None = None) -> list[Hit]:
+        """The rows whose words are those of a text, best first by BM25; rows without any of them are no hits.
+
+        Raises:
+            BellmError: The corpus keeps no texts, or was indexed without their words.
+        """
+        if not self.record.has_words:
+            raise BellmError(
+                "This corpus is not indexed by words. Embed it with its texts (bellm embed --keep-text), and index it "
+                "again."
+            )
+        ask = self._table.search(text, query_type="fts").limit(top)
+        found = _rows(ask, ["id", "file", "row", "text", "_score"], where).to_pylist()
+        found.sort(key=lambda row: (-row["_score"], row["file"], row["row"]))
+        return [Hit(score=float(row.pop("_score")), **row) for row in found]
+
+    def search_both(
+        self, query: Vectors, text: str, top: int = 10, *, exact: bool = False, where: str | None = None
+    ) -> list[Hit]:
+        """The best rows by vector and by words together: reciprocal rank fusion (Cormack et al. 2009, k = 60)."""
+        number = max(_FUSED * top, 100)
+        rankings = [self.search(query, number, exact=exact, where=where), self.search_words(text, number, where=where)]
+        ranks = [{(hit.file, hit.row): rank for rank, hit in enumerate(hits, 1)} for hits in rankings]
+        known = {(hit.file, hit.row): hit for hits in rankings for hit in hits}
+        fused = [
+            replace(
+                hit,
+                score=sum(1 / (_RANK_OFFSET + places[key]) for places in ranks if key in places),
+                vector_rank=ranks[0].get(key),
+                word_rank=ranks[1].get(key),
+            )
+            for key, hit in known.items()
+        ]
+        return sorted(fused, key=lambda hit: -hit.score)[:top]
+
+
+def _rows(ask: Any, columns: list[str], where: str | None) -> Any:
+    """What a query of LanceDB finds."""
+    try:
+        return (ask.where(where, prefilter=True) if where else ask).select(columns).to_arrow()
+    except (OSError, RuntimeError, ValueError) as error:
+        if not where:
+            raise
+        reason = str(error).splitlines()[0].partition(", /")[0][:200]
+        raise BellmError(f"where={where!r} is no condition on id, file, row or text in SQL: {reason}") from error
+
 
 def search_corpus(
-    query: str, corpus: str | Path, *, top: int = 10, exact: bool = False, source: str | None = None, **loading: Any
+    query: str,
+    corpus: str | Path,
+    *,
+    top: int = 10,
+    exact: bool = False,
+    hybrid: bool = False,
+    where: str | None = None,
+    source: str | None = None,
+    **loading: Any,
 ) -> SearchResult:
     """Find the rows of an indexed corpus that are nearest to a query, with the encoder that embedded it.
 
@@ -136,6 +201,8 @@ def search_corpus(
         corpus: A complete corpus folder with an index.
         top: Number of hits.
         exact: Compare every row, however many there are.
+        hybrid: Rank by the words of the texts too, and fuse both rankings.
+        where: Which rows count, in SQL over `id`, `file`, `row` and `text`.
         source: Where the encoder is now, if not where it was when it embedded the corpus.
         loading: Options of `Encoder.from_pretrained` that leave the vectors alone.
 
@@ -149,7 +216,11 @@ def search_corpus(
     index = Index.open(corpus)
     encoder_ref = read_encoder_ref(corpus, source)
     encoder = encoder_ref.load(**loading)
-    hits = index.search(encoder.encode_query([query])[0], top, exact=exact)
+    vector = encoder.encode_query([query])[0]
+    if hybrid:
+        hits = index.search_both(vector, query, top, exact=exact, where=where)
+    else:
+        hits = index.search(vector, top, exact=exact, where=where)
     is_exact = exact or index.record.is_exact
     return SearchResult(tuple(hits), is_exact, {"source": encoder_ref.source, **encoder.describe()})
 
@@ -186,12 +257,14 @@ def build_index(
         rows = table.count_rows()
         is_approximate = rows > EXACT_ROWS and not binary if approximate is None else approximate
         _approximate(table, is_approximate)
+        has_words = _index_words(table)
         record = IndexRecord(
             version=table.version,
             rows=rows,
             is_approximate=is_approximate,
             shards=_digest(keys),
             is_binary=binary,
+            has_words=has_words,
         )
         atomic.write_json(out / FOLDER / RECORD_FILE, vars(record))
         # Remove versions that no search reads any more, and what killed processes left.
@@ -258,12 +331,22 @@ def _digest(parts: Iterable[str]) -> str:
 
 def _approximate(table: Any, wanted: bool) -> None:
     """Make, bring up to date or drop the approximate index."""
-    names = [index.name for index in table.list_indices()]
+    names = [index.name for index in table.list_indices() if index.columns == ["vector"]]
     if wanted and not names:
         table.create_index("vector", config=lancedb.index.IvfSq(distance_type="cosine"))
     for name in [] if wanted else names:
         table.drop_index(name)
     table.optimize()
+
+
+def _index_words(table: Any) -> bool:
+    """Index the texts by their words, if there are any; those that are indexed already only where they are new."""
+    if "text" not in table.schema.names or not table.count_rows():
+        return False
+    if not any(index.columns == ["text"] for index in table.list_indices()):
+        table.create_index("text", config=lancedb.index.FTS(language="English", stem=True, remove_stop_words=True))
+    table.optimize()
+    return True
 
 
 @contextmanager

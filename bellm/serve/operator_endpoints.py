@@ -1,7 +1,5 @@
 """What operators and load balancers ask: is the server alive and ready, and what has it done? And search, if it may."""
 
-from dataclasses import asdict
-
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -40,7 +38,7 @@ async def search(service: EmbeddingService, call: Call, body: SearchQuery) -> Re
     except BellmError as error:
         raise RequestError(str(error), "query") from error
     is_exact = body.exact or service.index.record.is_exact
-    return json_response({"hits": [asdict(hit) for hit in hits], "exact": is_exact})
+    return json_response({"hits": [hit.to_json() for hit in hits], "exact": is_exact})
 
 
 _HIT = {"score": 0.91, "id": "7", "file": "notes.txt", "row": 7, "text": "Snow fell."}

@@ -67,7 +67,7 @@ def test_a_corpus_without_texts_shows_none_and_says_how_to_keep_them(tiny_folder
 def test_exact_search_is_handed_on(corpus: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     bellm("index", corpus, "--approximate")
     asked: list[bool] = []
-    monkeypatch.setattr(Index, "search", lambda *_, exact: asked.append(exact) or [])
+    monkeypatch.setattr(Index, "search", lambda *_, exact, where: asked.append(exact) or [])
     assert bellm("search", "x", "--in", corpus, *["--exact"] * exact).exit_code == 0
     assert asked == [exact]
 
