@@ -668,7 +668,7 @@ class Encoder:
             self._tokenizers.tokenize,
             template=self.config.template_for(input_type),
             max_tokens=self.config.max_tokens,
-            prepends=has_token_prepending(self.model),
+            prepends=self.config.token_prepending > 0 and has_token_prepending(self.model),
         )
 
     def _with_open_layers(self, verify: bool) -> "Encoder":

@@ -5,8 +5,11 @@ checked. Clients are closed loops on keep-alive connections, in a process of the
 own, generated, 6 to 40 words.
 A row is one number of clients and of texts a request. Besides texts a second it says how many texts a server embeds in
 a second of its own CPU time, which others on the machine change less; `engine` is `encoder.encode` of such texts in
-one process. Both servers run all the time, and are asked in turn. Rows that --json holds already are not measured
-again.
+one process. Both servers run all the time; they and the engine take turns. Rows that --json holds already are not
+measured again.
+
+--soak MINUTES sends two requests a second to one `bellm serve`: texts, wrong requests, clients that leave. It says what
+was answered, whether vectors stayed the same, and how the memory of the server went.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -68,7 +72,7 @@ WORDS = [
     "border",
     "history",
 ]
-SYSTEMS = ("bellm", "plain")
+SYSTEMS = ("bellm", "plain", "engine")
 Running = tuple[str, subprocess.Popen[str]]
 """Address and process of a server."""
 
@@ -95,6 +99,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="layers of SmolLM2 that are served (6)")
     parser.add_argument("--quick", action="store_true", help="2 layers, few requests, no 64 clients with 16 texts")
     parser.add_argument("--json", type=Path, help="write rows here, and read those that were measured")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="a low load for so long, on one server alone")
     parser.add_argument("--plain", nargs=2, metavar=("FOLDER", "PORT"), help=argparse.SUPPRESS)
     parser.add_argument("--load", nargs=4, metavar=("URL", "CLIENTS", "TEXTS", "REQUESTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -103,6 +108,8 @@ def main() -> None:
     elif options.load:
         url, *numbers = options.load
         print(json.dumps(load(url, *map(int, numbers))))
+    elif options.soak:
+        soak(options.soak, 2 if options.quick else options.layers, options.json)
     else:
         compare(2 if options.quick else options.layers, options.quick, options.json)
 
@@ -119,19 +126,20 @@ def compare(layers: int, quick: bool, path: Path | None) -> None:
         done = {(row["system"], row["clients"], row["texts"]) for row in record["rows"]}
         left = [(system, *each) for each in loads for system in SYSTEMS if (system, *each) not in done]
         with ExitStack() as running:
-            servers = {system: running.enter_context(server(system, folder / system)) for system in SYSTEMS if left}
+            servers: dict[str, Running] = {}
             if left:
+                alone = Engine(folder / "bellm")
+                servers = {system: running.enter_context(server(system, folder / system)) for system in SYSTEMS[:2]}
                 check([url for url, _ in servers.values()])
             for system, clients, texts in left:
-                record["rows"].append(asdict(measure(system, servers[system], clients, texts, quick)))
+                if system == "engine":
+                    row = alone.measure(clients, texts, 64 if quick else 256)
+                else:
+                    row = measure(system, servers[system], clients, texts, quick)
+                record["rows"].append(asdict(row))
                 if path:
                     path.write_text(json.dumps(record, indent=1) + "\n")
-        if "engine" not in record:
-            record["engine"] = engine(folder / "bellm", 64 if quick else 512)
-            if path:
-                path.write_text(json.dumps(record, indent=1) + "\n")
-    rows = [Row(**row) for row in record["rows"]]
-    Console().print(table(rows, record["engine"]))
+    Console().print(table([Row(**row) for row in record["rows"]]))
 
 
 def prepare(folder: Path, layers: int) -> None:
@@ -162,10 +170,10 @@ def measure(system: str, running: Running, clients: int, texts: int, quick: bool
 
 
 @contextmanager
-def server(system: str, folder: Path) -> Iterator[Running]:
+def server(system: str, folder: Path, *options: str) -> Iterator[Running]:
     """A server of the model in a process of its own."""
     if system == "bellm":
-        command = [sys.executable, "-m", "bellm", "serve", str(folder), "--port", "0", "--quiet"]
+        command = [sys.executable, "-m", "bellm", "serve", str(folder), "--port", "0", "--quiet", *options]
     else:
         command = [sys.executable, __file__, "--plain", str(folder), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -276,41 +284,95 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
     return float(sum(sum(each.cpu_times()[:2]) for each in family))
 
 
-def engine(folder: Path, count: int) -> dict[str, float]:
-    """What the engine does with such texts in one call, without any server."""
-    from bellm import Encoder
+class Engine:
+    """What `encode` does with such texts in one call, without any server."""
 
-    encoder, chance = Encoder.from_pretrained(folder), random.Random(0)
-    texts = [" ".join(chance.choices(WORDS, k=chance.randint(6, 40))) for _ in range(count)]
-    encoder.encode(texts[:16])
-    began, spent = time.perf_counter(), time.process_time()
-    encoder.encode(texts)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - spent
-    return {"texts_per_second": count / seconds, "texts_per_cpu_second": count / cpu}
+    def __init__(self, folder: Path) -> None:
+        from bellm import Encoder
+
+        self._encoder, self._chance = Encoder.from_pretrained(folder), random.Random(0)
+        self._encoder.encode(self._texts(16))
+
+    def measure(self, clients: int, texts: int, count: int) -> Row:
+        """Embed texts, beside the measurement of servers under this load."""
+        sentences = self._texts(count)
+        began, spent = time.perf_counter(), time.process_time()
+        self._encoder.encode(sentences)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - spent
+        return Row("engine", clients, texts, 1, count / seconds, count / cpu, 0.0, 0.0, 0.0)
+
+    def _texts(self, count: int) -> list[str]:
+        return [" ".join(self._chance.choices(WORDS, k=self._chance.randint(6, 40))) for _ in range(count)]
 
 
-def table(rows: list[Row], alone: dict[str, float]) -> Table:
-    """Rows, with ratios to the plain server under the same load and to the engine."""
-    shown = Table(
-        "clients", "texts", "server", "texts/s", "x plain", "texts/CPU s", "x plain", "x engine", "p50 ms", "p95", "p99"
-    )
+def table(rows: list[Row]) -> Table:
+    """Rows, with ratios to the plain server and to the engine, which were measured next to each other."""
+    ratios = ("x plain", "x engine")
+    shown = Table("clients", "texts", "server", "texts/s", *ratios, "texts/CPU s", *ratios, "p50 ms", "p95", "p99")
+    by_load = {(row.system, row.clients, row.texts): row for row in rows}
     for row in rows:
-        plain = next(
-            each for each in rows if (each.system, each.clients, each.texts) == ("plain", row.clients, row.texts)
-        )
+        others = [by_load[system, row.clients, row.texts] for system in ("plain", "engine")]
         shown.add_row(
             str(row.clients),
             str(row.texts),
             row.system,
             f"{row.texts_per_second:.1f}",
-            f"{row.texts_per_second / plain.texts_per_second:.2f}",
+            *(f"{row.texts_per_second / other.texts_per_second:.2f}" for other in others),
             f"{row.texts_per_cpu_second:.1f}",
-            f"{row.texts_per_cpu_second / plain.texts_per_cpu_second:.2f}",
-            f"{row.texts_per_cpu_second / alone['texts_per_cpu_second']:.2f}",
-            *(f"{value:.0f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)),
+            *(f"{row.texts_per_cpu_second / other.texts_per_cpu_second:.2f}" for other in others),
+            *(f"{value:.0f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms) if value),
         )
-    shown.caption = f"engine: {alone['texts_per_second']:.1f} texts/s, {alone['texts_per_cpu_second']:.1f} a CPU second"
     return shown
+
+
+def soak(minutes: float, layers: int, path: Path | None) -> None:
+    """Send two requests a second to a server for a time, and print what became of them and of its memory."""
+    statuses: Counter[str] = Counter()
+    megabytes: list[float] = []
+    chance, farthest = random.Random(0), 0.0
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        prepare(folder, layers)
+        with server("bellm", folder / "bellm", "--cache-megabytes", "4", "--read-seconds", "5") as (url, process):
+            first = np.array(ask(connect(url), ["The river was quiet."])[0])
+            began = now = time.monotonic()
+            while now < began + 60 * minutes:
+                time.sleep(max(0.0, began + sum(statuses.values()) / 2 - now))
+                statuses[disturb(url, chance)] += 1
+                if sum(statuses.values()) % 60 == 0:  # Twice a minute.
+                    found = np.array(ask(connect(url), ["The river was quiet."])[0])
+                    farthest = max(farthest, float(np.linalg.norm(found - first) / np.linalg.norm(first)))
+                    megabytes.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+                now = time.monotonic()
+            process.terminate()
+            ended = process.wait(600)
+    record = {"minutes": minutes, "layers": layers, "ended_with": ended, "statuses": dict(sorted(statuses.items()))}
+    record |= {"largest_relative_distance": farthest, "megabytes": [round(each, 1) for each in megabytes]}
+    if path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+
+
+def disturb(url: str, chance: random.Random) -> str:
+    """One request, of texts most times; what became of it."""
+    kind = chance.choices(("texts", "wrong", "leaves", "long"), (80, 10, 5, 5))[0]
+    words = 5000 if kind == "long" else chance.randint(6, 40)
+    texts = [" ".join(chance.choices(WORDS, k=words)) for _ in range(chance.choice((1, 1, 4, 16)))]
+    wrong = chance.choice((b"{", b'{"inputs": 5}', b'{"inputs": []}', b"\xff", b'{"inputs": "a", "dimensions": -1}'))
+    connection = connect(url)
+    try:
+        body = wrong if kind == "wrong" else json.dumps({"inputs": texts}).encode()
+        connection.request("POST", "/embed", body, {"Content-Type": "application/json"})
+        if kind == "leaves":
+            return kind
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        whole = kind == "wrong" or len(answer) == len(texts)
+        return f"{kind} {response.status}" + ("" if whole else " with too few vectors")
+    except OSError as error:
+        return f"{kind} {type(error).__name__}"
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":

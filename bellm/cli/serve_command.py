@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +15,9 @@ from bellm.backbone.source_names import check_source_exists
 from bellm.cli.model_options import AsJson, GraphFile, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import is_quiet, print_result
 from bellm.errors import BellmError
+
+if TYPE_CHECKING:
+    from bellm.types import Embedder
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -70,6 +75,24 @@ def serve_command(
         int, typer.Option(help="Memory for bodies and answers of all requests; what comes then is refused with 429.")
     ] = 1024,
     cache_megabytes: Annotated[int, typer.Option(help="Memory for vectors of texts that come again.")] = 0,
+    traces_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request, as in "
+            "http://localhost:4318/v1/traces.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="This process, or replicas on a Ray cluster (Ray Serve).")
+    ] = "local",
+    replicas: Annotated[
+        str | None, typer.Option(metavar="N|LEAST:MOST", help="Replicas on the Ray cluster; default 1.")
+    ] = None,
+    requests_per_replica: Annotated[
+        int | None,
+        typer.Option(help="Requests at a time above which Ray starts another replica, up to MOST; default 32."),
+    ] = None,
     graphs: GraphFile = None,
     as_json: AsJson = False,
     options: ModelOptions,
@@ -103,27 +126,50 @@ def serve_command(
         drain_seconds=drain_seconds,
         requests_megabytes=requests_megabytes,
         cache_megabytes=cache_megabytes,
+        traces_to=traces_to,
     )
     sources = _by_name(name or _model_name(source), source, also or ())
     if index is not None:
         from bellm.corpus import read_manifest
 
         read_manifest(index)  # What is no corpus is said before anything slow is imported.
+
+    def say(url: str) -> None:
+        words = f"bellm serves {', '.join(sources)} on {url}"
+        print_result({"url": url, "models": list(sources), "pid": os.getpid()}, as_json, words)
+        sys.stdout.flush()
+
+    load = partial(_load, sources, options, graphs, is_quiet())
     with bind_port(host, port) as bound:
-        first, *others = sources
-        models: dict[str, Any] = {first: options.load_embedder(source, graphs=graphs)}
-        for other in others:
-            models[other] = ModelOptions({}, options.loading).load_embedder(sources[other])
+        if engine == "ray":
+            from bellm.serve.ray_server import Replicas, run_on_ray
+
+            given = {} if requests_per_replica is None else {"requests": requests_per_replica}
+            scale = Replicas(**_replica_counts(replicas), **given)
+            run_on_ray(load, config, bound, replicas=scale, index=index, on_ready=say)
+            return
+        if replicas is not None or requests_per_replica is not None:
+            raise BellmError("--replicas and --requests-per-replica belong to --engine ray: one process serves here.")
         from bellm.serve import create_app, run_server
 
-        def say(url: str) -> None:
-            words = f"bellm serves {', '.join(models)} on {url}"
-            print_result({"url": url, "models": list(models), "pid": os.getpid()}, as_json, words)
-            sys.stdout.flush()
+        run_server(create_app(load(), config, index=index), bound, on_ready=say)
 
-        app = create_app(models, config, index=index)
-        _log_requests()
-        run_server(app, bound, on_ready=say)
+
+def _load(sources: Mapping[str, str], options: ModelOptions, graphs: str | None, quiet: bool) -> dict[str, "Embedder"]:
+    """Load the models of a server by their names; with Ray in another process."""
+    first, *others = sources
+    models: dict[str, Embedder] = {first: options.load_embedder(sources[first], graphs=graphs)}
+    for other in others:
+        models[other] = ModelOptions({}, options.loading).load_embedder(sources[other])
+    _log_requests(quiet)
+    return models
+
+
+def _replica_counts(given: str | None) -> dict[str, int]:
+    least, mark, most = (given or "1").partition(":")
+    if not (least.isdecimal() and (most.isdecimal() if mark else True)):
+        raise BellmError(f"--replicas {given} is no number: give 2, or 1:4 for one to four.")
+    return {"least": int(least), "most": int(most or least)}
 
 
 def _allowed_hosts(host: str, given: str | None) -> tuple[str, ...]:
@@ -150,10 +196,10 @@ def _by_name(name: str, source: str, also: list[str] | tuple[str, ...]) -> dict[
     return sources
 
 
-def _log_requests() -> None:
+def _log_requests(quiet: bool) -> None:
     """Write the log of the server to standard error, a line of JSON a request."""
     log = logging.getLogger("bellm.serve")
-    if is_quiet():
+    if quiet:
         log.setLevel(logging.ERROR)
         return
     handler = logging.StreamHandler(sys.stderr)

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-import torch
-
 from bellm.corpus.corpus_config import EncoderRef
 from bellm.corpus.job import CorpusProgress, Job, embed_rows
+from bellm.corpus.ray_cluster import ray_cluster, share_cluster, use_share
 from bellm.corpus.row_ranges import SHARD_FOLDER, Shard, missing_ranges, read_missing_ranges
 from bellm.encoder import Encoder
 from bellm.engine.graph_encoder import GraphEncoder
@@ -63,7 +62,7 @@ class RayExecutor:
             fingerprint=encoder.fingerprint(),
             weights=job.config.weights,
         )
-        with _cluster(), _one_line():
+        with ray_cluster(), _blocks_of_one(), _one_line():
             rows = self._dataset(encoder_ref, job).iter_rows() if job.files else iter(())
             new = list(_written_shards(rows, job, progress))
         atomic.remove_drafts(job.out / SHARD_FOLDER)
@@ -72,7 +71,7 @@ class RayExecutor:
     def _dataset(self, encoder_ref: EncoderRef, job: Job) -> Any:
         """Lazy pipeline from files to row ranges to the metadata of each shard."""
         directory = os.getcwd()
-        workers, cpus, gpus = _shares(self.workers)
+        workers, cpus, gpus = share_cluster(self.workers)
         files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
         find = partial(missing_ranges, columns=job.columns, done=job.done, max_rows=job.shard_rows)
         row_ranges = files.flat_map(read_missing_ranges, fn_args=(find, directory), num_cpus=0)
@@ -84,16 +83,6 @@ class RayExecutor:
             num_cpus=cpus,
             num_gpus=gpus,
         )
-
-
-def _shares(workers: int | None) -> tuple[int, int, float]:
-    """Number of workers, and the CPUs and GPUs of each."""
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    workers = workers or gpus or sum(node["Alive"] for node in ray.nodes())
-    if workers > cpus:
-        raise BellmError(f"{workers} workers are too many for a cluster of {cpus} cores: give at most as many.")
-    return workers, cpus // workers, min(1.0, gpus / workers)
 
 
 @dataclass
@@ -111,7 +100,7 @@ class _Worker:
     @cached_property
     def _encoder(self) -> Encoder | MultiViewEncoder | GraphEncoder:
         # Not when the actor is made: there an error would reach nobody in words.
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        use_share()
         return self.encoder_ref.load(**self.options)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -138,12 +127,8 @@ def _written_shards(
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[None]:
-    """Be connected to a cluster, quietly, with a block of data for each row range, so that every worker gets some."""
-    begun = not ray.is_initialized()
-    if begun:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home otherwise.
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+def _blocks_of_one() -> Iterator[None]:
+    """Have a block of data for each row range, so that every worker gets some, quietly."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     settings = {"target_max_block_size": 1, "enable_progress_bars": False, "print_on_execution_start": False}
@@ -155,8 +140,6 @@ def _cluster() -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(context, name, value)
-        if begun:
-            ray.shutdown()
 
 
 @contextlib.contextmanager

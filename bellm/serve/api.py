@@ -4,8 +4,8 @@ import asyncio
 import hmac
 import json
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -122,7 +122,7 @@ class Gate:
             return
         request, service = Request(scope, receive), self._service
         given = request.headers.get("x-request-id", "")
-        call_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        call_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         call = scope[_CALL] = Call(request=request, id=call_id, came=time.perf_counter())
         status = _CLIENT_LEFT
 
@@ -148,15 +148,17 @@ class Gate:
         seconds = time.perf_counter() - call.came
         path = scope["path"] if scope["path"] in self._paths else "other"
         self._service.metrics.count_call(call, path, status, seconds)
+        trace = self._service.traces.record(call, path, status) if self._service.traces else None
+        if not log.isEnabledFor(logging.INFO):
+            return
         line = {"time": round(time.time(), 3), "id": call.id}
         line |= {"method": scope["method"][:20], "path": scope["path"][:200]}
         line |= {"status": status, "ms": round(1000 * seconds, 1)}
         if call.num_texts:
             line |= {"model": call.model, "texts": call.num_texts, "tokens": call.num_tokens}
-            line |= {"truncated": call.num_truncated, "queue_ms": round(1000 * call.queue_seconds, 1)}
-            line |= {"embed_ms": round(1000 * call.embed_seconds, 1)}
-        if call.error:
-            line["error"] = call.error
+            line |= {"truncated": call.num_truncated, "queue_ms": round(1000 * call.seconds("queue"), 1)}
+            line |= {"embed_ms": round(1000 * call.seconds("embed"), 1)}
+        line |= {name: value for name, value in (("error", call.error), ("trace", trace)) if value}
         log.info(json.dumps(line))
 
 

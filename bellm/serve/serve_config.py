@@ -40,12 +40,16 @@ class ServeConfig:
     """Memory for bodies and answers of all requests; what comes then is refused with 429."""
     cache_megabytes: int = 0
     """Memory for vectors of texts that come again."""
+    traces_to: str | None = None
+    """Address of an OpenTelemetry collector (OTLP over HTTP), as http://localhost:4318/v1/traces; extra `traces`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         key = self.api_key
         if key is not None and not (key.isascii() and key.isprintable() and key and key == key.strip()):
             raise BellmError("api_key must be printable ASCII, not empty, no space at its ends: a header carries it.")
+        if self.traces_to is not None and not self.traces_to.startswith(("http://", "https://")):
+            raise BellmError(f"traces_to={self.traces_to!r} is no address: write http://localhost:4318/v1/traces.")
         limits = ("max_queue_tokens", "max_texts", "max_body", "max_connections", "requests_megabytes")
         least = dict.fromkeys(limits, 1)
         least |= {"max_batch_tokens": 1} if self.max_batch_tokens is not None else {}

@@ -1,12 +1,16 @@
 """Metrics of a server for Prometheus."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 if TYPE_CHECKING:
     from bellm.serve.batch_queue import BatchRecord
     from bellm.serve.service import Call, EmbeddingService
+
+STAGES = ("tokenize", "queue", "embed")
+"""What is done with the texts of a request."""
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -16,6 +20,8 @@ class ServeMetrics:
     """Counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
+        self.labels: dict[str, str] = {}
+        """Labels that all have, as the replica that they are of."""
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("bellm_requests", "Requests by path and status", ["path", "status"], registry=registry)
         self._errors = Counter("bellm_errors", "Refused and failed requests by code", ["code"], registry=registry)
@@ -58,10 +64,16 @@ class ServeMetrics:
         self._texts.inc(call.num_texts)
         self._tokens.inc(call.num_tokens)
         self._truncated.inc(call.num_truncated)
-        stages = {"tokenize": call.tokenize_seconds, "queue": call.queue_seconds, "embed": call.embed_seconds}
-        for stage, spent in {**stages, "total": seconds}.items():
-            self._stages.labels(stage).observe(spent)
+        for stage in STAGES:
+            self._stages.labels(stage).observe(call.seconds(stage))
+        self._stages.labels("total").observe(seconds)
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics with the common labels, as Prometheus' client asks for them."""
+        for metric in self._registry.collect():
+            metric.samples = [each._replace(labels={**each.labels, **self.labels}) for each in metric.samples]
+            yield metric

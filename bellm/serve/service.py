@@ -4,13 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
 from bellm.engine.tokenization import chunk_texts
 from bellm.errors import BellmError
+from bellm.extras import require_extra
 from bellm.serve.batch_queue import BatchQueue, Reservation, Ticket
 from bellm.serve.request_errors import (
     CrowdedError,
@@ -20,12 +21,13 @@ from bellm.serve.request_errors import (
     UnknownModelError,
 )
 from bellm.serve.serve_config import ServeConfig
-from bellm.serve.serve_metrics import ServeMetrics
+from bellm.serve.serve_metrics import STAGES, ServeMetrics
 from bellm.serve.served_model import ServedModel, TokenRow, with_causal
 from bellm.types import InputType, Vectors
 
 if TYPE_CHECKING:
     from bellm.corpus import Index
+    from bellm.serve.request_traces import RequestTraces
 
 
 _TOKENIZED, _CHARACTERS = 128, 50_000  # Of texts that are tokenized in one go.
@@ -58,9 +60,8 @@ class Call:
     num_characters: int = 0
     num_tokens: int = 0
     num_truncated: int = 0
-    tokenize_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    embed_seconds: float = 0.0
+    stages: list[tuple[str, float, float]] = field(default_factory=list)
+    """What was done with it (tokenize, queue, embed), from when to when."""
     room: Reservation | None = None
     """Room in the queue until its rows are there."""
     held_bytes: int = 0
@@ -68,11 +69,15 @@ class Call:
     error: str | None = None
     """Code of the error that it ended with."""
 
+    def seconds(self, stage: str) -> float:
+        """How long a stage took."""
+        return sum(ended - began for name, began, ended in self.stages if name == stage)
+
     def headers(self) -> dict[str, str]:
         """Counts, and times in milliseconds, under the names of text-embeddings-inference."""
         if not self.num_texts:
             return {}
-        seconds = time.perf_counter() - self.came, self.tokenize_seconds, self.queue_seconds, self.embed_seconds
+        seconds = time.perf_counter() - self.came, *map(self.seconds, STAGES)
         counts = self.num_characters, self.num_tokens, self.num_truncated, *(round(1000 * each) for each in seconds)
         return dict(zip(CALL_HEADERS[2:], map(str, counts), strict=True))
 
@@ -101,6 +106,7 @@ class EmbeddingService:
             cache_bytes=config.cache_megabytes << 20,
             on_batch=metrics.count_batch,
         )
+        self.traces = _make_traces(config.traces_to)
         self.is_draining = False
         self.num_calls = 0
         """Requests that are being answered."""
@@ -121,6 +127,8 @@ class EmbeddingService:
         await self.queue.close()
         for threads in (self._tokenizing, self._tokenizing_long):
             threads.shutdown(wait=False, cancel_futures=True)
+        if self.traces:
+            await asyncio.to_thread(self.traces.close)
 
     def check_alive(self) -> None:
         """Raise an UnavailableError where only a new start helps."""
@@ -218,7 +226,7 @@ class EmbeddingService:
         call.num_characters += sum(map(len, texts))
         call.num_tokens += sum(row.num_tokens for row in rows)
         call.num_truncated += num_truncated
-        call.tokenize_seconds += time.perf_counter() - began
+        call.stages.append(("tokenize", began, time.perf_counter()))
         return Prepared(model, rows)
 
     async def embed(self, call: Call, prepared: Prepared) -> Vectors:
@@ -242,9 +250,17 @@ class EmbeddingService:
     def _time(self, call: Call, ticket: Ticket) -> None:
         now = time.perf_counter()
         began = ticket.began or now
-        call.queue_seconds += began - ticket.came
-        call.embed_seconds += now - began
+        call.stages += [("queue", ticket.came, began), ("embed", began, now)]
 
 
 def _first_truncated(model: ServedModel, texts: Sequence[str], input_type: InputType) -> int:
     return next(index for index, text in enumerate(texts) if model.rows([text], input_type)[1])
+
+
+def _make_traces(url: str | None) -> "RequestTraces | None":
+    if url is None:
+        return None
+    require_extra("traces", "traces_to", ["opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"])
+    from bellm.serve.request_traces import RequestTraces, otlp_exporter
+
+    return RequestTraces(otlp_exporter(url))

@@ -71,6 +71,7 @@ def test_huggingface_hub(server: str, expected: Any, tiny_encoder: Encoder, monk
     assert_same(scores, tiny_encoder.similarity(expected[:1], expected)[0])
 
 
+@pytest.mark.slow  # To import it takes ten seconds.
 def test_litellm(server: str, expected: Any) -> None:
     """In a process of its own: it changes warnings and event loops of the whole process."""
     pytest.importorskip("litellm", reason="no litellm: pip install litellm")
