@@ -13,9 +13,11 @@ import torch
 from measure_invariances import gradient_difference, parallel_difference
 from measure_sts import data_folder, read_pairs
 from scipy.stats import spearmanr
+from score_labels import in_float64, looped
 from transformers import GenerationConfig
 
 from bellm import Encoder, saved_encoder
+from bellm.augment import LabelScorer
 from bellm.backbone import loading
 from bellm.backbone.attention import open_layers
 from bellm.doctor import diagnose
@@ -118,3 +120,17 @@ def test_prompteol_beats_raw_text_on_sts_benchmark(smollm2: Encoder) -> None:
     sys.stdout.write(f"{scores}\n")
     assert scores["prompteol", "last"] > scores["raw", "mean"] + 15
     assert scores["prompteol", "last"] > scores["raw", "last"] + 15
+
+
+@pytest.mark.slow
+def test_label_scores_are_those_of_a_loop_and_as_exact(smollm2: Encoder) -> None:
+    """In float64 to nine digits; in float32 both are as far from these."""
+    prompts, labels = [f"Sentence: {text}\nMood:" for text in SENTENCES[:2]], ["rather sad", "quite cheerful"]
+    with smollm2.causal() as model:
+        precise = in_float64(model)
+        scores, of_loop = LabelScorer(smollm2).score(prompts, labels), looped(model, smollm2.tokenizer, prompts, labels)
+    encoder = Encoder.from_pretrained(precise, tokenizer=smollm2.tokenizer, bidirectional="none")
+    wanted = looped(precise, smollm2.tokenizer, prompts, labels)
+    np.testing.assert_allclose(LabelScorer(encoder).score(prompts, labels), wanted, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(scores, of_loop, rtol=1e-5)
+    assert abs(scores - wanted).max() < max(2 * abs(of_loop - wanted).max(), 1e-5)

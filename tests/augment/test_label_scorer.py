@@ -50,6 +50,17 @@ def test_scores_are_those_of_a_loop(tiny_encoder: Encoder) -> None:
     np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
 
 
+def test_in_float64_they_are_those_of_a_loop_to_the_last_digits(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """So that what differs in float32 is rounding."""
+    exact = copy.deepcopy(tiny_model).double()
+    encoder = Encoder.from_pretrained(exact, tokenizer=tiny_tokenizer, bidirectional="none")
+    assert encoder.batching_mode == "packed"
+    wanted = by_hand(encoder, [str(each) for each in prompts()], LABELS)
+    np.testing.assert_allclose(LabelScorer(encoder).score(prompts(), LABELS), wanted, rtol=0, atol=1e-12)
+
+
 def test_a_large_vocabulary_costs_no_precision(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     """A sum over 150 000 tokens in float32 rounds to more than that."""
     config = LlamaConfig(
