@@ -77,6 +77,11 @@ class Hit:
     row: int
     text: str | None
     """None where the corpus keeps no texts."""
+    chunk: int | None = None
+    """Number of a chunk in its document, from 0; `start`, `end` (characters) and `line` say where it stands there."""
+    start: int | None = None
+    end: int | None = None
+    line: int | None = None
     vector_rank: int | None = None
     """Place among the rows by cosine, of a search by vectors and words; None where it is not near the top."""
     word_rank: int | None = None

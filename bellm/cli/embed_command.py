@@ -13,9 +13,9 @@ import typer
 
 from bellm.cli.model_options import AsJson, BatchTokens, Column, GraphFile, ModelOptions, Source, with_model_options
 from bellm.cli.terminal import BarUpdate, is_progress_shown, live_bars, print_result, show_note
-from bellm.corpus.row_ranges import SHARD_ROWS, Precision
+from bellm.corpus.row_ranges import SHARD_ROWS, Precision, corpus_files
 from bellm.errors import BellmError
-from bellm.io.rows import TextColumns, check_columns, expand_inputs
+from bellm.io.rows import TextColumns
 from bellm.io.vectors import STDOUT, is_folder
 from bellm.types import Embedder, InputType
 
@@ -72,6 +72,18 @@ def embed_command(
     as_json: AsJson = False,
     id_column: Annotated[str | None, _folder(help="Which column holds ids; default FILE:ROW.")] = None,
     keep_text: Annotated[bool, _folder("--keep-text", help="Keep the texts beside their vectors.")] = False,
+    chunk: Annotated[
+        int | None,
+        _folder(
+            metavar="TOKENS",
+            min=1,
+            help="Split documents into chunks of at most so many tokens, and keep their texts: files of .md, .html and "
+            ".txt, and the rows of all others.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        int, _folder(metavar="TOKENS", min=0, help="So many tokens of a chunk, at most, begin the next one too.")
+    ] = 0,
     precision: Annotated[Precision, _folder(help="How vectors are kept; int8 has a scale for each row.")] = "float32",
     shard_rows: Annotated[int, _folder(help="Most rows of a shard, and of what a kill costs.", min=1)] = SHARD_ROWS,
     engine: Annotated[
@@ -105,6 +117,8 @@ def embed_command(
 
     Example: bellm embed smollm2 'wiki/*.jsonl' notes/ -o vectors/ --id-column id --precision float16
 
+    Example: bellm embed smollm2 notes/ -o vectors/ --chunk 256 --overlap 32
+
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --devices cuda:0,cuda:1
 
     Example: bellm embed smollm2 'wiki/*.jsonl' -o vectors/ --engine ray --workers 8
@@ -127,16 +141,18 @@ def embed_command(
         if engine == "local" and workers is not None:
             raise BellmError("--workers belongs to --engine ray: one process embeds here.")
         # Said before anything slow is imported; the corpus looks again, as it does for others.
-        check_columns(expand_inputs(inputs, skip=Path(output)), TextColumns.parse(column, id_column))
+        corpus_files(inputs, Path(output), TextColumns.parse(column, id_column), chunk is not None)
+        if overlap and chunk is None:
+            raise BellmError("--overlap is of chunks: give --chunk too.")
         from bellm.corpus import RayExecutor
 
         relocation = options.relocation() | ({"graphs": os.path.abspath(graphs)} if graphs else {})
         ray = RayExecutor(source=source, workers=workers, options=relocation) if engine == "ray" else None
-        kept: dict[str, Any] = {"source": source, "id_column": id_column, "keep_text": keep_text}
-        kept |= {"precision": precision, "shard_rows": shard_rows}
+        kept: dict[str, Any] = {"source": source, "id_column": id_column, "keep_text": keep_text or chunk is not None}
+        kept |= {"precision": precision, "shard_rows": shard_rows, "chunk": chunk, "overlap": overlap}
         report: Any = _embed_folder(load, inputs, output, executor=ray, **common, **kept)
     else:
-        if (id_column, keep_text, precision, shard_rows, engine, workers) != _NO_FOLDER:
+        if (id_column, keep_text, chunk, overlap, precision, shard_rows, engine, workers) != _NO_FOLDER:
             raise BellmError(
                 f"{output} is one file: options of a corpus folder do not fit. Give a folder: -o vectors/."
             )
@@ -149,7 +165,7 @@ def embed_command(
         print_result(report.to_json(), as_json, str(report))
 
 
-_NO_FOLDER = (None, False, "float32", SHARD_ROWS, "local", None)
+_NO_FOLDER = (None, False, None, 0, "float32", SHARD_ROWS, "local", None)
 """Options of a corpus folder as they are when none is given."""
 
 

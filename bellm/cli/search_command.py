@@ -105,6 +105,9 @@ def search_command(
     hybrid: Annotated[
         bool, typer.Option("--hybrid", help="Rank a corpus by the words of its texts too, and fuse both rankings.")
     ] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of each document of a corpus in chunks show the best chunk alone.")
+    ] = False,
     where: Annotated[
         str | None,
         typer.Option(
@@ -168,9 +171,12 @@ def _hit_table(result: "SearchResult", query: str = "") -> "Table":
 
     of_corpus = any(hit.id is not None for hit in result.hits)
     has_texts = any(hit.text is not None for hit in result.hits)
-    table = Table("rank", "score", "id" if of_corpus else "row", *["text"] * has_texts, box=box.SIMPLE_HEAD)
+    has_lines = any(hit.line is not None for hit in result.hits)
+    heading = "place" if has_lines else "id" if of_corpus else "row"
+    table = Table("rank", "score", heading, *["text"] * has_texts, box=box.SIMPLE_HEAD)
     for rank, hit in enumerate(result.hits, 1):
-        name = Text(str(hit.id if of_corpus else hit.row), overflow="fold")
+        line = f":{hit.line}" if has_lines else ""
+        name = Text(f"{hit.id}{line}" if of_corpus else str(hit.row), overflow="fold")
         text = Text(hit.text or "", overflow="fold")
         if words := re.findall(r"\w+", query):
             text.highlight_regex(rf"(?i)\b(?:{'|'.join(words)})\b", "bold")

@@ -40,6 +40,10 @@ class CorpusConfig:
     keep_text: bool = False
     column: str = "text"
     id_column: str | None = None
+    chunk: int | None = None
+    """Most tokens of a chunk, where documents are split."""
+    overlap: int = 0
+    """Tokens that two chunks have in common, at most."""
     weights: str = ""
     """Digest of the encoder's weights, see `weights_digest`; empty for any other embedder."""
 

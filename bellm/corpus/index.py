@@ -6,7 +6,7 @@ version of it stays readable; `index.json` names the one that is complete, so th
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -25,7 +25,7 @@ from bellm.corpus.job import lock_corpus
 from bellm.corpus.manifest import Manifest
 from bellm.errors import BellmError, CorpusWarning, SourceError, warn
 from bellm.io import atomic
-from bellm.io.rows import check_query
+from bellm.io.rows import TextPlace, check_query
 from bellm.progress import progress_bar
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from bellm.text_files import Hit, SearchResult
@@ -148,7 +148,8 @@ class Index:
                 "again."
             )
         ask = self._table.search(text, query_type="fts").limit(top)
-        found = _rows(ask, ["id", "file", "row", "text", "_score"], where).to_pylist()
+        names = [name for name in self._table.schema.names if name not in ("shard", "vector", "code")]
+        found = _rows(ask, [*names, "_score"], where).to_pylist()
         found.sort(key=lambda row: (-row["_score"], row["file"], row["row"]))
         return [Hit(score=float(row.pop("_score")), **row) for row in found]
 
@@ -191,6 +192,7 @@ def search_corpus(
     exact: bool = False,
     hybrid: bool = False,
     where: str | None = None,
+    best: bool = False,
     source: str | None = None,
     **loading: Any,
 ) -> SearchResult:
@@ -203,6 +205,7 @@ def search_corpus(
         exact: Compare every row, however many there are.
         hybrid: Rank by the words of the texts too, and fuse both rankings.
         where: Which rows count, in SQL over `id`, `file`, `row` and `text`.
+        best: Of each document of a corpus in chunks only the best chunk.
         source: Where the encoder is now, if not where it was when it embedded the corpus.
         loading: Options of `Encoder.from_pretrained` that leave the vectors alone.
 
@@ -217,12 +220,27 @@ def search_corpus(
     encoder_ref = read_encoder_ref(corpus, source)
     encoder = encoder_ref.load(**loading)
     vector = encoder.encode_query([query])[0]
-    if hybrid:
-        hits = index.search_both(vector, query, top, exact=exact, where=where)
-    else:
-        hits = index.search(vector, top, exact=exact, where=where)
+
+    def find(number: int) -> list[Hit]:
+        if hybrid:
+            return index.search_both(vector, query, number, exact=exact, where=where)
+        return index.search(vector, number, exact=exact, where=where)
+
+    hits = _best_of_each(find, top) if best else find(top)
     is_exact = exact or index.record.is_exact
     return SearchResult(tuple(hits), is_exact, {"source": encoder_ref.source, **encoder.describe()})
+
+
+def _best_of_each(find: Callable[[int], list[Hit]], top: int) -> list[Hit]:
+    """The best hit of each of `top` documents, from as many hits as that takes."""
+    number = top
+    while True:
+        hits, firsts = find(number), dict[str | None, Hit]()
+        for hit in hits:
+            firsts.setdefault(hit.id, hit)
+        if len(firsts) >= top or len(hits) < number:
+            return list(firsts.values())[:top]
+        number *= 4
 
 
 def build_index(
@@ -290,6 +308,7 @@ def _schema(complete: Manifest, binary: bool) -> Any:
     fields = {"shard": pa.string(), "id": pa.string(), "file": pa.string(), "row": pa.int64()}
     fields |= {"vector": pa.list_(number, complete.embedding_dim)}
     fields |= {"code": pa.list_(pa.uint8(), -(-complete.embedding_dim // 8))} if binary else {}
+    fields |= dict.fromkeys(TextPlace._fields, pa.int64()) if complete.config["chunk"] else {}
     return pa.schema(fields | ({"text": pa.string()} if complete.config["keep_text"] else {}))
 
 

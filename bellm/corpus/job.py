@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from bellm.backbone.loading import resolve_device
 from bellm.backbone.source_names import SETTINGS_FILE
 from bellm.corpus import shards
+from bellm.corpus.chunking import ChunkedFile, Chunking
 from bellm.corpus.corpus_config import CorpusConfig, check_corpus_config
 from bellm.corpus.manifest import (
     MANIFEST_FILE,
@@ -27,7 +29,16 @@ from bellm.corpus.manifest import (
     scan_shards,
     write_manifest,
 )
-from bellm.corpus.row_ranges import SHARD_FOLDER, SHARD_ROWS, Precision, RowRange, Shard, in_order, missing_ranges
+from bellm.corpus.row_ranges import (
+    SHARD_FOLDER,
+    SHARD_ROWS,
+    Precision,
+    RowRange,
+    Shard,
+    corpus_files,
+    in_order,
+    missing_ranges,
+)
 from bellm.data.amr import warn_missing_graphs
 from bellm.encoder import Encoder
 from bellm.engine.concurrency import prefetch
@@ -35,7 +46,7 @@ from bellm.engine.embedding import EncodeResult, warn_degenerate
 from bellm.engine.tokenization import chunk_texts, warn_truncated
 from bellm.errors import BellmError, SourceError, check_choice, check_encoder
 from bellm.io import atomic
-from bellm.io.rows import TextColumns, check_columns, expand_inputs
+from bellm.io.rows import TextColumns, TextFile
 from bellm.io.streams import STDIN
 from bellm.multiview import MultiViewEncoder
 from bellm.pool import EncoderPool
@@ -64,7 +75,8 @@ class Job:
 
     out: Path
     files: list[str]
-    columns: TextColumns
+    open_file: Callable[[str], TextFile]
+    """What reads the rows of a file, or the chunks of its documents."""
     shard_rows: int
     """Most rows of a shard."""
     done: list[Shard]
@@ -88,6 +100,7 @@ class Job:
             ),
             precision=self.config.precision,
             keep_text=self.config.keep_text,
+            has_places=self.config.chunk is not None,
             config_digest=self.digest,
         )
 
@@ -146,6 +159,8 @@ def embed_corpus(
     input_type: InputType = "text",
     precision: Precision = "float32",
     keep_text: bool = False,
+    chunk: int | None = None,
+    overlap: int = 0,
     shard_rows: int = SHARD_ROWS,
     max_batch_tokens: int | None = None,
     devices: Sequence[str] = (),
@@ -167,6 +182,9 @@ def embed_corpus(
         input_type: Which of the prompt's templates is used.
         precision: How vectors are kept.
         keep_text: Keep the texts beside their vectors.
+        chunk: Split documents into chunks of at most so many tokens: files of Markdown, HTML and plain text, and the
+            rows of all others. Every chunk is a row with `chunk`, `start`, `end` and `line`, its place in the document.
+        overlap: At most so many tokens of a chunk stand in the next one too.
         shard_rows: Most rows of a shard.
         max_batch_tokens: Most tokens in one forward pass.
         devices: Embed with one process for each of these devices, in this machine.
@@ -194,8 +212,7 @@ def embed_corpus(
         resolve_device(device)
     check_encoder(encoder, Embedder)
     columns = TextColumns.parse(column, id_column)
-    files = expand_inputs(inputs, skip=out)
-    check_columns(files, columns)
+    files = corpus_files(inputs, out, columns, chunk is not None)
     start = time.perf_counter()
     try:
         embedder = encoder() if callable(encoder) else encoder
@@ -210,11 +227,17 @@ def embed_corpus(
             keep_text=keep_text,
             column=columns.text,
             id_column=columns.id,
+            chunk=chunk,
+            overlap=overlap,
         )
+        open_file: Callable[[str], TextFile] = partial(TextFile, columns=columns)
+        if chunk is not None:
+            chunking = _chunking(embedder, chunk, overlap, input_type)
+            open_file = partial(ChunkedFile, columns=columns, chunking=chunking)
         with lock_corpus(out):
             digest = check_corpus_config(out, config, embedder)
             done = scan_shards(out, digest)
-            job = Job(out, files, columns, shard_rows, done, config, digest, max_batch_tokens, devices)
+            job = Job(out, files, open_file, shard_rows, done, config, digest, max_batch_tokens, devices)
             new = (executor or _embed_here)(embedder, job, progress)
             description = embedder.describe()
             described = {"source": source or description.get("name"), **description}
@@ -231,6 +254,19 @@ def embed_corpus(
         new_tokens=sum(shard.num_tokens for shard in new),
         seconds=time.perf_counter() - start,
     )
+
+
+def _chunking(embedder: Embedder, chunk: int, overlap: int, input_type: InputType) -> Chunking:
+    """Chunks by an encoder's tokenizer that fit the encoder with its prompt."""
+    if not isinstance(embedder, Encoder):
+        raise BellmError("Chunks are counted by the tokenizer of one bellm Encoder, and this is none: leave chunk out.")
+    frame = len(embedder.tokenize([""], input_type).ids[0])
+    limit = embedder.config.max_tokens - frame
+    if chunk > limit:
+        raise BellmError(
+            f"chunk={chunk} is too large: beside the prompt the encoder takes {limit} tokens (max_tokens)."
+        )
+    return Chunking(embedder.tokenizer.backend_tokenizer, chunk, overlap)
 
 
 @contextmanager
@@ -278,7 +314,7 @@ def embed_rows(embedder: Embedder | EncoderPool, row_range: RowRange, job: Job) 
 
 def _embed_here(embedder: Embedder, job: Job, progress: Callable[[CorpusProgress], None]) -> list[Shard]:
     """The executor of one machine: reads a row range ahead of the model, and writes a shard behind it."""
-    row_ranges = missing_ranges(job.files, job.columns, job.done, job.shard_rows)
+    row_ranges = missing_ranges(job.files, job.open_file, job.done, job.shard_rows)
     # Standard input is read where Ctrl-C arrives.
     row_ranges = row_ranges if STDIN in job.files else prefetch(row_ranges)
     written: list[Future[Shard]] = []

@@ -73,7 +73,7 @@ class RayExecutor:
         directory = os.getcwd()
         workers, cpus, gpus = share_cluster(self.workers)
         files = ray.data.from_items([{"file": file} for file in job.files], override_num_blocks=len(job.files))
-        find = partial(missing_ranges, columns=job.columns, done=job.done, max_rows=job.shard_rows)
+        find = partial(missing_ranges, open_file=job.open_file, done=job.done, max_rows=job.shard_rows)
         row_ranges = files.flat_map(read_missing_ranges, fn_args=(find, directory), num_cpus=0)
         # From flat_map, unlike from map, a worker's error comes through as it is.
         return row_ranges.flat_map(

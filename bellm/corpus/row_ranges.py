@@ -10,11 +10,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bellm.errors import SourceError
-from bellm.io.rows import TextColumns, TextFile, TextRow
-from bellm.io.streams import STDIN
+from bellm.io.documents import DOCUMENT_SUFFIXES
+from bellm.io.formats import FORMATS
+from bellm.io.rows import TextColumns, TextFile, TextPlace, TextRow, check_columns, expand_inputs
+from bellm.io.streams import STDIN, content_suffix
 
 Precision = Literal["float32", "float16", "int8"]
 """How shards keep vectors; int8 is symmetric by row, vector = scale * q."""
@@ -42,6 +45,8 @@ class RowRange:
     texts: list[str]
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     """Numbers of the other rows, and why."""
+    places: list[TextPlace] = field(default_factory=list)
+    """Where chunks stand in their documents; empty where rows are whole texts."""
     num_numbered: int = 0
     """Rows that have no id of their own, although a column holds ids."""
     digest: str = ""
@@ -98,15 +103,30 @@ def shard_name(file: str, first: int) -> str:
 
 
 def digest_rows(rows: Iterable[TextRow]) -> str:
-    """SHA-256 of ids and texts, row by row; of an unreadable row only its position counts."""
+    """SHA-256 of ids, texts and places, row by row; of an unreadable row only its position counts."""
     digest = hashlib.sha256()
     for row in rows:
         if row.text is None:
             digest.update(b"-")
         else:
             text = row.text.encode()
-            digest.update(f"{len(row.id)} {len(text)} {row.id}".encode() + text)
+            place = "" if row.place is None else " ".join(map(str, row.place))
+            digest.update(f"{len(row.id)} {len(text)} {place}{row.id}".encode() + text)
     return digest.hexdigest()
+
+
+def corpus_files(inputs: Sequence[str | Path], out: Path, columns: TextColumns, has_documents: bool) -> list[str]:
+    """The input files of a corpus, after a look at their first rows; files of one document are left for later.
+
+    Raises:
+        SourceError: There is none, or no row can be read.
+    """
+    suffixes = dict.fromkeys([*FORMATS, *DOCUMENT_SUFFIXES]) if has_documents else FORMATS
+    files = expand_inputs(inputs, out, suffixes)
+    tables = [file for file in files if not (has_documents and content_suffix(file) in DOCUMENT_SUFFIXES)]
+    if tables:
+        check_columns(tables, columns)
+    return files
 
 
 def split_rows(file: str, rows: Iterable[TextRow], max_rows: int) -> Iterator[RowRange]:
@@ -120,19 +140,20 @@ def split_rows(file: str, rows: Iterable[TextRow], max_rows: int) -> Iterator[Ro
             ids=[row.id for row in part if row.text is not None],
             texts=[row.text for row in part if row.text is not None],
             unreadable=[(row.number, row.reason) for row in part if row.text is None],
+            places=[row.place for row in part if row.place],
             num_numbered=sum(row.is_numbered for row in part),
             digest=digest_rows(part),
         )
 
 
 def missing_ranges(
-    files: Sequence[str], columns: TextColumns, done: Iterable[Shard], max_rows: int
+    files: Sequence[str], open_file: Callable[[str], TextFile], done: Iterable[Shard], max_rows: int
 ) -> Iterator[RowRange]:
     """Read the inputs and yield the row ranges that no shard covers, in order.
 
     Args:
         files: Input files as `expand_inputs` names them.
-        columns: Which columns are read.
+        open_file: What reads the rows of a file.
         done: The shards that are there.
         max_rows: Most rows of a range.
     """
@@ -142,7 +163,7 @@ def missing_ranges(
     sizes = [0 if file == STDIN else os.path.getsize(file) for file in files]
     before, total = 0, max(sum(sizes), 1)
     for file, size in zip(files, sizes, strict=True):
-        for row_range in _missing_in(TextFile(file, columns), done_of[file], max_rows):
+        for row_range in _missing_in(open_file(file), done_of[file], max_rows):
             row_range.begun = (before + size * row_range.begun) / total
             row_range.read = (before + size * row_range.read) / total
             yield row_range

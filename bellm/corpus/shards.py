@@ -1,8 +1,8 @@
 """A shard: vectors of a row range in a Parquet file, with metadata of what it covers and digests to check it by.
 
 Shards are the journal of the work: a range is done when its shard is there. Columns: `id`, `file` and `row` (from 1),
-`vector` (a fixed-size list), for int8 its `scale`, and `text` if it is kept. The schema's metadata holds the fields of
-`Shard`, the unreadable rows of the range, and a digest of both.
+`vector` (a fixed-size list), for int8 its `scale`, of chunks `chunk`, `start`, `end` and `line`, and `text` if it is
+kept. The schema's metadata holds the fields of `Shard`, the unreadable rows of the range, and a digest of both.
 """
 
 import dataclasses
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bellm.corpus.row_ranges import Precision, RowRange, Shard
 from bellm.errors import SourceError
 from bellm.io import atomic
+from bellm.io.rows import TextPlace
 from bellm.types import Vectors
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def write_shard(
     *,
     precision: Precision,
     keep_text: bool,
+    has_places: bool = False,
     config_digest: str,
 ) -> Shard:
     """Write the shard of a row range atomically.
@@ -50,6 +53,7 @@ def write_shard(
         encoded: Their vectors, (N, D).
         precision: How vectors are kept.
         keep_text: Whether texts are kept beside them.
+        has_places: Whether rows are chunks of documents.
         config_digest: See `Shard`.
     """
     shard = Shard(
@@ -64,7 +68,7 @@ def write_shard(
         rows_digest=row_range.digest,
         config_digest=config_digest,
     )
-    table = _table(row_range, encoded.vectors, precision, keep_text)
+    table = _table(row_range, encoded.vectors, precision, keep_text, has_places)
     metadata = dataclasses.asdict(shard) | {"columns": _columns(table), "content_digest": _content_digest(table)}
     metadata["unreadable"] = row_range.unreadable
     data = json.dumps(metadata, ensure_ascii=False).encode()
@@ -96,9 +100,12 @@ def read_unreadable_rows(path: Path) -> list[tuple[int, str]]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Read the ids of a shard's rows; errors as in `read_shard_info`."""
-    with _damage(path):
-        ids: list[str] = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+    """Read the ids of a shard's rows, of chunks that of each document once; errors as in `read_shard_info`."""
+    with _damage(path), pq.ParquetFile(path) as file:
+        has_places = "chunk" in file.schema_arrow.names
+        table = file.read(columns=["id", *["chunk"] * has_places])
+        table = table.filter(pc.equal(table.column("chunk"), 0)) if has_places else table
+        ids: list[str] = table.column("id").to_pylist()
     return ids
 
 
@@ -122,7 +129,7 @@ def shard_vectors(table: Any) -> Vectors:
     return vectors * table.column("scale").to_numpy()[:, None] if "scale" in table.column_names else vectors
 
 
-def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_text: bool) -> Any:
+def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_text: bool, has_places: bool) -> Any:
     kept, scale = _quantize(vectors, precision)
     file = pa.DictionaryArray.from_arrays(np.zeros(len(row_range.rows), np.int32), pa.array([row_range.file]))
     values = pa.array(kept.ravel())
@@ -134,6 +141,11 @@ def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_tex
         "vector": pa.FixedSizeListArray.from_arrays(values, type=kind),
     }
     columns |= {"scale": pa.array(scale)} if scale is not None else {}
+    if has_places:
+        columns |= {
+            name: pa.array([getattr(place, name) for place in row_range.places], pa.int64())
+            for name in TextPlace._fields
+        }
     return pa.table(columns | ({"text": pa.array(row_range.texts, pa.string())} if keep_text else {}))
 
 

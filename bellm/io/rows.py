@@ -7,7 +7,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -126,6 +126,19 @@ def _cell(cells: Mapping[str, Any], column: str) -> Any:
     return next(map(cells.get, same_columns(cells, column)), None)
 
 
+class TextPlace(NamedTuple):
+    """Where a chunk stands in its document."""
+
+    chunk: int
+    """Its number, from 0."""
+    start: int
+    """Its first character."""
+    end: int
+    """The character behind its last."""
+    line: int
+    """The line that it begins in, from 1."""
+
+
 class TextRow(NamedTuple):
     """One row of a file; `text` is None where it cannot be read, and `reason` says where and why."""
 
@@ -135,6 +148,8 @@ class TextRow(NamedTuple):
     reason: str = ""
     is_numbered: bool = False
     """Whether its id is `FILE:ROW` because the column of ids has none for it."""
+    place: TextPlace | None = None
+    """Of a chunk of a document."""
 
 
 @dataclass
@@ -159,13 +174,13 @@ class TextFile(RowFile):
                 yield TextRow(number, f"{self.file}:{number}", text, is_numbered=self.columns.id is not None)
 
 
-def require_suffix(path: str) -> str:
+def require_suffix(path: str, suffixes: Iterable[str] = FORMATS) -> str:
     """Suffix of a file that bellm can read; an error where it is another, or tells nothing and there is no file."""
     suffix = content_suffix(path)
-    if suffix not in FORMATS:
+    if suffix not in suffixes:
         if not os.path.exists(path):
             raise SourceError(f"There is no file or folder {path}.")
-        known = f"{', '.join(FORMATS)}, nor one of these and {', '.join(COMPRESSIONS)}"
+        known = f"{', '.join(suffixes)}, nor one of these and {', '.join(COMPRESSIONS)}"
         twice = "it is compressed twice, unpack it once; " if suffix in COMPRESSIONS else ""
         raise SourceError(f"bellm cannot read {path}: {twice}its suffix is {suffix!r}, not one of {known}.")
     return suffix
@@ -233,17 +248,19 @@ def check_query(query: str) -> str:
     return query
 
 
-def expand_inputs(inputs: Sequence[str | Path], skip: Path | None = None) -> list[str]:
+def expand_inputs(
+    inputs: Sequence[str | Path], skip: Path | None = None, suffixes: Iterable[str] = FORMATS
+) -> list[str]:
     """Name the files that are meant, in order and each once, with forward slashes.
 
-    A folder stands for all files under it that bellm can read and a pattern for what it matches, both sorted; `-` is
-    standard input. Hidden files of a folder are left out, and so is everything in `skip`.
+    A folder stands for all files under it with one of the `suffixes` and a pattern for what it matches, both sorted;
+    `-` is standard input. Hidden files of a folder are left out, and so is everything in `skip`.
     """
     check_list("inputs", inputs)
     files: dict[str, str] = {}
     skipped = skip and skip.resolve()
     for entry in map(str, inputs):
-        for path in [STDIN] if entry == STDIN else _paths(entry):
+        for path in [STDIN] if entry == STDIN else _paths(entry, tuple(suffixes)):
             real = path if path == STDIN else os.path.realpath(path)
             if skipped is None or not Path(real).is_relative_to(skipped):
                 files.setdefault(real, path if path == STDIN else _name(path))
@@ -281,16 +298,16 @@ def check_columns(files: Sequence[str], columns: TextColumns) -> None:
     warn_unread(sources)
 
 
-def _paths(entry: str) -> list[str]:
+def _paths(entry: str, suffixes: Collection[str]) -> list[str]:
     if os.path.isdir(entry):
-        return _under(entry)
+        return _under(entry, suffixes)
     if os.path.exists(entry) or not glob.has_magic(entry):
-        require_suffix(entry)
+        require_suffix(entry, suffixes)
         return [entry]
     found = sorted(_matches(entry))
     if not found:
         raise SourceError(f"{entry} matches no file.")
-    return [path for match in found for path in _paths(match)]
+    return [path for match in found for path in _paths(match, suffixes)]
 
 
 def _matches(pattern: str) -> Iterator[str]:
@@ -330,13 +347,13 @@ def _unreadable(error: OSError) -> NoReturn:
     raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
-def _under(folder: str) -> list[str]:
+def _under(folder: str, suffixes: Collection[str]) -> list[str]:
     found = []
     for parent, names in _folders(folder):
-        known = (name for name in names if content_suffix(name) in FORMATS and not name.startswith("."))
+        known = (name for name in names if content_suffix(name) in suffixes and not name.startswith("."))
         found += [os.path.join(parent, name) for name in known]
     if not found:
-        raise SourceError(f"{folder} holds no file that bellm can read: none ends in {', '.join(FORMATS)}.")
+        raise SourceError(f"{folder} holds no file that bellm can read: none ends in {', '.join(suffixes)}.")
     return sorted(found)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bellm.corpus import row_ranges
 from bellm.corpus.row_ranges import RowRange, Shard, digest_rows, in_order, missing_ranges, split_rows
 from bellm.errors import SourceError
-from bellm.io.rows import TextColumns, TextFile, TextRow
+from bellm.io.rows import TextFile, TextRow
 
 TEXTS = st.lists(st.none() | st.text("ab ", max_size=5), max_size=30)
 
@@ -92,7 +92,7 @@ def test_what_is_missing_and_what_is_there_are_all_rows_once(
     file: str, edges: set[int], keep: set[int], max_rows: int
 ) -> None:
     done = covered(file, edges, keep)
-    row_ranges = list(missing_ranges([file], TextColumns(), reversed(done), max_rows))
+    row_ranges = list(missing_ranges([file], TextFile, reversed(done), max_rows))
     taken = sorted((part.first, part.stop) for part in [*done, *row_ranges])
     assert [edge for part in taken for edge in range(*part)] == list(range(1, NUM_ROWS + 1))
     assert all(row_range.stop - row_range.first <= max_rows for row_range in row_ranges)
@@ -115,14 +115,14 @@ def test_changed_rows_are_named(file: str, change: int) -> None:
     Path(file).write_text("\n".join(lines) + "\n")
     [shard] = [shard for shard in done if shard.first <= change < shard.stop]
     with pytest.raises(SourceError, match=rf"a\.jsonl has changed in rows {shard.first} to {shard.stop - 1}, .*remove"):
-        list(missing_ranges([file], TextColumns(), done, 10))
+        list(missing_ranges([file], TextFile, done, 10))
 
 
 def test_rows_that_went_away_are_a_change(file: str) -> None:
     done = covered(file, {10}, {1})
     Path(file).write_text("".join(Path(file).read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(SourceError, match="changed in rows 11 to 40"):
-        list(missing_ranges([file], TextColumns(), done, 10))
+        list(missing_ranges([file], TextFile, done, 10))
 
 
 def test_shards_are_ordered_as_their_files_were_named(file: str) -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -106,7 +107,7 @@ def test_texts_are_the_same_to_a_corpus_and_to_commands_that_hold_them(tmp_path:
         check_columns([file], COLUMN)
     with told_of_unread(suffix):
         assert read_texts(file, "text1") == LINES
-    row_ranges = list(missing_ranges([file], COLUMN, [], 3))
+    row_ranges = list(missing_ranges([file], partial(TextFile, columns=COLUMN), [], 3))
     assert [text for row_range in row_ranges for text in row_range.texts] == LINES
     assert [id for row_range in row_ranges for id in row_range.ids] == [f"{file}:{row}" for row in range(1, 5)]
     assert row_ranges[-1].read == 1
@@ -150,7 +151,9 @@ def test_a_row_that_cannot_be_read_is_refused_by_all_and_by_its_place(
     file = written(tmp_path, suffix + gz, data)
     rows = list(TextFile(file, COLUMN).texts())
     bad = next(row for row in rows if row.text is None)
-    [unreadable] = [row_range.unreadable for row_range in missing_ranges([file], COLUMN, [], 100)]
+    [unreadable] = [
+        row_range.unreadable for row_range in missing_ranges([file], partial(TextFile, columns=COLUMN), [], 100)
+    ]
     assert unreadable[0] == (bad.number, bad.reason)
     assert bad.reason.startswith(f"{place}: ")
     message = rf"rows{suffix}{gz}, {place}: .*{reason}"
@@ -183,7 +186,7 @@ def test_a_compressed_file_that_ends_early_is_refused_by_all(tmp_path: Path, suf
         lambda file: read_texts(file, "text1"),
         load_dataset,
         read_dev_set,
-        lambda file: list(missing_ranges([file], COLUMN, [], 10)),
+        lambda file: list(missing_ranges([file], partial(TextFile, columns=COLUMN), [], 10)),
     ]
     for read in users:
         with pytest.raises(SourceError, match=rf"rows{suffix}\.gz(:)? cannot be read.*Compressed file ended"):
