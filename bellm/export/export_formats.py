@@ -9,7 +9,7 @@ from bellm.layer_spec import format_layers
 from bellm.prompts import SLOT
 from bellm.types import DtypeName, InputType, PoolingName
 
-FormatName = Literal["sentence-transformers", "transformers", "onnx", "openvino", "gguf", "tei", "static"]
+FormatName = Literal["sentence-transformers", "transformers", "onnx", "openvino", "gguf", "vllm", "tei", "static"]
 """Names of the formats."""
 
 _POOLINGS: tuple[PoolingName, ...] = ("last", "mean", "weighted-mean", "first", "max")
@@ -22,6 +22,8 @@ class ExportFormat:
     packages: tuple[str, ...]
     """What it needs, by the names that are imported."""
     summary: str
+    proved_in: str = ""
+    """A package of no extra, in which it is proved."""
     any_map: bool = True
     """Whether some layers may be open and others not."""
     poolings: tuple[PoolingName, ...] = _POOLINGS
@@ -70,6 +72,14 @@ EXPORT_FORMATS: dict[FormatName, ExportFormat] = {
         poolings=("last", "mean", "first"),
         finishes=False,
         bits=True,
+        tolerance=1e-3,
+    ),
+    "vllm": ExportFormat(
+        (),
+        "a folder for vLLM, with bellm's plugin for it where some layers are open and others not",
+        proved_in="vllm",
+        poolings=("last", "mean", "first"),
+        finishes=False,
         tolerance=1e-3,
     ),
     "tei": ExportFormat(

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from bellm.backbone.source_names import EXPORT_FILE
 from bellm.config import setting_names
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, check_choice, check_encoder
+from bellm.errors import BellmError, MissingExtraError, check_choice, check_encoder
 from bellm.export.export_formats import EXPORT_FORMATS, FormatName, check_exportable
 from bellm.export.export_reference import write_reference
 from bellm.export.gguf_file import GGUF_FILE, write_gguf
@@ -18,6 +19,7 @@ from bellm.export.parity import PARITY_FILE, Parity, run_export
 from bellm.export.static_table import embed_by_table, write_static
 from bellm.export.tei_folder import write_tei
 from bellm.export.transformer_folder import write_sentence_transformers, write_transformers
+from bellm.export.vllm_folder import write_vllm
 from bellm.extras import require_extra
 from bellm.io.atomic import atomic_directory, write_bytes, write_json
 from bellm.tensors.similarity import tolerances
@@ -29,6 +31,7 @@ _WRITERS: dict[FormatName, Callable[..., dict[str, Any]]] = {
     "onnx": write_onnx,
     "openvino": write_openvino,
     "gguf": write_gguf,
+    "vllm": write_vllm,
     "tei": write_tei,
     "static": write_static,
 }
@@ -66,7 +69,13 @@ def export(
     check_encoder(encoder, Encoder)
     check_choice("format", format, FormatName)
     check_exportable(encoder.config, encoder.num_layers, encoder.dtype_name, format)
-    require_extra("export", f"The format {format}", EXPORT_FORMATS[format].packages)
+    form = EXPORT_FORMATS[format]
+    require_extra("export", f"The format {format}", form.packages)
+    if form.proved_in and python is None and find_spec(form.proved_in) is None:
+        raise MissingExtraError(
+            f"The format {format} is proved in {form.proved_in}, which is not installed here: name the Python of an "
+            "environment that has it (python=..., --python)."
+        )
     if bits is not None:
         if format not in _WITH_BITS:
             raise BellmError(
@@ -116,6 +125,7 @@ def write_export(
 
 def _card(manifest: dict[str, Any]) -> str:
     trust = ", trust_remote_code=True" if manifest.get("remote_code") else ""
+    plugin = " Some layers are open: install bellm beside vLLM." if manifest.get("plugin") else ""
     settings = "\n".join(f"| {name.replace('_', ' ')} | {manifest[name]} |" for name in setting_names())
     return f"""# An encoder for {manifest["format"]}
 
@@ -125,7 +135,7 @@ def _card(manifest: dict[str, Any]) -> str:
 {settings}
 | dtype | {manifest["dtype"]} |
 
-{_USE[manifest["format"]].format(trust=trust)}
+{_USE[manifest["format"]].format(trust=trust, plugin=plugin)}
 
 `parity.json` says how far the vectors are from those of bellm {manifest["bellm"]}, which wrote this folder.
 `bellm doctor` measures it again.
@@ -170,6 +180,11 @@ $ llama-embedding -m {GGUF_FILE} -p "A sentence." --cache-type-k f32 --cache-typ
 
 Pooling, and whether attention is causal, are in the file. Hint, prompt, cutting of texts and vectors, and
 normalization are yours: `export.json` says what they are.""",
+    "vllm": """```console
+$ vllm serve path --runner pooling
+```
+
+Hint, prompt, cutting of texts and vectors are yours: `export.json` says what they are.{plugin}""",
     "tei": """```console
 $ text-embeddings-router --model-id path --dtype float32 --default-prompt-name text --auto-truncate
 ```

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,12 @@ def write_gguf(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[
         block, size = gguf.GGML_QUANT_SIZES[forms[name]]
         num_bytes = tensor.numel() // block * size
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), num_bytes, raw_dtype=forms[name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, tensor in _tensors(model, names, kind):  # One at a time, so that no second model is in memory.
-        writer.write_tensor_data(gguf.quants.quantize(tensor.float().numpy(), forms[name]))
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in _tensors(model, names, kind):  # One at a time, so that no second model is in memory.
+            writer.write_tensor_data(gguf.quants.quantize(tensor.float().numpy(), forms[name]))
     return {"bits": bits, "special_texts": False}
 
 

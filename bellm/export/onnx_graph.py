@@ -18,7 +18,7 @@ from bellm.encoder import Encoder
 from bellm.engine.graph_encoder import GRAPH_FILES
 from bellm.engine.readout import make_readout
 from bellm.engine.tokenization import fallback_token_id, special_tokens
-from bellm.errors import BellmError
+from bellm.errors import BellmError, SourceError
 
 _OPSET = 20
 _BLOCK = 32  # Numbers of a matrix that share a scale.
@@ -65,15 +65,24 @@ def write_onnx(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[
 
 def write_openvino(encoder: Encoder, folder: Path, bits: int | None = None) -> dict[str, Any]:
     """Write the same for OpenVINO, which reads the graph of ONNX."""
+    manifest = write_onnx(encoder, folder, bits)
+    convert_to_openvino(folder)
+    return manifest
+
+
+def convert_to_openvino(folder: Path) -> None:
+    """Put OpenVINO's form of the graph in the place of ONNX's."""
     import openvino
 
-    manifest = write_onnx(encoder, folder, bits)
     graph = folder / GRAPH_FILES["onnx"]
     model = openvino.Core().read_model(graph)  # Not by convert_model, which tells its maker of each call.
-    openvino.save_model(model, folder / GRAPH_FILES["openvino"], compress_to_fp16=False)
+    path = folder / GRAPH_FILES["openvino"]
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise SourceError(f"{path} cannot be written: {' '.join(str(error).split())[:200]}") from error
     del model
     _remove(graph)
-    return manifest
 
 
 def write_graph(encoder: Encoder, path: Path, output: str, bits: int | None = None) -> None:
@@ -114,7 +123,7 @@ def write_graph(encoder: Encoder, path: Path, output: str, bits: int | None = No
     size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
     program.save(path, external_data=size > _LARGEST_FILE)
     if bits:
-        _quantize_weights(path, bits, external_data=size > _LARGEST_FILE)
+        quantize_graph(path, bits)
 
 
 def _remove(path: Path) -> None:
@@ -123,7 +132,7 @@ def _remove(path: Path) -> None:
         file.unlink()
 
 
-def _quantize_weights(path: Path, bits: int, *, external_data: bool) -> None:
+def quantize_graph(path: Path, bits: int) -> None:
     """Put the matrices of products into blocks of integers with a scale each; activations stay in float32.
 
     Integers for activations, as of dynamic quantization, break models whose states have a few very large numbers.
@@ -136,4 +145,4 @@ def _quantize_weights(path: Path, bits: int, *, external_data: bool) -> None:
     quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(model, bits=bits, block_size=_BLOCK, is_symmetric=False)
     quantizer.process()
     _remove(path)
-    quantizer.model.save_model_to_file(str(path), external_data)
+    quantizer.model.save_model_to_file(str(path), quantizer.model.model.ByteSize() > _LARGEST_FILE)

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,35 @@ def _open_gguf_by_transformers(folder: str, manifest: Mapping[str, Any]) -> tupl
     return _pooled(model, tokenizer, {**manifest, "pooling": pooling}), "transformers"
 
 
+def open_vllm(folder: str, manifest: Mapping[str, Any]) -> tuple[Embed, str]:
+    """A folder in vLLM, in this process; where it needs bellm's plugin that is registered as vLLM does it."""
+    import os
+
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if manifest["plugin"]:
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # Of the process in which vLLM looks at classes.
+        from bellm.integrations.vllm_plugin import register
+
+        register()
+    import numpy as np
+    import torch
+    from vllm import LLM, PoolingParams
+
+    dtype, length = manifest["dtype"], min(manifest["max_tokens"], 2048)
+    # Without a GPU this is the share of the machine's memory that has to be free.
+    options = {} if torch.cuda.is_available() else {"gpu_memory_utilization": 0.3}
+    model = LLM(folder, runner="pooling", dtype=dtype, max_model_len=length, enforce_eager=True, **options)
+
+    def embed(texts: Sequence[str], input_type: str, _: int | None) -> Any:
+        filled = _filled(texts, input_type, manifest)
+        outputs = model.embed(filled, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+        found = np.asarray([each.outputs.embedding for each in outputs], dtype=np.float32)
+        return _finished(found, manifest)
+
+    return embed, packages_distributions()["vllm"][0]  # There are several of one name.
+
+
 def open_tei(folder: str, manifest: Mapping[str, Any]) -> tuple[Embed, str]:
     """A folder in ONNX Runtime, as the source of text-embeddings-inference's ONNX backend reads it.
 
@@ -191,6 +220,7 @@ RUNTIMES: dict[str, Callable[[str, Mapping[str, Any]], tuple[Embed, str]]] = {
     "onnx": open_graph,
     "openvino": open_graph,
     "gguf": open_gguf,
+    "vllm": open_vllm,
     "tei": open_tei,
     "static": open_static,
 }
@@ -219,9 +249,10 @@ def run_job(folder: str, work: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[3] in ("onnx", "openvino"):
+    if sys.argv[3] in ("onnx", "openvino", "vllm"):
         sys.path.insert(0, str(Path(__file__).parents[2]))
-        sys.modules.update({"torch": None, "transformers": None})  # type: ignore[dict-item]
+        if sys.argv[3] != "vllm":
+            sys.modules.update({"torch": None, "transformers": None})  # type: ignore[dict-item]
     else:
         sys.modules["bellm"] = None  # type: ignore[assignment]
     run_job(*sys.argv[1:3])

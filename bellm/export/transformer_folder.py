@@ -54,21 +54,9 @@ def write_transformers(encoder: Encoder, folder: Path) -> dict[str, Any]:
 def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """Write decoder, tokenizer and modules; returns whether they need their own code."""
     has_code = _write_decoder(encoder, folder)
-    config, width = encoder.config, encoder.uncentered().embedding_dim
+    config = encoder.config
     tokenizer = plain_tokenizer(encoder)
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    _write_module(folder / "1_Pooling", {"embedding_dimension": width, "pooling_mode": _POOLINGS[config.pooling]})
-    if config.centering != "none" or config.truncate_dim:
-        modules.append(("Dense", f"{len(modules)}_Dense"))
-        _write_linear(encoder, folder / modules[-1][1], width)
-    if config.normalize:
-        modules.append(("Normalize", f"{len(modules)}_Normalize"))
-        (folder / modules[-1][1]).mkdir()
-    listed = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, path) in enumerate(modules)
-    ]
-    write_json(folder / "modules.json", listed)
+    write_json(folder / "modules.json", write_pooling(encoder, folder))
     has_special = any(_has_special(tokenizer, each) for each in _templates(config))
     is_prefix = not has_special and all(each.endswith(SLOT) for each in _templates(config))
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -101,6 +89,23 @@ def write_sentence_transformers(encoder: Encoder, folder: Path) -> dict[str, Any
     settings = {"model_type": "SentenceTransformer", "prompts": prompts, "default_prompt_name": default}
     write_json(folder / "config_sentence_transformers.json", {**settings, "similarity_fn_name": "cosine"})
     return {"remote_code": has_code, "special_texts": special_texts}
+
+
+def write_pooling(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
+    """Write the modules behind the decoder; returns the list of all modules."""
+    config, width = encoder.config, encoder.uncentered().embedding_dim
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    _write_module(folder / "1_Pooling", {"embedding_dimension": width, "pooling_mode": _POOLINGS[config.pooling]})
+    if config.centering != "none" or config.truncate_dim:
+        modules.append(("Dense", f"{len(modules)}_Dense"))
+        _write_linear(encoder, folder / modules[-1][1], width)
+    if config.normalize:
+        modules.append(("Normalize", f"{len(modules)}_Normalize"))
+        (folder / modules[-1][1]).mkdir()
+    return [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(modules)
+    ]
 
 
 def _templates(config: EncoderConfig) -> tuple[str, ...]:

@@ -132,6 +132,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gguf", {"bidirectional": "all", "pooling": "weighted-mean"}, "pooling='weighted-mean': take last, mean, first"),
     ("onnx", {"prompt": "echo"}, "a prompt that holds the text twice"),
     ("tei", {"prompt": "prompteol"}, r"a prompt that goes on after the text \('\" means in .*take one that ends with"),
+    ("vllm", {"pooling": "max"}, "pooling='max': take last, mean, first"),
     ("tei", {"pooling": "mean-text"}, "pooling='mean-text': take last, mean, weighted-mean, first, max"),
 ]
 
