@@ -7,8 +7,8 @@ llama.cpp takes causal and wholly open models only: it runs the same prompt caus
 an environment of its own.
 
 `--matrix` prints instead what every format holds, by open layers, pooling and prompt, on a tiny model: the distance
-from the encoder, measured in a process without bellm, or that it is refused. `--memory` exports a random model of a billion
-weights, and prints the largest memory of its process and of the proof's, over the size of the weights.
+from the encoder, measured in a process without bellm, or that it is refused. `--memory` exports a random model of a
+billion weights, and prints the largest memory of its process and of the proof's, over the size of the weights.
 
 Exports are kept in bellm's cache. Needs the research data (BELLM_DATA or ../shared/data), but for `--matrix`.
 """
@@ -88,6 +88,9 @@ def main() -> None:
     parser.add_argument("--bidirectional", default="last:8", help="open layers; 'none' and 'all' fit all systems")
     parser.add_argument("--pairs", type=int, default=300, help="sentence pairs; a tenth as many documents")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--static", action="store_true", help="also a table: the vocabulary is embedded, which takes long"
+    )
     parser.add_argument("--matrix", action="store_true", help="what each format holds, on a tiny model")
     parser.add_argument("--formats", nargs="+", choices=MATRIX, default=MATRIX, help="of --matrix and --memory")
     parser.add_argument("--memory", action="store_true", help="memory of exporting a billion weights")
@@ -112,19 +115,20 @@ def main() -> None:
     encoder = encoder.replace(bidirectional=options.bidirectional)
     rows = []
     for name, settings in SETTINGS.items():
-        rows += measure(name, encoder.replace(**settings), options.pairs, options.rounds)
+        changed = encoder.replace(**settings)
+        rows += measure(name, changed, options.pairs, options.rounds, with_static=options.static)
         Console().print(table(f"{encoder.name}, {encoder.num_layers} layers, {machine()}", rows))
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
-def measure(name: str, encoder: Encoder, num_pairs: int, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, encoder: Encoder, num_pairs: int, rounds: int, *, with_static: bool) -> list[dict[str, Any]]:
     """Let all systems embed the texts of a workload in turn."""
     is_documents = name == "documents"
     num = max(num_pairs // 10, 2) if is_documents else num_pairs
     workload = Workload(name, encoder.config.prompt.name, encoder.config.pooling, num, num, documents=is_documents)
     texts = draw(workload, encoder.tokenizer)
-    systems = open_systems(name, encoder)
+    systems = open_systems(name, encoder, with_static=with_static)
     for each in systems:
         each.embed(texts.bare[:4])
     for number in range(rounds):
@@ -148,7 +152,7 @@ def measure(name: str, encoder: Encoder, num_pairs: int, rounds: int) -> list[di
     return rows
 
 
-def open_systems(name: str, encoder: Encoder) -> list[System]:
+def open_systems(name: str, encoder: Encoder, *, with_static: bool) -> list[System]:
     """The engine, and every runtime that is at hand."""
     onnx = exported(encoder, "onnx")
     int8 = derived(onnx, "int8", lambda folder: quantize_graph(folder / "model.onnx", 8))
@@ -161,7 +165,8 @@ def open_systems(name: str, encoder: Encoder) -> list[System]:
     }.items():
         systems.append(System(name, title, GraphEncoder.from_pretrained(folder).encode))
     systems.append(System(name, "sentence-transformers", open_sentence_transformers(encoder)))
-    systems.append(System(name, "static", open_static(encoder)))
+    if with_static:
+        systems.append(System(name, "static", open_static(encoder)))
     if find_spec("llama_cpp"):
         causal = "" if len(encoder.config.bidirectional) in (0, encoder.num_layers) else "causal"
         systems.append(System(name, "llama.cpp", open_llama_cpp(encoder), causal))

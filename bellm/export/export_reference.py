@@ -25,7 +25,8 @@ from bellm.prompts import SLOT
 from bellm.tensors.similarity import paired_cosine_similarity
 from bellm.types import Vectors
 
-REFERENCE_FILE = "reference.safetensors"
+REFERENCE_FILE = "parity.vectors"
+"""A file of safetensors, without that suffix: vLLM takes every such file of a folder for weights."""
 
 _NUM_PAIRS, _MAX_CHARACTERS = 100, 100
 """Of texts that no format has to cut."""

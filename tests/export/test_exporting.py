@@ -54,6 +54,7 @@ def test_an_export_is_proved_without_bellm(made: tuple[Path, Parity], tiny_encod
     assert record["speed_ratio"] > 0
     manifest = json.loads((folder / "export.json").read_text())
     assert manifest["remote_code"]
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all for weights.
     assert {name: manifest[name] for name in tiny_encoder.config.to_dict()} == tiny_encoder.config.to_dict()
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
     assert {file.stat().st_mode & 0o777 for file in folder.rglob("*") if file.is_file()} == {0o644}

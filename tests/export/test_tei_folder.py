@@ -23,9 +23,7 @@ def test_its_onnx_backend_gives_the_vectors(tiny_encoder: Encoder, settings: Any
     folder = tmp_path / "out"
     found = exported(tiny_encoder.replace(**settings), "tei", folder)
     assert found["max_difference"] < 1e-4
-    assert not list(folder.glob("*.safetensors")) or [path.name for path in folder.glob("*.safetensors")] == [
-        "reference.safetensors"
-    ]
+    assert not list(folder.glob("*.safetensors"))  # What other backends of the server would run causally.
     path = folder / "config_sentence_transformers.json"
     prompts = json.loads(path.read_text())["prompts"]
     path.write_text(json.dumps({"prompts": {**prompts, "query": "Ask: "}}))
