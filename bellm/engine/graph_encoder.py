@@ -176,7 +176,7 @@ class GraphEncoder:
         with bar as done:
             for chunk in chunk_texts(texts):
                 tokens = self.tokenize(chunk, input_type)
-                vectors.append(self._embed(tokens, max_batch_tokens or _BATCH_TOKENS))
+                vectors.append(self.encode_tokens(tokens, max_batch_tokens=max_batch_tokens))
                 num_tokens += sum(map(len, tokens.ids))
                 num_truncated += tokens.num_truncated
                 done(len(chunk))
@@ -213,8 +213,9 @@ class GraphEncoder:
     def __repr__(self) -> str:
         return f"GraphEncoder({self.source}, {self.name}, {self.backend}, {self.embedding_dim} dimensions)"
 
-    def _embed(self, tokens: Tokens, budget: int) -> Vectors:
-        """Vectors of rows, each of those that are alike once, the longest first."""
+    def encode_tokens(self, tokens: Tokens, *, max_batch_tokens: int | None = None) -> Vectors:
+        """Embed rows of token ids, as `tokenize` gives them, each of those that are alike once, the longest first."""
+        budget = max_batch_tokens or _BATCH_TOKENS
         rows, inverse = deduplicate(tokens, by_span="text_mask" in self._inputs)
         vectors_NW = np.empty((len(rows), self.embedding_dim), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda row: -len(rows.ids[row]))

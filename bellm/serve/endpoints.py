@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bellm.encoder import Encoder
+from bellm.engine.graph_encoder import GraphEncoder
 from bellm.serve.request_errors import Dialect, RequestError
 from bellm.serve.served_model import ServedModel
 from bellm.serve.service import Call, EmbeddingService
@@ -63,8 +64,8 @@ def check_dimensions(model: ServedModel, dimensions: int | None, field: str = "d
     """Raise a RequestError where a model has not so many numbers, or does not cut."""
     if dimensions is None:
         return
-    if not isinstance(model.embedder, Encoder):
-        raise RequestError(f"{model.name} joins several vectors, which are not cut: leave {field} out.", field)
+    if not isinstance(model.embedder, Encoder | GraphEncoder):
+        raise RequestError(f"Vectors of {model.name}, no single encoder, are not cut: leave {field} out.", field)
     if dimensions > model.embedder.embedding_dim:
         width = model.embedder.embedding_dim
         raise RequestError(f"{field}={dimensions} is more than the {width} numbers of {model.name}.", field)

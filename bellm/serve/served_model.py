@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bellm.encoder import Encoder
+from bellm.engine.graph_encoder import GraphEncoder
 from bellm.engine.memory_budget import default_batch_tokens
 from bellm.engine.tokenization import Tokens
 from bellm.errors import BellmError, NonFiniteError
@@ -64,7 +65,7 @@ class ServedModel:
 
     def rows(self, texts: Sequence[str], input_type: InputType) -> tuple[list[TokenRow], int]:
         """Rows of texts, and how many texts were cut."""
-        if isinstance(self.embedder, Encoder):
+        if isinstance(self.embedder, Encoder | GraphEncoder):
             tokens = self.embedder.tokenize(texts, input_type)
             pairs = zip(tokens.ids, tokens.spans, strict=True)
             return [TokenRow((tuple(ids), span), len(ids)) for ids, span in pairs], tokens.num_truncated
@@ -83,7 +84,7 @@ class ServedModel:
             BellmError: One is NaN or infinite, or a row does not fit in memory.
         """
         keys: list[Any] = [row.key for row in rows]
-        if isinstance(self.embedder, Encoder):
+        if isinstance(self.embedder, Encoder | GraphEncoder):
             return self.embedder.encode_tokens(Tokens([list(ids) for ids, _ in keys], [span for _, span in keys], 0))
         vectors = np.empty((len(rows), self.embedder.embedding_dim), dtype=np.float32)
         for input_type in dict.fromkeys(kind for _, kind in keys):

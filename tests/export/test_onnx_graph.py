@@ -19,9 +19,11 @@ from bellm.evaluate import load_model
 from bellm.export import export
 from bellm.export.exporting import write_export
 from bellm.multiview import open_embedder
+from bellm.serve import create_app
 from tests.decoders import with_tokens_of
 from tests.export.exports import compared, exported
 from tests.processes import run
+from tests.serve.servers import ask, serving
 
 TEXTS = ["Snow", "A heron waits.", "", "Why does bread rise in a warm kitchen?", "</s> 東京"]
 
@@ -59,6 +61,20 @@ def test_vectors_are_those_of_the_encoder(folder: Path, tiny_encoder: Encoder) -
     assert (stats.num_tokens, stats.num_truncated) == (wanted.num_tokens, 0)
     assert graph.tokenize(TEXTS).ids == encoder.tokenize(TEXTS).ids
     assert {**encoder.describe(), "backend": "onnx"} == graph.describe()
+
+
+def test_a_server_serves_it(folder: Path) -> None:
+    graph = GraphEncoder.from_pretrained(folder)
+    long = "Snow fell all night. " * 60
+    with serving(create_app({"graph": graph})) as url:
+        answer = ask(url, "/embed", {"inputs": [*TEXTS, long], "prompt_name": "query"})
+        with pytest.warns(TruncationWarning):
+            np.testing.assert_allclose(answer.body, graph.encode_query([*TEXTS, long]), atol=1e-5)
+        assert answer.headers["x-truncated-texts"] == "1"
+        assert answer.headers["x-compute-tokens"] == str(sum(map(len, graph.tokenize([*TEXTS, long], "query").ids)))
+        assert ask(url, "/embed", {"inputs": long, "truncate": False}).status == 422
+        cut = ask(url, "/embed", {"inputs": TEXTS, "dimensions": 4}).body
+        np.testing.assert_allclose(cut, graph.encode(TEXTS)[:, :4], atol=1e-5)
 
 
 def test_one_door_opens_every_backend(folder: Path, tiny_folder: Path) -> None:

@@ -227,6 +227,28 @@ def test_the_full_queue_is_said_without_the_body_that_waits_for_a_word(held: Hel
         assert status_of(client) == 429
 
 
+def test_metrics_do_not_grow_with_what_clients_send(server: str) -> None:
+    def odd(number: int) -> None:
+        ask(server, f"/nowhere/{number}", method=f"ODD{number}", x_request_id=f"mine-{number}")
+        ask(server, EMBED, {"inputs": "a", "model": f"model-{number}"})
+        ask(server, EMBED, {"inputs": "a", f"field-{number}": 5})
+
+    odd(0)
+    ask(server, "/metrics")  # Which is itself counted.
+    before = ask(server, "/metrics").body.count(b"\n")
+    for number in range(1, 50):
+        odd(number)
+    assert ask(server, "/metrics").body.count(b"\n") == before
+
+
+def test_views_are_tokenized_for_several_requests_at_once(server: str) -> None:
+    """To count tokens and by the worker, at the same time; tokenizers of Hugging Face do not allow all of that."""
+    texts = [f"Snow fell on day {number}. " * 20 for number in range(60)]
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        done = [clients.submit(ask, server, EMBED, {"inputs": texts, "model": "views"}) for _ in range(24)]
+    assert {each.result().status for each in done} == {200}
+
+
 def test_a_server_that_others_reach_without_a_key_says_so() -> None:
     with bind_port("0.0.0.0", 0) as bound:
         with pytest.warns(BellmWarning, match=r"^Whoever reaches 0\.0\.0\.0:\d+ may ask this server: set a key"):

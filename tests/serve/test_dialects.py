@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bellm import Encoder, MultiViewEncoder
+from bellm.compress import quantize
 from bellm.serve import ServeConfig, create_app
 from bellm.tensors.similarity import cosine_similarity, normalize_rows
 from tests.serve.servers import ask, serving
@@ -80,6 +81,12 @@ def test_several_views_are_served(server: str, tiny_encoder: Encoder, asking: En
     assert answer["usage"]["prompt_tokens"] == views.encode_with_stats(TEXTS).num_tokens
     refused = ask(server, "/v1/embeddings", {"model": "views", "input": "Snow.", "dimensions": 5})
     assert (refused.status, refused.body["error"]["param"]) == (422, "dimensions")
+
+
+def test_a_quantized_encoder_is_served(tiny_encoder: Encoder) -> None:
+    small = quantize(tiny_encoder)
+    with serving(create_app({"small": small})) as url:
+        assert np.allclose(vectors_of(embedded(url, input=TEXTS)), small.encode(TEXTS), **CLOSE)
 
 
 def test_the_causal_model_is_served_beside_the_open_one(server: str, tiny_encoder: Encoder) -> None:
