@@ -267,7 +267,7 @@ def load(url: str, clients: int, texts: int, requests: int) -> dict[str, Any]:
 
 def connect(url: str) -> http.client.HTTPConnection:
     """A connection that is kept."""
-    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
+    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=3000)
 
 
 def ask(connection: http.client.HTTPConnection, texts: list[str]) -> list[list[float]]:
