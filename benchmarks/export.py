@@ -198,7 +198,7 @@ def open_llama_cpp(encoder: Encoder) -> Embed:
         encoder = encoder.replace(bidirectional="none")
     path = exported(encoder, "gguf") / "model.gguf"
     kinds = {"type_k": 0, "type_v": 0}
-    model = llama_cpp.Llama(str(path), embedding=True, n_ctx=640, n_batch=640, n_ubatch=640, verbose=False, **kinds)
+    model = llama_cpp.Llama(str(path), embedding=True, n_ctx=768, n_batch=768, n_ubatch=768, verbose=False, **kinds)
     template = encoder.config.template_for("text")
     return lambda texts: model.embed([template.replace("{text}", text) for text in texts], normalize=False)
 

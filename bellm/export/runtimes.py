@@ -104,7 +104,7 @@ def open_gguf(folder: str, manifest: Mapping[str, Any]) -> tuple[Embed, str]:
         return _open_gguf_by_transformers(folder, manifest)
     import llama_cpp
 
-    num_tokens = min(manifest["max_tokens"], 2048)
+    num_tokens = -(-min(manifest["max_tokens"], 2048) // 256) * 256  # Of other numbers it cannot take a mean.
     model = llama_cpp.Llama(
         str(Path(folder, "model.gguf")),
         embedding=True,

@@ -47,7 +47,7 @@ def test_architectures(name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_p
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=128,
+        max_position_embeddings=300,  # llama.cpp takes means of multiples of 256 tokens.
         initializer_range=0.15,
         sliding_window=None,
     )

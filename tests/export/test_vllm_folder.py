@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.errors import MissingExtraError
@@ -63,7 +63,16 @@ def test_what_it_cannot_hold(
     ],
     ids=lambda each: each["bidirectional"],
 )
-def test_vllm_gives_the_vectors(tiny_encoder: Encoder, settings: Any, tmp_path: Path) -> None:
-    parity = export(tiny_encoder.replace(**settings), "vllm", tmp_path / "out", python=PYTHON)
+def test_vllm_gives_the_vectors(tiny_tokenizer: PreTrainedTokenizerFast, settings: Any, tmp_path: Path) -> None:
+    config = LlamaConfig(  # Its heads are as wide as vLLM's attention on a processor asks for.
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+    )
+    encoder = Encoder.from_pretrained(LlamaForCausalLM(config).eval(), tokenizer=tiny_tokenizer, **settings)
+    parity = export(encoder, "vllm", tmp_path / "out", python=PYTHON)
     assert parity.max_difference < 1e-3
     assert parity.runtime.startswith("vllm")
