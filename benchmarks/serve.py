@@ -215,7 +215,7 @@ def serve_plainly(folder: str, port: int) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", port))
         print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="error")).run([bound])
+        uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_keep_alive=65)).run([bound])
 
 
 def check(urls: list[str]) -> None:
