@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,7 +119,16 @@ def _info_table(info: dict[str, Any]) -> "Table":
 
 
 @with_model_options
-def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOptions) -> None:
+def doctor_command(
+    source: Source,
+    *,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of an export: Python of an environment that has its library."),
+    ] = None,
+    as_json: AsJson = False,
+    options: ModelOptions,
+) -> None:
     """Measure what every layer sees, and whether vectors stay the same where they must.
 
     Differences are relative to the states compared; float32 unless --dtype says otherwise, for exact answers.
@@ -134,7 +143,9 @@ def doctor_command(source: Source, *, as_json: AsJson = False, options: ModelOpt
         with status_line(f"running {source}"):
             from bellm.export import diagnose_export
 
-            diagnosis = diagnose_export(Path(source))
+            diagnosis = diagnose_export(Path(source), python)
+    elif python:
+        raise BellmError(f"--python is for exports, and {source} is none.")
     else:
         diagnosis = _diagnose_encoder(source, options)
     record = {"healthy": diagnosis.healthy, **dataclasses.asdict(diagnosis)}

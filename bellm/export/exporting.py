@@ -3,19 +3,18 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from bellm.backbone.source_names import EXPORT_FILE
 from bellm.config import setting_names
 from bellm.encoder import Encoder
-from bellm.errors import BellmError, MissingExtraError, check_choice, check_encoder
+from bellm.errors import BellmError, check_choice, check_encoder
 from bellm.export.export_formats import EXPORT_FORMATS, FormatName, check_exportable
 from bellm.export.export_reference import write_reference
 from bellm.export.gguf_file import GGUF_FILE, write_gguf
 from bellm.export.onnx_graph import write_onnx, write_openvino
-from bellm.export.parity import PARITY_FILE, Parity, run_export
+from bellm.export.parity import PARITY_FILE, Parity, check_runtime, run_export
 from bellm.export.static_table import embed_by_table, write_static
 from bellm.export.tei_folder import write_tei
 from bellm.export.transformer_folder import write_sentence_transformers, write_transformers
@@ -69,13 +68,8 @@ def export(
     check_encoder(encoder, Encoder)
     check_choice("format", format, FormatName)
     check_exportable(encoder.config, encoder.num_layers, encoder.dtype_name, format)
-    form = EXPORT_FORMATS[format]
-    require_extra("export", f"The format {format}", form.packages)
-    if form.proved_in and python is None and find_spec(form.proved_in) is None:
-        raise MissingExtraError(
-            f"The format {format} is proved in {form.proved_in}, which is not installed here: name the Python of an "
-            "environment that has it (python=..., --python)."
-        )
+    require_extra("export", f"The format {format}", EXPORT_FORMATS[format].packages)
+    check_runtime(format, python)
     if bits is not None:
         if format not in _WITH_BITS:
             raise BellmError(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 
 from bellm.backbone.source_names import EXPORT_FILE
 from bellm.doctor import Check, Diagnosis, Status
-from bellm.errors import BellmError, SourceError
+from bellm.errors import BellmError, MissingExtraError, SourceError
 from bellm.export import runtimes
-from bellm.export.export_formats import EXPORT_FORMATS
+from bellm.export.export_formats import EXPORT_FORMATS, FormatName
 from bellm.export.export_reference import pairs_at_hand, read_reference, score_pairs
 from bellm.export.transformer_folder import check_remote_code
 from bellm.io.atomic import write_json
@@ -78,6 +79,16 @@ class Parity:
         )
 
 
+def check_runtime(name: FormatName, python: str | None) -> None:
+    """Raise a MissingExtraError where the proof of a format needs another environment, and none is named."""
+    package = EXPORT_FORMATS[name].proved_in
+    if package and python is None and find_spec(package) is None:
+        raise MissingExtraError(
+            f"The format {name} is proved in {package}, which is not installed here: name the Python of an environment "
+            "that has it (python=..., --python)."
+        )
+
+
 def run_export(folder: Path, python: str | None = None) -> Parity:
     """Embed the parity texts of an exported folder in its runtime, in a process without bellm, and compare.
 
@@ -121,11 +132,20 @@ def run_export(folder: Path, python: str | None = None) -> Parity:
     return measure_parity(manifest, job, {**costs, "sts": score}, actual, expected)
 
 
-def diagnose_export(folder: Path) -> Diagnosis:
-    """Run an exported folder in its runtime again, and compare its vectors with those of the day of the export."""
+def diagnose_export(folder: Path, python: str | None = None) -> Diagnosis:
+    """Run an exported folder in its runtime again, and compare its vectors with those of the day of the export.
+
+    Args:
+        folder: Of an export.
+        python: Interpreter of the environment that has the runtime; None for the one that runs.
+
+    Raises:
+        BellmError: The folder is no export, or its runtime is not installed.
+    """
+    check_runtime(read_export(folder)["format"], python)
     name, advice = "vectors are the encoder's", "A file is not the one that was written. Export again."
     try:
-        parity = run_export(folder)
+        parity = run_export(folder, python)
     except SourceError:
         raise
     except BellmError as error:

@@ -499,6 +499,7 @@ OTHERS = {
         "export tiny --to transformers -o out --tolerance=-1": "--tolerance",
         "export tiny --to transformers -o out --tolerance nan": "--tolerance",
         "export tiny --to transformers -o out --tolerance inf": "tolerance=inf is no distance",
+        "doctor tiny --python none": "--python is for exports, and tiny is none",
         "export tiny --to transformers -o out --python none": "none is no interpreter of Python",
         "export tiny --to transformers -o out --pooling mean-text": "cannot hold pooling='mean-text': take last, mean",
     },

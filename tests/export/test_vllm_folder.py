@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bellm import BellmError, Encoder
 from bellm.errors import MissingExtraError
-from bellm.export import export
+from bellm.export import diagnose_export, export
 from bellm.export.vllm_folder import write_vllm
 from tests.decoders import with_tokens_of
 
@@ -44,12 +44,15 @@ def test_what_it_cannot_hold(
         BellmError, match="vllm cannot hold some open layers of a gpt2, as of llama, mistral: take bidi"
     ):
         write_vllm(encoder.replace(bidirectional="last:2"), tmp_path)
-    monkeypatch.setattr("bellm.export.exporting.find_spec", lambda _: None)
+    monkeypatch.setattr("bellm.export.parity.find_spec", lambda _: None)
     with pytest.raises(
         MissingExtraError, match="is proved in vllm, which is not installed here: name the Python of an"
     ):
         export(tiny_encoder, "vllm", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "export.json").write_text('{"format": "vllm", "tolerance": 0.001}')
+    with pytest.raises(MissingExtraError, match="is proved in vllm"):  # And no folder is said to be changed.
+        diagnose_export(tmp_path)
 
 
 @NEEDS_VLLM
