@@ -230,6 +230,7 @@ def test_what_cannot_be_saved_leaves_nothing(tiny_encoder: Encoder, tmp_path: Pa
 # Folders
 
 
+@pytest.mark.slow
 def test_a_folder_embeds_and_searches_a_corpus_in_new_processes(
     moee: MultiViewEncoder, folder: Path, tmp_path: Path
 ) -> None:

@@ -129,7 +129,9 @@ def shard_vectors(table: Any) -> Vectors:
     return vectors * table.column("scale").to_numpy()[:, None] if "scale" in table.column_names else vectors
 
 
-def _table(row_range: RowRange, vectors: Vectors, precision: Precision, keep_text: bool, has_places: bool) -> Any:
+def _table(
+    row_range: RowRange, vectors: Vectors, precision: Precision, keep_text: bool, has_places: bool = False
+) -> Any:
     kept, scale = _quantize(vectors, precision)
     file = pa.DictionaryArray.from_arrays(np.zeros(len(row_range.rows), np.int32), pa.array([row_range.file]))
     values = pa.array(kept.ravel())

@@ -4,11 +4,10 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from bellm.errors import BellmError, BellmWarning, PromptError, SourceError, TruncationWarning, warn
-from bellm.prompts import SLOT, Rendered, join_rendered
+from bellm.prompts import SLOT, Rendered
 
 if TYPE_CHECKING:  # `GraphEncoder` tokenizes without it.
     from transformers import PreTrainedTokenizerBase
@@ -130,9 +129,8 @@ def tokenize(
         max_tokens: Longest row; a PromptError where the prompt leaves no room for the text.
         num_reserved: How many of these are for Token Prepending's placeholder.
     """
-    first, *rest = map(Rendered, template.split(SLOT))
-    slots = [[Rendered(text, ((0, len(text)),)) for _ in rest] for text in texts]
-    filled = [join_rendered([first, *chain.from_iterable(zip(each, rest, strict=True))]) for each in slots]
+    frame = template.split(SLOT)
+    filled = [_fill(frame, text) for text in texts]
     rows: list[list[int]] = []
     spans: list[tuple[int, int]] = []
     num_truncated = 0
@@ -142,6 +140,15 @@ def tokenize(
         spans.append(places[-1])
         num_truncated += len(kept) < len(ids)
     return Tokens(rows, spans, num_truncated)
+
+
+def _fill(frame: Sequence[str], text: str) -> Rendered:
+    """What stands around the slots of a template, with a text in each of them."""
+    filled, places = frame[0], list[tuple[int, int]]()
+    for behind in frame[1:]:
+        places.append((len(filled), len(filled) + len(text)))
+        filled += text + behind
+    return Rendered(filled, tuple(places))
 
 
 def tokenize_answers(

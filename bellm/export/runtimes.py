@@ -125,12 +125,15 @@ def open_gguf(folder: str, manifest: Mapping[str, Any]) -> tuple[Embed, str]:
 
 def _open_gguf_by_transformers(folder: str, manifest: Mapping[str, Any]) -> tuple[Embed, str]:
     from gguf import GGUFReader
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     fields = GGUFReader(Path(folder, "model.gguf")).fields
     kind = fields["general.architecture"].contents()
     pooling = {1: "mean", 2: "first", 3: "last"}[fields[f"{kind}.pooling_type"].contents()]
-    model = AutoModel.from_pretrained(folder, gguf_file="model.gguf", dtype=manifest["dtype"])
+    config = AutoConfig.from_pretrained(folder, gguf_file="model.gguf")
+    if (width := fields.get(f"{kind}.attention.key_length")) is not None:  # Of Qwen3 it takes 128 for granted.
+        config.head_dim = int(width.contents())
+    model = AutoModel.from_pretrained(folder, gguf_file="model.gguf", dtype=manifest["dtype"], config=config)
     model.config.is_causal = bool(fields[f"{kind}.attention.causal"].contents())
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
     tokenizer.padding_side = "right"

@@ -102,7 +102,7 @@ OPTIONS = {
     "--window wide": "window='wide' is not one of",
     "--prompt hello": "Prompt 'hello' is not known",
     "--prompt '{txt}'": "{text}",
-    "--prompt '{text} and {text}'": "{text}",
+    "--prompt '{text}, {text} and {text}'": "{text}",
     "--prompt chat": "has no chat template",
     "--hint sens": "Did you mean sense?",
     "--max-tokens 3": "leaves no room for the text",

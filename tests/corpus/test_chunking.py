@@ -242,6 +242,7 @@ def test_sizes(tiny_encoder: Encoder, tiny_folder: Path, folder: Path, options: 
     assert not (folder.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_three_commands_from_a_folder_of_notes_to_an_answer(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
     commands = (
         ["embed", str(tiny_folder), str(folder), "-o", "vectors/", "--chunk", "16", "--overlap", "4"],

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from bellm import Encoder, MultiViewEncoder
-from bellm.corpus import job, manifest, shards
+from bellm.corpus import job, manifest, row_ranges, shards
 from bellm.corpus.corpus_config import read_corpus_config
 from bellm.corpus.job import CorpusProgress, CorpusReport, embed_corpus, lock_corpus
 from bellm.engine.concurrency import prefetch
@@ -305,7 +305,7 @@ def test_unreadable_rows_are_counted_and_listed(tiny_encoder: Encoder) -> None:
 
 
 def test_where_nothing_can_be_read(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "check_columns", lambda *_: None)
+    monkeypatch.setattr(row_ranges, "check_columns", lambda *_: None)
     Path("a.jsonl").write_text("7\n" * 20)
     with pytest.raises(SourceError, match="None of the 20 rows can be read; out/rejected"):
         run(tiny_encoder, "a.jsonl")

@@ -173,6 +173,7 @@ def test_commands_take_a_graph(folder: Path, tiny_encoder: Encoder, tmp_path: Pa
         Encoder.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_openvino_runs_the_same_graph(tiny_encoder: Encoder, tmp_path: Path) -> None:
     encoder = tiny_encoder.replace(
         prompt="instruct", hint="Mind it.", pooling="mean-text", normalize=True, truncate_dim=20

@@ -392,6 +392,7 @@ def test_the_table_has_every_map_where_it_left() -> None:
 
 @pytest.mark.filterwarnings("ignore:pooling='first' reads")
 @pytest.mark.filterwarnings("ignore:An input array is constant")  # The same vector for every text, while closed.
+@pytest.mark.slow
 def test_the_layer_that_was_trained_to_see_is_found(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
