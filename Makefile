@@ -10,7 +10,7 @@ test: .venv/installed-dev  ## all tests but the slow ones; with research data wh
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed-dev  ## the long way of what `make test` does the short way
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 check: .venv/installed-dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
