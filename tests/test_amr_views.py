@@ -228,6 +228,7 @@ def test_doctor_and_info_need_no_graphs(folder: Path, bare: MultiViewEncoder) ->
     assert "none given" in bellm("info", folder, "--json").stdout
 
 
+@pytest.mark.slow
 def test_layers_are_opened_in_both_views(folder: Path, both: MultiViewEncoder, sidecar: Path, tmp_path: Path) -> None:
     pairs = list(itertools.combinations(TEXTS, 2))
     rows = "".join(f"{left}\t{right}\t{score}\n" for score, (left, right) in enumerate(pairs))

@@ -19,6 +19,7 @@ HELD: list[Any] = [
 
 
 @pytest.mark.parametrize("settings", HELD)
+@pytest.mark.slow
 def test_its_onnx_backend_gives_the_vectors(tiny_encoder: Encoder, settings: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     found = exported(tiny_encoder.replace(**settings), "tei", folder)
