@@ -139,12 +139,18 @@ def search_command(
         with status_line(f"loading the encoder of {place}"):
             options_given = {**options.given(), "graphs": graphs}
             result = search_corpus(
-                query, place, top=top, exact=exact, hybrid=hybrid, where=where, source=source or None, **options_given
+                query,
+                place,
+                top=top,
+                exact=exact,
+                hybrid=hybrid,
+                where=where,
+                best=best,
+                source=source or None,
+                **options_given,
             )
-    elif hybrid or where:
-        raise typer.BadParameter(
-            f"{'--hybrid' if hybrid else '--where'} is for a corpus with an index, and {place} is none."
-        )
+    elif named := [name for name, given in (("hybrid", hybrid), ("where", where), ("best", best)) if given]:
+        raise typer.BadParameter(f"--{named[0]} is for a corpus with an index, and {place} is none.")
     else:
         from bellm.text_files import search_file
 

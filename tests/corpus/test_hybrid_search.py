@@ -132,6 +132,7 @@ def test_the_command(place: Path) -> None:
     assert hits[0]["word_rank"] == 1
     assert "word_rank" not in hits[1]
     assert NOTES[0][:20] in " ".join(CliRunner().invoke(app, command).stdout.split())
-    refused = CliRunner().invoke(app, ["search", "herons", "--in", str(place / "in" / "a.txt"), "--hybrid"])
-    assert refused.exit_code == 2
-    assert "--hybrid is for a corpus with an index" in " ".join(refused.stderr.split())
+    for option in (["--hybrid"], ["--where", "row < 4"], ["--best"]):
+        refused = CliRunner().invoke(app, ["search", "herons", "--in", str(place / "in" / "a.txt"), *option])
+        assert refused.exit_code == 2
+        assert f"{option[0]} is for a corpus with an index" in " ".join(refused.stderr.split())
