@@ -16,7 +16,7 @@ from typing import Any, Literal
 from bellm.errors import SourceError
 from bellm.io.documents import DOCUMENT_SUFFIXES
 from bellm.io.formats import FORMATS
-from bellm.io.rows import TextColumns, TextFile, TextPlace, TextRow, check_columns, expand_inputs
+from bellm.io.rows import TextColumns, TextFile, TextPlace, TextRow, check_columns, expand_inputs, warn_unread
 from bellm.io.streams import STDIN, content_suffix
 
 Precision = Literal["float32", "float16", "int8"]
@@ -120,12 +120,16 @@ def corpus_files(inputs: Sequence[str | Path], out: Path, columns: TextColumns, 
 
     Raises:
         SourceError: There is none, or no row can be read.
+
+    Warns:
+        BellmWarning: There are columns that are not read, or files without rows.
     """
     suffixes = dict.fromkeys([*FORMATS, *DOCUMENT_SUFFIXES]) if has_documents else FORMATS
     files = expand_inputs(inputs, out, suffixes)
-    tables = [file for file in files if not (has_documents and content_suffix(file) in DOCUMENT_SUFFIXES)]
-    if tables:
+    is_document = {file: has_documents and content_suffix(file) in DOCUMENT_SUFFIXES for file in files}
+    if tables := [file for file in files if not is_document[file]]:
         check_columns(tables, columns)
+    warn_unread([TextFile(file) for file in files if is_document[file] and not os.path.getsize(file)])
     return files
 
 

@@ -18,7 +18,7 @@ from bellm.cli import app
 from bellm.corpus import embed_corpus, search_corpus, shards
 from bellm.corpus.chunking import ChunkedFile, Chunking
 from bellm.corpus.index import Index, build_index
-from bellm.errors import BellmError, CorpusWarning, SourceError
+from bellm.errors import BellmError, BellmWarning, CorpusWarning, SourceError
 from bellm.io.documents import Document, read_document
 from bellm.io.rows import TextRow
 from tests.processes import run
@@ -233,6 +233,13 @@ def test_ids_that_come_twice_are_those_of_documents(tiny_encoder: Encoder, tiny_
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.warns(CorpusWarning, match="1 of [0-9]+ rows have the id of an earlier row, such as 'a'"):
         embed(tiny_encoder, tiny_folder, place, id_column="id", chunk=6, overlap=0)
+
+
+def test_an_empty_document_is_named(tiny_encoder: Encoder, tiny_folder: Path, folder: Path) -> None:
+    (folder / "empty.md").write_bytes(b"")
+    with pytest.warns(BellmWarning, match=r"There are no rows in '.*empty\.md'"):
+        out = embed(tiny_encoder, tiny_folder, folder)
+    assert (out / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
